@@ -1,0 +1,62 @@
+"""How a pipeline is called: everything but the prompt and the noise."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Call", "Prompt"]
+
+Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calls a pipeline the same way again and again, with prompts and seeds.
+
+    Arguments:
+        steps: `num_inference_steps`.
+        arguments: Further arguments of the pipeline's `__call__`: height, width, guidance_scale, ...
+        seed: The noise of prompt number k is drawn with seed + k, on the CPU: the same on every device.
+    """
+
+    steps: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __call__(self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent") -> Any:
+        """Runs the pipeline on one batch.
+
+        Arguments:
+            pipe: A diffusers pipeline.
+            prompts: The prompts of the batch.
+            first: The number of the first of them, which sets the noise.
+            output_type: "latent" (not decoded), "np" or "pil".
+
+        Returns:
+            What the pipeline returns first: images, frames, audio or latents.
+        """
+        known = inspect.signature(pipe.__call__).parameters
+        if unknown := sorted(set(self.arguments) - set(known)):
+            raise TypeError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(known)}")
+        noise = [torch.Generator("cpu").manual_seed(self.seed + first + k) for k in range(len(prompts))]
+        extra = {
+            "num_inference_steps": self.steps,
+            "generator": noise if len(noise) > 1 else noise[0],
+            "output_type": output_type,
+            "return_dict": False,
+        }
+        extra = {name: value for name, value in extra.items() if name in known}
+        return pipe(**dict(self.arguments), **_merged(prompts), **extra)[0]
+
+
+def _merged(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key into lists."""
+    rows = [{"prompt": p} if isinstance(p, str) else dict(p) for p in prompts]
+    if len(rows) == 1:
+        return rows[0]
+    return {name: [row[name] for row in rows] for name in rows[0]}

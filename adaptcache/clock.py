@@ -1,0 +1,74 @@
+"""Where a run is: which step of which grid, told by the scheduler and never by the denoiser.
+
+The timestep a denoiser is given will not do: Flux and Qwen-Image cast it to the latents' dtype, and in
+bfloat16 neighbouring steps collide. The scheduler's own list is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Step", "first_step", "times_of"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Arguments:
+        index: The number of the step in this run, from 0.
+        times: The times of all steps of this run, falling, with shape (N,); 1 is pure noise.
+        past: The numbers of the steps computed so far, newest first.
+        gear: Which plan of the schedule is followed.
+        track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
+    """
+
+    index: int
+    times: tuple[float, ...]
+    past: tuple[int, ...] = ()
+    gear: int = 0
+    track: int = 0
+
+    @property
+    def t(self) -> float:
+        """The time of this step."""
+        return self.times[self.index]
+
+
+def times_of(scheduler: Any) -> tuple[float, ...]:
+    """Returns the times in [0, 1] of a scheduler's timesteps, falling. Syncs the device once.
+
+    Timesteps that count training steps are divided by their number, timesteps that already lie in
+    [0, 1] are kept, and anything else (EDM's log-sigmas) is replaced by sigma / (1 + sigma).
+    Rising lists (Mochi) are mirrored.
+    """
+    steps = [float(t) for t in scheduler.timesteps.tolist()]
+    if not steps:
+        return ()
+    if min(steps) < 0:
+        sigmas = [float(s) for s in scheduler.sigmas.tolist()[: len(steps)]]
+        steps = [s / (1 + s) for s in sigmas]
+    elif max(steps) > 1:
+        scale = float(scheduler.config.get("num_train_timesteps", 1000))
+        steps = [t / scale for t in steps]
+    if steps[0] < steps[-1]:
+        steps = [1 - t for t in steps]
+    return tuple(steps)
+
+
+def first_step(scheduler: Any, timestep: Any) -> int:
+    """Returns the number of the timestep a run starts at: above 0 for image-to-image.
+
+    Arguments:
+        scheduler: The scheduler, after `set_timesteps`.
+        timestep: What the denoiser was given, for schedulers that do not keep a begin index.
+    """
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
+    if timestep is None:
+        return 0
+    given = float(timestep.flatten()[0]) if hasattr(timestep, "flatten") else float(timestep)
+    matches = [i for i, t in enumerate(scheduler.timesteps.tolist()) if abs(t - given) < 1e-4]
+    return matches[0] if matches else 0

@@ -1,0 +1,1 @@
+"""Mathematics on arrays: no torch, no pipeline, no files."""

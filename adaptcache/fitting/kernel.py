@@ -1,0 +1,113 @@
+"""Errors and weights of linear forecasts, in closed form from inner products.
+
+Let `G[i, j] = <u_i, u_j>` over a reference run, averaged over prompts: the *kernel*. The forecast
+`sum_k w_k u_{c_k}` of `u_i` has the squared error `G_ii - 2 w.G_ci + w.G_cc.w`, so one profile tells
+the error of any linear forecast from any computed steps, without running the model again. This
+ignores that errors feed into later inputs; trajectory matching does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+__all__ = ["forecast_error", "open_loop", "pair_errors", "resampled", "shrunk"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+RIDGE = 1e-6
+
+
+def shrunk(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Array:
+    """Solves least squares from inner products, held near `prior` where the data say little.
+
+    Minimises `w.gram.w - 2 w.moment + ridge * sum_k gram_kk (w_k - prior_k)^2`, which does not depend
+    on the scale of the features.
+
+    Arguments:
+        gram: Inner products of the features, with shape (..., K, K).
+        moment: Inner products of the features with the target, with shape (..., K).
+        prior: The weights to fall back on, with shape (..., K).
+        ridge: Strength of the pull, relative to each feature's energy.
+
+    Returns:
+        The weights, with shape (..., K).
+    """
+    scale = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), np.finfo(float).tiny))
+    normed = gram / (scale[..., :, None] * scale[..., None, :])
+    rest = moment - (gram @ prior[..., None])[..., 0]
+    system = normed + ridge * np.eye(gram.shape[-1])
+    return prior + np.linalg.solve(system, (rest / scale)[..., None])[..., 0] / scale
+
+
+def open_loop(gram: Array, target: int, sources: list[int], ridge: float = RIDGE) -> Array:
+    """Fits the weights that forecast one vector from others of a Gram matrix.
+
+    Arguments:
+        gram: Inner products with shape (M, M).
+        target: The number of the vector to forecast.
+        sources: The numbers of the K vectors it is forecast from; the first is what reuse would take.
+
+    Returns:
+        The weights, with shape (K,).
+    """
+    prior = np.zeros(len(sources))
+    prior[0] = 1.0
+    return shrunk(gram[np.ix_(sources, sources)], gram[sources, target], prior, ridge)
+
+
+def forecast_error(gram: Array, target: int, sources: list[int], weights: Array) -> float:
+    """Returns the squared error of a linear forecast."""
+    inner = gram[np.ix_(sources, sources)]
+    error = gram[target, target] - 2 * weights @ gram[sources, target] + weights @ inner @ weights
+    return max(float(error), 0.0)  # rounding can leave a tiny negative number
+
+
+def pair_errors(gram: Array, ridge: float = RIDGE) -> Array:
+    """Returns the squared errors of the best forecasts from one or two computed steps.
+
+    Arguments:
+        gram: The kernel, with shape (N, N).
+
+    Returns:
+        `errors[a, b, i]`: of step i from the computed steps a < b, and from b alone where a == b, with
+        shape (N, N, N). Zero where i is not after b, as these are not forecasts.
+    """
+    n = len(gram)
+    errors = np.zeros((n, n, n))
+    for b in range(n - 1):
+        later = np.arange(b + 1, n)
+        for a in range(b + 1):
+            sources = [b] if a == b else [b, a]
+            inner = np.broadcast_to(gram[np.ix_(sources, sources)], (len(later), len(sources), len(sources)))
+            moment = gram[np.ix_(later, sources)]
+            prior = np.zeros_like(moment)
+            prior[:, 0] = 1.0
+            w = shrunk(inner, moment, prior, ridge)
+            fitted = np.einsum("ik,ikl,il->i", w, inner, w)
+            errors[a, b, later] = gram[later, later] - 2 * np.sum(w * moment, axis=1) + fitted
+    return np.maximum(errors, 0.0)
+
+
+def resampled(gram: Array, times: Array, wanted: Array) -> Array:
+    """Returns the kernel at other times, by splines through its factor.
+
+    Interpolating the factor and not the matrix keeps the result positive semi-definite. Times outside
+    of the measured range are taken at its ends.
+
+    Arguments:
+        gram: The kernel, with shape (N, N).
+        times: Where it was measured, falling, with shape (N,).
+        wanted: The times wanted, with shape (M,).
+
+    Returns:
+        The kernel there, with shape (M, M).
+    """
+    if len(times) < 2:
+        raise ValueError("a kernel measured at one time cannot be moved to another grid; calibrate on this grid")
+    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))
+    inside = np.clip(wanted, times[-1], times[0])
+    moved = CubicSpline(times[::-1], factor[::-1])(inside)
+    return np.asarray(moved @ moved.T)

@@ -1,0 +1,57 @@
+"""Weights fitted by calibration, one vector for each skipped step of a plan.
+
+`adaptcache.match` fits them so that the scheduler lands where the full run landed (trajectory
+matching); `adaptcache.fitting.kernel` fits them to the outputs alone (open loop), as in
+
+References:
+    L2P (2026), https://arxiv.org/abs/2604.26365
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from ..clock import Step
+from .base import Forecast, Weights
+
+__all__ = ["Matched"]
+
+Row = tuple[FiniteFloat, ...]
+
+
+class Matched(Forecast):
+    """Looks the weights up.
+
+    Arguments:
+        history: How many computed outputs are used.
+        features: What is used besides: "x" (latents before the step), "x0" (before the first step).
+        table: By gear, track and step: the weights of the last computed outputs, newest first, then
+            those of the features. Empty where the step is computed.
+    """
+
+    type: Literal["matched"] = "matched"
+    history: Annotated[int, Field(ge=1, le=6)] = 4
+    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
+    table: Annotated[tuple[Annotated[tuple[tuple[Row, ...], ...], Field(min_length=1)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Matched:
+        for row in (row for gear in self.table for track in gear for row in track if row):
+            if not len(self.features) < len(row) <= self.history + len(self.features):
+                raise ValueError(
+                    f"a row of {len(row)} weights: 1 to {self.history} outputs and {len(self.features)} features fit"
+                )
+        return self
+
+    @property
+    def depth(self) -> int:
+        return self.history
+
+    def weights(self, step: Step) -> Weights:
+        tracks = self.table[step.gear]
+        row = tracks[min(step.track, len(tracks) - 1)][step.index]
+        past = len(row) - len(self.features)
+        rest = dict(zip(self.features, row[past:], strict=True))
+        return Weights(row[:past], rest.get("x", 0.0), rest.get("x0", 0.0))

@@ -1,0 +1,190 @@
+"""Trajectory matching: weights with which the scheduler lands where the full run landed.
+
+The steps are gone through once, in order, with all prompts, following the plan. Where the denoiser is
+not called, the target is the model output that would have led from the latents as they are to the
+reference's next latents, and the weights are fitted to it over all prompts at once. Then everybody
+goes on with the forecast, so later steps learn to undo the errors of earlier ones.
+
+All prompts must be at the same step: fitting whole runs and repeating diverges. So every batch runs
+in a thread of its own, on a twin of the pipeline, in lockstep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .call import Call, Prompt
+from .clock import Step
+from .fitting.kernel import Array, open_loop, shrunk
+from .forecasts.base import Weights
+from .forecasts.matched import Matched
+from .gate import Gate, Update
+from .history import History
+from .lockstep import Lockstep
+from .profile import Profile
+from .record import Trajectory, batches, part, twin
+
+__all__ = ["Fit", "match", "target_of"]
+
+FLAT = 1e-6  # below this slope, relative to the latents, a step does not depend on the model output
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a forecast may use and how firmly it is held.
+
+    Arguments:
+        history: How many computed outputs are used, 1 to 6.
+        features: What is used besides: "x", the latents before the step; "x0", before the first step.
+        ridge: Pull towards the open-loop weights, relative to each feature's energy.
+    """
+
+    history: int = 4
+    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
+    ridge: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one batch gives at a meeting: inner products, summed over its samples.
+
+    Arguments:
+        update: Where the run is.
+        gram: Of the K features with each other, with shape (K, K).
+        moment: Of the features with the target, with shape (K,).
+    """
+
+    update: Update
+    gram: Array
+    moment: Array
+
+
+class Follower:
+    """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due."""
+
+    def __init__(self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int) -> None:
+        self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
+        self.meet: Callable[[Moments], Array]
+
+    def begin(self, times: tuple[float, ...]) -> None:
+        self.history = History(self.fit.history)
+
+    def computes(self, step: Step) -> bool:
+        return step.index in self.plan
+
+    def update(self, update: Update) -> Tensor:
+        self.history.see(update)
+        if update.computed:
+            return update.move.u
+        index, track = update.step.index, update.track
+        target = target_of(update, self.reference.y[track][index])
+        if target is None:  # fit the output itself, without undoing earlier errors
+            target = self.reference.u[track][index]
+        features = self.history.features(update, self.fit.features)
+        weights = self.meet(moments_of(update, features, target, self.samples))
+        return self.history.combined(named(weights, self.fit), update)
+
+    def landed(self, update: Update, y: Tensor) -> None:
+        """The target was set before."""
+
+    def end(self) -> None:
+        self.history = History(0)
+
+
+def target_of(update: Update, y: Tensor) -> Tensor | None:
+    """Returns the model output with which this step lands on `y`; None where that cannot be told.
+
+    Schedulers are affine in the model output (stochastic ones for a given noise): two dry steps give
+    the slope, a third checks it, as clipping and thresholding break the rule.
+    """
+    u = torch.zeros_like(update.move.u)
+    zero, one, two = (update.move.dry(u + value).float() for value in (0.0, 1.0, 2.0))
+    slope, again = one - zero, two - one
+    size = slope.abs().mean()
+    if size <= FLAT * zero.abs().mean() or (again - slope).abs().max() > 0.05 * size:
+        return None
+    return (y.to(zero) - zero) / slope.mean()
+
+
+def moments_of(update: Update, features: Sequence[Tensor], target: Tensor, samples: int) -> Moments:
+    """Returns the inner products, each sample divided by the energy of its target."""
+    gram, moment = np.zeros((len(features),) * 2), np.zeros(len(features))
+    for k in range(samples):
+        a = torch.stack([part(feature, k, samples).flatten() for feature in features]).double()
+        b = part(target.to(features[0].device), k, samples).flatten().double()
+        energy = float(b @ b) or 1.0
+        gram += (a @ a.T).cpu().numpy() / energy
+        moment += (a @ b).cpu().numpy() / energy
+    return Moments(update, gram, moment)
+
+
+def named(weights: Array, fit: Fit) -> Weights:
+    """Returns a vector of weights by name: outputs first, then the features in their order."""
+    past = len(weights) - len(fit.features)
+    rest = dict(zip(fit.features, map(float, weights[past:]), strict=True))
+    return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))
+
+
+def match(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    plan: Sequence[int],
+    profile: Profile,
+    runs: Sequence[Trajectory],
+    *,
+    fit: Fit = Fit(),  # noqa: B008 - frozen
+    batch_size: int = 1,
+) -> Matched:
+    """Fits the weights of one plan.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is not changed.
+        call: How to call it.
+        prompts: The P prompts of the profile.
+        plan: The numbers of the computed steps; the first is 0.
+        profile: What was measured on these prompts; gives the open-loop weights.
+        runs: The reference trajectories, one a batch.
+        fit: What the forecast may use.
+        batch_size: The one used for the profile.
+
+    Returns:
+        The forecast, with one gear.
+    """
+    n = profile.steps
+    table: list[list[tuple[float, ...]]] = [[() for _ in range(n)] for _ in runs[0].u]
+
+    def solve(given: list[Moments]) -> Array:
+        index, track = given[0].update.step.index, given[0].update.track
+        known = list(given[0].update.step.past[: fit.history])
+        sources = known + [{"x": n + index, "x0": n}[name] for name in fit.features]
+        prior = open_loop(profile.gram.mean(axis=0), index, sources)
+        gram = np.sum([moments.gram for moments in given], axis=0)
+        moment = np.sum([moments.moment for moments in given], axis=0)
+        weights = shrunk(gram, moment, prior, fit.ridge)
+        table[track][index] = tuple(map(float, weights))
+        return weights
+
+    jobs = list(batches(prompts, batch_size))
+    team: Lockstep[Moments, Array] = Lockstep(len(jobs), solve)
+
+    def follow(member: int) -> None:
+        first, batch = jobs[member]
+        follower = Follower(plan, fit, runs[member], len(batch))
+        follower.meet = partial(team.meet, member)
+        own = twin(pipe)
+        gate = Gate(own, follower).open()
+        try:
+            call(own, batch, first)
+        finally:
+            gate.close()
+
+    team.run([partial(follow, member) for member in range(len(jobs))])
+    return Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))

@@ -1,0 +1,72 @@
+"""A fixed plan: compute at given times.
+
+The times come from dynamic programming on the kernel of a profile (`adaptcache.fitting.path`), as in
+
+References:
+    | LeMiCa (Gao et al., 2025), https://arxiv.org/abs/2511.00090
+    | DPCache (2026), https://arxiv.org/abs/2602.22654
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..clock import Step
+from .base import Policy
+
+__all__ = ["Gear", "Plan"]
+
+Time = Annotated[float, Field(ge=0, le=1)]
+
+
+class Gear(BaseModel):
+    """One plan of a schedule.
+
+    Arguments:
+        budget: The fraction of the steps that are computed.
+        compute: The times of the computed steps, falling.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: Annotated[float, Field(gt=0, le=1)]
+    compute: Annotated[tuple[Time, ...], Field(min_length=1)]
+
+    @field_validator("compute")
+    @classmethod
+    def _falls(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        if any(late >= early for early, late in itertools.pairwise(times)):
+            raise ValueError("the times of a plan must fall")
+        return times
+
+
+class Plan(Policy):
+    """Computes at the step nearest to each time of the gear.
+
+    Times and not step numbers, so that a plan made for 50 steps also means something on 28.
+
+    Arguments:
+        gears: Plans with rising budgets; the runtime is told which one to follow.
+    """
+
+    type: Literal["plan"] = "plan"
+    gears: Annotated[tuple[Gear, ...], Field(min_length=1)]
+
+    @classmethod
+    def of(cls, steps: list[int], times: tuple[float, ...]) -> Self:
+        """Creates the plan that computes the steps with these numbers of a grid of N times."""
+        return cls(gears=(Gear(budget=len(steps) / len(times), compute=tuple(times[i] for i in steps)),))
+
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        """Returns the numbers of the steps a gear computes on a grid of N times, rising."""
+        wanted = self.gears[gear].compute
+        return sorted({min(range(len(times)), key=lambda i: abs(times[i] - t)) for t in wanted})
+
+    def init(self, times: tuple[float, ...]) -> list[list[int]]:
+        return [self.steps(times, gear) for gear in range(len(self.gears))]
+
+    def compute(self, state: list[list[int]], step: Step) -> bool:
+        return step.index in state[step.gear]

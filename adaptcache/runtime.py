@@ -1,0 +1,187 @@
+"""Runs a pipeline by a schedule: the deciding visitor."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from .clock import Step
+from .errors import ScheduleError
+from .fingerprint import fingerprint
+from .gate import Gate, Update
+from .history import History
+from .replan import replanned, same_grid
+from .schedule import Rule, Schedule
+
+__all__ = ["Handle", "Report", "attach"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last run did.
+
+    Arguments:
+        calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
+        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew.
+    """
+
+    calls: tuple[tuple[bool, ...], ...]
+    evidence: str
+
+    @property
+    def made(self) -> int:
+        """How many denoiser calls were made."""
+        return sum(sum(branches) for branches in self.calls)
+
+    @property
+    def skipped(self) -> int:
+        """How many denoiser calls were skipped."""
+        return sum(len(branches) for branches in self.calls) - self.made
+
+    @property
+    def computed(self) -> list[int]:
+        """The numbers of the steps at which the denoiser was called."""
+        return [i for i, branches in enumerate(self.calls) if any(branches)]
+
+    def __str__(self) -> str:
+        strip = "".join("█" if any(branches) else "·" for branches in self.calls)
+        return f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"
+
+
+class Runner:
+    """Follows the rule of a schedule; holds all state of a run."""
+
+    def __init__(self, schedule: Schedule, strict: bool, gear: int) -> None:
+        self.schedule, self.strict, self.gear = schedule, strict, gear
+        self.evidence = "calibrated"
+        self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
+        self.end()
+
+    def begin(self, times: tuple[float, ...]) -> None:
+        if times not in self.rules:
+            self.rules[times] = self._rule(times)
+        self.evidence = "calibrated" if self._native(times) else "extrapolated"
+        self.rule = self.rules[times]
+        self.state = self.rule.policy.init(times)
+        self.history = History(self.rule.forecast.depth)
+
+    def _native(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times, self.schedule.grid.times)
+
+    def _rule(self, times: tuple[float, ...]) -> Rule:
+        rule = self.schedule.rules[0]
+        if self._native(times):
+            return rule
+        grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
+        fitted = f"{self.schedule.name} was fitted on {len(self.schedule.grid.times)} other steps"
+        if self.strict:
+            raise ScheduleError(f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False")
+        anew = replanned(self.schedule, times)
+        warnings.warn(f"{fitted}, this run has {grid}: planned anew, evidence extrapolated", stacklevel=2)
+        return anew
+
+    def computes(self, step: Step) -> bool:
+        return step.index == 0 or self.rule.policy.compute(self.state, replace(step, gear=self.gear))
+
+    def update(self, update: Update) -> Tensor:
+        self.history.see(update)
+        if update.computed:
+            return update.move.u
+        step = replace(update.step, gear=self.gear, track=update.track)
+        return self.history.combined(self.rule.forecast.weights(step), update)
+
+    def landed(self, update: Update, y: Tensor) -> None:
+        """Nothing to learn from at run time."""
+
+    def end(self) -> None:
+        self.history = History(0)
+
+
+class Handle:
+    """An attached schedule: a context manager, with `report()`, `gear` and `close()`."""
+
+    def __init__(self, pipe: Any, runner: Runner) -> None:
+        self._runner = runner
+        self._gate = Gate(pipe, runner).open()
+
+    @property
+    def gear(self) -> int:
+        """Which plan of the schedule is followed; may be set between runs."""
+        return self._runner.gear
+
+    @gear.setter
+    def gear(self, gear: int) -> None:
+        self._runner.gear = checked_gear(self._runner.schedule, gear)
+
+    def report(self) -> Report:
+        """Returns what the last run did."""
+        run = self._gate.run
+        calls = run.calls if run is not None else self._gate.calls
+        return Report(tuple(map(tuple, calls)), self._runner.evidence)
+
+    def close(self) -> None:
+        """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
+        self._gate.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def checked_gear(schedule: Schedule, gear: int) -> int:
+    """Returns the number of a gear, negative ones counted from the end."""
+    gears = len(getattr(schedule.rules[0].policy, "gears", (None,)))
+    if not -gears <= gear < gears:
+        raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
+    return gear % gears
+
+
+def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0) -> Handle:
+    """Runs a pipeline by a schedule until the returned handle is closed.
+
+    Arguments:
+        pipe: A diffusers pipeline with a scheduler and a transformer or unet.
+        schedule: What `adaptcache.calibrate` or `Schedule.load` returned.
+        strict: Refuse grids the schedule was not fitted on, and other weights, where it would warn.
+        gear: Which plan to follow, from the fastest (0).
+
+    Returns:
+        A handle that is a context manager.
+
+    Raises:
+        ScheduleError: The schedule was fitted on another denoiser class.
+        AttachError: The pipeline cannot be watched, or is already.
+
+    Example:
+        >>> with adaptcache.attach(pipe, Schedule.load("flux.json")) as handle:
+        ...     image = pipe("a lighthouse in a storm").images[0]
+        >>> print(handle.report())
+    """
+    gear = checked_gear(schedule, gear)
+    live, fitted = fingerprint(pipe), schedule.denoiser
+    if live.class_name != fitted.class_name:
+        raise ScheduleError(
+            f"{schedule.name} was fitted on a {fitted.class_name}, this pipeline has a {live.class_name}; "
+            "calibrate for this one"
+        )
+    for what in ("config_hash", "weights_hash"):
+        if getattr(fitted, what) not in ("", getattr(live, what)):
+            other = "configuration" if what == "config_hash" else "weights"
+            message = (
+                f"{schedule.name} was fitted on other {other} of {fitted.class_name} "
+                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; calibrate again"
+            )
+            if strict:
+                raise ScheduleError(message)
+            warnings.warn(message, stacklevel=2)
+            break
+    return Handle(pipe, Runner(schedule, strict, gear))

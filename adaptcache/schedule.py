@@ -1,0 +1,195 @@
+"""The artifact: a schedule is a small JSON file that says when to compute and what to use instead.
+
+Schedules come from strangers, so they are parsed strictly: unknown keys, unknown formats, numbers
+that are not finite and grids that do not fall are errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from .errors import ScheduleError
+from .files import dump_json, write_atomically
+from .forecasts import FORECASTS
+from .policies import POLICIES
+
+__all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
+
+FORMAT = 1
+LARGEST = 16 * 2**20  # bytes; real schedules have about 20 thousand
+
+AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
+AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
+Times = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1, max_length=4096)]
+
+
+class Part(BaseModel):
+    """A part of a schedule: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Denoiser(Part):
+    """What the schedule was fitted on.
+
+    Arguments:
+        class_name: The class of the denoiser.
+        config_hash: Digest of its configuration.
+        weights_hash: Digest of a sample of its weights, LoRA included.
+        checkpoint: Where the weights came from.
+    """
+
+    class_name: str = Field(alias="class")
+    config_hash: str = ""
+    weights_hash: str = ""
+    checkpoint: str = ""
+
+
+class Grid(Part):
+    """The steps it was fitted on: the scheduler's class, and N times in [0, 1], falling."""
+
+    scheduler: str
+    times: Times
+
+    @field_validator("times")
+    @classmethod
+    def _fall(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        if any(b >= a for a, b in itertools.pairwise(times)):
+            raise ValueError("the times of a grid must fall")
+        return times
+
+
+class Rule(Part):
+    """What to do at one site: when to compute, and what to use instead."""
+
+    site: Literal["step"] = "step"
+    policy: AnyPolicy
+    forecast: AnyForecast
+
+    @model_validator(mode="after")
+    def _gears_agree(self) -> Self:
+        table, gears = getattr(self.forecast, "table", None), getattr(self.policy, "gears", None)
+        if table is not None and (gears is None or len(gears) != len(table)):
+            raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
+        return self
+
+
+class Kernel(Part):
+    """Inner products of the guided outputs of a full run, from which it is planned anew on other grids.
+
+    Arguments:
+        times: N falling times.
+        gram: Mean inner products with shape (N, N), after division by the mean norm.
+        sensitivity: What an error at each step does to the end result, with shape (N,).
+    """
+
+    times: Times
+    gram: tuple[tuple[FiniteFloat, ...], ...]
+    sensitivity: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        n = len(self.times)
+        if len(self.gram) != n or any(len(row) != n for row in self.gram) or len(self.sensitivity) != n:
+            raise ValueError(f"the kernel of {n} times needs {n} x {n} products and {n} sensitivities")
+        return self
+
+
+class Evidence(Part):
+    """What was measured on prompts that were not used for fitting.
+
+    Arguments:
+        prompts: The name of the prompt set.
+        n: How many of its held-out prompts.
+        calls: Steps whose denoiser is called, of all steps.
+        psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
+        ssim: The same for structural similarity, where it was measured.
+        speed: All steps over computed steps.
+    """
+
+    prompts: str
+    n: int
+    calls: tuple[int, int]
+    psnr: dict[str, FiniteFloat]
+    ssim: dict[str, FiniteFloat] | None = None
+    speed: FiniteFloat
+
+
+class Schedule(Part):
+    """A fitted schedule.
+
+    Arguments:
+        name: What it is called.
+        denoiser: What it was fitted on.
+        grid: The steps it was fitted on.
+        rules: What to do, by site.
+        kernel: What is needed to plan anew for another grid.
+        evidence: How good it is on held-out prompts.
+        made: Where it came from: versions, seed, call. Never read back.
+
+    Example:
+        >>> schedule = Schedule.load("schedules/emoji-flux-28-2.8x.json")
+        >>> with adaptcache.attach(pipe, schedule):
+        ...     image = pipe("a lighthouse").images[0]
+    """
+
+    format: Literal[1] = FORMAT
+    name: str
+    denoiser: Denoiser
+    grid: Grid
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=1)]
+    kernel: Kernel | None = None
+    evidence: Evidence | None = None
+    made: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        n = len(self.grid.times)
+        for rule in self.rules:
+            table = getattr(rule.forecast, "table", None)
+            for gear, tracks in enumerate(table or ()):
+                skipped = set(range(n)) - set(rule.policy.steps(self.grid.times, gear))
+                if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
+                    raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
+        return self
+
+    @property
+    def calls(self) -> int | None:
+        """How many steps of its grid call the denoiser, where that is fixed."""
+        steps = getattr(self.rules[0].policy, "steps", None)
+        return len(steps(self.grid.times)) if steps else None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a schedule; `ScheduleError` says what is wrong with it."""
+        try:
+            size = Path(path).stat().st_size
+            if size > LARGEST:
+                raise ScheduleError(f"{path} has {size} bytes: that is no schedule")
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
+        except OSError as error:
+            raise ScheduleError(f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one") from None
+        if not isinstance(data, dict) or "rules" not in data:
+            raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one")
+        if data.get("format") != FORMAT:
+            raise ScheduleError(
+                f"{path} has format {data.get('format')!r}, this adaptcache reads {FORMAT}: "
+                "update adaptcache, or calibrate again"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "schedule"
+            raise ScheduleError(f"{path}: {where}: {first['msg']}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
+        return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
