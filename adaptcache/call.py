@@ -28,7 +28,9 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    def __call__(self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent") -> Any:
+    def __call__(
+        self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent"
+    ) -> Any:
         """Runs the pipeline on one batch.
 
         Arguments:
@@ -42,7 +44,9 @@ class Call:
         """
         known = inspect.signature(pipe.__call__).parameters
         if unknown := sorted(set(self.arguments) - set(known)):
-            raise TypeError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(known)}")
+            raise TypeError(
+                f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(known)}"
+            )
         noise = [torch.Generator("cpu").manual_seed(self.seed + first + k) for k in range(len(prompts))]
         extra = {
             "num_inference_steps": self.steps,

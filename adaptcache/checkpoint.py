@@ -47,11 +47,13 @@ def load_pipeline(
         options["variant"] = preset.variant
 
     source = str(folder or preset.checkpoint)
-    # The bases, because a time-out while connecting is a plain error of the HTTP library.
-    hub_errors: tuple[type[Exception], ...] = (EntryNotFoundError, *HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (
+        *(ImportError, OSError, ValueError, EntryNotFoundError, SafetensorError),
+        *HfHubHTTPError.__bases__,  # a time-out while connecting is an HTTP library's own error
+    )
     try:
         loaded = pipeline.from_pretrained(source, **options)
-    except (ImportError, OSError, ValueError, SafetensorError, *hub_errors) as error:
+    except failures as error:
         raise CheckpointError(_why(error, source, preset)) from error
     return loaded.to(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["dump_json", "write_atomically"]
+__all__ = ["check_writable", "dump_json", "write_atomically", "write_image"]
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
@@ -49,3 +50,28 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_image(path: str | Path, image: Any) -> Path:
+    """Writes a PIL image in the format of the file's ending, whole or not at all."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    ending = Path(path).suffix.lower()
+    if ending not in Image.registered_extensions():
+        raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg")
+    image.save(buffer, Image.registered_extensions()[ending])
+    return write_atomically(path, buffer.getvalue())
+
+
+def check_writable(path: str | Path) -> Path:
+    """Raises at once what writing to a path would raise after the work; leaves nothing behind."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: no permission in {parent}")
+    return path

@@ -29,7 +29,7 @@ from .gate import Gate, Update
 from .history import History
 from .lockstep import Lockstep
 from .profile import Profile
-from .record import Trajectory, batches, part, twin
+from .record import Progress, Trajectory, batches, part, twin
 
 __all__ = ["Fit", "match", "target_of"]
 
@@ -140,8 +140,9 @@ def match(
     profile: Profile,
     runs: Sequence[Trajectory],
     *,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
+    fit: Fit = Fit(),
     batch_size: int = 1,
+    progress: Progress = lambda done: None,
 ) -> Matched:
     """Fits the weights of one plan.
 
@@ -154,6 +155,7 @@ def match(
         runs: The reference trajectories, one a batch.
         fit: What the forecast may use.
         batch_size: The one used for the profile.
+        progress: Told the number of steps done after each forecast.
 
     Returns:
         The forecast, with one gear.
@@ -170,6 +172,7 @@ def match(
         moment = np.sum([moments.moment for moments in given], axis=0)
         weights = shrunk(gram, moment, prior, fit.ridge)
         table[track][index] = tuple(map(float, weights))
+        progress(index + 1)
         return weights
 
     jobs = list(batches(prompts, batch_size))

@@ -93,9 +93,7 @@ class Preset(BaseModel):
         path = Path(self.checkpoint).expanduser()
         return None if _is_hub_id(self.checkpoint) and not path.is_dir() else path
 
-    def load_pipeline(
-        self, device: str | None = None, path: str | Path | None = None
-    ) -> "DiffusionPipeline":
+    def load_pipeline(self, device: str | None = None, path: str | Path | None = None) -> "DiffusionPipeline":
         """Loads the pipeline onto a device.
 
         Arguments:

@@ -64,7 +64,9 @@ class Profile:
 
     def save(self, path: str | Path) -> Path:
         """Writes the profile as safetensors."""
-        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name != "about"}
+        arrays = {
+            f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name != "about"
+        }
         return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about)}))
 
     @classmethod
@@ -72,7 +74,7 @@ class Profile:
         """Reads a profile."""
         try:
             with safe_open(str(path), framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
                 about = json.loads((file.metadata() or {}).get("about", "{}"))
             return cls(**arrays, about=about)
         except (SafetensorError, TypeError, ValueError) as error:

@@ -35,9 +35,7 @@ def calibration_folder() -> Path:
     for folder in (package / "calibration", package.parent / "calibration"):
         if (folder / "models").is_dir():
             return folder
-    raise FileNotFoundError(
-        f"the presets are missing beside {package}; install adaptcache-diffusers again"
-    )
+    raise FileNotFoundError(f"the presets are missing beside {package}; install adaptcache-diffusers again")
 
 
 def read_prompts(name_or_path: str | Path) -> Prompts:
@@ -112,9 +110,7 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
         # Held-out prompts must be new, and a change of case or spacing does not make one new.
         same = first_line.setdefault(" ".join(line.split()).casefold(), number)
         if same != number:
-            raise ValueError(
-                f"{path}, line {number}: the prompt of line {same} again; remove one of the two"
-            )
+            raise ValueError(f"{path}, line {number}: the prompt of line {same} again; remove one of the two")
         parts[part].append(line)
     loose = parts.pop("")
     if not part:

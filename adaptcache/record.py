@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,12 +165,12 @@ def part(tensor: Tensor, k: int, samples: int) -> Tensor:
 
 def change(values: list[Tensor]) -> np.ndarray:
     """Returns the relative L1 change from the value before, 0 for the first, with shape (N,)."""
-    pairs = zip(values, values[1:], strict=False)
+    pairs = itertools.pairwise(values)
     return np.array([0.0, *(float((b - a).abs().mean() / a.abs().mean().clamp_min(1e-12)) for a, b in pairs)])
 
 
 def magnitude(values: list[Tensor]) -> np.ndarray:
     """Returns the mean ratio of norms (over the last dimension) to the value before, 1 for the first."""
     norms = [value.norm(dim=-1) for value in values]
-    pairs = zip(norms, norms[1:], strict=False)
+    pairs = itertools.pairwise(norms)
     return np.array([1.0, *(float((b / a.clamp_min(1e-12)).mean()) for a, b in pairs)])

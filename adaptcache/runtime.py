@@ -82,7 +82,9 @@ class Runner:
         grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
         fitted = f"{self.schedule.name} was fitted on {len(self.schedule.grid.times)} other steps"
         if self.strict:
-            raise ScheduleError(f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False")
+            raise ScheduleError(
+                f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
+            )
         anew = replanned(self.schedule, times)
         warnings.warn(f"{fitted}, this run has {grid}: planned anew, evidence extrapolated", stacklevel=2)
         return anew
@@ -133,7 +135,9 @@ class Handle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
 

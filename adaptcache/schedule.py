@@ -11,7 +11,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
@@ -175,9 +183,13 @@ class Schedule(Part):
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
         except OSError as error:
-            raise ScheduleError(f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one") from None
+            raise ScheduleError(
+                f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one"
+            ) from None
         if not isinstance(data, dict) or "rules" not in data:
-            raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one")
+            raise ScheduleError(
+                f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one"
+            )
         if data.get("format") != FORMAT:
             raise ScheduleError(
                 f"{path} has format {data.get('format')!r}, this adaptcache reads {FORMAT}: "

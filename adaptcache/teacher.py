@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def refined(scheduler: Any, factor: int) -> Any:
         raise ValueError(f"a finer teacher needs a deterministic {SUPPORTED}, this is a {base.__name__}")
 
     class Refined(base):  # type: ignore[misc, valid-type]
+        @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
             left, right = self.sigmas[:-1, None], self.sigmas[1:, None]

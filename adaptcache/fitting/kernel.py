@@ -105,7 +105,9 @@ def resampled(gram: Array, times: Array, wanted: Array) -> Array:
         The kernel there, with shape (M, M).
     """
     if len(times) < 2:
-        raise ValueError("a kernel measured at one time cannot be moved to another grid; calibrate on this grid")
+        raise ValueError(
+            "a kernel measured at one time cannot be moved to another grid; calibrate on this grid"
+        )
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))
     inside = np.clip(wanted, times[-1], times[0])

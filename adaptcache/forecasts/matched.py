@@ -34,7 +34,9 @@ class Matched(Forecast):
     type: Literal["matched"] = "matched"
     history: Annotated[int, Field(ge=1, le=6)] = 4
     features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
-    table: Annotated[tuple[Annotated[tuple[tuple[Row, ...], ...], Field(min_length=1)], ...], Field(min_length=1)]
+    table: Annotated[
+        tuple[Annotated[tuple[tuple[Row, ...], ...], Field(min_length=1)], ...], Field(min_length=1)
+    ]
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Matched:

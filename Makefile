@@ -1,0 +1,62 @@
+# Every target does its own set-up: the first one to run creates $(VENV).
+VENV ?= .venv
+# Another interpreter: make test PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# All that is needed ships with the repository.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check format demo-model wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed ## calibrate the demo model and compare, with a table and a picture
+	$(BIN)/adaptcache demo
+
+test: $(VENV)/.installed ## run the tests
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev ## lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cores; needs npm)
+	$(BIN)/python -m calibration.demo
+
+wheel: $(VENV)/.installed-dev ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove builds, caches and the demo's output (not the virtual environment)
+	rm -rf build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || { echo "adaptcache needs Python 3.11 or newer:\
+	 apt install python3.11 python3.11-venv, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual\
+	 environments: apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV): this takes a few minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[demo,metrics,report,tune,test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,260 @@
+"""From prompts to a schedule in one call: profile, plan, match, validate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+
+from . import __version__
+from .call import Call, Prompt
+from .fingerprint import fingerprint
+from .fitting.kernel import pair_errors
+from .fitting.path import best_plan
+from .generate import generate
+from .influence import with_influence
+from .match import Fit, match
+from .metrics import psnr, summary
+from .policies.plan import Plan
+from .profile import Profile
+from .record import Trajectory, record
+from .schedule import Evidence, Grid, Kernel, Rule, Schedule
+from .store import Store, content_key, described
+
+__all__ = ["Measurement", "calibrate", "calls_for", "measure"]
+
+Progress = Callable[[str, int, int], None]  # stage, done, of
+
+
+def silent(stage: str, done: int, of: int) -> None:
+    """Reports no progress."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What full runs on the calibration prompts gave.
+
+    Arguments:
+        profile: Statistics, influence included.
+        runs: The reference trajectories, one a batch.
+    """
+
+    profile: Profile
+    runs: list[Trajectory]
+
+
+def calls_for(steps: int, budget: float | None = None, speed: float | None = None) -> int:
+    """Returns how many of the steps are computed for a budget or a speed; exactly one must be given."""
+    if (budget is None) == (speed is None):
+        raise ValueError("give either a budget (fraction of the calls, say 0.36) or a speed (say 2.8)")
+    if budget is None:
+        assert speed is not None
+        if not 1 <= speed <= steps:
+            raise ValueError(f"speed must be in [1, {steps}] for {steps} steps, got {speed:g}")
+        budget = 1 / speed
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"budget must be in (0, 1], got {budget:g}: it is the fraction of the calls that are made"
+        )
+    return max(1, round(budget * steps))
+
+
+def measure(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int = 1,
+    finer: int = 1,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> Measurement:
+    """Profiles the pipeline on calibration prompts, or takes the profile from the store.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is not changed.
+        call: How to call it.
+        prompts: P calibration prompts.
+        batch_size: How many prompts a run has.
+        finer: Steps of the reference in each step of the grid.
+        store: Where profiles are kept; None keeps none.
+        progress: Told the stage, what is done and of how much.
+    """
+    if call.steps < 2:
+        raise ValueError(f"nothing can be skipped in {call.steps} steps; calibrate with 2 or more")
+    if not prompts:
+        raise ValueError("no calibration prompts; one is the least, 8 or more are better")
+    key = content_key(pipe, call, prompts, batch_size, finer) if store else ""
+    if store and (found := store.load_runs(key)):
+        return Measurement(*found)
+    count = len(prompts)
+    watch = partial(progress, "full runs")
+    profile, runs = record(
+        pipe, call, prompts, batch_size=batch_size, finer=finer, progress=lambda done: watch(done, count)
+    )
+    if finer == 1:  # a finer teacher's outputs cannot be replayed step by step
+        profile = with_influence(
+            pipe,
+            call,
+            prompts[:batch_size],
+            profile,
+            runs[0],
+            lambda done: progress("influence", done, profile.steps - 1),
+        )
+    if store:
+        store.save_runs(key, profile, runs)
+    return Measurement(profile, runs)
+
+
+def fitted(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    measurement: Measurement,
+    calls: int,
+    *,
+    fit: Fit = Fit(),  # noqa: B008 - frozen
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> Schedule:
+    """Plans `calls` computed steps and matches the weights of the others."""
+    profile = measurement.profile
+    plan = best_plan(pair_errors(profile.kernel), profile.sensitivity, calls)
+    times = tuple(map(float, profile.times))
+    forecast = match(
+        pipe, call, prompts, plan, profile, measurement.runs, fit=fit, batch_size=batch_size,
+        progress=lambda done: progress("matching", done, profile.steps),
+    )  # fmt: skip
+    kernel = Kernel(
+        times=times,
+        gram=tuple(map(tuple, profile.kernel.tolist())),
+        sensitivity=tuple(profile.sensitivity.tolist()),
+    )
+    made = {
+        "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
+        "pipeline": type(pipe).__name__, "dtype": str(pipe.dtype).removeprefix("torch."), "steps": call.steps,
+        "seed": call.seed, "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
+        "history": fit.history, "ridge": fit.ridge,
+    }  # fmt: skip
+    denoiser = fingerprint(pipe)
+    return Schedule(
+        name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
+        denoiser=denoiser,
+        grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
+        rules=(Rule(policy=Plan.of(plan, times), forecast=forecast),),
+        kernel=kernel,
+        made=made,
+    )
+
+
+def validated(
+    pipe: Any,
+    call: Call,
+    held_out: Sequence[Prompt],
+    schedule: Schedule,
+    *,
+    batch_size: int = 1,
+    finer: int = 1,
+    first: int = 0,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> Schedule:
+    """Returns the schedule with the evidence of held-out prompts.
+
+    Arguments:
+        first: The number of the first held-out prompt: its noise is not that of a calibration prompt.
+    """
+    count = len(held_out)
+    key = content_key(pipe, call, held_out, batch_size, finer, first, "images") if store else ""
+    truth = store.load_images(key) if store else None
+    if truth is None:
+        full = generate(
+            pipe, call, held_out, batch_size=batch_size, finer=finer, offset=first,
+            progress=lambda done: progress("held-out, full", done, count),
+        )  # fmt: skip
+        truth = full.images
+        if store:
+            store.save_images(key, truth)
+    made = generate(
+        pipe, call, held_out, schedule, batch_size=batch_size, offset=first,
+        progress=lambda done: progress("held-out, by schedule", done, count),
+    )  # fmt: skip
+    values = [psnr(a, b) for a, b in zip(made.images, truth, strict=True)]
+    steps = len(schedule.grid.times)
+    evidence = Evidence(
+        prompts=f"{count} held-out",
+        n=count,
+        calls=(made.calls, steps),
+        psnr=summary(values),
+        speed=steps / made.calls,
+    )
+    return schedule.model_copy(update={"evidence": evidence})
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    *,
+    steps: int = 28,
+    speed: float | None = None,
+    budget: float | None = None,
+    call: Mapping[str, Any] | None = None,
+    held_out: Sequence[Prompt] = (),
+    seed: int = 0,
+    batch_size: int = 1,
+    teacher_steps: int | None = None,
+    fit: Fit = Fit(),  # noqa: B008 - frozen
+    name: str | None = None,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> Schedule:
+    """Fits a schedule to a pipeline.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is not changed.
+        prompts: Calibration prompts; 8 to 16 are enough.
+        steps: `num_inference_steps` of the runs to be made faster.
+        speed: All calls over calls made, 1 or more.
+        budget: Fraction of the calls that are made, in (0, 1]; instead of `speed`.
+        call: Further arguments of the pipeline: height, width, guidance_scale, ...
+        held_out: Prompts to measure the quality on; none leaves the schedule without evidence.
+        seed: The noise of prompt number k is drawn with seed + k.
+        batch_size: How many prompts a run has: as many as fit are fastest.
+        teacher_steps: Steps of the reference, a multiple of `steps`: above it the schedule corrects the
+            sampler's own error as well.
+        fit: What the forecast may use.
+        name: What the schedule is called.
+        store: Where profiles are kept, so that another target costs seconds; None keeps none.
+        progress: Told the stage, what is done and of how much.
+
+    Returns:
+        The schedule; `save` it, or `attach` it.
+
+    Example:
+        >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512, "width": 512})
+        >>> schedule.save("mine.json")
+    """
+    calls_for(steps, budget, speed)  # a bad target should not cost a profile
+    finer, rest = divmod(teacher_steps or steps, steps)
+    if rest or finer < 1:
+        raise ValueError(f"teacher steps must be a multiple of the {steps} steps, got {teacher_steps}")
+    how = Call(steps, dict(call or {}), seed)
+    measurement = measure(
+        pipe, how, prompts, batch_size=batch_size, finer=finer, store=store, progress=progress
+    )
+    calls = calls_for(measurement.profile.steps, budget, speed)
+    schedule = fitted(
+        pipe, how, prompts, measurement, calls, fit=fit, batch_size=batch_size, progress=progress
+    )
+    if name:
+        schedule = schedule.model_copy(update={"name": name})
+    if held_out:
+        schedule = validated(
+            pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts), store=store,
+            progress=progress,
+        )  # fmt: skip
+    return schedule

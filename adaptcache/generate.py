@@ -1,0 +1,115 @@
+"""Generates decoded images, timed: what every measurement of quality and speed is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .call import Call, Prompt
+from .clock import Step
+from .gate import Gate, Update
+from .record import Progress, batches, twin
+from .runtime import Runner
+from .schedule import Schedule
+from .teacher import refined
+
+__all__ = ["Generation", "generate"]
+
+
+class Stopwatch:
+    """Times the denoising loop: from the first denoiser call to the last landing."""
+
+    def __init__(self, inner: Any = None) -> None:
+        self.inner, self.seconds, self.calls = inner, 0.0, 0
+
+    def begin(self, times: tuple[float, ...]) -> None:
+        if self.inner:
+            self.inner.begin(times)
+        synchronize()
+        self.since = time.perf_counter()
+
+    def computes(self, step: Step) -> bool:
+        computes = self.inner.computes(step) if self.inner else True
+        self.calls += computes
+        return computes
+
+    def update(self, update: Update) -> Tensor:
+        return self.inner.update(update) if self.inner else update.move.u
+
+    def landed(self, update: Update, y: Tensor) -> None:
+        """Only the end counts."""
+
+    def end(self) -> None:
+        synchronize()
+        self.seconds += time.perf_counter() - self.since
+        if self.inner:
+            self.inner.end()
+
+
+def synchronize() -> None:
+    """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images of some prompts, and what they cost.
+
+    Arguments:
+        images: One array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C).
+        loop: Seconds in the denoising loop, summed over batches.
+        total: Seconds in the pipeline.
+        calls: Steps whose denoiser was called, in one run.
+    """
+
+    images: list[np.ndarray]
+    loop: float
+    total: float
+    calls: int
+
+
+def generate(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    schedule: Schedule | None = None,
+    *,
+    batch_size: int = 1,
+    finer: int = 1,
+    offset: int = 0,
+    progress: Progress = lambda done: None,
+) -> Generation:
+    """Generates decoded images, timed.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is not changed.
+        call: How to call it.
+        prompts: What to generate.
+        schedule: What to run by; None runs in full.
+        batch_size: How many prompts a run has.
+        finer: Take this many steps for each step (a reference closer to the exact solution).
+        offset: Added to the number of a prompt, which sets its noise.
+        progress: Told the number of prompts done after each run.
+    """
+    own = twin(pipe)
+    own.scheduler = refined(own.scheduler, finer)
+    images: list[np.ndarray] = []
+    watch, total, runs = Stopwatch(Runner(schedule, False, 0) if schedule else None), 0.0, 0
+    for first, batch in batches(prompts, batch_size):
+        gate = Gate(own, watch).open()
+        since = time.perf_counter()
+        try:
+            images += list(np.asarray(call(own, batch, first + offset, output_type="np")))
+        finally:
+            gate.close()
+        total += time.perf_counter() - since
+        runs += 1
+        progress(first + len(batch))
+    return Generation(images, watch.seconds, total, watch.calls // runs)

@@ -1,0 +1,42 @@
+"""How close images are to those of the full run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["CEILING", "psnr", "ssim", "summary"]
+
+CEILING = 100.0  # decibels given to identical images, so that means stay finite
+
+
+def psnr(image: np.ndarray, truth: np.ndarray) -> float:
+    """Returns the peak signal-to-noise ratio in decibels, at most 100.
+
+    Arguments:
+        image: Values in [0, 1], of any shape: an image, or all frames of a clip.
+        truth: The same of the full run.
+    """
+    error = float(np.mean((image.astype(np.float64) - truth.astype(np.float64)) ** 2))
+    return CEILING if error == 0 else min(CEILING, -10 * float(np.log10(error)))
+
+
+def ssim(image: np.ndarray, truth: np.ndarray) -> float:
+    """Returns the mean structural similarity over frames. Needs `adaptcache-diffusers[metrics]`.
+
+    Arguments:
+        image: Values in [0, 1], with shape (H, W, C) or (F, H, W, C).
+        truth: The same of the full run.
+
+    References:
+        Wang et al., 2004, https://doi.org/10.1109/TIP.2003.819861
+    """
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    frames = [torch.from_numpy(a.reshape(-1, *a.shape[-3:])).movedim(-1, 1).float() for a in (image, truth)]
+    return float(structural_similarity_index_measure(*frames, data_range=1.0))
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Returns the mean and the 5th percentile: what most prompts get, and what the unlucky ones get."""
+    return {"mean": float(np.mean(values)), "p05": float(np.percentile(values, 5))}
