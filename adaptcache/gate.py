@@ -94,7 +94,7 @@ class Gate:
         for part in [self.scheduler, *denoisers_of(self.pipe)]:
             if Watch.of(part) or Guard.of(part):
                 raise AttachError(
-                    f"the {type(part).__name__} of this pipeline is attached already; close() that handle first"
+                    f"the {type(part).__name__} of this pipeline is attached already; close() it first"
                 )
         with ExitStack() as undo:
             undo.callback(lambda: self._guards.close())
@@ -157,8 +157,8 @@ class Gate:
         index = run.taken.setdefault(id(scheduler), 0)
         if index >= len(run.decided):
             raise AttachError(
-                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): adaptcache "
-                "needs a pipeline that calls its transformer or unet before each step of its scheduler"
+                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
+                "this pipeline does not call its transformer or unet before each step of its scheduler"
             )
         track = list(run.taken).index(id(scheduler))
         update = Update(Step(index, run.times, run.past), track, move, run.decided[index])

@@ -15,6 +15,7 @@ from .errors import ScheduleError
 from .fingerprint import fingerprint
 from .gate import Gate, Update
 from .history import History
+from .policies.plan import Plan
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
 
@@ -143,7 +144,8 @@ class Handle:
 
 def checked_gear(schedule: Schedule, gear: int) -> int:
     """Returns the number of a gear, negative ones counted from the end."""
-    gears = len(getattr(schedule.rules[0].policy, "gears", (None,)))
+    policy = schedule.rules[0].policy
+    gears = len(policy.gears) if isinstance(policy, Plan) else 1
     if not -gears <= gear < gears:
         raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
     return gear % gears
@@ -182,7 +184,8 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
             other = "configuration" if what == "config_hash" else "weights"
             message = (
                 f"{schedule.name} was fitted on other {other} of {fitted.class_name} "
-                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; calibrate again"
+                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; "
+                "calibrate again"
             )
             if strict:
                 raise ScheduleError(message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import (
     BaseModel,
@@ -23,16 +23,22 @@ from pydantic import (
 
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
-from .forecasts import FORECASTS
-from .policies import POLICIES
+from .forecasts import FORECASTS, Forecast
+from .forecasts.matched import Matched
+from .policies import POLICIES, Policy
+from .policies.plan import Plan
 
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
 
 FORMAT = 1
 LARGEST = 16 * 2**20  # bytes; real schedules have about 20 thousand
 
-AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
-AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
+if TYPE_CHECKING:
+    AnyPolicy: TypeAlias = Policy
+    AnyForecast: TypeAlias = Forecast
+else:  # parsed by their `type`
+    AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
+    AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
 Times = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1, max_length=4096)]
 
 
@@ -81,8 +87,8 @@ class Rule(Part):
 
     @model_validator(mode="after")
     def _gears_agree(self) -> Self:
-        table, gears = getattr(self.forecast, "table", None), getattr(self.policy, "gears", None)
-        if table is not None and (gears is None or len(gears) != len(table)):
+        gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
+        if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
         return self
 
@@ -146,7 +152,7 @@ class Schedule(Part):
         ...     image = pipe("a lighthouse").images[0]
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     denoiser: Denoiser
     grid: Grid
@@ -159,18 +165,13 @@ class Schedule(Part):
     def _tables_fit(self) -> Self:
         n = len(self.grid.times)
         for rule in self.rules:
-            table = getattr(rule.forecast, "table", None)
-            for gear, tracks in enumerate(table or ()):
+            if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
+                continue
+            for gear, tracks in enumerate(rule.forecast.table):
                 skipped = set(range(n)) - set(rule.policy.steps(self.grid.times, gear))
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
                     raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
         return self
-
-    @property
-    def calls(self) -> int | None:
-        """How many steps of its grid call the denoiser, where that is fixed."""
-        steps = getattr(self.rules[0].policy, "steps", None)
-        return len(steps(self.grid.times)) if steps else None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

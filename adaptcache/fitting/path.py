@@ -40,9 +40,9 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
         through = best[:, :, None] + cost[:, :, :n]  # (a, b, j)
         came_from.append(through.argmin(axis=0))
         best = through.min(axis=0)
-    a, b = np.unravel_index(np.argmin(best + cost[:, :, n]), (n, n))
-    plan = [int(b)]
+    a, b = divmod(int(np.argmin(best + cost[:, :, n])), n)
+    plan = [b]
     for previous in reversed(came_from):
-        a, b = int(previous[a, b]), int(a)
+        a, b = int(previous[a, b]), a
         plan.append(b)
     return plan[::-1]

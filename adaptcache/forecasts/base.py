@@ -32,6 +32,8 @@ class Forecast(ABC, BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    type: str
+
     @property
     @abstractmethod
     def depth(self) -> int:

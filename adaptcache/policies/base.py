@@ -21,6 +21,8 @@ class Policy(ABC, BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    type: str
+
     def init(self, times: tuple[float, ...]) -> Any:
         """Returns the state of a new run on a grid of times with shape (N,)."""
         return None
