@@ -173,17 +173,15 @@ class Gate:
 
     def _running(self) -> Run | None:
         """Returns the run, after checking that it is still this thread's and this scheduler's."""
-        if self.run is None:
-            return None
-        if self.run.thread != threading.get_ident():
-            raise AttachError(
-                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
-                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
-            )
         if self.pipe.scheduler is not self.scheduler:
             raise AttachError(
                 f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
                 "close() the handle and attach again"
+            )
+        if self.run is not None and self.run.thread != threading.get_ident():
+            raise AttachError(
+                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
+                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
             )
         return self.run
 

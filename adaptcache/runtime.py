@@ -87,7 +87,8 @@ class Runner:
                 f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
             )
         anew = replanned(self.schedule, times)
-        warnings.warn(f"{fitted}, this run has {grid}: planned anew, evidence extrapolated", stacklevel=2)
+        how = "its rule is used as it is" if anew is rule else "planned anew"
+        warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
     def computes(self, step: Step) -> bool:
