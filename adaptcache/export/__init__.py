@@ -12,14 +12,14 @@ from .diffusers import diffusers
 from .form import Exported
 from .lightx2v import lightx2v
 from .mask import Mask
-from .reuse import Reuse
+from .reuse import Reuse, computed_steps
 from .sd_cpp import sd_cpp
 from .sglang import sglang
 from .tensorrt_llm import tensorrt_llm
 from .vllm_omni import vllm_omni
 from .xdit import xdit
 
-__all__ = ["ENGINES", "Exported", "Mask", "Reuse", "export"]
+__all__ = ["ENGINES", "Exported", "Mask", "Reuse", "computed_steps", "export"]
 
 ENGINES: dict[str, Callable[[Reuse], Exported]] = {
     "diffusers": diffusers,
