@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             repo = f"{given.get('organization') or 'user'}/{given['name']}"
             known = repo in self.hub.repos
             self.hub.repos.setdefault(repo, [{}])
-            if given.get("private"):
+            if given.get("private") or given.get("visibility") == "private":
                 self.hub.private.add(repo)
             return self.answer(409 if known else 200, {"url": f"{address}/{repo}"})
         if found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/preupload/main", self.path.split("?")[0]):
