@@ -144,7 +144,7 @@ class Schedule(Part):
         rules: What to do, by site.
         kernel: What is needed to plan anew for another grid.
         evidence: How good it is on held-out prompts.
-        made: Where it came from: versions, seed, call. Never read back.
+        made: Where it came from: versions, seed, call. Read back only to say what differs.
 
     Example:
         >>> schedule = Schedule.load("schedules/emoji-flux-28-2.8x.json")
