@@ -54,7 +54,7 @@ def test_other_weights_warn_and_another_configuration_hides_them(pipe: Any) -> N
     assert grades(graded(fitted(tiny_flux(seed=1)), pipe)) == {"weights": Grade.WARNED}
     wider = fitted(tiny_flux(num_layers=2))
     assert grades(graded(wider, pipe)) == {"configuration": Grade.WARNED}
-    with pytest.warns(UserWarning, match=r"by-hand was fitted on another configuration of FluxTransformer2DM"):
+    with pytest.warns(UserWarning, match=r"by-hand was fitted on another configuration of Flux"):
         adaptcache.attach(pipe, wider).close()
     with pytest.raises(ScheduleError, match="calibrate again"):
         adaptcache.attach(pipe, wider, strict=True)
