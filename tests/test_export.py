@@ -11,7 +11,9 @@ import yaml
 
 from adaptcache.errors import ScheduleError
 from adaptcache.export import ENGINES, Reuse, export
+from adaptcache.export.reuse import reuse_errors
 from adaptcache.export.sglang import bins
+from adaptcache.export.steps import moved
 from adaptcache.export.tensorrt_llm import constant
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.forecasts.matched import Matched
@@ -112,6 +114,31 @@ def test_a_policy_without_a_plan_is_simulated() -> None:
     rule = Rule(policy=Uniform(interval=3, warm_up=2), forecast=Extrapolate(order=0))
     uniform = schedule([0]).model_copy(update={"rules": (rule,)})
     assert Reuse(uniform).best().computed == (1, 1, 0, 0, 1, 0, 0, 1, 0)
+
+
+def test_a_kernel_is_moved_to_another_number_of_steps() -> None:
+    coarse, fine = schedule([0, 2, 5], kernel()), Reuse(schedule([0, 2, 5], kernel()), steps=18)
+    mask = fine.best()
+    assert mask.steps == 18 and mask.calls == 3
+    assert "fitted on 9 steps, and is moved to 18" in mask.lost[-1]
+    gap = reuse_errors(coarse.kernel, TIMES)
+    np.testing.assert_allclose(
+        fine.errors[::2, ::2], gap, rtol=1e-6, atol=1e-9
+    )  # every other time is an old one
+    assert export(coarse, "diffusers", steps=18).mask == mask
+
+
+def test_a_moved_grid_is_that_of_the_same_scheduler() -> None:
+    for shift in (1.0, 3.0):
+        grids = {n: [shift * s / (1 + (shift - 1) * s) for s in 1 - np.arange(n) / n] for n in (14, 20, 28)}
+        np.testing.assert_allclose(moved(tuple(grids[28]), 14), grids[14], atol=1e-12)
+        np.testing.assert_allclose(moved(tuple(grids[28]), 20), grids[20], atol=5e-3)
+
+
+def test_a_uniform_policy_moves_without_a_kernel() -> None:
+    rule = Rule(policy=Uniform(interval=3), forecast=Extrapolate(order=0))
+    uniform = schedule([0]).model_copy(update={"rules": (rule,)})
+    assert Reuse(uniform, steps=6).best().computed == (1, 0, 0, 1, 0, 0)
 
 
 # Files

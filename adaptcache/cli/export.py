@@ -30,6 +30,9 @@ def export(
     calls: Annotated[
         int | None, typer.Option(help="Compute this many steps. [default: as many as the plan]")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the run. [default: those it was fitted on]")
+    ] = None,
     check_on: Annotated[
         int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)
     ] = 0,
@@ -54,7 +57,7 @@ def export(
       adaptcache export emoji.json --to diffusers --check-on 8
     """
     loaded = Schedule.load(schedule)
-    exported = form(loaded, engine, gear=gear, calls=calls)
+    exported = form(loaded, engine, gear=gear, calls=calls, steps=steps)
     path = check_writable(to or Path(f"{schedule.stem}.{engine}{exported.ending}"))
     if check_on and engine not in MEASURABLE:
         raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")

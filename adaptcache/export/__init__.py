@@ -12,9 +12,10 @@ from .diffusers import diffusers
 from .form import Exported
 from .lightx2v import lightx2v
 from .mask import Mask
-from .reuse import Reuse, computed_steps
+from .reuse import Reuse
 from .sd_cpp import sd_cpp
 from .sglang import sglang
+from .steps import computed_steps
 from .tensorrt_llm import tensorrt_llm
 from .vllm_omni import vllm_omni
 from .xdit import xdit
@@ -35,7 +36,9 @@ ENGINES: dict[str, Callable[[Reuse], Exported]] = {
 }
 
 
-def export(schedule: Schedule, to: str, *, gear: int = 0, calls: int | None = None) -> Exported:
+def export(
+    schedule: Schedule, to: str, *, gear: int = 0, calls: int | None = None, steps: int | None = None
+) -> Exported:
     """Returns a schedule in the form of another engine.
 
     No other engine knows matched weights: they become reuse, and the computed steps are chosen anew for
@@ -47,6 +50,7 @@ def export(schedule: Schedule, to: str, *, gear: int = 0, calls: int | None = No
         gear: Which plan of the schedule.
         calls: How many steps to compute, for more quality than as many calls give by reuse; None
             computes as many as the plan does.
+        steps: How many steps the run will have, where not as many as it was fitted on.
 
     Raises:
         LookupError: There is no such engine.
@@ -59,4 +63,4 @@ def export(schedule: Schedule, to: str, *, gear: int = 0, calls: int | None = No
     """
     if to not in ENGINES:
         raise LookupError(f"no engine {to!r}; there are {', '.join(ENGINES)}")
-    return ENGINES[to](Reuse(schedule, gear, calls))
+    return ENGINES[to](Reuse(schedule, gear, calls, steps))

@@ -13,46 +13,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..clock import Step
 from ..errors import ScheduleError
-from ..fitting.kernel import Array
+from ..fitting.kernel import Array, resampled
 from ..fitting.path import best_plan
 from ..forecasts.extrapolate import Extrapolate
-from ..runtime import checked_gear
+from ..replan import same_grid
 from ..schedule import Kernel, Schedule
 from .mask import Mask
+from .steps import computed_steps, moved
 
-__all__ = ["Reuse", "computed_steps", "reuse_errors"]
+__all__ = ["Reuse", "reuse_errors"]
 
 FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can be 0
 
 
-def computed_steps(schedule: Schedule, gear: int = 0) -> list[int]:
-    """Returns the numbers of the steps that a schedule computes on its own grid.
-
-    Raises:
-        ScheduleError: The policy decides by what it sees in a run.
-    """
-    times, policy, gear = schedule.grid.times, schedule.rules[0].policy, checked_gear(schedule, gear)
-    state, past = policy.init(times), [0]
-    try:
-        for i in range(1, len(times)):
-            if policy.compute(state, Step(i, times, tuple(reversed(past)), gear)):
-                past.append(i)
-    except (AttributeError, TypeError) as error:
-        raise ScheduleError(
-            f"{schedule.name} decides during the run (policy {policy.type!r}) and has no mask to export; "
-            "export a schedule with a plan"
-        ) from error
-    return past
-
-
-def reuse_errors(kernel: Kernel) -> Array:
+def reuse_errors(kernel: Kernel, times: tuple[float, ...]) -> Array:
     """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
-    gram = np.array(kernel.gram)
+    gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
+    if not same_grid(kernel.times, times):
+        gram = resampled(gram, np.array(kernel.times), np.array(times))
+        weights = np.interp(times, kernel.times[::-1], weights[::-1])
     energy = np.diagonal(gram)
     errors = energy[None, :] - 2 * gram + energy[:, None]
-    return np.asarray(np.maximum(errors, 0.0) * np.array(kernel.sensitivity)[None, :])
+    return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
 
 
 class Reuse:
@@ -62,18 +45,24 @@ class Reuse:
         schedule: The schedule.
         gear: Which of its plans.
         calls: How many steps to compute; None takes as many as the gear does.
+        steps: How many steps a run has; None takes those of the schedule.
     """
 
-    def __init__(self, schedule: Schedule, gear: int = 0, calls: int | None = None) -> None:
-        self.schedule, self.steps = schedule, len(schedule.grid.times)
-        self.own = computed_steps(schedule, gear)
+    def __init__(
+        self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None
+    ) -> None:
+        self.schedule, native = schedule, len(schedule.grid.times)
+        if not (steps or native):
+            raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
+        self.steps = steps or native
+        times = moved(schedule.grid.times, self.steps)
+        self.moved = native if native not in (0, self.steps) else 0
+        self.own = computed_steps(schedule, gear, times)
         self.calls = len(self.own) if calls is None else calls
         if not 1 <= self.calls <= self.steps:
             raise ValueError(f"calls must be in [1, {self.steps}] for {self.steps} steps, got {self.calls}")
         kernel = schedule.kernel
-        if kernel is not None and len(kernel.times) != self.steps:
-            kernel = None  # measured on another grid
-        self.errors = reuse_errors(kernel) if kernel is not None else None
+        self.errors = reuse_errors(kernel, times) if kernel is not None else None
 
     def best(self, *, warm_up: int = 1, longest: int | None = None) -> Mask:
         """Returns the schedule's plan where it was made for reuse, else the best one for reuse.
@@ -100,9 +89,10 @@ class Reuse:
                 f"{self.schedule.name} carries no kernel and cannot be planned anew for this engine; "
                 "calibrate again"
             )
-        return replace(
-            mask, lost=(f"the forecast ({forecast.type}) becomes reuse of the last residual, {where}",)
-        )
+        lost = [f"the forecast ({forecast.type}) becomes reuse of the last residual, {where}"]
+        if self.moved:
+            lost.append(f"it was fitted on {self.moved} steps, and is moved to {self.steps}")
+        return replace(mask, lost=tuple(lost))
 
     def every(self, *, last: bool) -> tuple[int, Mask]:
         """Returns the interval whose calls are nearest to the budget, and its mask.

@@ -20,7 +20,7 @@ from ..schedule import Denoiser, Grid, Kernel, Rule, Schedule
 from .masks import mask_of
 from .read import read
 
-__all__ = ["Target", "imported"]
+__all__ = ["Target", "adopted"]
 
 
 class Begun(Exception):
@@ -76,7 +76,7 @@ class Target:
         return cls(fingerprint(pipe), grid)
 
 
-def imported(
+def adopted(
     source: Any, target: Target | Schedule, *, kind: str | None = None, name: str | None = None
 ) -> Schedule:
     """Makes a schedule of the settings of another engine.
@@ -87,14 +87,14 @@ def imported(
     Arguments:
         source: A file, or what is in one: a mapping or a list.
         target: For which denoiser and steps: a schedule for the same, or `Target.of(pipe, call, prompts)`.
-        kind: What the source is, one of `adaptcache.imports.masks.KINDS`; None looks at its keys.
+        kind: What the source is, one of `adaptcache.adopt.masks.KINDS`; None looks at its keys.
         name: What the schedule is called; None takes the name of the file.
 
     Raises:
         ScheduleError: The source is not understood, or is for another number of steps.
 
     Example:
-        >>> schedule = imported("plan.yaml", Target.of(pipe, Call(28), ["a lighthouse"]))
+        >>> schedule = adopted("plan.yaml", Target.of(pipe, Call(28), ["a lighthouse"]))
     """
     isfile = isinstance(source, (str, Path))
     data = read(source) if isfile else source
@@ -107,10 +107,10 @@ def imported(
         )
     steps = sorted({0, *(i for i, step in enumerate(mask) if step)})  # step 0 is always computed
     return Schedule(
-        name=name or (Path(source).stem if isfile else f"imported-{found}"),
+        name=name or (Path(source).stem if isfile else f"adopted-{found}"),
         denoiser=target.denoiser,
         grid=target.grid,
         rules=(Rule(policy=Plan.of(steps, times), forecast=Extrapolate(order=0)),),
         kernel=target.kernel,
-        made={"adaptcache": __version__, "imported": found},
+        made={"adaptcache": __version__, "adopted": found},
     )

@@ -15,18 +15,18 @@ from test_export import kernel, schedule
 from test_export_engines import computed
 
 import adaptcache
+from adaptcache.adopt import Target, adopted
+from adaptcache.adopt.magcache import magcache
 from adaptcache.errors import ScheduleError
 from adaptcache.export import ENGINES, computed_steps, export
 from adaptcache.fingerprint import fingerprint
-from adaptcache.imports import Target, imported
-from adaptcache.imports.magcache import magcache
 from adaptcache.schedule import Schedule
 
 LIKE = schedule([0])
 
 
 def steps_of(data: Any, target: Schedule = LIKE, **options: Any) -> list[int]:
-    return computed_steps(imported(data, target, **options))
+    return computed_steps(adopted(data, target, **options))
 
 
 # Round trips
@@ -38,25 +38,25 @@ def test_what_was_exported_comes_back_with_its_plan(engine: str, carried: Any, t
     original = schedule([0, 1, 2, 5, 8, 12, 17, 22], carried, steps=28, matched=carried is not None)
     exported = export(original, engine)
     path = exported.save(tmp_path / f"plan{exported.ending}")
-    back = imported(path, original)
+    back = adopted(path, original)
     assert computed_steps(back) == list(np.flatnonzero(exported.mask.computed))
     assert export(back, engine).text == exported.text
     assert back.name == "plan" and back.denoiser == original.denoiser
 
 
 def test_an_imported_schedule_is_saved_loaded_and_saved_to_the_same_bytes(tmp_path: Path) -> None:
-    made = imported([1, 0, 0, 1, 0, 0, 1, 0, 0], schedule([0], kernel()))
+    made = adopted([1, 0, 0, 1, 0, 0, 1, 0, 0], schedule([0], kernel()))
     first = made.save(tmp_path / "a.json").read_bytes()
     again = Schedule.load(tmp_path / "a.json").save(tmp_path / "b.json").read_bytes()
     assert first == again
-    assert Schedule.load(tmp_path / "b.json").made["imported"] == "mask"
+    assert Schedule.load(tmp_path / "b.json").made["adopted"] == "mask"
 
 
 def test_an_imported_mask_makes_its_calls_on_a_shifted_grid(pipe: FluxPipeline) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     target = Target.of(pipe, CALL, embedded(1))
     assert np.ptp(np.diff(target.grid.times)) > 0.1  # far from even: steps and not times are kept
-    with adaptcache.attach(pipe, imported([1, 0, 1, 0, 0, 0, 0, 1], target)) as handle:
+    with adaptcache.attach(pipe, adopted([1, 0, 1, 0, 0, 0, 0, 1], target)) as handle:
         CALL(pipe, embedded(1))
     assert handle.report().computed == [0, 2, 7]
     assert handle.report().evidence == "calibrated"
@@ -139,7 +139,7 @@ def test_a_kind_can_be_named_where_the_data_do_not_tell() -> None:
 )
 def test_settings_that_hold_no_plan_are_refused_in_one_line(data: Any, message: str) -> None:
     with pytest.raises(ScheduleError, match=message) as caught:
-        imported(data, LIKE)
+        adopted(data, LIKE)
     assert "\n" not in str(caught.value)
 
 
@@ -157,10 +157,10 @@ def test_a_bad_file_is_one_clear_line(content: bytes, message: str, tmp_path: Pa
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(ScheduleError, match=message) as caught:
-        imported(path, LIKE)
+        adopted(path, LIKE)
     assert "\n" not in str(caught.value)
     with pytest.raises(ScheduleError, match="cannot read"):
-        imported(tmp_path / "none.json", LIKE)
+        adopted(tmp_path / "none.json", LIKE)
 
 
 def test_files_of_other_people_are_read(tmp_path: Path) -> None:
