@@ -11,7 +11,7 @@ import torch
 
 from . import __version__
 from .call import Call, Prompt
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, provenance
 from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
 from .generate import generate
@@ -144,9 +144,9 @@ def fitted(
     )
     made = {
         "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
-        "pipeline": type(pipe).__name__, "dtype": str(pipe.dtype).removeprefix("torch."), "steps": call.steps,
-        "seed": call.seed, "call": {k: described(v) for k, v in call.arguments.items()},
-        "prompts": len(prompts), "history": fit.history, "ridge": fit.ridge,
+        **provenance(pipe), "steps": call.steps, "seed": call.seed,
+        "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
+        "history": fit.history, "ridge": fit.ridge,
     }  # fmt: skip
     denoiser = fingerprint(pipe)
     return Schedule(
