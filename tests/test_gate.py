@@ -128,7 +128,9 @@ def test_images_of_a_batch_do_not_touch_each_other(pipe: FluxPipeline, prompts: 
         singles = [CALL(pipe, [prompt], first=k) for k, prompt in enumerate(prompts[:4])]
         four = {name: torch.cat([prompt[name] for prompt in prompts[:4]]) for name in prompts[0]}
         noise = [torch.Generator().manual_seed(k) for k in range(4)]
-        batch = pipe(**four, num_inference_steps=STEPS, generator=noise, output_type="latent", **CALL.arguments)
+        batch = pipe(
+            **four, num_inference_steps=STEPS, generator=noise, output_type="latent", **CALL.arguments
+        )
     torch.testing.assert_close(batch.images, torch.cat(singles), rtol=1e-4, atol=1e-4)
 
 
@@ -163,7 +165,7 @@ def test_a_replaced_scheduler_is_refused(pipe: FluxPipeline, prompts: list) -> N
     with adaptcache.attach(pipe, schedule_of(pipe, SKIPPING)):
         CALL(pipe, prompts[:1])
         pipe.scheduler = copy.deepcopy(tiny_flux().scheduler)
-        with pytest.raises(AttachError, match="replaced by a FlowMatchEulerDiscreteScheduler"):
+        with pytest.raises(AttachError, match="replaced by a FlowMatchEuler"):
             CALL(pipe, prompts[:1])
 
 
@@ -176,8 +178,12 @@ def test_a_pipeline_without_a_denoiser_is_refused(pipe: FluxPipeline) -> None:
 
 def test_another_class_of_denoiser_is_refused(pipe: FluxPipeline) -> None:
     fitted = schedule_of(pipe, SKIPPING)
-    other = fitted.model_copy(update={"denoiser": fitted.denoiser.model_copy(update={"class_name": "WanTransformer3DModel"})})
-    with pytest.raises(ScheduleError, match="fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"):
+    other = fitted.model_copy(
+        update={"denoiser": fitted.denoiser.model_copy(update={"class_name": "WanTransformer3DModel"})}
+    )
+    with pytest.raises(
+        ScheduleError, match=r"fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"
+    ):
         adaptcache.attach(pipe, other)
 
 
