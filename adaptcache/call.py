@@ -42,6 +42,12 @@ class Call:
         Returns:
             What the pipeline returns first: images, frames, audio or latents.
         """
+        return self.run(pipe, prompts, first, output_type)[0]
+
+    def run(
+        self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent"
+    ) -> Sequence[Any]:
+        """Runs the pipeline on one batch and returns all it returns: frames and audio, say."""
         known = inspect.signature(pipe.__call__).parameters
         if unknown := sorted(set(self.arguments) - set(known)):
             raise TypeError(
@@ -55,12 +61,25 @@ class Call:
             "return_dict": False,
         }
         extra = {name: value for name, value in extra.items() if name in known}
-        return pipe(**dict(self.arguments), **_merged(prompts), **extra)[0]
+        result: Sequence[Any] = pipe(**extra | dict(self.arguments) | _merged(prompts))
+        return result
 
 
 def _merged(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key into lists."""
+    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key.
+
+    Tensors and lists hold one sample each and are joined; anything else becomes an entry of a list.
+    """
     rows = [{"prompt": p} if isinstance(p, str) else dict(p) for p in prompts]
     if len(rows) == 1:
         return rows[0]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: _joined([row[name] for row in rows]) for name in rows[0]}
+
+
+def _joined(values: list[Any]) -> Any:
+    """Returns the values that samples have for one argument as that of a batch."""
+    if all(isinstance(value, torch.Tensor) for value in values):
+        return torch.cat(values)
+    if all(isinstance(value, list) for value in values):
+        return [entry for value in values for entry in value]
+    return values

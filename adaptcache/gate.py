@@ -5,19 +5,22 @@ denoiser calls in between are the step's branches, in call order. At a skipped s
 its last computed output, the guider makes of it what it likes, and `scheduler.step` receives the
 visitor's forecast of the *guided* output instead. So no guider and no architecture is a special case.
 
-Two things change while a gate is open, and change back when it closes:
+Three things change while a gate is open, and change back when it closes:
 
 - the scheduler's class becomes a subclass made here, so that the copies some pipelines make of their
   scheduler (one for video, one for audio) are watched too;
+- so does the pipeline's, as only its `__call__` knows of a run that was broken off, and of two threads;
 - the denoiser's `_compiled_call_impl`, which `nn.Module.__call__` asks first, becomes a `Guard`. It
   stands outside of hooks, offloading and compiled code: none of them sees it, a skip runs none of them.
+  ControlNets are guarded as well: what they compute only serves the denoiser.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +28,19 @@ from torch import Tensor, nn
 
 from .clock import Step, first_step, times_of
 from .errors import AttachError
-from .watch import Guard, Move, Watch, denoisers_of, landing, shapes_of
+from .standin import StandIns
+from .watch import (
+    SIDES,
+    Guard,
+    Move,
+    denoisers_of,
+    landing,
+    named,
+    plain,
+    watch_pipeline,
+    watch_scheduler,
+    watched_by,
+)
 
 __all__ = ["Gate", "Update", "Visitor"]
 
@@ -49,13 +64,17 @@ class Update:
 
 
 class Visitor(Protocol):
-    """What a gate asks and tells, in this order. Recorder, matcher and runtime are visitors."""
+    """What a gate asks and tells. Recorder, matcher and runtime are visitors."""
 
     def begin(self, times: tuple[float, ...]) -> None:
-        """A run starts, on a grid of times with shape (N,)."""
+        """A run has started, on a grid of times with shape (N,). Told before the first update."""
 
     def computes(self, step: Step) -> bool:
-        """Whether to call the denoiser at this step. Asked once a step."""
+        """Whether to call the denoiser at this step. Asked once a step.
+
+        The first step is always computed, whatever is said. It is asked before `begin`, with no times:
+        only the first call of `scheduler.step` tells for sure where image-to-image starts in the grid.
+        """
 
     def update(self, update: Update) -> Tensor:
         """Returns the model output the scheduler is to use, with the shape of `update.move.u`."""
@@ -77,29 +96,43 @@ class Run:
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)  # by step
     calls: list[list[bool]] = field(default_factory=list)  # by step and branch: whether it was made
-    outputs: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # branch -> input shapes, output
+    sides: int = 0  # calls of ControlNets in this step
+    outputs: StandIns = field(default_factory=StandIns)
 
 
 class Gate:
     """Watches one pipeline for one visitor, from `open` to `close`."""
 
+    _starts = itertools.count()
+
     def __init__(self, pipe: Any, visitor: Visitor) -> None:
         self.pipe, self.visitor, self.scheduler = pipe, visitor, pipe.scheduler
         self.run: Run | None = None  # set from `set_timesteps` to the last step
+        self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
         self.calls: list[list[bool]] = []  # of the last run
         self._undo, self._guards = ExitStack(), ExitStack()
+        self._caller = threading.RLock()  # held while the pipeline is called
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is going on in this thread."""
+        return self.run is not None and self.run.thread == threading.get_ident()
 
     def open(self) -> Gate:
         """Starts watching; changes nothing when it raises."""
-        for part in [self.scheduler, *denoisers_of(self.pipe)]:
-            if Watch.of(part) or Guard.of(part):
+        denoisers_of(self.pipe)
+        for part in (self.pipe, self.scheduler):
+            if watched_by(part):
                 raise AttachError(
                     f"the {type(part).__name__} of this pipeline is attached already; close() that handle first"
                 )
+            part.__class__ = plain(part)  # a copy of one that was attached
         with ExitStack() as undo:
             undo.callback(lambda: self._guards.close())
             self._guard()
-            Watch.stand(self.scheduler, self, undo)
+            watch_scheduler(self.scheduler, self, undo)
+            if callable(self.pipe):
+                watch_pipeline(self.pipe, self, undo)
             self._undo = undo.pop_all()
         return self
 
@@ -109,57 +142,91 @@ class Gate:
         self._finish()
 
     def _guard(self) -> None:
-        """Guards the denoisers the pipeline has now: they may have been compiled since the last run."""
-        denoisers = denoisers_of(self.pipe)
-        if all(Guard.of(denoiser) for denoiser in denoisers):
+        """Guards the modules the pipeline has now: they may have been compiled since the last run."""
+        modules = [*denoisers_of(self.pipe), *named(self.pipe, SIDES)]
+        if all((guard := Guard.of(module)) and self in guard.gates for module in modules):
             return
         self._guards.close()
         with ExitStack() as undo:
-            for denoiser in denoisers:
-                Guard(denoiser, self.call).stand(undo)
+            for module in modules:
+                Guard.stand(module, self, undo)
             self._guards = undo.pop_all()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Stands around a call of the pipeline."""
+        if not self._caller.acquire(blocking=False):
+            raise AttachError(
+                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
+                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
+            )
+        before = self.started
+        try:
+            if self.pipe.scheduler is not self.scheduler:
+                raise AttachError(
+                    f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
+                    "close() the handle and attach again"
+                )
+            yield
+            if self.started == before:
+                raise AttachError(
+                    f"{type(self.pipe).__name__} did not use its scheduler: nothing could be skipped; close() the handle"
+                )
+        finally:
+            self._finish()  # broken off, or stopped before the end of the grid
+            self._caller.release()
 
     def start(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a run starts."""
         if scheduler is self.scheduler:
-            self._finish()  # the last run was abandoned
+            self._finish()  # a run of a loop of the caller's own was abandoned
             self._guard()
             self.run = Run(threading.get_ident(), {id(scheduler): 0})
-        elif self.run is not None:  # a copy the pipeline made, for its other latents
+            self.started = next(self._starts) + 1
+        elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
             self.run.taken[id(scheduler)] = 0
 
-    def call(self, denoiser: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The denoiser was called: call it, or return what the branch returned last."""
-        run = self._running()
-        if run is None:  # somebody calls the denoiser outside of a pipeline's loop
-            return original(*args, **kwargs)
-        if not run.times:  # not known before: image-to-image starts inside of the grid
-            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-            run.times = times_of(self.scheduler)[first_step(self.scheduler, timestep) :]
-            self.visitor.begin(run.times)
+    def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A guarded module was called: call it, or return something in its stead."""
+        run = self.run
+        assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            run.decided.append(self.visitor.computes(Step(index, run.times, run.past)))
+            run.decided.append(self.visitor.computes(Step(index, run.times, run.past)) or index == 0)
             run.calls.append([])
-        branch, shapes = len(run.calls[index]), shapes_of(args, kwargs)
-        # A branch that was never computed, or not for this shape, has nothing to return: it is computed.
-        skip = not run.decided[index] and run.outputs.get(branch, (None,))[0] == shapes
-        run.calls[index].append(not skip)
-        if not skip:
-            run.outputs[branch] = (shapes, original(*args, **kwargs))
-        return run.outputs[branch][1]
+            run.sides = 0
+        side = module in named(self.pipe, SIDES)
+        number = run.sides if side else len(run.calls[index])
+        skipped = ()
+        if not run.decided[index]:
+            skipped = run.outputs.find((side, number), [(side, k) for k in range(number)], args, kwargs)
+        if side:
+            run.sides += 1
+        else:
+            run.calls[index].append(not skipped)
+        if skipped:
+            return skipped[0]
+        output = original(*args, **kwargs)
+        run.outputs.keep((side, number), args, kwargs, output)
+        return output
 
     def step(self, move: Move) -> Any:
         """`scheduler.step` was called: hand it the output that the visitor chooses."""
-        run, scheduler = self._running(), move.scheduler
-        if run is None:
+        run, scheduler = self.run, move.scheduler
+        if run is None or (scheduler is not self.scheduler and not self.running):
             return move.make(move.u)
+        if not self.running:
+            raise AttachError("this pipeline is used by two threads at once; give each thread its own")
         index = run.taken.setdefault(id(scheduler), 0)
         if index >= len(run.decided):
             raise AttachError(
                 f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): adaptcache "
                 "needs a pipeline that calls its transformer or unet before each step of its scheduler"
             )
+        if not run.times:
+            first = first_step(self.scheduler, move.bound.arguments["timestep"])
+            run.times = times_of(self.scheduler)[first:]
+            self.visitor.begin(run.times)
         track = list(run.taken).index(id(scheduler))
         update = Update(Step(index, run.times, run.past), track, move, run.decided[index])
         result = move.make(self.visitor.update(update))
@@ -170,22 +237,6 @@ class Gate:
         if all(taken == len(run.times) for taken in run.taken.values()):
             self._finish()
         return result
-
-    def _running(self) -> Run | None:
-        """Returns the run, after checking that it is still this thread's and this scheduler's."""
-        if self.run is None:
-            return None
-        if self.run.thread != threading.get_ident():
-            raise AttachError(
-                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
-                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
-            )
-        if self.pipe.scheduler is not self.scheduler:
-            raise AttachError(
-                f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
-                "close() the handle and attach again"
-            )
-        return self.run
 
     def _finish(self) -> None:
         if self.run is not None:
