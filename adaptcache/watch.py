@@ -102,7 +102,9 @@ class Move:
     def dry(self, u: Tensor) -> Tensor:
         """Returns where a copy of the scheduler lands with `u`. Draws the noise the real step will draw."""
         arguments = dict(self.bound.arguments)
-        arguments |= {"self": copy.deepcopy(self.scheduler), "model_output": u}
+        # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
+        shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
+        arguments |= {"self": copy.deepcopy(self.scheduler, shared), "model_output": u}
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()

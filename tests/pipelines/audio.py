@@ -23,7 +23,7 @@ def oobleck(channels: int) -> diffusers.AutoencoderOobleck:
 
 def stable_audio() -> Setup:
     transformer = diffusers.StableAudioDiTModel(
-        sample_size=4, in_channels=3, num_layers=1, attention_head_dim=4, num_attention_heads=2,
+        sample_size=32, in_channels=3, num_layers=1, attention_head_dim=4, num_attention_heads=2,
         num_key_value_attention_heads=2, out_channels=3, cross_attention_dim=4, time_proj_dim=8,
         global_states_input_dim=8, cross_attention_input_dim=4,
     )  # fmt: skip
@@ -36,7 +36,7 @@ def stable_audio() -> Setup:
         oobleck(3), transformers.T5EncoderModel(t5), projection, tokenizer(), transformer, scheduler
     )
     call = {
-        "audio_end_in_s": 2.0, "negative_prompt_embeds": noise(9, 1, 5, 4),
+        "audio_end_in_s": 16.0, "negative_prompt_embeds": noise(9, 1, 5, 4),
     }  # fmt: skip
     return Setup(pipe, call, prompts(prompt_embeds=(5, 4)), decodes=True)
 

@@ -215,7 +215,7 @@ def dit() -> Setup:
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
         num_embeds_ada_norm=1000,
     )  # fmt: skip
-    pipe = diffusers.DiTPipeline(transformer, autoencoder(), diffusers.DDIMScheduler())
+    pipe = diffusers.DiTPipeline(transformer, autoencoder(), diffusers.DDIMScheduler(clip_sample=False))
     return Setup(pipe, {}, [{"class_labels": [label]} for label in (3, 7, 11)], decodes=True)
 
 

@@ -34,6 +34,9 @@ def built(name: str) -> Setup:
     torch.manual_seed(0)
     setup = TABLE[name]()
     setup.pipe.set_progress_bar_config(disable=True)
+    for part in setup.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     return setup
 
 

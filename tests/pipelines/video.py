@@ -90,7 +90,7 @@ def ltx2() -> Setup:
         **{f"{kind}_connector_{name}": value for kind in ("video", "audio") for name, value in stream.items()},
     )  # fmt: skip
     audio_vae = diffusers.AutoencoderKLLTX2Audio(
-        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, mid_block_add_attention=False, mel_bins=16,
+        base_channels=32, ch_mult=(1,), num_res_blocks=1, resolution=32, mid_block_add_attention=False, mel_bins=16,
         latent_channels=8,
     )  # fmt: skip
     names = ("vae", "text_encoder", "tokenizer", "vocoder")
