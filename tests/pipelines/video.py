@@ -78,7 +78,7 @@ def ltx() -> Setup:
 
 def ltx2() -> Setup:
     transformer = diffusers.LTX2VideoTransformer3DModel(
-        in_channels=128, out_channels=128, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
         audio_in_channels=32, audio_out_channels=32, audio_num_attention_heads=2, audio_attention_head_dim=4,
         audio_cross_attention_dim=8, num_layers=1, caption_channels=16, rope_double_precision=False,
         rope_type="split",
@@ -93,13 +93,19 @@ def ltx2() -> Setup:
         base_channels=32, ch_mult=(1,), num_res_blocks=1, resolution=32, mid_block_add_attention=False, mel_bins=16,
         latent_channels=8,
     )  # fmt: skip
-    names = ("vae", "text_encoder", "tokenizer", "vocoder")
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False), downsample_type=("spatial",), upsample_residual=(False,),
+        upsample_factor=(1,), patch_size=1,
+    )  # fmt: skip
     pipe = diffusers.LTX2Pipeline(
-        scheduler=EULER(), connectors=connectors, transformer=transformer, audio_vae=audio_vae, **dict.fromkeys(names)
-    )
+        scheduler=EULER(), connectors=connectors, transformer=transformer, audio_vae=audio_vae, vae=vae,
+        **dict.fromkeys(("text_encoder", "tokenizer", "vocoder")),
+    )  # fmt: skip
     call = CLIP | {
-        "num_frames": 9, "negative_prompt_embeds": noise(9, 1, 5, 32), "negative_prompt_attention_mask": ones(5),
-        "stg_scale": 0.0, "audio_stg_scale": 0.0, "spatio_temporal_guidance_blocks": None,
+        "height": 32, "width": 32, "negative_prompt_embeds": noise(9, 1, 5, 32),
+        "negative_prompt_attention_mask": ones(5), "stg_scale": 0.0, "audio_stg_scale": 0.0, "spatio_temporal_guidance_blocks": None,
         "use_cross_timestep": False, "modality_scale": 1.0, "audio_modality_scale": 1.0,
     }  # fmt: skip
     return Setup(pipe, call, prompts(prompt_embeds=(5, 32), prompt_attention_mask=(5,)))
