@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["Call", "Prompt"]
+__all__ = ["Call", "Prompt", "own_noise"]
 
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
 
@@ -61,8 +62,15 @@ class Call:
             "return_dict": False,
         }
         extra = {name: value for name, value in extra.items() if name in known}
-        result: Sequence[Any] = pipe(**extra | dict(self.arguments) | _merged(prompts))
+        with own_noise():
+            torch.manual_seed(self.seed + first)  # some schedulers take no generator
+            result: Sequence[Any] = pipe(**extra | dict(self.arguments) | _merged(prompts))
         return result
+
+
+def own_noise() -> AbstractContextManager[None]:
+    """Leaves the random number generators that belong to nobody as they were."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def _merged(prompts: Sequence[Prompt]) -> dict[str, Any]:
