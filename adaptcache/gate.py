@@ -109,6 +109,7 @@ class Gate:
         self.pipe, self.visitor, self.scheduler = pipe, visitor, pipe.scheduler
         self.run: Run | None = None  # set from `set_timesteps` to the last step
         self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
+        self.closed = False
         self.calls: list[list[bool]] = []  # of the last run
         self._undo, self._guards = ExitStack(), ExitStack()
         self._caller = threading.RLock()  # held while the pipeline is called
@@ -138,6 +139,7 @@ class Gate:
 
     def close(self) -> None:
         """Puts everything back. Safe to call twice."""
+        self.closed = True
         self._undo.close()
         self._finish()
 

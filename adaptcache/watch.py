@@ -132,7 +132,10 @@ def watch_scheduler(scheduler: Any, gate: Gate, undo: ExitStack) -> None:
     @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)
-        gate.start(self)
+        if gate.closed:  # this is a copy that outlived it
+            self.__class__ = base
+        else:
+            gate.start(self)
         return result
 
     @functools.wraps(base.step)
@@ -169,7 +172,7 @@ def disguise(part: Any, base: type[Any], gate: Gate, undo: ExitStack, **methods:
     """Gives an object a subclass of its class with other methods, until `undo` is closed."""
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        return copyreg.__newobj__, (base,), vars(self)  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (base, object, None), vars(self)  # type: ignore[attr-defined]
 
     own = {"_gate": gate, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__}
     own |= {"__qualname__": base.__qualname__, "__doc__": base.__doc__}
