@@ -21,20 +21,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .clock import Step, first_step, times_of
 from .errors import AttachError
-from .standin import StandIns
+from .move import Move, landing
+from .run import Run
+from .visit import Update, Visitor
 from .watch import (
     SIDES,
     Guard,
-    Move,
     denoisers_of,
-    landing,
     named,
     plain,
     watch_pipeline,
@@ -43,61 +42,6 @@ from .watch import (
 )
 
 __all__ = ["Gate", "Update", "Visitor"]
-
-
-@dataclass(frozen=True)
-class Update:
-    """A step the scheduler is about to take.
-
-    Arguments:
-        step: Where the run is.
-        track: Which scheduler: 0 is the pipeline's own, 1 and up are its copies (audio next to video).
-        move: The scheduler's step: the latents `x`, the guided output `u` (which means nothing where
-            `computed` is false), both with shape (B, *), and a way to try it `dry`.
-        computed: Whether the denoiser was called.
-    """
-
-    step: Step
-    track: int
-    move: Move
-    computed: bool
-
-
-class Visitor(Protocol):
-    """What a gate asks and tells. Recorder, matcher and runtime are visitors."""
-
-    def begin(self, times: tuple[float, ...]) -> None:
-        """A run has started, on a grid of times with shape (N,). Told before the first update."""
-
-    def computes(self, step: Step) -> bool:
-        """Whether to call the denoiser at this step. Asked once a step.
-
-        The first step is always computed, whatever is said. It is asked before `begin`, with no times:
-        only the first call of `scheduler.step` tells for sure where image-to-image starts in the grid.
-        """
-
-    def update(self, update: Update) -> Tensor:
-        """Returns the model output the scheduler is to use, with the shape of `update.move.u`."""
-
-    def landed(self, update: Update, y: Tensor) -> None:
-        """The scheduler has landed on `y`, with shape (B, *)."""
-
-    def end(self) -> None:
-        """The run is over, or was abandoned: let go of its tensors."""
-
-
-@dataclass
-class Run:
-    """What a gate knows of the run it is in."""
-
-    thread: int
-    taken: dict[int, int]  # scheduler id -> steps it has taken; the pipeline's own comes first
-    times: tuple[float, ...] = ()
-    past: tuple[int, ...] = ()
-    decided: list[bool] = field(default_factory=list)  # by step
-    calls: list[list[bool]] = field(default_factory=list)  # by step and branch: whether it was made
-    sides: int = 0  # calls of ControlNets in this step
-    outputs: StandIns = field(default_factory=StandIns)
 
 
 class Gate:
@@ -124,8 +68,9 @@ class Gate:
         denoisers_of(self.pipe)
         for part in (self.pipe, self.scheduler):
             if watched_by(part):
+                name = type(part).__name__
                 raise AttachError(
-                    f"the {type(part).__name__} of this pipeline is attached already; close() that handle first"
+                    f"the {name} of this pipeline is attached already; close() that handle first"
                 )
             part.__class__ = plain(part)  # a copy of one that was attached
         with ExitStack() as undo:
@@ -171,8 +116,9 @@ class Gate:
                 )
             yield
             if self.started == before:
+                name = type(self.pipe).__name__
                 raise AttachError(
-                    f"{type(self.pipe).__name__} did not use its scheduler: nothing could be skipped; close() the handle"
+                    f"{name} did not use its scheduler: nothing could be skipped; close() the handle"
                 )
         finally:
             self._finish()  # broken off, or stopped before the end of the grid
@@ -194,23 +140,8 @@ class Gate:
         assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            run.decided.append(self.visitor.computes(Step(index, run.times, run.past)) or index == 0)
-            run.calls.append([])
-            run.sides = 0
-        side = module in named(self.pipe, SIDES)
-        number = run.sides if side else len(run.calls[index])
-        skipped = ()
-        if not run.decided[index]:
-            skipped = run.outputs.find((side, number), [(side, k) for k in range(number)], args, kwargs)
-        if side:
-            run.sides += 1
-        else:
-            run.calls[index].append(not skipped)
-        if skipped:
-            return skipped[0]
-        output = original(*args, **kwargs)
-        run.outputs.keep((side, number), args, kwargs, output)
-        return output
+            run.decide(self.visitor.computes(Step(index, run.times, run.past)) or index == 0)
+        return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
     def step(self, move: Move) -> Any:
         """`scheduler.step` was called: hand it the output that the visitor chooses."""
@@ -222,8 +153,8 @@ class Gate:
         index = run.taken.setdefault(id(scheduler), 0)
         if index >= len(run.decided):
             raise AttachError(
-                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): adaptcache "
-                "needs a pipeline that calls its transformer or unet before each step of its scheduler"
+                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
+                "adaptcache needs a pipeline that calls its denoiser before each step of its own scheduler"
             )
         if not run.times:
             first = first_step(self.scheduler, move.bound.arguments["timestep"])

@@ -7,7 +7,7 @@ that ends can halve a batch, or call a branch for the first time: then it is cut
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ class StandIns:
         """Notes what a branch returned."""
         self._kept[branch] = (lead(args, kwargs), output)
 
-    def find(self, branch: Hashable, others: list[Hashable], args: Any, kwargs: Any) -> tuple[Any, ...]:
+    def find(self, branch: Hashable, others: Sequence[Hashable], args: Any, kwargs: Any) -> tuple[Any, ...]:
         """Returns a stand-in, in a tuple that is empty where there is none and the call has to be made.
 
         Arguments:

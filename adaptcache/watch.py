@@ -6,14 +6,13 @@ import copy
 import copyreg
 import functools
 import inspect
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import AttachError
+from .move import Move
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -33,9 +32,8 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
         )
     takes = inspect.signature(type(scheduler).step).parameters
     if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
-        raise AttachError(
-            f"{type(scheduler).__name__}.step takes no {', '.join(missing)}: adaptcache cannot hand it a forecast"
-        )
+        step = f"{type(scheduler).__name__}.step"
+        raise AttachError(f"{step} takes no {', '.join(missing)}: adaptcache cannot hand it a forecast")
     return found
 
 
@@ -86,38 +84,6 @@ class Guard:
         return max(running, key=lambda gate: gate.started).call(self.module, original, args, kwargs)
 
 
-class Move:
-    """One call of `scheduler.step`, that can be made for real or tried on a copy."""
-
-    def __init__(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-        self.scheduler, self.method, self.bound = scheduler, method, bound
-        self.x: Tensor = bound.arguments["sample"]
-        self.u: Tensor = bound.arguments["model_output"]
-
-    def make(self, u: Tensor) -> Any:
-        """Steps the scheduler with the model output `u` and returns what it returns."""
-        self.bound.arguments["model_output"] = u
-        return self.method(*self.bound.args, **self.bound.kwargs)
-
-    def dry(self, u: Tensor) -> Tensor:
-        """Returns where a copy of the scheduler lands with `u`. Draws the noise the real step will draw."""
-        arguments = dict(self.bound.arguments)
-        # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
-        shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
-        arguments |= {"self": copy.deepcopy(self.scheduler, shared), "model_output": u}
-        if (generator := arguments.get("generator")) is not None:
-            many = isinstance(generator, list)
-            arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
-        bound = inspect.BoundArguments(self.bound.signature, arguments)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[u.device] if u.device.type == "cuda" else []):
-            return landing(self.method(*bound.args, **bound.kwargs))
-
-
-def landing(result: Any) -> Tensor:
-    """Returns the latents in what `scheduler.step` returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
-
-
 def watched_by(part: Any) -> Gate | None:
     """Returns the gate a scheduler or a pipeline reports to; copies that outlived a gate do not."""
     gate: Gate | None = vars(type(part)).get("_gate")
@@ -144,7 +110,8 @@ def watch_scheduler(scheduler: Any, gate: Gate, undo: ExitStack) -> None:
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         # LTX-2 copies its scheduler for the audio: the copy has to be watched too, and is not pickled.
-        other = memo[id(self)] = type(self).__new__(type(self))
+        other: Any = object.__new__(type(self))
+        memo[id(self)] = other
         vars(other).update(copy.deepcopy(vars(self), memo))
         return other
 

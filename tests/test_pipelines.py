@@ -4,8 +4,6 @@ import pytest
 import torch
 
 import adaptcache
-from adaptcache.calibrate import Measurement, fitted, measure
-from adaptcache.call import Call
 from adaptcache.watch import denoisers_of
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
 
@@ -70,5 +68,4 @@ def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
         with adaptcache.attach(setup.pipe, schedule):
             made = generated(setup, sample=2)
         errors.append(sum(float((a - b).square().mean() / b.var()) for a, b in zip(made, truth, strict=True)))
-    print(name, errors)
     assert errors[0] > errors[1] > errors[2] == 0

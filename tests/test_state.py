@@ -165,12 +165,16 @@ def test_pipelines_with_their_own_schedules_run_in_parallel_threads(share):
     if share:
         for setup in setups[1:]:
             setup.pipe.unet = setups[0].pipe.unet
-    schedules = [planned(setup, plan) for setup, plan in zip(setups, ([0, 1, 3], [0, 2, 4, 5], [0, 3]), strict=True)]
+    schedules = [
+        planned(setup, plan) for setup, plan in zip(setups, ([0, 1, 3], [0, 2, 4, 5], [0, 3]), strict=True)
+    ]
     right = []
     for setup, schedule in zip(setups, schedules, strict=True):
         with adaptcache.attach(setup.pipe, schedule):
             right.append(generated(setup))
-    handles = [adaptcache.attach(setup.pipe, schedule) for setup, schedule in zip(setups, schedules, strict=True)]
+    handles = [
+        adaptcache.attach(setup.pipe, schedule) for setup, schedule in zip(setups, schedules, strict=True)
+    ]
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
             assert all(same(a, b) for a, b in zip(pool.map(generated, setups), right, strict=True))
@@ -186,7 +190,11 @@ def test_four_images_of_a_batch_equal_four_single_ones():
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
     def images(rows):
-        more = {"latents": noise[rows], "output_type": "latent", "negative_prompt_embeds": negative.repeat(len(rows), 1, 1)}
+        more = {
+            "latents": noise[rows],
+            "output_type": "latent",
+            "negative_prompt_embeds": negative.repeat(len(rows), 1, 1),
+        }
         size = {"height": 16, "width": 16, "num_inference_steps": setup.steps}
         return setup.pipe(prompt_embeds=embeds[rows], **more, **size, return_dict=False)[0]
 

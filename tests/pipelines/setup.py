@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-__all__ = ["PROMPTS", "Setup", "autoencoder", "noise", "prompts"]
+__all__ = ["PROMPTS", "Setup", "autoencoder", "noise", "ones", "prompts"]
 
 PROMPTS = 3
 
@@ -41,6 +41,11 @@ def noise(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def ones(*shape: int) -> Tensor:
+    """Returns an attention mask that hides nothing."""
+    return torch.ones(1, *shape, dtype=torch.long)
+
+
 def prompts(**shapes: Sequence[int]) -> list[dict[str, Tensor]]:
     """Returns the arguments of a few samples: random tensors of the shapes given, but for the batch.
 
@@ -51,7 +56,7 @@ def prompts(**shapes: Sequence[int]) -> list[dict[str, Tensor]]:
         row = {}
         for number, (name, shape) in enumerate(shapes.items()):
             masked = name.endswith("mask")
-            row[name] = torch.ones(1, *shape, dtype=torch.long) if masked else noise(100 * sample + number, 1, *shape)
+            row[name] = ones(*shape) if masked else noise(100 * sample + number, 1, *shape)
         made.append(row)
     return made
 

@@ -19,14 +19,16 @@ from adaptcache.schedule import Grid, Rule, Schedule
 from adaptcache.watch import denoisers_of
 
 from .audio import AUDIO
+from .flux import FLUXES
 from .image import IMAGE
+from .ltx import LTX
 from .setup import Setup
 from .unet import UNET
 from .video import VIDEO
 
 __all__ = ["TABLE", "built", "counted", "generated", "grid_of", "planned"]
 
-TABLE: dict[str, Callable[[], Setup]] = {**IMAGE, **UNET, **VIDEO, **AUDIO}
+TABLE: dict[str, Callable[[], Setup]] = {**FLUXES, **IMAGE, **UNET, **VIDEO, **LTX, **AUDIO}
 
 
 def built(name: str) -> Setup:
@@ -42,7 +44,11 @@ def built(name: str) -> Setup:
 
 def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any) -> list[Tensor]:
     """Runs the pipeline on one sample and returns all it returns (video and audio), not decoded."""
-    row = {"generator": torch.Generator().manual_seed(sample), "num_inference_steps": setup.steps, **arguments}
+    row = {
+        "generator": torch.Generator().manual_seed(sample),
+        "num_inference_steps": setup.steps,
+        **arguments,
+    }
     call = Call(row.pop("num_inference_steps"), {**setup.call, **row}, seed=sample)
     return tensors(call.run(pipe or setup.pipe, [setup.prompts[sample]]))
 
@@ -80,7 +86,9 @@ def counted(pipe: Any) -> Iterator[list[str]]:
     denoisers = denoisers_of(pipe)
     for denoiser in denoisers:
 
-        def forward(*args: Any, _own: Any = denoiser.forward, _name: str = type(denoiser).__name__, **kwargs: Any) -> Any:
+        def forward(
+            *args: Any, _own: Any = denoiser.forward, _name: str = type(denoiser).__name__, **kwargs: Any
+        ) -> Any:
             calls.append(_name)
             return _own(*args, **kwargs)
 

@@ -29,9 +29,12 @@ def sd_parts(channels: int = 4) -> dict[str, Any]:
     )
     scheduler = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1)
     return {
-        "vae": autoencoder(), "unet": unet, "scheduler": scheduler, **dict.fromkeys(names),
+        "vae": autoencoder(),
+        "unet": unet,
+        "scheduler": scheduler,
+        **dict.fromkeys(names),
         "requires_safety_checker": False,
-    }  # fmt: skip
+    }
 
 
 def sd_call() -> dict[str, Any]:
@@ -47,21 +50,26 @@ def sd15() -> Setup:
 def sd15_img2img() -> Setup:
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**sd_parts())
     call = {
-        "negative_prompt_embeds": noise(9, 1, 5, 16), "image": noise(7, 1, 3, 16, 16).sigmoid(), "strength": 0.7,
-    }  # fmt: skip
+        "negative_prompt_embeds": noise(9, 1, 5, 16),
+        "image": noise(7, 1, 3, 16, 16).sigmoid(),
+        "strength": 0.7,
+    }
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), steps=9, decodes=True)
 
 
 def sd15_inpaint() -> Setup:
     pipe = diffusers.StableDiffusionInpaintPipeline(**sd_parts(9))
     call = sd_call() | {
-        "image": noise(7, 1, 3, 16, 16).sigmoid(), "mask_image": (noise(6, 1, 1, 16, 16) > 0).float(),
-    }  # fmt: skip
+        "image": noise(7, 1, 3, 16, 16).sigmoid(),
+        "mask_image": (noise(6, 1, 1, 16, 16) > 0).float(),
+    }
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), decodes=True)
 
 
 def sd15_controlnet() -> Setup:
-    controlnet = diffusers.ControlNetModel(**{k: v for k, v in BASE.items() if k != "sample_size"}, conditioning_embedding_out_channels=(4, 8))
+    controlnet = diffusers.ControlNetModel(
+        **{k: v for k, v in BASE.items() if k != "sample_size"}, conditioning_embedding_out_channels=(4, 8)
+    )
     blocks = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     for layer in [controlnet.controlnet_cond_embedding.conv_out, *blocks]:
         torch.nn.init.normal_(layer.weight, std=0.1)
@@ -73,18 +81,24 @@ def sd15_controlnet() -> Setup:
 def pix2pix() -> Setup:
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline(**sd_parts(8))
     call = {
-        "negative_prompt_embeds": noise(9, 1, 5, 16), "image": noise(7, 1, 3, 16, 16).sigmoid(),
+        "negative_prompt_embeds": noise(9, 1, 5, 16),
+        "image": noise(7, 1, 3, 16, 16).sigmoid(),
         "image_guidance_scale": 1.5,
-    }  # fmt: skip
+    }
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), decodes=True)
 
 
 def sdxl() -> Setup:
     unet = diffusers.UNet2DConditionModel(
-        **BASE, in_channels=4, out_channels=4, up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=4, use_linear_projection=True,
+        **BASE,
+        in_channels=4,
+        out_channels=4,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        use_linear_projection=True,
         projection_class_embeddings_input_dim=6 * 4 + 16,
-    )  # fmt: skip
+    )
     parts = dict.fromkeys(["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"])
     scheduler = diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1)
     pipe = diffusers.StableDiffusionXLPipeline(autoencoder(), **parts, unet=unet, scheduler=scheduler)
