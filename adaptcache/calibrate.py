@@ -22,7 +22,7 @@ from .policies.plan import Plan
 from .profile import Profile
 from .record import Trajectory, record
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
-from .store import Store, content_key, described
+from .store import Store, content_key, described, images_of, levels
 
 __all__ = ["Measurement", "calibrate", "calls_for", "measure"]
 
@@ -134,8 +134,10 @@ def fitted(
         def watch(done: int, before: int = number * len(times)) -> None:
             progress(f"matching {calls} calls", before + done, len(plans) * len(times))
 
-        how = {"fit": fit, "batch_size": batch_size, "progress": watch}
-        matchings.append(match(pipe, call, prompts, plan, profile, measurement.runs, **how))
+        runs = measurement.runs
+        matchings.append(
+            match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
+        )
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
     kernel = Kernel(
         times=times,
@@ -184,7 +186,7 @@ def validated(
             pipe, call, held_out, batch_size=batch_size, finer=finer, offset=first,
             progress=lambda done: progress("held-out, full", done, count),
         )  # fmt: skip
-        truth = full.images
+        truth = [images_of(levels(image)) for image in full.images]  # as the store keeps them
         if store:
             store.save_images(key, truth)
     made = generate(

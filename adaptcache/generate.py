@@ -31,11 +31,12 @@ class Stopwatch:
     def begin(self, times: tuple[float, ...]) -> None:
         if self.inner:
             self.inner.begin(times)
-        synchronize()
-        self.since = time.perf_counter()
 
     def computes(self, step: Step) -> bool:
-        computes = self.inner.computes(step) if self.inner else True
+        if step.index == 0:
+            synchronize()
+            self.since = time.perf_counter()
+        computes = step.index == 0 or not self.inner or self.inner.computes(step)
         self.calls += computes
         return computes
 

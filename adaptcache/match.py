@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .call import Call, Prompt
+from .call import Call, Prompt, own_noise
 from .clock import Step
 from .fitting.kernel import Array, open_loop, shrunk
 from .forecasts.base import Weights
@@ -149,6 +149,12 @@ def named(weights: Array, fit: Fit) -> Weights:
     return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))
 
 
+def met(team: Lockstep[Moments, Array], member: int, moments: Moments) -> Array:
+    """Meets the others, in a way that their schedulers' noise does not change this member's."""
+    with own_noise():
+        return team.meet(member, moments)
+
+
 def match(
     pipe: Any,
     call: Call,
@@ -200,7 +206,7 @@ def match(
     def follow(member: int) -> None:
         first, batch = jobs[member]
         follower = Follower(plan, fit, runs[member], len(batch))
-        follower.meet = partial(team.meet, member)
+        follower.meet = partial(met, team, member)
         own = twin(pipe)
         gate = Gate(own, follower).open()
         try:
@@ -209,6 +215,7 @@ def match(
             gate.close()
         errors[member] = follower.error * len(batch) / len(prompts)
 
-    team.run([partial(follow, member) for member in range(len(jobs))])
+    with own_noise():
+        team.run([partial(follow, member) for member in range(len(jobs))])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     return Matching(forecast, sum(errors))

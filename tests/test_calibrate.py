@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from adaptcache.store import Store, content_key
 from adaptcache.teacher import refined
 
 ARGUMENTS = dict(CALL.arguments)
+MODULE = sys.modules["adaptcache.calibrate"]  # the package's attribute of this name is the function
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:
@@ -76,7 +78,7 @@ def test_a_second_target_needs_no_second_profile(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("profiled again")
 
-    monkeypatch.setattr("adaptcache.calibrate.record", never)
+    monkeypatch.setattr(MODULE, "record", never)
     assert calibrated(pipe, prompts, speed=2, store=store, held_out=prompts[3:]) == first
     assert calibrated(pipe, prompts, speed=4, store=store).evidence is None
 
@@ -153,7 +155,7 @@ def test_a_teacher_leads_closer_to_the_exact_solution(pipe: FluxPipeline, prompt
 def test_a_bad_target_costs_no_profile(
     options: dict, complaint: str, pipe: FluxPipeline, prompts: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptcache.calibrate.measure", None)  # calling it would be another error
+    monkeypatch.setattr(MODULE, "measure", None)  # calling it would be another error
     with pytest.raises(ValueError, match=complaint):
         calibrated(pipe, prompts, **options)
 
