@@ -150,7 +150,7 @@ def main() -> None:
     page += "\n## Schedulers\n\nErrors at half of the calls, with the same plan.\n\n"
     head = ["", "class", "steps of 8", "exact", "matched weights", "plain reuse"]
     page += table(head, schedulers)
-    page += "\n" + Path(__file__).with_name("support_notes.md").read_text(encoding="utf-8")
+    page += "\n" + Path(__file__).with_name("support_notes.txt").read_text(encoding="utf-8")
     page += "\n" + table(["refused by `attach`", "as it has"], unsupported())
     PAGE.write_text(page, encoding="utf-8")
 
