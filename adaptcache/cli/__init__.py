@@ -19,6 +19,8 @@ from .show import show
 
 __all__ = ["app", "main"]
 
+UsageError = typer.BadParameter.__bases__[0]  # which typer gives no name
+
 app = typer.Typer(
     help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
     epilog="Start with:  adaptcache demo",
@@ -68,9 +70,12 @@ def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
     debug = "--debug" in sys.argv
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(standalone_mode=False) if len(sys.argv) > 1 else app(["--help"]))
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except UsageError as error:
+        print(f"error: {error.format_message()} Try --help.", file=sys.stderr)  # type: ignore[attr-defined]
+        sys.exit(2)
     except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError) as error:
         if debug:
             raise
