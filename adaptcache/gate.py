@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .clock import Step, first_step, times_of
 from .errors import AttachError
+from .signals import entering
 from .watch import Guard, Move, Watch, denoisers_of, landing, shapes_of
 
 __all__ = ["Gate", "Update", "Visitor"]
@@ -139,7 +140,8 @@ class Gate:
             self.visitor.begin(run.times)
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            run.decided.append(self.visitor.computes(Step(index, run.times, run.past)))
+            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            run.decided.append(self.visitor.computes(step))
             run.calls.append([])
         branch, shapes = len(run.calls[index]), shapes_of(args, kwargs)
         # A branch that was never computed, or not for this shape, has nothing to return: it is computed.

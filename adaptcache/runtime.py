@@ -70,7 +70,7 @@ class Runner:
         self.evidence = "calibrated" if self._native(times) else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
-        self.history = History(self.rule.forecast.depth)
+        self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
 
     def _native(self, times: tuple[float, ...]) -> bool:
         return same_grid(times, self.schedule.grid.times)
@@ -90,14 +90,21 @@ class Runner:
         return anew
 
     def computes(self, step: Step) -> bool:
-        return step.index == 0 or self.rule.policy.compute(self.state, replace(step, gear=self.gear))
+        reads = {self.rule.policy.signal, self.rule.forecast.signal} != {"none"}
+        # Cloned where it is read: policies compare it with that of later steps.
+        x = step.x.clone() if reads and step.x is not None else None
+        self.step = replace(step, gear=self.gear, x=x)
+        return self.rule.policy.compute(self.state, self.step) or step.index == 0
 
     def update(self, update: Update) -> Tensor:
-        self.history.see(update)
+        x = self.step.x
+        self.history.see(update, x)
         if update.computed:
+            if update.track == 0:
+                self.rule.policy.observe(self.state, self.step, update.move.u)
             return update.move.u
-        step = replace(update.step, gear=self.gear, track=update.track)
-        return self.history.combined(self.rule.forecast.weights(step), update)
+        step = replace(self.step, track=update.track)
+        return self.rule.forecast.combine(self.history.known(update.track, update.move.x, x), step)
 
     def landed(self, update: Update, y: Tensor) -> None:
         """Nothing to learn from at run time."""
