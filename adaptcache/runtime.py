@@ -29,7 +29,8 @@ class Report:
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew.
+        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
+            where nothing was fitted.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -67,13 +68,14 @@ class Runner:
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
             self.rules[times] = self._rule(times)
-        self.evidence = "calibrated" if self._native(times) else "extrapolated"
+        fitted = "calibrated" if self.schedule.grid.times else "none"
+        self.evidence = fitted if self._native(times) else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
 
     def _native(self, times: tuple[float, ...]) -> bool:
-        return same_grid(times, self.schedule.grid.times)
+        return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
 
     def _rule(self, times: tuple[float, ...]) -> Rule:
         rule = self.schedule.rules[0]
@@ -179,7 +181,7 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
     """
     gear = checked_gear(schedule, gear)
     live, fitted = fingerprint(pipe), schedule.denoiser
-    if live.class_name != fitted.class_name:
+    if fitted.class_name not in ("", live.class_name):
         raise ScheduleError(
             f"{schedule.name} was fitted on a {fitted.class_name}, this pipeline has a {live.class_name}; "
             "calibrate for this one"

@@ -52,7 +52,8 @@ def fit_rising(x: Array, y: Array, degree: int = 4) -> Rising:
     bernstein = np.cumsum(nnls(rises, y)[0])
     unit = np.poly1d([0.0])
     for k, value in enumerate(bernstein):
-        unit += value * comb(degree, k) * np.poly1d([1, 0]) ** k * np.poly1d([-1, 1]) ** (degree - k)
+        part = np.poly1d([1.0, 0.0]) ** k * np.poly1d([-1.0, 1.0]) ** (degree - k)
+        unit = unit + part * float(value * comb(degree, k))
     moved = unit(np.poly1d([1 / width, -low / width]))  # from [0, 1] to the range
     return Rising(tuple(map(float, np.atleast_1d(moved.coefficients))), low, high)
 

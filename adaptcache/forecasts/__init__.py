@@ -11,6 +11,7 @@ from .gamma import Gamma
 from .hermite import Hermite
 from .matched import Matched
 from .newton import Newton
+from .offset import Offset
 from .open_loop import OpenLoop
 from .scaled import Scaled
 from .taylor import Taylor
@@ -29,6 +30,7 @@ FORECASTS: dict[str, type[Forecast]] = {
     "hermite": Hermite,
     "matched": Matched,
     "newton": Newton,
+    "offset": Offset,
     "open-loop": OpenLoop,
     "scaled": Scaled,
     "taylor": Taylor,
