@@ -62,7 +62,8 @@ def denoised(x: Tensor, t: float, power: float) -> Tensor:
         t: The noise level in [0, 1].
         power: Fall of the clean spectrum.
     """
-    axes, signal = list(range(2, x.ndim)), 1 - t
+    axes, t = list(range(2, x.ndim)), min(max(t, 1e-6), 1 - 1e-6)  # at 1 nothing could be seen
+    signal = 1 - t
     gain = torch.ones([1] * x.ndim, device=x.device)
     for axis in axes:
         frequencies = torch.fft.fftfreq(x.shape[axis], device=x.device).abs()
