@@ -137,8 +137,8 @@ def fitted(
     made = {
         "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
         "pipeline": type(pipe).__name__, "dtype": str(pipe.dtype).removeprefix("torch."), "steps": call.steps,
-        "seed": call.seed, "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
-        "history": fit.history, "ridge": fit.ridge,
+        "seed": call.seed, "call": {k: described(v) for k, v in call.arguments.items()},
+        "prompts": len(prompts), "history": fit.history, "ridge": fit.ridge,
     }  # fmt: skip
     denoiser = fingerprint(pipe)
     return Schedule(
@@ -235,7 +235,7 @@ def calibrate(
         The schedule; `save` it, or `attach` it.
 
     Example:
-        >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512, "width": 512})
+        >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512})
         >>> schedule.save("mine.json")
     """
     calls_for(steps, budget, speed)  # a bad target should not cost a profile
@@ -254,7 +254,7 @@ def calibrate(
         schedule = schedule.model_copy(update={"name": name})
     if held_out:
         schedule = validated(
-            pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts), store=store,
-            progress=progress,
+            pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts),
+            store=store, progress=progress,
         )  # fmt: skip
     return schedule

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+FRAMES = 8  # a second, of animations
+
 __all__ = ["check_writable", "dump_json", "write_atomically", "write_image"]
 
 
@@ -53,14 +55,18 @@ def _umask() -> int:
 
 
 def write_image(path: str | Path, image: Any) -> Path:
-    """Writes a PIL image in the format of the file's ending, whole or not at all."""
+    """Writes a PIL image, or a list of them as an animation, in the format of the file's ending."""
     from PIL import Image
 
     buffer = io.BytesIO()
     ending = Path(path).suffix.lower()
     if ending not in Image.registered_extensions():
         raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg")
-    image.save(buffer, Image.registered_extensions()[ending])
+    first, *rest = image if isinstance(image, list) else [image]
+    animation = (
+        {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0} if rest else {}
+    )
+    first.save(buffer, Image.registered_extensions()[ending], **animation)
     return write_atomically(path, buffer.getvalue())
 
 

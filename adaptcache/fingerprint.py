@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ def fingerprint(pipe: Any) -> Denoiser:
     modules = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe)]
     config = hashlib.sha256()
     for module in modules:
-        known = {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
+        settings: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        known = {key: value for key, value in settings.items() if not key.startswith("_")}
         config.update(json.dumps(known, sort_keys=True, default=str).encode())
     return Denoiser(
         class_name=type(modules[0]).__name__,

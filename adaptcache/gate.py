@@ -95,7 +95,7 @@ class Gate:
         for part in [self.scheduler, *denoisers_of(self.pipe)]:
             if Watch.of(part) or Guard.of(part):
                 raise AttachError(
-                    f"the {type(part).__name__} of this pipeline is attached already; close() that handle first"
+                    f"the {type(part).__name__} of this pipeline is attached already; close() it first"
                 )
         with ExitStack() as undo:
             undo.callback(lambda: self._guards.close())
@@ -159,8 +159,8 @@ class Gate:
         index = run.taken.setdefault(id(scheduler), 0)
         if index >= len(run.decided):
             raise AttachError(
-                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): adaptcache "
-                "needs a pipeline that calls its transformer or unet before each step of its scheduler"
+                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
+                "this pipeline does not call its transformer or unet before each step of its scheduler"
             )
         track = list(run.taken).index(id(scheduler))
         update = Update(Step(index, run.times, run.past), track, move, run.decided[index])
@@ -175,17 +175,15 @@ class Gate:
 
     def _running(self) -> Run | None:
         """Returns the run, after checking that it is still this thread's and this scheduler's."""
-        if self.run is None:
-            return None
-        if self.run.thread != threading.get_ident():
-            raise AttachError(
-                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
-                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
-            )
         if self.pipe.scheduler is not self.scheduler:
             raise AttachError(
                 f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
                 "close() the handle and attach again"
+            )
+        if self.run is not None and self.run.thread != threading.get_ident():
+            raise AttachError(
+                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
+                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
             )
         return self.run
 

@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ScheduleError
+from .forecasts.extrapolate import Extrapolate
 from .policies.magnitude import Magnitude
 from .policies.mask import Mask
 from .policies.polynomial import Polynomial
 from .schedule import Rule, Schedule
 
-__all__ = ["imported", "interleaved"]
+__all__ = ["imported", "interleaved", "read"]
 
 BINS = ("scm_compute_bins", "compute_bins"), ("scm_cache_bins", "cache_bins")
-WHERE = {"teacache": {"site": "blocks"}, "magcache": {"site": "blocks"}, "mask": {"site": "blocks"}}
+
+
+def read(path: str | Path) -> Schedule:
+    """Returns the schedule in a file: one of ours, or what one of another code means."""
+    try:
+        ours = "rules" in json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = not Path(path).is_file()  # then `load` says why
+    return Schedule.load(path) if ours else imported(path)
 
 
 def imported(path: str | Path) -> Schedule:
@@ -52,7 +61,9 @@ def _rule(data: Mapping[str, Any]) -> Rule:
     if "coefficients" in data:
         values = data["coefficients"]
         values = values[-1] if isinstance(values[0], Sequence) else values  # LightX2V: with and without `ret`
-        threshold = next((data[k] for k in ("rel_l1_thresh", "teacache_thresh", "threshold") if k in data), None)
+        threshold = next(
+            (data[k] for k in ("rel_l1_thresh", "teacache_thresh", "threshold") if k in data), None
+        )
         if threshold is None:
             raise ValueError("coefficients without a threshold: add 'rel_l1_thresh'")
         policy = Polynomial(coefficients=tuple(values), threshold=threshold, on="modulated")
@@ -66,8 +77,6 @@ def _rule(data: Mapping[str, Any]) -> Rule:
 
 
 def _reuse(policy: Any, site: Any) -> Rule:
-    from .forecasts.extrapolate import Extrapolate
-
     return Rule(site=site, policy=policy, forecast=Extrapolate(order=0))
 
 
@@ -76,7 +85,11 @@ def _magnitude(data: Mapping[str, Any], ratios: Any, name: str) -> Magnitude:
     values = ratios[0] if isinstance(ratios[0], Sequence) else ratios  # LightX2V: one list a branch
     steps = data.get("num_inference_steps") or data.get("infer_steps") or len(values)
     values = interleaved(values) if len(values) == 2 * steps else list(values)
-    names = {"threshold": ("thresh", "threshold"), "max_skip": ("K", "max_skip_steps"), "retention": ("retention_ratio",)}
+    names = {
+        "threshold": ("thresh", "threshold"),
+        "max_skip": ("K", "max_skip_steps"),
+        "retention": ("retention_ratio",),
+    }
     found = {
         field: data[key]
         for field, ends in names.items()
@@ -102,7 +115,9 @@ def _mask(data: Mapping[str, Any]) -> list[int]:
         return [int(i not in set(data["cache_step"])) for i in range(steps)]
     values = data.get("steps_computation_mask") or data.get("steps_mask") or data.get("list") or []
     if isinstance(values, str):
-        raise ValueError(f"the mask is the name of a preset, {values!r}: Schedule.of('scm', model=...) has those")
+        raise ValueError(
+            f"the mask is the name of a preset, {values!r}: Schedule.of('scm', model=...) has those"
+        )
     if any(value not in (0, 1) for value in values):
         if any(not math.isfinite(value) or value <= 0 for value in values):
             raise ValueError("a list of neither ones and zeros nor positive ratios")

@@ -117,7 +117,9 @@ def weak(r2: float | None, rank: float | None, where: str) -> list[Finding]:
     """Returns a finding where a predictor predicts badly."""
     if r2 is None or rank is None or r2 >= WEAK:
         return []
-    message = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}: it hardly predicts; a plan needs no prediction"
+    message = (
+        f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}: it hardly predicts; a plan needs no prediction"
+    )
     return [Finding("warning", "weak", message)]
 
 
@@ -141,7 +143,9 @@ def of_ratios(policy: Magnitude, steps: int) -> list[Finding]:
     made = {flag: sum(m) for flag, m in ((f, with_flat(policy, f).init(grid)) for f in (False, True))}
     found = []
     if all(policy.init(grid)):
-        found.append(Finding("error", "inert", f"the threshold {policy.threshold:g} skips none of {steps} steps"))
+        found.append(
+            Finding("error", "inert", f"the threshold {policy.threshold:g} skips none of {steps} steps")
+        )
     elif made[False] == made[True]:
         found.append(Finding(
             "warning", "ratios",
@@ -168,7 +172,9 @@ def of_plan(policy: Any, profile: Profile) -> list[Finding]:
     if calls == profile.steps:
         found.append(Finding("error", "inert", f"it computes all {profile.steps} steps on this profile"))
     if calls <= 2 < profile.steps:
-        found.append(Finding("warning", "always", f"it computes {calls:g} of {profile.steps} steps on this profile"))
+        found.append(
+            Finding("warning", "always", f"it computes {calls:g} of {profile.steps} steps on this profile")
+        )
     for threshold, before, after in cliffs(policy, profile, near=0.1):
         found.append(Finding(
             "warning", "cliff",
@@ -178,7 +184,9 @@ def of_plan(policy: Any, profile: Profile) -> list[Finding]:
     return found
 
 
-def cliffs(policy: Any, profile: Profile, near: float | None = None, jump: int = 3) -> list[tuple[float, int, int]]:
+def cliffs(
+    policy: Any, profile: Profile, near: float | None = None, jump: int = 3
+) -> list[tuple[float, int, int]]:
     """Returns the thresholds at which a policy's plan changes much, with the calls before and after.
 
     Arguments:

@@ -56,7 +56,9 @@ def _static(paper: str, policy: str, forecast: str, **more: Any) -> Method:
 
 
 def _timestep(paper: str, site: str, policy: str, forecast: str = "extrapolate", **more: Any) -> Method:
-    return Method("timestep-adaptive", paper if "://" in paper else ARXIV + paper, site, policy, forecast, **more)
+    return Method(
+        "timestep-adaptive", paper if "://" in paper else ARXIV + paper, site, policy, forecast, **more
+    )
 
 
 def _predictive(paper: str, policy: str, forecast: str, **more: Any) -> Method:

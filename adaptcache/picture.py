@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .files import write_image
 
-__all__ = ["side_by_side"]
+__all__ = ["save_output", "side_by_side"]
 
 GAP, HEAD, CAPTION = 8, 26, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 
 
 def side_by_side(
-    prompts: Sequence[str], columns: dict[str, Sequence[np.ndarray]], path: str | Path, gain: float = 8.0
+    prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]], path: str | Path, gain: float = 8.0
 ) -> Path:
     """Draws a row for each prompt: the columns, then the difference of the last two times `gain`.
 
@@ -28,7 +28,7 @@ def side_by_side(
         path: The PNG file.
         gain: By how much differences are amplified.
     """
-    *_, truth, cached = ({"": next(iter(columns.values()))} | columns).values()
+    truth, cached = list(columns.values())[-2:]
     difference = [np.clip(np.abs(a - b) * gain, 0, 1) for a, b in zip(truth, cached, strict=True)]
     table = {**columns, f"difference x {gain:g}": difference}
     height, width = truth[0].shape[:2]
@@ -49,3 +49,17 @@ def side_by_side(
         text = "\n".join(textwrap.wrap(prompt, 24)[: height // 18])
         draw.text((GAP, HEAD + line * (height + GAP)), text, fill="black", font=font)
     return write_image(path, sheet)
+
+
+def save_output(output: np.ndarray, path: str | Path) -> Path:
+    """Writes an image with shape (H, W, C), or a clip with shape (F, H, W, C) as an animation.
+
+    Raises:
+        ValueError: It is neither: sound is written by the pipeline's own tools.
+    """
+    frames = (output.clip(0, 1) * 255).round().astype(np.uint8)
+    if frames.ndim == 3:
+        return write_image(path, Image.fromarray(frames.squeeze(-1) if frames.shape[-1] == 1 else frames))
+    if frames.ndim == 4:
+        return write_image(path, [Image.fromarray(frame) for frame in frames])
+    raise ValueError(f"cannot draw an output of shape {output.shape}; attach the schedule in Python instead")

@@ -40,6 +40,7 @@ class Preset(BaseModel):
         steps: The number of scheduler steps.
         prompts: A file in `calibration/prompts`, or a path.
         gated: Whether access to the checkpoint must be requested.
+        batch_size: How many prompts one calibration run has: as many as fit.
         call: Further arguments of the pipeline's `__call__`.
     """
 
@@ -54,6 +55,7 @@ class Preset(BaseModel):
     steps: int = Field(default=28, ge=1)
     prompts: str = "general"
     gated: bool = False
+    batch_size: int = Field(default=1, ge=1)
     call: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("call")

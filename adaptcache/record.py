@@ -117,7 +117,8 @@ def record(
     """
     own = twin(pipe)
     own.scheduler = refined(own.scheduler, finer)
-    runs, rows = [], []
+    runs: list[Trajectory] = []
+    rows: list[dict[str, np.ndarray]] = []
     for first, batch in batches(prompts, batch_size):
         recorder = Recorder(finer)
         gate = Gate(own, recorder).open()
@@ -133,7 +134,7 @@ def record(
         runs.append(recorder.run)
         rows += statistics(recorder.run, len(batch))
         progress(first + len(batch))
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(runs[0].times)
     return Profile(times=times, influence=np.zeros((0, len(times))), **arrays), runs
 

@@ -8,7 +8,7 @@ from .errors import ScheduleError
 from .fitting.kernel import open_loop_table, pair_errors, resampled
 from .fitting.path import best_plan
 from .forecasts.matched import Matched
-from .policies.plan import Plan
+from .policies.plan import Gear, Plan
 from .schedule import Rule, Schedule
 
 __all__ = ["replanned", "same_grid"]
@@ -31,7 +31,7 @@ def replanned(schedule: Schedule, times: tuple[float, ...]) -> Rule:
         ScheduleError: The schedule carries no kernel.
     """
     rule, kernel = schedule.rules[0], schedule.kernel
-    if not isinstance(rule.forecast, Matched):
+    if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
         return rule
     if kernel is None:
         raise ScheduleError(
@@ -42,7 +42,8 @@ def replanned(schedule: Schedule, times: tuple[float, ...]) -> Rule:
     ascending = np.array(kernel.times)[::-1]
     sensitivity = np.interp(np.array(times), ascending, np.array(kernel.sensitivity)[::-1])
     errors = pair_errors(gram)
-    gears, tables = [], []
+    gears: list[Gear] = []
+    tables = []
     for gear in rule.policy.gears:
         steps = best_plan(errors, sensitivity, max(1, round(gear.budget * len(times))))
         gears.extend(Plan.of(steps, times).gears)

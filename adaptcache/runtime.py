@@ -15,6 +15,7 @@ from .errors import ScheduleError
 from .fingerprint import fingerprint
 from .gate import Gate, Update
 from .history import History
+from .policies.plan import Plan
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
 
@@ -88,7 +89,8 @@ class Runner:
                 f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
             )
         anew = replanned(self.schedule, times)
-        warnings.warn(f"{fitted}, this run has {grid}: planned anew, evidence extrapolated", stacklevel=2)
+        how = "its rule is used as it is" if anew is rule else "planned anew"
+        warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
     def computes(self, step: Step) -> bool:
@@ -152,7 +154,8 @@ class Handle:
 
 def checked_gear(schedule: Schedule, gear: int) -> int:
     """Returns the number of a gear, negative ones counted from the end."""
-    gears = len(getattr(schedule.rules[0].policy, "gears", (None,)))
+    policy = schedule.rules[0].policy
+    gears = len(policy.gears) if isinstance(policy, Plan) else 1
     if not -gears <= gear < gears:
         raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
     return gear % gears
@@ -191,7 +194,8 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
             other = "configuration" if what == "config_hash" else "weights"
             message = (
                 f"{schedule.name} was fitted on other {other} of {fitted.class_name} "
-                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; calibrate again"
+                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; "
+                "calibrate again"
             )
             if strict:
                 raise ScheduleError(message)

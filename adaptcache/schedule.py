@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import (
     BaseModel,
@@ -23,9 +23,10 @@ from pydantic import (
 
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
-from .forecasts import FORECASTS
+from .forecasts import FORECASTS, Forecast
 from .forecasts.matched import Matched
-from .policies import POLICIES
+from .policies import POLICIES, Policy
+from .policies.plan import Plan
 from .signals import Signal
 
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
@@ -33,8 +34,12 @@ __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule
 FORMAT = 1
 LARGEST = 16 * 2**20  # bytes; real schedules have about 20 thousand
 
-AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
-AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # type: ignore  # noqa: UP007
+if TYPE_CHECKING:
+    AnyPolicy: TypeAlias = Policy
+    AnyForecast: TypeAlias = Forecast
+else:  # parsed by their `type`
+    AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
+    AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
 Time = Annotated[float, Field(ge=0, le=1)]
 Times = Annotated[tuple[Time, ...], Field(min_length=1, max_length=4096)]
 
@@ -114,8 +119,8 @@ class Rule(Part):
 
     @model_validator(mode="after")
     def _gears_agree(self) -> Self:
-        table, gears = getattr(self.forecast, "table", None), getattr(self.policy, "gears", None)
-        if table is not None and (gears is None or len(gears) != len(table)):
+        gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
+        if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
         return self
 
@@ -179,7 +184,7 @@ class Schedule(Part):
         ...     image = pipe("a lighthouse").images[0]
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     denoiser: Denoiser = Denoiser()
     grid: Grid = Grid()
@@ -199,17 +204,13 @@ class Schedule(Part):
     def _tables_fit(self) -> Self:
         n = len(self.grid.times)
         for rule in self.rules:
-            for gear, tracks in enumerate(rule.forecast.table if isinstance(rule.forecast, Matched) else ()):
+            if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
+                continue
+            for gear, tracks in enumerate(rule.forecast.table):
                 skipped = set(range(n)) - set(rule.policy.steps(self.grid.times, gear))
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
                     raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
         return self
-
-    @property
-    def calls(self) -> int | None:
-        """How many steps of its grid call the denoiser, where that is fixed."""
-        steps = getattr(self.rules[0].policy, "steps", None)
-        return len(steps(self.grid.times)) if steps and self.grid.times else None
 
     @classmethod
     def of(cls, method: str, **knobs: Any) -> Self:

@@ -33,6 +33,8 @@ def refined(scheduler: Any, factor: int) -> Any:
         @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
+            self.sigmas: torch.Tensor
+            self.timesteps: torch.Tensor
             left, right = self.sigmas[:-1, None], self.sigmas[1:, None]
             share = torch.arange(factor, device=self.sigmas.device) / factor
             inner = (left + (right - left) * share).flatten()

@@ -80,14 +80,15 @@ class Move:
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
-        bound = inspect.BoundArguments(self.bound.signature, arguments)  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.bound.signature, arguments)
         with torch.random.fork_rng(devices=[u.device] if u.device.type == "cuda" else []):
             return landing(self.method(*bound.args, **bound.kwargs))
 
 
 def landing(result: Any) -> Tensor:
     """Returns the latents in what `scheduler.step` returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+    y: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return y
 
 
 class Watch:

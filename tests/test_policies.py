@@ -210,8 +210,10 @@ def test_a_learned_policy_predicts_without_scikit_learn_what_scikit_learn_does(m
     from sklearn.tree import DecisionTreeRegressor
 
     policy = Learned.fit(PROFILE, budget=0.5, model=model)
-    peer = LinearRegression() if model == "linear" else DecisionTreeRegressor(
-        max_leaf_nodes=32, min_samples_leaf=4, random_state=0
+    peer = (
+        LinearRegression()
+        if model == "linear"
+        else DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
     )
     x, y = examples(PROFILE)
     assert np.allclose([policy.predict(tuple(row)) for row in x], peer.fit(x, y).predict(x), atol=1e-5)

@@ -1,31 +1,33 @@
-"""`adaptcache methods`: what can be named, and what each needs."""
+"""`adaptcache methods`"""
 
 from __future__ import annotations
 
-import json as json_
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..methods import METHODS, published
+from .screen import out, print_json
 
 __all__ = ["methods"]
 
 
-def methods(json: bool = False) -> None:
-    """Lists the published methods: site, policy, forecast, and whether they must be calibrated."""
-    from rich.console import Console
-    from rich.table import Table
+def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the published methods that can be named: policy, forecast, site, and what they need.
 
-    from ..methods import METHODS, published
-
-    rows: dict[str, dict[str, Any]] = {}
-    for name, method in METHODS.items():
-        models = list(published(method.published)) if method.published else []
-        rows[name] = asdict(method) | {"models": models}
+    Example:  adaptcache methods
+    """
+    models = {name: list(published(m.published)) if m.published else [] for name, m in METHODS.items()}
     if json:
-        print(json_.dumps(rows, indent=2))
+        print_json([{"name": name, **asdict(m), "models": models[name]} for name, m in METHODS.items()])
         return
-    table = Table("method", "kind", "site", "policy", "forecast", "needs", "paper")
-    for name, row in rows.items():
-        needs = f"profile, or {len(row['models'])} models" if row["needs"] == "model" else row["needs"]
-        paper = row["paper"].removeprefix("https://").removeprefix("arxiv.org/abs/")
-        table.add_row(name, row["kind"], row["site"], row["policy"], row["forecast"], needs, paper)
-    Console().print(table)
+    view = Table(box=None, header_style="bold")
+    for heading in ("method", "kind", "site", "policy", "forecast", "needs", "paper"):
+        view.add_column(heading, no_wrap=True)
+    for name, method in METHODS.items():
+        needs = f"profile, or 1 of {len(models[name])} models" if method.needs == "model" else method.needs
+        paper = method.paper.removeprefix("https://").removeprefix("arxiv.org/abs/")
+        view.add_row(name, method.kind, method.site, method.policy, method.forecast, needs, paper)
+    out.print(view)

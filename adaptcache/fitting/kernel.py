@@ -82,7 +82,7 @@ def pair_errors(gram: Array, ridge: float = RIDGE) -> Array:
         for a in range(b + 1):
             sources = [b] if a == b else [b, a]
             inner = np.broadcast_to(gram[np.ix_(sources, sources)], (len(later), len(sources), len(sources)))
-            moment = gram[np.ix_(later, sources)]
+            moment = gram[later][:, sources]
             prior = np.zeros_like(moment)
             prior[:, 0] = 1.0
             w = shrunk(inner, moment, prior, ridge)

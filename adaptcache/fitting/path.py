@@ -28,7 +28,8 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
     if not 1 <= calls <= n:
         raise ValueError(f"calls must be in [1, {n}] for {n} steps, got {calls}")
     # cost[a, b, j]: of skipping everything between b and j when a, b are the last two computed.
-    summed = np.cumsum(errors * sensitivity, axis=2)
+    after = np.arange(n)[None, :] > np.arange(n)[:, None]  # (b, i)
+    summed = np.cumsum(np.where(after, errors * sensitivity, 0.0), axis=2)
     cost = np.full((n, n, n + 1), np.inf)
     for b in range(n):
         cost[:, b, b + 1] = 0.0
@@ -40,10 +41,10 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
         through = best[:, :, None] + cost[:, :, :n]  # (a, b, j)
         came_from.append(through.argmin(axis=0))
         best = through.min(axis=0)
-    a, b = np.unravel_index(np.argmin(best + cost[:, :, n]), (n, n))
-    plan = [int(b)]
+    a, b = divmod(int(np.argmin(best + cost[:, :, n])), n)
+    plan = [b]
     for previous in reversed(came_from):
-        a, b = int(previous[a, b]), int(a)
+        a, b = int(previous[a, b]), a
         plan.append(b)
     return plan[::-1]
 

@@ -74,6 +74,8 @@ class Forecast(ABC, BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    type: str
+
     @property
     @abstractmethod
     def depth(self) -> int:

@@ -61,4 +61,5 @@ class Frequency(Forecast):
             frequencies = torch.fft.fftfreq(value.shape[axis], device=value.device).abs()
             keep = frequencies <= self.cut / 2 + 1e-9  # 1/2 is the highest
             spectrum = spectrum * keep.view([-1 if a == axis else 1 for a in range(value.ndim)])
-        return torch.fft.ifftn(spectrum, dim=axes).real
+        low: Tensor = torch.fft.ifftn(spectrum, dim=axes).real
+        return low

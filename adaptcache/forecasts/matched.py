@@ -48,7 +48,8 @@ class Matched(Forecast):
         for row in (row for gear in self.table for track in gear for row in track if row):
             if not len(self.features) < len(row) <= self.history + len(self.features):
                 raise ValueError(
-                    f"a row of {len(row)} weights: 1 to {self.history} outputs and {len(self.features)} features fit"
+                    f"a row has {len(row)} weights; it needs 1 to {self.history} for outputs "
+                    f"and {len(self.features)} for features"
                 )
         return self
 

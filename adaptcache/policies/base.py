@@ -26,6 +26,8 @@ class Policy(ABC, BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    type: str
+
     @property
     def signal(self) -> Signal:
         """What `step.x` has to be at each step; static policies read nothing and pay nothing."""

@@ -69,7 +69,9 @@ class Learned(Policy):
     def _ends(self) -> Learned:
         for number, node in enumerate(self.tree):
             ends = node.left < 0 and node.right < 0
-            if not ends and not (number < node.left < len(self.tree) and number < node.right < len(self.tree)):
+            if not ends and not (
+                number < node.left < len(self.tree) and number < node.right < len(self.tree)
+            ):
                 raise ValueError(f"node {number} of the tree has no such children: {node.left}, {node.right}")
         return self
 
@@ -132,7 +134,11 @@ def learned_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     """Returns a regression tree as plain nodes."""
     from sklearn.tree import DecisionTreeRegressor
 
-    tree = DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0).fit(features, values).tree_
+    tree = (
+        DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
+        .fit(features, values)
+        .tree_
+    )
     return {
         "tree": tuple(
             Node(value=float(tree.value[k, 0, 0]), feature=max(int(tree.feature[k]), 0),

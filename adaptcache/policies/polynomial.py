@@ -67,7 +67,12 @@ class Polynomial(Threshold):
         x, y = profile.change_in[:, 1:], profile.change_out[:, 1:]
         rising = fit_rising(x.ravel(), y.ravel(), degree)
         r2, rank = held_out(x, y, degree)
-        fitted = {"coefficients": rising.coefficients, "clamp": (rising.low, rising.high), "r2": r2, "rank": rank}
+        fitted = {
+            "coefficients": rising.coefficients,
+            "clamp": (rising.low, rising.high),
+            "r2": r2,
+            "rank": rank,
+        }
         if budget == 1:
             knobs["cool_down"] = profile.steps
         return super().fit(profile, budget=budget, **fitted, **knobs)

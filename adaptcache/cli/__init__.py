@@ -1,0 +1,77 @@
+"""The command line: one verb a file. Each reads files, calls one function and writes a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from .. import __version__
+from .calibrate import calibrate
+from .demo import demo
+from .generate import generate
+from .models import models
+from .show import show
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
+    epilog="Start with:  adaptcache demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for verb in (calibrate, generate, show, models, demo):
+    app.command()(verb)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"adaptcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the traceback of an error, and log what happens."
+    ),
+) -> None:
+    """Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
+    if not debug:
+        quiet()
+
+
+def quiet() -> None:
+    """Leaves the screen to our own lines: libraries stay silent, warnings become one line each."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Runs the command line. Bad input gives one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError) as error:
+        if debug:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print("error: " + " ".join(str(message).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,70 @@
+"""`adaptcache demo`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..calibrate import calibrate as fit_schedule
+from ..call import Call
+from ..evaluate import compared
+from ..files import check_writable
+from ..picture import side_by_side
+from ..presets import resolve
+from ..prompts import read_prompts
+from ..store import Store
+from .calibrate import Model
+from .screen import out, progress, table
+
+__all__ = ["demo"]
+
+BUDGETS = (14, 10, 7, 5)  # calls of 28
+
+
+def demo(
+    model: Model = "emoji-flux",
+    to: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
+    check_on: Annotated[int, typer.Option(help="Measure on this many held-out prompts.", min=1)] = 32,
+    pictures: Annotated[int, typer.Option(help="Rows of the picture.", min=1)] = 6,
+) -> None:
+    """Calibrate the demo model at four budgets, compare on held-out prompts, draw the images.
+
+    Writes a schedule for each budget and side-by-side.png. Example:  adaptcache demo
+    """
+    preset = resolve(model)
+    known = read_prompts(preset.prompts)
+    call = Call(preset.steps, preset.call)
+    held_out = known.held_out[:check_on]
+    picture = check_writable(to / "side-by-side.png")
+    pipe = preset.load_pipeline()
+    schedules = []
+    with progress() as report:
+        for calls in (round(calls * call.steps / 28) for calls in BUDGETS):
+            name = f"{preset.name}-{call.steps}-{call.steps / calls:.2g}x"
+            schedule = fit_schedule(
+                pipe,
+                known.calibration,
+                steps=call.steps,
+                budget=calls / call.steps,
+                call=preset.call,
+                batch_size=preset.batch_size,
+                name=name,
+                store=Store(to / "cache"),
+                progress=lambda stage, done, of, name=name: report(  # type: ignore[misc]
+                    f"{name}: matching" if stage == "matching" else stage, done, of
+                ),
+            )
+            schedule.save(to / f"{name}.json")
+            schedules.append(schedule)
+        rows, images = compared(
+            pipe, call, held_out, schedules, first=len(known.calibration), progress=report
+        )  # fmt: skip
+    columns = {"full run": images[0].images[:pictures], rows[3].name: images[2].images[:pictures]}
+    side_by_side(held_out[:pictures], columns, picture)
+    out.print(
+        f"\n{len(held_out)} held-out prompts, {call.steps} steps, against the full run with the same noise:\n"
+    )
+    out.print(table(rows, call.steps))
+    out.print(f"\nwrote {picture} and {', '.join(f'{schedule.name}.json' for schedule in schedules)}")

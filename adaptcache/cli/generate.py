@@ -1,0 +1,69 @@
+"""`adaptcache generate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..call import Call
+from ..evaluate import row
+from ..files import check_writable
+from ..generate import generate as run
+from ..picture import save_output, side_by_side
+from ..presets import resolve
+from ..schedule import Schedule
+from .calibrate import Model
+from .screen import out, print_json, progress, table
+
+__all__ = ["generate"]
+
+
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")],
+    model: Model = "emoji-flux",
+    schedule: Annotated[
+        Path | None, typer.Option("--schedule", "-s", help="A schedule; none runs in full.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Also run in full; write both, and their difference.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("image.png"),
+    json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+) -> None:
+    """Generate from one prompt by a schedule.
+
+    Example:
+
+      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
+    """
+    preset = resolve(model)
+    fitted = Schedule.load(schedule) if schedule else None
+    if compare and fitted is None:
+        raise ValueError("--compare needs a --schedule to compare with the full run")
+    check_writable(to)
+    pipe = preset.load_pipeline(device)
+    call = Call(preset.steps if steps is None else steps, preset.call, seed)
+    with progress() as report:
+        made = run(pipe, call, [prompt], fitted, progress=lambda done: report("generating", done, 1))
+        full = (
+            run(pipe, call, [prompt], progress=lambda done: report("in full", done, 1)) if compare else None
+        )
+    if full:
+        side_by_side([prompt], {"full run": full.images, f"{made.calls} calls": made.images}, to)
+        rows = [row("full run", full, full), row(fitted.name if fitted else "", made, full)]
+        if not json:
+            out.print(table(rows, call.steps))
+    else:
+        save_output(made.images[0], to)
+    if json:
+        worth = {"psnr": rows[1].psnr["mean"], "loop_speed": rows[1].loop} if full else {}
+        print_json({"out": str(to), "calls": made.calls, "seconds": made.total, **worth})
+    else:
+        out.print(f"wrote {to}  ({made.calls} denoiser calls, {made.total:.2f} s)")

@@ -1,0 +1,65 @@
+"""What verbs put on the screen: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..evaluate import Row
+
+__all__ = ["out", "print_json", "progress", "table"]
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a function that is told the stage, what is done and of how much, and draws a bar a stage."""
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=of)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def table(rows: list[Row], steps: int) -> Table:
+    """Returns a table of a comparison."""
+    view = Table(box=None, header_style="bold")
+    for heading in ("", "budget", "calls", "loop", "pipeline", "PSNR dB", "5th pct", "SSIM"):
+        view.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        full = row.psnr["mean"] >= 100
+        view.add_row(
+            row.name,
+            f"{row.calls / steps:.2f}",
+            str(row.calls),
+            f"{row.loop:.2f}x",
+            f"{row.total:.2f}x",
+            "exact" if full else f"{row.psnr['mean']:.1f}",
+            "" if full else f"{row.psnr['p05']:.1f}",
+            f"{row.ssim['mean']:.4f}" if row.ssim else "-",
+        )
+    return view
+
+
+def print_json(data: Any) -> None:
+    """Prints one JSON document."""
+    print(json.dumps(data, indent=1))
