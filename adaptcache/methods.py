@@ -167,6 +167,9 @@ def rule_of(name: str, *, model: str | None = None, **knobs: Any) -> Rule:
     )
 
 
+FITTED = ("head", "tail", "threshold", "interval")  # defaults that a profile replaces
+
+
 def of_kind(kind: Any, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those knobs that are fields of a policy or a forecast."""
     return {key: value for key, value in knobs.items() if key in kind.model_fields}
@@ -203,7 +206,7 @@ def fitted_rule(name: str, profile: Profile, *, budget: float = 0.5, **knobs: An
         knobs: Fields of its policy and its forecast that are not fitted.
     """
     method = method_named(name)
-    own = {**{k: v for k, v in method.knobs.items() if k not in ("head", "tail", "threshold")}, **knobs}
+    own = {**{k: v for k, v in method.knobs.items() if k not in FITTED}, **knobs}
     kind, forecast = POLICIES[method.policy], FORECASTS[method.forecast]
     if "on" in kind.model_fields:
         own["on"] = "input"

@@ -39,7 +39,7 @@ class Mask(Policy):
     """
 
     type: Literal["mask"] = "mask"
-    compute_steps: Annotated[tuple[bool, ...], Field(min_length=1, max_length=4096)] = (True, False)
+    compute_steps: Annotated[tuple[bool, ...], Field(min_length=1, max_length=4096)]
 
     @classmethod
     def of_bins(cls, compute: Sequence[int], cache: Sequence[int], steps: int | None = None) -> Self:

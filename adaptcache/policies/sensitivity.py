@@ -51,7 +51,8 @@ class Sensitivity(Threshold):
         rising = self.times[::-1]
         a = float(np.interp(step.t, rising, self.to_input[::-1]))
         b = float(np.interp(step.t, rising, self.to_time[::-1]))
-        return a * moved + b * (step.times[step.past[0]] - step.t)
+        score: Tensor = a * moved + b * (step.times[step.past[0]] - step.t)
+        return score
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
