@@ -173,6 +173,18 @@ class Gate:
             self._finish()
         return result
 
+    def here(self) -> tuple[Step, int] | None:
+        """Returns the step and the branch of the denoiser call under way; None outside of a run."""
+        if (run := self.run) is None or not run.calls:
+            return None
+        index = run.taken[id(self.scheduler)]
+        return Step(index, run.times, run.past), len(run.calls[index]) - 1
+
+    def skipped(self) -> None:
+        """Notes that the call under way skips what a finer site has to skip."""
+        assert self.run is not None
+        self.run.calls[self.run.taken[id(self.scheduler)]][-1] = False
+
     def _running(self) -> Run | None:
         """Returns the run, after checking that it is still this thread's and this scheduler's."""
         if self.pipe.scheduler is not self.scheduler:

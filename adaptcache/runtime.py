@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
+from .blocks import Blocks
 from .clock import Step
 from .errors import ScheduleError
 from .fingerprint import fingerprint
@@ -18,6 +20,7 @@ from .history import History
 from .policies.plan import Plan
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
+from .watch import denoisers_of
 
 __all__ = ["Handle", "Report", "attach"]
 
@@ -64,7 +67,19 @@ class Runner:
         self.schedule, self.strict, self.gear = schedule, strict, gear
         self.evidence = "calibrated"
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
+        self.blocks: list[Blocks] = []  # one a denoiser, if that is the site
         self.end()
+
+    def stand(self, gate: Gate) -> ExitStack:
+        """Stands at the sites inside of the denoisers, if the schedule has any, until that is closed."""
+        rule = self.schedule.rules[0]
+        with ExitStack() as undo:
+            undo.callback(self.blocks.clear)
+            if rule.site == "blocks":
+                self.blocks[:] = [Blocks(denoiser, gate, rule) for denoiser in denoisers_of(gate.pipe)]
+                for site in self.blocks:
+                    site.stand(undo)
+            return undo.pop_all()
 
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
@@ -74,6 +89,8 @@ class Runner:
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
+        for site in self.blocks:
+            site.begin(self.rule, times, self.gear)
 
     def _native(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -94,6 +111,8 @@ class Runner:
         return anew
 
     def computes(self, step: Step) -> bool:
+        if self.blocks:
+            return True  # the denoiser is called, and decides inside
         reads = {self.rule.policy.signal, self.rule.forecast.signal} != {"none"}
         # Cloned where it is read: policies compare it with that of later steps.
         x = step.x.clone() if reads and step.x is not None else None
@@ -101,6 +120,8 @@ class Runner:
         return self.rule.policy.compute(self.state, self.step) or step.index == 0
 
     def update(self, update: Update) -> Tensor:
+        if self.blocks:
+            return update.move.u
         x = self.step.x
         self.history.see(update, x)
         if update.computed:
@@ -115,6 +136,8 @@ class Runner:
 
     def end(self) -> None:
         self.history = History(0)
+        for site in self.blocks:
+            site.end()
 
 
 class Handle:
@@ -122,7 +145,11 @@ class Handle:
 
     def __init__(self, pipe: Any, runner: Runner) -> None:
         self._runner = runner
-        self._gate = Gate(pipe, runner).open()
+        with ExitStack() as undo:
+            self._gate = Gate(pipe, runner).open()
+            undo.callback(self._gate.close)
+            undo.push(runner.stand(self._gate))
+            self._undo = undo.pop_all()
 
     @property
     def gear(self) -> int:
@@ -141,7 +168,7 @@ class Handle:
 
     def close(self) -> None:
         """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
-        self._gate.close()
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self

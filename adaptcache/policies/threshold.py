@@ -97,7 +97,8 @@ class Threshold(Policy):
         return value > self.threshold if self.inclusive else value >= self.threshold
 
     def observe(self, state: Trail, step: Step, output: Tensor) -> None:
-        state.anchor, state.output, state.total = step.x, output, 0.0
+        state.before = state.anchor = step.x
+        state.output, state.total = output, 0.0
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:

@@ -1,0 +1,227 @@
+"""The site `blocks`: what the blocks of a denoiser add to its hidden states.
+
+A guard stands before each block. At a skipped step all of them let their inputs through, and the last one
+adds the forecast of what they would have added. Around them the denoiser runs as always.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .clock import Step
+from .errors import AttachError
+from .gate import Gate
+from .history import History
+from .models import IMAGE, Model, model_of
+from .schedule import Rule
+from .watch import Guard
+
+__all__ = ["Blocks"]
+
+Streams = dict[str, Tensor]
+
+
+@dataclass
+class Pass:
+    """One call of the denoiser, while it goes through the blocks.
+
+    Arguments:
+        step: Where the run is, with the signal.
+        branch: Which call of this step it is.
+        raw: What entered the first block.
+        entered: What entered the site.
+        tail: What entered the blocks after it.
+        skips: Whether the site is skipped.
+    """
+
+    step: Step
+    branch: int
+    raw: Streams
+    entered: Streams = field(default_factory=dict)
+    tail: Streams = field(default_factory=dict)
+    skips: bool = False
+
+
+class Blocks:
+    """Skips the blocks of one denoiser by a rule.
+
+    One decision a step, made at its first branch: the others follow. The whole of a branch that was never
+    computed is computed.
+    """
+
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+        if Guard.compiled(denoiser):
+            raise AttachError(
+                f"this {type(denoiser).__name__} is compiled as a whole: blocks cannot be skipped inside of a graph. "
+                "Compile its blocks (compile_repeated_blocks), or use the site 'step'"
+            )
+        self.gate, self.rule, self.model = gate, rule, model_of(denoiser)
+        self.blocks: list[nn.Module] = [b for name in self.model.blocks for b in getattr(denoiser, name)]
+        self.first, self.last = rule.head, len(self.blocks) - 1 - rule.tail
+        if self.last < self.first:
+            raise AttachError(
+                f"{len(self.blocks)} blocks, and {rule.head} + {rule.tail} of them always run: nothing is left"
+            )
+        self.state: Any = None
+        self.history, self.past = History(0), tuple[int, ...]()
+        self.now: Pass | None = None
+        self.arity: dict[int, int] = {}  # how many tensors a block returns; 0: one, not in a tuple
+
+    def stand(self, undo: ExitStack) -> None:
+        """Stands before the blocks, until `undo` is closed."""
+        if any(Guard.of(block) for block in self.blocks):
+            raise AttachError("the blocks of this denoiser are attached already; close() that handle first")
+        for number, block in enumerate(self.blocks):
+            Guard(block, partial(self.call, number)).stand(undo)
+
+    def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
+        """A run starts."""
+        self.rule, self.state, self.past, self.gear = rule, rule.policy.init(times), (), gear
+        self.history, self.now = History(rule.forecast.depth, rule.forecast.keeps_latents), None
+
+    def end(self) -> None:
+        """Lets go of tensors."""
+        self.history, self.state, self.now = History(0), None, None
+
+    def call(self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A block was called."""
+        if number == 0:
+            here = self.gate.here()
+            streams = streams_of(self.model, block, args, kwargs)
+            self.now = None if here is None else Pass(here[0], here[1], streams)
+        if (now := self.now) is None:  # somebody calls the denoiser outside of a pipeline's loop
+            return original(*args, **kwargs)
+        if number == self.first:
+            now.entered = streams_of(self.model, block, args, kwargs)
+            now.skips = not self.computes(now, block, args, kwargs)
+        if now.skips and self.first <= number <= self.last:
+            through = streams_of(self.model, block, args, kwargs)
+            return self.shaped(number, self.forecast(now, through) if number == self.last else through)
+        if number == self.last + 1:
+            now.tail = streams_of(self.model, block, args, kwargs)
+        output = original(*args, **kwargs)
+        self.arity[number] = len(output) if isinstance(output, tuple) else 0
+        if number == self.last:
+            self.learn(now, self.named(output))
+        if number == len(self.blocks) - 1 and self.rule.tail:
+            self.check(now, added(now.tail, self.named(output))[IMAGE])
+        return output
+
+    def computes(self, now: Pass, block: nn.Module, args: Any, kwargs: Any) -> bool:
+        """Whether the site is computed in this call of the denoiser."""
+        index, first = now.step.index, now.branch == 0
+        if first:
+            signal = self.signal(now, block, args, kwargs)
+            self.step = replace(now.step, past=self.past, gear=self.gear, x=signal)
+            ready = bool(self.past) or index == 0  # an expert that takes over has no past of its own
+            self.computed = not ready or self.rule.policy.compute(self.state, self.step) or index == 0
+            if self.computed:
+                self.past = (index, *self.past)
+        now.step = self.step
+        line = self.history.lines.get((now.branch, IMAGE))
+        known = line is not None and bool(line.past) and line.past[0].shape == now.entered[IMAGE].shape
+        return self.computed or not known
+
+    def signal(self, now: Pass, block: nn.Module, args: Any, kwargs: Any) -> Tensor | None:
+        """Returns what the policy reads."""
+        x = now.entered[IMAGE]
+        match self.rule.signal:
+            case "input":
+                return x.clone()
+            case "residual":
+                return x - now.raw[IMAGE]
+            case "modulated":
+                bound = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+                norm = self.modulation(block)
+                parts = norm(x, **{name: bound[own] for name, own in self.model.modulated.items()})
+                value: Tensor = parts[0] if isinstance(parts, tuple) else parts
+                return value
+        return None
+
+    def modulation(self, block: nn.Module) -> Callable[..., Any]:
+        """Returns the normalisation whose result is the modulated input."""
+        if not self.model.modulated or self.rule.head:
+            raise AttachError(
+                "the signal 'modulated' is known for the first block of Flux, SD3 and HunyuanVideo; use 'input'"
+            )
+        norm: Callable[..., Any] = block.norm1
+        return norm
+
+    def learn(self, now: Pass, output: Streams) -> None:
+        """Notes what the site added."""
+        residuals = added(now.entered, output)
+        for name, residual in residuals.items():
+            key = (now.branch, name)
+            if key not in self.history.lines:
+                self.history.enter(key, now.entered[name])
+            self.history.keep(key, now.entered[name], residual, now.step.x)
+        if now.branch == 0:
+            self.rule.policy.observe(self.state, now.step, residuals[IMAGE])
+
+    def forecast(self, now: Pass, through: Streams) -> Streams:
+        """Returns what leaves the site: what went through it, and the forecast of what it adds."""
+        self.gate.skipped()
+        leaving = {}
+        for name, value in through.items():
+            leaving[name] = value
+            if (key := (now.branch, name)) in self.history.lines:
+                known = self.history.known(key, now.entered[name], now.step.x)
+                extra = self.rule.forecast.combine(known, now.step)
+                before = value.shape[1] - extra.shape[1] if value.ndim == 3 else 0
+                if before:  # text and image in one sequence: the image comes last
+                    leaving[name] = value.clone()
+                    leaving[name][:, before:] += extra
+                else:
+                    leaving[name] = value + extra
+        return leaving
+
+    def check(self, now: Pass, found: Tensor) -> None:
+        """Compares what the tail added with its forecast, or notes it where the site was computed."""
+        key = (now.branch, "tail")
+        if not now.skips:
+            if key not in self.history.lines:
+                self.history.enter(key, now.tail[IMAGE])
+            self.history.keep(key, now.tail[IMAGE], found, now.step.x)
+        elif now.branch == 0:
+            known = self.history.known(key, now.tail[IMAGE], now.step.x)
+            self.rule.policy.verify(self.state, now.step, found, self.rule.forecast.combine(known, now.step))
+
+    def named(self, output: Any) -> Streams:
+        """Returns the streams that a block returned."""
+        if isinstance(output, Tensor):
+            return {IMAGE: output}
+        pairs = zip(self.model.streams, output, strict=False)
+        return {name: value for name, value in pairs if isinstance(value, Tensor)}
+
+    def shaped(self, number: int, streams: Streams) -> Any:
+        """Returns streams the way this block returns them."""
+        if not self.arity[number]:
+            return streams[IMAGE]
+        return tuple(streams.get(name) for name in self.model.streams[: self.arity[number]])
+
+
+def streams_of(model: Model, block: nn.Module, args: Any, kwargs: Any) -> Streams:
+    """Returns the streams among the arguments of a block."""
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {name: given[name] for name in model.streams if isinstance(given.get(name), Tensor)}
+
+
+def added(entered: Streams, left: Streams) -> Streams:
+    """Returns what was added to each stream; the end of a sequence that has grown by the text before it."""
+    sums = {}
+    for name, value in left.items():
+        if (before := entered.get(name)) is None:
+            continue
+        if value.ndim == 3 and value.shape[1] > before.shape[1]:
+            value = value[:, -before.shape[1] :]
+        if value.shape == before.shape:
+            sums[name] = value - before
+    return sums
