@@ -69,9 +69,12 @@ class Blocks:
             raise AttachError(
                 f"{len(self.blocks)} blocks, and {rule.head} + {rule.tail} of them always run: nothing is left"
             )
+        self.gear = 0
         self.state: Any = None
-        self.history, self.past = History(0), tuple[int, ...]()
         self.now: Pass | None = None
+        self.seen: tuple[Step, Tensor] | None = None  # of the first step, where it came before `begin`
+        self.past: tuple[int, ...] = ()
+        self.end()
         self.arity: dict[int, int] = {}  # how many tensors a block returns; 0: one, not in a tuple
 
     def stand(self, undo: ExitStack) -> None:
@@ -82,13 +85,16 @@ class Blocks:
             Guard(block, partial(self.call, number)).stand(undo)
 
     def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
-        """A run starts."""
-        self.rule, self.state, self.past, self.gear = rule, rule.policy.init(times), (), gear
-        self.history, self.now = History(rule.forecast.depth, rule.forecast.keeps_latents), None
+        """A run has started; its first step may have gone through the blocks already."""
+        self.rule, self.gear, self.state = rule, gear, rule.policy.init(times)
+        if self.seen is not None:
+            self.rule.policy.observe(self.state, *self.seen)
 
     def end(self) -> None:
         """Lets go of tensors."""
-        self.history, self.state, self.now = History(0), None, None
+        forecast = self.rule.forecast
+        self.history, self.past = History(forecast.depth, forecast.keeps_latents), ()
+        self.state, self.now, self.seen = None, None, None
 
     def call(self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A block was called."""
@@ -120,8 +126,9 @@ class Blocks:
         if first:
             signal = self.signal(now, block, args, kwargs)
             self.step = replace(now.step, past=self.past, gear=self.gear, x=signal)
-            ready = bool(self.past) or index == 0  # an expert that takes over has no past of its own
-            self.computed = not ready or self.rule.policy.compute(self.state, self.step) or index == 0
+            self.step = replace(now.step, past=self.past, gear=self.gear, x=signal)
+            # The first step has no past, and an expert that takes over in the middle has none of its own.
+            self.computed = not self.past or self.rule.policy.compute(self.state, self.step)
             if self.computed:
                 self.past = (index, *self.past)
         now.step = self.step
@@ -162,7 +169,9 @@ class Blocks:
             if key not in self.history.lines:
                 self.history.enter(key, now.entered[name])
             self.history.keep(key, now.entered[name], residual, now.step.x)
-        if now.branch == 0:
+        if now.branch == 0 and now.step.index == 0 and not now.step.times:
+            self.seen = now.step, residuals[IMAGE]
+        elif now.branch == 0:
             self.rule.policy.observe(self.state, now.step, residuals[IMAGE])
 
     def forecast(self, now: Pass, through: Streams) -> Streams:

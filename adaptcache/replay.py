@@ -55,7 +55,7 @@ def replayed(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
     for index in range(len(times)):
         x = latents[index : index + 1] if policy.signal != "none" else None
         step = Step(index, times, past, x=x)
-        if policy.compute(state, step) or index == 0:
+        if index == 0 or policy.compute(state, step):
             policy.observe(state, step, outputs[index : index + 1])
             past = (index, *past)
     return list(reversed(past))

@@ -113,29 +113,28 @@ class Runner:
     def computes(self, step: Step) -> bool:
         if self.blocks:
             return True  # the denoiser is called, and decides inside
-        reads = {self.rule.policy.signal, self.rule.forecast.signal} != {"none"}
+        rule = self.schedule.rules[0]
         # Cloned where it is read: policies compare it with that of later steps.
-        x = step.x.clone() if reads and step.x is not None else None
-        self.step = replace(step, gear=self.gear, x=x)
-        return self.rule.policy.compute(self.state, self.step) or step.index == 0
+        self.x = step.x.clone() if rule.signal != "none" and step.x is not None else None
+        step = replace(step, gear=self.gear, x=self.x)
+        return step.index == 0 or self.rule.policy.compute(self.state, step)
 
     def update(self, update: Update) -> Tensor:
         if self.blocks:
             return update.move.u
-        x = self.step.x
-        self.history.see(update, x)
-        if update.computed:
-            if update.track == 0:
-                self.rule.policy.observe(self.state, self.step, update.move.u)
-            return update.move.u
-        step = replace(self.step, track=update.track)
-        return self.rule.forecast.combine(self.history.known(update.track, update.move.x, x), step)
+        self.history.see(update, self.x)
+        step = replace(update.step, gear=self.gear, track=update.track, x=self.x)
+        if not update.computed:
+            return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
+        if update.track == 0:
+            self.rule.policy.observe(self.state, step, update.move.u)
+        return update.move.u
 
     def landed(self, update: Update, y: Tensor) -> None:
         """Nothing to learn from at run time."""
 
     def end(self) -> None:
-        self.history = History(0)
+        self.history, self.state, self.x = History(0), None, None
         for site in self.blocks:
             site.end()
 

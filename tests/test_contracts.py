@@ -101,7 +101,7 @@ def test_a_policy_does_not_read_the_future(name):
         state, past, made = policy.init(TIMES), (), []
         for index in range(STEPS):
             step = Step(index, TIMES, past, x=xs[index])
-            made.append(policy.compute(state, step) or index == 0)
+            made.append(index == 0 or policy.compute(state, step))
             if made[-1]:
                 policy.observe(state, step, 2 * xs[index])
                 past = (index, *past)
@@ -130,7 +130,7 @@ def test_the_worst_sample_of_a_batch_decides(name):
         state, past, made = policy.init(TIMES), (), []
         for index, x in enumerate(batches):
             step = Step(index, TIMES, past, x=x)
-            made.append(policy.compute(state, step) or index == 0)
+            made.append(index == 0 or policy.compute(state, step))
             if made[-1]:
                 policy.observe(state, step, x)
                 past = (index, *past)

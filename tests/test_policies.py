@@ -46,7 +46,7 @@ def decide(policy, xs, outputs=None, steps=None):
     state = policy.init(times)
     for index in range(steps):
         step = Step(index, times, past, x=xs[index] if xs is not None else None)
-        if policy.compute(state, step) or index == 0:
+        if index == 0 or policy.compute(state, step):
             policy.observe(state, step, (outputs if outputs is not None else xs)[index])
             past, mask = (index, *past), mask + "1"
         else:

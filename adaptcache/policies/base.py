@@ -21,7 +21,7 @@ class Policy(ABC, BaseModel):
     """Decides at which steps the site is computed.
 
     A policy is frozen. What changes during a run is a small plain object, made by `init` and held by
-    the runtime alone. Step 0 is always computed, whatever the policy says.
+    the runtime alone. Step 0 is always computed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,10 @@ class Policy(ABC, BaseModel):
 
     @abstractmethod
     def compute(self, state: Any, step: Step) -> bool:
-        """Whether to compute at this step. Asked at every step; reads at most one number from the device."""
+        """Whether to compute at this step. Asked at every step after the first, which is always computed.
+
+        Reads at most one number from the device.
+        """
 
     def observe(self, state: Any, step: Step, output: Tensor) -> None:
         """Notes what left the site at a step that was computed. Reads nothing from the device.
