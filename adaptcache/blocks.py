@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,55 +19,32 @@ from .clock import Step
 from .errors import AttachError
 from .gate import Gate
 from .history import History
-from .models import IMAGE, Model, model_of
+from .models import IMAGE, model_of
 from .schedule import Rule
+from .streams import Pass, Streams, added, as_returned, returned, streams_of
 from .watch import Guard
 
 __all__ = ["Blocks"]
-
-Streams = dict[str, Tensor]
-
-
-@dataclass
-class Pass:
-    """One call of the denoiser, while it goes through the blocks.
-
-    Arguments:
-        step: Where the run is, with the signal.
-        branch: Which call of this step it is.
-        raw: What entered the first block.
-        entered: What entered the site.
-        tail: What entered the blocks after it.
-        skips: Whether the site is skipped.
-    """
-
-    step: Step
-    branch: int
-    raw: Streams
-    entered: Streams = field(default_factory=dict)
-    tail: Streams = field(default_factory=dict)
-    skips: bool = False
 
 
 class Blocks:
     """Skips the blocks of one denoiser by a rule.
 
-    One decision a step, made at its first branch: the others follow. The whole of a branch that was never
-    computed is computed.
+    One decision a step, made at its first branch: the others follow. A branch that was never computed is.
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
         if Guard.compiled(denoiser):
             raise AttachError(
-                f"this {type(denoiser).__name__} is compiled as a whole: blocks cannot be skipped inside of a graph. "
-                "Compile its blocks (compile_repeated_blocks), or use the site 'step'"
+                f"this {type(denoiser).__name__} is compiled as a whole: nothing can be skipped inside of "
+                "a graph; compile its blocks (compile_repeated_blocks), or use the site 'step'"
             )
         self.gate, self.rule, self.model = gate, rule, model_of(denoiser)
         self.blocks: list[nn.Module] = [b for name in self.model.blocks for b in getattr(denoiser, name)]
         self.first, self.last = rule.head, len(self.blocks) - 1 - rule.tail
         if self.last < self.first:
             raise AttachError(
-                f"{len(self.blocks)} blocks, and {rule.head} + {rule.tail} of them always run: nothing is left"
+                f"{rule.head} + {rule.tail} of {len(self.blocks)} blocks always run: nothing is left to skip"
             )
         self.gear = 0
         self.state: Any = None
@@ -96,7 +73,9 @@ class Blocks:
         self.history, self.past = History(forecast.depth, forecast.keeps_latents), ()
         self.state, self.now, self.seen = None, None, None
 
-    def call(self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call(
+        self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         """A block was called."""
         if number == 0:
             here = self.gate.here()
@@ -109,15 +88,16 @@ class Blocks:
             now.skips = not self.computes(now, block, args, kwargs)
         if now.skips and self.first <= number <= self.last:
             through = streams_of(self.model, block, args, kwargs)
-            return self.shaped(number, self.forecast(now, through) if number == self.last else through)
+            leaving = self.forecast(now, through) if number == self.last else through
+            return as_returned(self.model, leaving, self.arity[number])
         if number == self.last + 1:
             now.tail = streams_of(self.model, block, args, kwargs)
         output = original(*args, **kwargs)
         self.arity[number] = len(output) if isinstance(output, tuple) else 0
         if number == self.last:
-            self.learn(now, self.named(output))
+            self.learn(now, returned(self.model, output))
         if number == len(self.blocks) - 1 and self.rule.tail:
-            self.check(now, added(now.tail, self.named(output))[IMAGE])
+            self.check(now, added(now.tail, returned(self.model, output))[IMAGE])
         return output
 
     def computes(self, now: Pass, block: nn.Module, args: Any, kwargs: Any) -> bool:
@@ -156,9 +136,10 @@ class Blocks:
         """Returns the normalisation whose result is the modulated input."""
         if not self.model.modulated or self.rule.head:
             raise AttachError(
-                "the signal 'modulated' is known for the first block of Flux, SD3 and HunyuanVideo; use 'input'"
+                "the signal 'modulated' is known for Flux, SD3 and HunyuanVideo, without a head; use 'input'"
             )
-        norm: Callable[..., Any] = block.norm1
+        norm = block.norm1
+        assert isinstance(norm, nn.Module)
         return norm
 
     def learn(self, now: Pass, output: Streams) -> None:
@@ -201,36 +182,3 @@ class Blocks:
         elif now.branch == 0:
             known = self.history.known(key, now.tail[IMAGE], now.step.x)
             self.rule.policy.verify(self.state, now.step, found, self.rule.forecast.combine(known, now.step))
-
-    def named(self, output: Any) -> Streams:
-        """Returns the streams that a block returned."""
-        if isinstance(output, Tensor):
-            return {IMAGE: output}
-        pairs = zip(self.model.streams, output, strict=False)
-        return {name: value for name, value in pairs if isinstance(value, Tensor)}
-
-    def shaped(self, number: int, streams: Streams) -> Any:
-        """Returns streams the way this block returns them."""
-        if not self.arity[number]:
-            return streams[IMAGE]
-        return tuple(streams.get(name) for name in self.model.streams[: self.arity[number]])
-
-
-def streams_of(model: Model, block: nn.Module, args: Any, kwargs: Any) -> Streams:
-    """Returns the streams among the arguments of a block."""
-    names = list(inspect.signature(type(block).forward).parameters)[1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return {name: given[name] for name in model.streams if isinstance(given.get(name), Tensor)}
-
-
-def added(entered: Streams, left: Streams) -> Streams:
-    """Returns what was added to each stream; the end of a sequence that has grown by the text before it."""
-    sums = {}
-    for name, value in left.items():
-        if (before := entered.get(name)) is None:
-            continue
-        if value.ndim == 3 and value.shape[1] > before.shape[1]:
-            value = value[:, -before.shape[1] :]
-        if value.shape == before.shape:
-            sums[name] = value - before
-    return sums

@@ -33,10 +33,10 @@ def read(path: str | Path) -> Schedule:
 def imported(path: str | Path) -> Schedule:
     """Returns the schedule that a file of another code means.
 
-    Understood are, in JSON or as Python prints it: configurations of vLLM-Omni and TensorRT-LLM (`coefficients` with
-    `rel_l1_thresh` or `teacache_thresh`), of diffusers and vLLM-Omni (`mag_ratios`), of LightX2V
-    (`magcache_ratios`, `coefficients`), of cache-dit, xDiT and SGLang (`steps_computation_mask`, bins), of BudCache
-    (`cache_step`), and plain lists: of ones and zeros (a mask), or of positive ratios.
+    Understood are, in JSON or as Python prints it: `coefficients` with `rel_l1_thresh` or `teacache_thresh`
+    (vLLM-Omni, TensorRT-LLM, LightX2V), `mag_ratios` (diffusers, vLLM-Omni), `magcache_ratios` (LightX2V),
+    `steps_computation_mask` (cache-dit, xDiT), `scm_compute_bins` (SGLang), `cache_step` (BudCache), and a
+    plain list of ones and zeros.
 
     Raises:
         ScheduleError: Nothing of this is in the file.

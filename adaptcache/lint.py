@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from .fitting.polynomial import scores
+from .policies import Policy
 from .policies.magnitude import Magnitude
 from .policies.polynomial import Polynomial
 from .replay import calls_of, replayed
@@ -18,10 +18,11 @@ from .schedule import Schedule
 if TYPE_CHECKING:
     from .profile import Profile
 
-__all__ = ["Finding", "cliffs", "lint", "reach"]
+__all__ = ["Finding", "cliffs", "least_value", "lint"]
 
 SEEN = (0.0, 0.6)  # changes of modulated inputs that occur in published models
 WEAK = 0.5  # R2 below which a predictor is little better than a constant
+FAR = 10.0  # no change is as large
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,14 @@ class Finding:
     message: str
 
 
-def reach(policy: Polynomial, x: tuple[float, float] = SEEN) -> tuple[float, float, float]:
-    """Returns the smallest value of a polynomial over all changes, where it is, and its largest in a range.
+def error(code: str, message: str) -> Finding:
+    """Returns a finding of what does not do what it is for."""
+    return Finding("error", code, message)
 
-    Arguments:
-        policy: Its clamp, if it has one, limits what counts.
-        x: The range of changes for the largest value.
-    """
-    low, high = policy.clamp or (0.0, 10.0)
-    derivative = np.polyder(np.poly1d(policy.coefficients))
-    turns = [float(r.real) for r in derivative.roots if abs(r.imag) < 1e-9 and low < r.real < high]
-    points = np.array([low, high, *turns, *np.linspace(low, min(high, x[1]), 200)])
-    values = np.polyval(policy.coefficients, points)
-    inside = values[(points >= max(low, x[0])) & (points <= min(high, x[1]))]
-    return float(values.min()), float(points[values.argmin()]), float(inside.max())
+
+def warning(code: str, message: str) -> Finding:
+    """Returns a finding to look at."""
+    return Finding("warning", code, message)
 
 
 def lint(schedule: Schedule, profile: Profile | None = None) -> list[Finding]:
@@ -77,50 +72,45 @@ def lint(schedule: Schedule, profile: Profile | None = None) -> list[Finding]:
 
 def of_polynomial(policy: Polynomial, x: tuple[float, float] = SEEN) -> list[Finding]:
     """Returns what a polynomial and its threshold say by themselves."""
-    least, where, _ = reach(policy, x)
+    least, where = least_value(policy)
     low, high = policy.clamp or x
     values = np.polyval(policy.coefficients, np.linspace(low, high, 400))
+    threshold, span = policy.threshold, f"[{low:.3g}, {high:.3g}]"
     found = []
-    if policy.threshold <= least:
-        found.append(Finding(
-            "error", "inert",
-            f"the threshold {policy.threshold:g} can never skip: the polynomial is at least {least:.4g} (at a change "
-            f"of {where:.3g}); take a threshold above that",
-        ))  # fmt: skip
-    elif least > 0 and policy.threshold < 1.25 * least:
-        found.append(Finding(
-            "warning", "cliff",
-            f"the threshold {policy.threshold:g} lies just above {least:.4g}, the least the polynomial can be: "
-            "a little less never skips",
-        ))  # fmt: skip
+    if threshold <= least:
+        why = f"the polynomial is at least {least:.4g} (at a change of {where:.3g})"
+        found.append(error("inert", f"the threshold {threshold:g} never skips: {why}; take one above that"))
+    elif least > 0 and threshold < 1.25 * least:
+        why = f"the polynomial is at least {least:.4g}, and a little less never skips"
+        found.append(warning("cliff", f"the threshold {threshold:g} is on an edge: {why}"))
     if values.min() < 0:
-        found.append(Finding(
-            "warning", "negative",
-            f"the polynomial is negative (down to {values.min():.4g}) for changes in [{low:g}, {high:g}]: there a larger "
-            "change makes it skip longer; fit a rising one",
-        ))  # fmt: skip
-    if (np.diff(values) < -1e-9).any():
-        share = float((np.diff(values) < 0).mean())
-        found.append(Finding(
-            "warning", "not-monotone",
-            f"the polynomial falls on {share:.0%} of [{low:g}, {high:g}]: larger changes may count less; fit a rising one",
-        ))  # fmt: skip
+        why = f"down to {values.min():.4g} for changes in {span}, and there more change skips longer"
+        found.append(warning("negative", f"the polynomial is negative, {why}; fit a rising one"))
+    if (falls := np.diff(values) < -1e-9).any():
+        why = f"on {falls.mean():.0%} of {span}, so that more change may count less"
+        found.append(warning("not-monotone", f"the polynomial falls {why}; fit a rising one"))
     if policy.clamp is None:
-        found.append(Finding(
-            "warning", "extrapolates",
-            "the polynomial says nothing about the range it was fitted on: outside of it, it is a guess; set a clamp",
-        ))  # fmt: skip
+        why = "outside of the range it was fitted on, which it does not say, it is a guess"
+        found.append(warning("extrapolates", f"the polynomial has no clamp: {why}"))
     return found + weak(policy.r2, policy.rank, "held-out prompts")
+
+
+def least_value(policy: Polynomial) -> tuple[float, float]:
+    """Returns the smallest value of a polynomial over all changes that can occur, and where it is."""
+    low, high = policy.clamp or (0.0, FAR)
+    turns = np.polyder(np.poly1d(policy.coefficients)).roots
+    inside = [float(r.real) for r in turns if abs(r.imag) < 1e-9 and low < r.real < high]
+    points = np.array([low, high, *inside])
+    values = np.polyval(policy.coefficients, points)
+    return float(values.min()), float(points[values.argmin()])
 
 
 def weak(r2: float | None, rank: float | None, where: str) -> list[Finding]:
     """Returns a finding where a predictor predicts badly."""
     if r2 is None or rank is None or r2 >= WEAK:
         return []
-    message = (
-        f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}: it hardly predicts; a plan needs no prediction"
-    )
-    return [Finding("warning", "weak", message)]
+    score = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}"
+    return [warning("weak", f"{score}: it hardly predicts; a plan needs no prediction")]
 
 
 def on_profile(policy: Polynomial, profile: Profile) -> list[Finding]:
@@ -130,76 +120,57 @@ def on_profile(policy: Polynomial, profile: Profile) -> list[Finding]:
     found = weak(*scores(np.polyval(policy.coefficients, np.clip(x, low, high)), y), "this profile")
     outside = float(((x < low) | (x > high)).mean())
     if outside > 0.05:
-        found.append(Finding(
-            "warning", "extrapolates",
-            f"{outside:.0%} of the changes measured lie outside of [{low:.3g}, {high:.3g}], where it was fitted",
-        ))  # fmt: skip
+        where = f"outside of [{low:.3g}, {high:.3g}], where it was fitted"
+        found.append(warning("extrapolates", f"{outside:.0%} of the changes measured lie {where}"))
     return found
 
 
 def of_ratios(policy: Magnitude, steps: int) -> list[Finding]:
     """Returns what a list of ratios and its limits say by themselves."""
     grid = tuple(1 - i / steps for i in range(steps))
-    made = {flag: sum(m) for flag, m in ((f, with_flat(policy, f).init(grid)) for f in (False, True))}
+    flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
     found = []
     if all(policy.init(grid)):
-        found.append(
-            Finding("error", "inert", f"the threshold {policy.threshold:g} skips none of {steps} steps")
-        )
-    elif made[False] == made[True]:
-        found.append(Finding(
-            "warning", "ratios",
-            f"{policy.max_skip} skips at most: the plan would be the same with all ratios 1; raise the limit or use "
-            "`uniform`",
-        ))  # fmt: skip
+        found.append(error("inert", f"the threshold {policy.threshold:g} skips none of {steps} steps"))
+    elif policy.init(grid) == flat.init(grid):
+        why = f"with at most {policy.max_skip} skips the plan is the same where all ratios are 1"
+        found.append(warning("ratios", f"{why}; raise the limit, or use `uniform`"))
     if steps != len(policy.ratios):
-        found.append(Finding(
-            "warning", "extrapolates",
-            f"{len(policy.ratios)} ratios for {steps} steps: ratios of neighbouring steps depend on their number",
-        ))  # fmt: skip
+        why = "ratios of neighbouring steps depend on the number of steps"
+        found.append(warning("extrapolates", f"{len(policy.ratios)} ratios for {steps} steps: {why}"))
     return found
 
 
-def with_flat(policy: Magnitude, flat: bool) -> Magnitude:
-    """Returns the policy, or the same with all ratios 1."""
-    return policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)}) if flat else policy
-
-
-def of_plan(policy: Any, profile: Profile) -> list[Finding]:
-    """Returns what a policy does on a profile: nothing, everything, or something else at the next threshold."""
-    calls = calls_of(policy, profile)
+def of_plan(policy: Policy, profile: Profile) -> list[Finding]:
+    """Returns what a policy does on a profile: nothing, everything, or other things near by."""
+    calls, n = calls_of(policy, profile), profile.steps
     found = []
-    if calls == profile.steps:
-        found.append(Finding("error", "inert", f"it computes all {profile.steps} steps on this profile"))
-    if calls <= 2 < profile.steps:
-        found.append(
-            Finding("warning", "always", f"it computes {calls:g} of {profile.steps} steps on this profile")
-        )
+    if calls == n:
+        found.append(error("inert", f"it computes all {n} steps of this profile"))
+    elif calls <= 2 < n:
+        found.append(warning("always", f"it computes {calls:g} of the {n} steps of this profile"))
     for threshold, before, after in cliffs(policy, profile, near=0.1):
-        found.append(Finding(
-            "warning", "cliff",
-            f"at the threshold {threshold:.4g} the calls go from {before} to {after} of {profile.steps}, and "
-            f"{policy.threshold:g} is near",
-        ))  # fmt: skip
+        change = f"from {before} to {after} of {n}"
+        found.append(warning("cliff", f"near the threshold {threshold:.4g} the calls go {change}"))
     return found
 
 
 def cliffs(
-    policy: Any, profile: Profile, near: float | None = None, jump: int = 3
+    policy: Policy, profile: Profile, near: float | None = None, jump: int = 3
 ) -> list[tuple[float, int, int]]:
     """Returns the thresholds at which a policy's plan changes much, with the calls before and after.
 
     Arguments:
         policy: A policy with a threshold; others have no cliffs.
         profile: What it is replayed on, with its first prompt.
-        near: Look within this fraction of the policy's own threshold; None looks everywhere.
+        near: Look within this fraction of the policy's own threshold; None looks far.
         jump: How many calls are much; 1 lists every change.
     """
     own = getattr(policy, "threshold", None)
     if not own:
         return []
     span = (own * (1 - near), own * (1 + near)) if near else (own / 100, own * 100)
-    grid: Sequence[float] = np.geomspace(*span, 41 if near else 161).tolist()
+    grid = np.geomspace(*span, 41 if near else 161).tolist()
     calls = [len(replayed(policy.model_copy(update={"threshold": t}), profile)) for t in grid]
     pairs = itertools.pairwise(zip(grid, calls, strict=True))
     return [(b, before, after) for (_, before), (b, after) in pairs if abs(after - before) >= jump]

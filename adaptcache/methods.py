@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -20,15 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Method", "fitted_rule", "method_named", "published", "rule_of"]
 
-ARXIV = "https://arxiv.org/abs/"
-
 
 @dataclass(frozen=True)
 class Method:
     """A published method as a rule.
 
     Arguments:
-        kind: Where the survey (2510.19755) puts it: static, timestep-adaptive, layer-adaptive, predictive, hybrid.
+        kind: Where the survey (https://arxiv.org/abs/2510.19755) puts it, or would: static,
+            timestep-adaptive, layer-adaptive, predictive, hybrid.
         paper: The paper or, where there is none, the code.
         site: Where it skips here.
         policy: When it computes: a key of POLICIES.
@@ -51,68 +51,12 @@ class Method:
     note: str = ""
 
 
-def _static(paper: str, policy: str, forecast: str, **more: Any) -> Method:
-    return Method("static", ARXIV + paper, "step", policy, forecast, **more)
+def _table() -> dict[str, Method]:
+    text = (resources.files(__package__) / "methods.toml").read_text(encoding="utf-8")
+    return {name: Method(**entry) for name, entry in tomllib.loads(text).items()}
 
 
-def _timestep(paper: str, site: str, policy: str, forecast: str = "extrapolate", **more: Any) -> Method:
-    return Method(
-        "timestep-adaptive", paper if "://" in paper else ARXIV + paper, site, policy, forecast, **more
-    )
-
-
-def _predictive(paper: str, policy: str, forecast: str, **more: Any) -> Method:
-    return Method("predictive", paper if "://" in paper else ARXIV + paper, "step", policy, forecast, **more)
-
-
-WHOLE = "the whole step, where the paper has layers"
-WARM = {"interval": 5, "warm_up": 3}
-
-METHODS: dict[str, Method] = {
-    "deepcache": _static("2312.00858", "uniform", "extrapolate", knobs={"interval": 3}, note=WHOLE),
-    "fora": _static("2407.01425", "uniform", "extrapolate", knobs={"interval": 3}, note=WHOLE),
-    "lemica": _static("2511.00090", "plan", "extrapolate", knobs={"planner": "minmax"}, needs="profile",
-                      note="costs from the profile's influence, not from a run for each skip"),
-    "scm": Method("static", "https://github.com/vipshop/cache-dit", "blocks", "mask", "extrapolate",
-                  knobs={"head": 1}, needs="model", published="cache-dit"),
-    "smoothcache": _static("2411.10510", "local-error", "extrapolate", knobs={"longest": 3, "first": False},
-                           needs="profile", note=WHOLE + "; errors in L2"),
-    "ertacache": _static("2508.21091", "local-error", "extrapolate", needs="profile",
-                         note="its policy, without rectification and step sizes"),
-    "magcache": Method("static", ARXIV + "2506.09045", "blocks", "magnitude", "extrapolate", needs="model",
-                       published="magcache", note="called adaptive, but the plan depends on the ratios alone"),
-    "teacache": _timestep("2411.19108", "blocks", "polynomial", knobs={"on": "modulated"}, needs="model",
-                          published="teacache"),
-    "easycache": _timestep("2507.02860", "step", "transform-rate", "offset", knobs={"threshold": 0.05, "warm_up": 5}),
-    "fbcache": _timestep("https://github.com/chengzeyi/ParaAttention", "blocks", "probe",
-                         knobs={"threshold": 0.05, "head": 1}),
-    "seacache": _timestep("2602.18993", "step", "spectral", knobs={"threshold": 0.3, "cool_down": 1},
-                          note="filters the latents, as diffusers, not the first block's input"),
-    "sencache": _timestep("2602.24208", "step", "sensitivity", knobs={"max_skip": 3}, needs="profile",
-                          note="gains fitted to the profile, not by finite differences"),
-    "adaptivediffusion": _timestep("2410.09873", "step", "third-difference"),
-    "adacache": _timestep("2411.02397", "step", "codebook", note=WHOLE + "; without motion regularisation"),
-    "learned": _timestep("https://github.com/scikit-learn/scikit-learn", "step", "learned", needs="profile",
-                         note="ours: a small tree on time and input change"),
-    "dbcache": Method("layer-adaptive", "https://github.com/vipshop/cache-dit", "blocks", "probe", "extrapolate",
-                      knobs={"threshold": 0.08, "head": 8, "warm_up": 8}),
-    "taylorseer": _predictive("2503.06923", "uniform", "taylor", knobs=WARM, note="its Lite variant"),
-    "hicache": _predictive("2508.16984", "uniform", "hermite", knobs=WARM, note=WHOLE),
-    "ab-cache": _predictive("2504.10540", "uniform", "adams-bashforth", knobs=WARM,
-                            note="the textbook's weights; the paper's could not be checked"),
-    "foca": _predictive("2508.16211", "uniform", "foca", knobs=WARM, note="as cache-dit has it"),
-    "freqca": _predictive("2510.08669", "uniform", "frequency", knobs=WARM, note="bands as in the abstract"),
-    "dmd": _predictive("https://github.com/vipshop/cache-dit", "uniform", "dmd", knobs={"interval": 2, "warm_up": 4}),
-    "spectrum": _predictive("2603.01623", "growing", "chebyshev"),
-    "meancache": _predictive("2601.19961", "mask", "velocity", needs="model", published="meancache",
-                             note="one span for the whole plan, where the paper has one a jump"),
-    "dpcache": _predictive("2602.22654", "plan", "taylor", knobs={"order": 2}, needs="profile",
-                           note="exact dynamic programming over the last two computed steps"),
-    "l2p": _predictive("2604.26365", "plan", "matched", needs="profile"),
-    "dicache": Method("hybrid", ARXIV + "2508.17356", "blocks", "drift", "gamma",
-                      knobs={"threshold": 0.4, "head": 1, "on": "input"}),
-    "speca": Method("hybrid", ARXIV + "2509.11628", "blocks", "verify", "taylor", knobs={"order": 2, "tail": 1}),
-}  # fmt: skip
+METHODS = _table()
 
 
 @functools.cache

@@ -23,8 +23,8 @@ class Model:
         streams: Arguments of a block that it returns, in the order it returns them. The image's is called
             `hidden_states`. Blocks that return one tensor return the image's, with the text before it if
             the sequence is longer than what entered.
-        modulated: The arguments of the first block's `norm1` besides the image's, and what the block calls them,
-            where its first result is the modulated input (TeaCache's signal).
+        modulated: Arguments of the first block's `norm1` besides the image's, and what the block calls them,
+            if its first result is the modulated input (TeaCache's signal).
     """
 
     blocks: tuple[str, ...]
@@ -37,7 +37,9 @@ TIME = {"emb": "temb"}
 
 MODELS: dict[str, Model] = {
     "AllegroTransformer3DModel": Model(("transformer_blocks",)),
-    "AuraFlowTransformer2DModel": Model(("joint_transformer_blocks", "single_transformer_blocks"), (TEXT, IMAGE)),
+    "AuraFlowTransformer2DModel": Model(
+        ("joint_transformer_blocks", "single_transformer_blocks"), (TEXT, IMAGE)
+    ),
     "ChromaTransformer2DModel": Model(BOTH, (TEXT, IMAGE)),
     "CogVideoXTransformer3DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
     "CogView4Transformer2DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
@@ -63,6 +65,6 @@ def model_of(denoiser: nn.Module) -> Model:
         if kind.__name__ in MODELS:
             return MODELS[kind.__name__]
     raise AttachError(
-        f"the blocks of {type(denoiser).__name__} are not known, so there is no site 'blocks'; use the site 'step', which "
-        f"needs no knowledge, or add a line to adaptcache.models (known: {', '.join(MODELS)})"
+        f"the blocks of {type(denoiser).__name__} are not known, so there is no site 'blocks'; use the site "
+        f"'step', which needs no knowledge, or add a line to adaptcache.models (known: {', '.join(MODELS)})"
     )

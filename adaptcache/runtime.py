@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .blocks import Blocks
 from .clock import Step
-from .errors import ScheduleError
+from .errors import AttachError, ScheduleError
 from .fingerprint import fingerprint
 from .gate import Gate, Update
 from .history import History
@@ -113,9 +113,13 @@ class Runner:
     def computes(self, step: Step) -> bool:
         if self.blocks:
             return True  # the denoiser is called, and decides inside
-        rule = self.schedule.rules[0]
-        # Cloned where it is read: policies compare it with that of later steps.
-        self.x = step.x.clone() if rule.signal != "none" and step.x is not None else None
+        self.x = None
+        if self.schedule.rules[0].signal != "none":
+            if step.x is None:
+                raise AttachError(
+                    f"{self.schedule.name} looks at what enters the denoiser, and no tensor does; use a static method"
+                )
+            self.x = step.x.clone()  # policies compare it with that of later steps
         step = replace(step, gear=self.gear, x=self.x)
         return step.index == 0 or self.rule.policy.compute(self.state, step)
 

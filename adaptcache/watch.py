@@ -48,7 +48,9 @@ class Guard:
     def compiled(denoiser: Any) -> bool:
         """Whether the code behind this denoiser, and behind its guard if it has one, is compiled."""
         code = vars(denoiser).get("_compiled_call_impl")
-        return hasattr(denoiser, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
+        return (
+            hasattr(denoiser, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
+        )
 
     def stand(self, undo: ExitStack) -> None:
         """Takes its place, until `undo` is closed."""

@@ -1,5 +1,7 @@
 """The site `blocks`: exact where it must be, clean when closed, and the same as an explicit loop."""
 
+import inspect
+
 import diffusers
 import flux
 import pytest
@@ -80,6 +82,22 @@ def test_a_second_attach_and_a_site_with_nothing_left_are_refused_and_change_not
         adaptcache.attach(pipe, schedule(head=2, tail=2))
     assert not any(Guard.of(module) for module in pipe.transformer.modules())
     adaptcache.attach(pipe, schedule()).close()
+
+
+def test_a_denoiser_compiled_as_a_whole_is_refused_and_compiled_blocks_are_not():
+    pipe = flux.pipeline()
+    plain = pipe.transformer
+    pipe.transformer = torch.compile(plain)
+    with pytest.raises(AttachError, match="compile its blocks"):
+        adaptcache.attach(pipe, schedule())
+    pipe.transformer = plain
+    with adaptcache.attach(pipe, schedule()):
+        cached = flux.run(pipe, STEPS)
+    for block in blocks_of(pipe):
+        block.compile(backend="eager")
+    with adaptcache.attach(pipe, schedule()):
+        assert torch.allclose(flux.run(pipe, STEPS), cached, atol=1e-5)
+    assert all(vars(block)["_compiled_call_impl"] is not None for block in blocks_of(pipe))
 
 
 class TeaCache(nn.Module):
@@ -171,15 +189,17 @@ def test_unknown_models_are_met_with_the_site_that_needs_no_knowledge():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_models_of_the_table_exist_and_return_what_it_says(name):
-    import inspect
-
     if (kind := getattr(diffusers, name, None)) is None:
         pytest.skip(f"diffusers {diffusers.__version__} has none")
     source = inspect.getsource(inspect.getmodule(kind))
     for attribute in MODELS[name].blocks:
         assert f"self.{attribute} = nn.ModuleList(" in source
     left = ", ".join(MODELS[name].streams)
-    assert f"{left} = block(" in source or f"hidden_states = {MODELS[name].blocks[-1]}" in source or name in UNUSUAL
+    assert (
+        f"{left} = block(" in source
+        or f"hidden_states = {MODELS[name].blocks[-1]}" in source
+        or name in UNUSUAL
+    )
 
 
 UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between

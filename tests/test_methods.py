@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import toy
 import adaptcache
 from adaptcache.errors import ScheduleError
 from adaptcache.imports import imported, interleaved, read
-from adaptcache.lint import cliffs, lint, reach
+from adaptcache.lint import cliffs, least_value, lint
 from adaptcache.methods import METHODS, fitted_rule, method_named, published, rule_of
 from adaptcache.policies.magnitude import Magnitude
 from adaptcache.policies.mask import Mask
@@ -86,7 +87,9 @@ def written(tmp_path, data, name="theirs.json"):
 def test_numbers_of_other_codes_are_read(tmp_path):
     tea = imported(written(tmp_path, {"rel_l1_thresh": 0.2, "coefficients": [1, 2, 3, 4, 5]})).rules[0]
     assert tea.policy.coefficients == (1, 2, 3, 4, 5) and tea.policy.threshold == 0.2 and tea.site == "blocks"
-    mag = imported(written(tmp_path, {"mag_ratios": [1.0, 0.9], "threshold": 0.1, "max_skip_steps": 4})).rules[0]
+    mag = imported(
+        written(tmp_path, {"mag_ratios": [1.0, 0.9], "threshold": 0.1, "max_skip_steps": 4})
+    ).rules[0]
     assert mag.policy == Magnitude(ratios=(1.0, 0.9), threshold=0.1, max_skip=4)
     light = {"infer_steps": 2, "magcache_ratios": [[1, 2], [1, 2]], "magcache_K": 5, "magcache_thresh": 0.5}
     assert imported(written(tmp_path, light)).rules[0].policy == Magnitude(
@@ -98,11 +101,15 @@ def test_numbers_of_other_codes_are_read(tmp_path):
     assert imported(written(tmp_path, yaml_like)).rules[0].policy == Mask(compute_steps=(1, 0, 1))
     bud = {"cache_step": [1, 3], "num_inference_steps": 4}
     assert imported(written(tmp_path, bud)).rules[0].policy == Mask(compute_steps=(1, 0, 1, 0))
-    assert imported(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(compute_steps=(1, 0, 1))
+    assert imported(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(
+        compute_steps=(1, 0, 1)
+    )
     assert interleaved([1, 1.5, 0.9, 0.8]) == [1, 0.9]
 
 
-@pytest.mark.parametrize("theirs", ["{}", "[0.5, 0.2]", "nothing", '{"coefficients": [1, 2]}', '{"mag_ratios": "x"}'])
+@pytest.mark.parametrize(
+    "theirs", ["{}", "[0.5, 0.2]", "nothing", '{"coefficients": [1, 2]}', '{"mag_ratios": "x"}']
+)
 def test_files_that_say_nothing_are_refused(theirs, tmp_path):
     with pytest.raises(ScheduleError):
         imported(written(tmp_path, theirs))
@@ -118,14 +125,16 @@ def test_ours_and_theirs_are_told_apart(tmp_path):
 
 def tea(coefficients, threshold, **more):
     policy = Polynomial(coefficients=tuple(coefficients), threshold=threshold, on="modulated", **more)
-    return Schedule(name="tea", rules=(rule_of("teacache", model="flux").model_copy(update={"policy": policy}),))
+    return Schedule(
+        name="tea", rules=(rule_of("teacache", model="flux").model_copy(update={"policy": policy}),)
+    )
 
 
 FLUX = published("teacache")["flux"]["coefficients"]
 
 
 def test_lint_finds_a_threshold_below_the_least_the_polynomial_can_be():
-    least, where, _ = reach(Polynomial(coefficients=tuple(FLUX), threshold=1))
+    least, where = least_value(Polynomial(coefficients=tuple(FLUX), threshold=1))
     assert least == pytest.approx(0.180, abs=1e-3) and where == pytest.approx(0.053, abs=1e-3)
     assert "inert" in codes(tea(FLUX, 0.18), level="error")
     assert "inert" not in codes(tea(FLUX, 0.25))
@@ -159,7 +168,9 @@ def test_most_published_polynomials_are_not_monotone():
 
 def test_lint_scores_foreign_numbers_on_a_profile():
     x = np.linspace(0.1, 0.3, 15)
-    made = replace(PROFILE, change_in=np.tile(np.append(0, x), (4, 1)), change_out=np.tile(np.append(0, x**2), (4, 1)))
+    made = replace(
+        PROFILE, change_in=np.tile(np.append(0, x), (4, 1)), change_out=np.tile(np.append(0, x**2), (4, 1))
+    )
     assert "weak" not in codes(tea([1.0, 0.0, 0.0], 0.1, clamp=(0.1, 0.3)), made)
     assert "weak" in codes(tea([-1.0, 0.5], 0.1, clamp=(0.1, 0.3)), made)
     assert "extrapolates" in codes(tea([1.0, 0.0, 0.0], 0.1, clamp=(0.1, 0.2)), made)
@@ -184,3 +195,11 @@ def test_cliffs_are_where_the_replayed_plan_changes():
         assert len(replayed(at, PROFILE)) == after != before
     assert cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
     assert "inert" in codes(Schedule(name="all", rules=(rule_of("fora", interval=1),)), PROFILE)
+
+
+def test_the_docs_list_every_method():
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| [`")}
+    assert rows.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        assert f"({method.paper}) | {method.site} | {method.policy} | {method.forecast} |" in rows[name]

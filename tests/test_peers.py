@@ -1,4 +1,4 @@
-"""The same decisions and the same latents as the caches of diffusers, on the same model in a real pipeline."""
+"""The same decisions and latents as the caches of diffusers, on the same model in a real pipeline."""
 
 import flux
 import pytest

@@ -23,8 +23,8 @@ class FoCa(Forecast):
 
     The "last two values" are outputs or forecasts, so the rule is recursive; as it is linear, the
     recursion is run on the weights. It starts anew at the oldest output kept. Both slopes are differences
-    for one step, not divided by the gap, as in cache-dit's "calibrator" of this name: exact on lines only
-    where every step was computed just before. Skips beyond `horizon` steps are pulled back to the last output.
+    of outputs, not divided by the gap, as in cache-dit's "calibrator" of this name: exact on lines only where
+    every step was computed just before. Skips beyond `horizon` steps are pulled back to the last output.
 
     Arguments:
         history: How many outputs the recursion goes back.

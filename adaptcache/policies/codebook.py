@@ -44,8 +44,8 @@ class Codebook(Policy):
     whole step's output is looked at.
 
     Arguments:
-        table: Rising bounds of the rate, each with the steps to go on until the next computed one; rates above
-            all bounds go on one step. The default is the paper's fast table for 30 steps.
+        table: Rising bounds of the rate, each with the steps to go on until the next computed one; rates
+            above all bounds go on one step. The default is the paper's fast table for 30 steps.
         scale: What the bounds are multiplied with.
     """
 

@@ -1,8 +1,8 @@
 """A model of the error, learned from a profile and kept as plain numbers.
 
 References:
-    | None: the idea that a predictor decides is that of LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444,
-      whose gates are trained inside of the denoiser; this one is a few numbers outside of it.
+    | LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444
+      (there gates are trained inside of the denoiser; this is a few numbers outside of it)
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Node(BaseModel):
 class Learned(Policy):
     """Computes where the predicted error of reuse reaches the threshold.
 
-    Predicted is the logarithm of the relative error, from the time, the time since the last computed step, and
-    the logarithm of the input's relative change since then: a tree, or a linear function where it has none.
+    Predicted is the logarithm of the relative error, from the time, the time since the last computed step,
+    and the logarithm of the input's relative change since then: by a tree, or linearly where there is none.
     Fitting needs scikit-learn; running does not.
 
     Arguments:
@@ -134,18 +134,16 @@ def learned_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     """Returns a regression tree as plain nodes."""
     from sklearn.tree import DecisionTreeRegressor
 
-    tree = (
-        DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
-        .fit(features, values)
-        .tree_
-    )
+    tree = DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
+    found = tree.fit(features, values).tree_
+    columns = found.value[:, 0, 0], found.feature, found.threshold, found.children_left, found.children_right
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return {
         "tree": tuple(
-            Node(value=float(tree.value[k, 0, 0]), feature=max(int(tree.feature[k]), 0),
-                 at_most=float(tree.threshold[k]), left=int(tree.children_left[k]), right=int(tree.children_right[k]))
-            for k in range(tree.node_count)
+            Node(value=value, feature=max(feature, 0), at_most=at_most, left=left, right=right)
+            for value, feature, at_most, left, right in rows
         )
-    }  # fmt: skip
+    }
 
 
 def learned_line(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:

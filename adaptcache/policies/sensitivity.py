@@ -28,7 +28,7 @@ REACH = 8  # steps between the pairs the gains are fitted to
 
 
 class Sensitivity(Threshold):
-    """Computes where a(t) |x - x_c| / |x_c| + b(t) |t - t_c| reaches the threshold; c is the last computed step.
+    """Computes where a(t) |x - x_c| / |x_c| + b(t) |t - t_c| reaches the threshold; c is the last computed.
 
     The paper takes a and b from finite differences of the denoiser; `fit` takes them from a profile, by
     least squares with non-negative gains, so that the score is the expected relative change of the output.

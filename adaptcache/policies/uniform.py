@@ -28,7 +28,7 @@ class Uniform(Policy):
         warm_up: Steps at the start that are all computed.
         cool_down: Steps at the end that are all computed.
         first_gap: Steps from the end of the warm-up to the next computed step, where it is not `interval`:
-            2 for `TaylorSeerCacheConfig` of diffusers, which computes 0 1 2 4 7 10 for warm-up and interval 3.
+            2 for diffusers' `TaylorSeerCacheConfig`, which computes 0 1 2 4 7 10 for both being 3.
     """
 
     type: Literal["uniform"] = "uniform"

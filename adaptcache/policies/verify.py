@@ -32,8 +32,8 @@ class Doubt:
 class Verify(Policy):
     """Skips until the last block, run on a forecast, does not give what the forecast said it would.
 
-    On the site `blocks` with a last block that always runs (`tail` = 1): its residual is compared with its own
-    forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
+    On the site `blocks` with a last block that always runs (`tail` = 1): its residual is compared with its
+    own forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
     The threshold falls during the run. On other sites there is nothing to check, and `max_skip` decides.
 
     Arguments:
