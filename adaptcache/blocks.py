@@ -21,6 +21,7 @@ from .gate import Gate
 from .history import History
 from .models import IMAGE, model_of
 from .schedule import Rule
+from .sentry import Sentry
 from .streams import Pass, Streams, added, as_returned, returned, streams_of
 from .watch import Guard
 
@@ -56,10 +57,10 @@ class Blocks:
 
     def stand(self, undo: ExitStack) -> None:
         """Stands before the blocks, until `undo` is closed."""
-        if any(Guard.of(block) for block in self.blocks):
+        if any(Sentry.of(block) for block in self.blocks):
             raise AttachError("the blocks of this denoiser are attached already; close() that handle first")
         for number, block in enumerate(self.blocks):
-            Guard(block, partial(self.call, number)).stand(undo)
+            Sentry(block, partial(self.call, number)).stand(undo)
 
     def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
         """A run has started; its first step may have gone through the blocks already."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import diffusers
@@ -12,7 +11,7 @@ import torch
 
 from . import __version__
 from .call import Call, Prompt
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, provenance
 from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
 from .generate import generate
@@ -23,9 +22,12 @@ from .policies.plan import Plan
 from .profile import Profile
 from .record import Trajectory, record
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
-from .store import Store, content_key, described
+from .store import Store, content_key, described, images_of, levels
 
 __all__ = ["Measurement", "calibrate", "calls_for", "measure"]
+
+INFLUENCED = 2  # prompts of the output-error curve: it takes half a run a step
+TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of the measured influence
 
 Progress = Callable[[str, int, int], None]  # stage, done, of
 
@@ -92,19 +94,16 @@ def measure(
     if store and (found := store.load_runs(key)):
         return Measurement(*found)
     count = len(prompts)
-    watch = partial(progress, "full runs")
     profile, runs = record(
-        pipe, call, prompts, batch_size=batch_size, finer=finer, progress=lambda done: watch(done, count)
-    )
+        pipe, call, prompts, batch_size=batch_size, finer=finer,
+        progress=lambda done: progress("full runs", done, count),
+    )  # fmt: skip
     if finer == 1:  # a finer teacher's outputs cannot be replayed step by step
+        few = min(INFLUENCED, batch_size, count)
         profile = with_influence(
-            pipe,
-            call,
-            prompts[:batch_size],
-            profile,
-            runs[0],
-            lambda done: progress("influence", done, profile.steps - 1),
-        )
+            pipe, call, prompts[:few], profile, runs[0].head(few, of=min(batch_size, count)),
+            progress=lambda done: progress("influence of each step", done, profile.steps - 1),
+        )  # fmt: skip
     if store:
         store.save_runs(key, profile, runs)
     return Measurement(profile, runs)
@@ -121,14 +120,25 @@ def fitted(
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> Schedule:
-    """Plans `calls` computed steps and matches the weights of the others."""
+    """Plans `calls` computed steps and matches the weights of the others.
+
+    The influence of a step was measured without matching, which undoes much of an early error. So it
+    is trusted in several degrees, and the plan whose matched runs end closest to the reference is taken.
+    """
     profile = measurement.profile
-    plan = best_plan(pair_errors(profile.kernel), profile.sensitivity, calls)
-    times = tuple(map(float, profile.times))
-    forecast = match(
-        pipe, call, prompts, plan, profile, measurement.runs, fit=fit, batch_size=batch_size,
-        progress=lambda done: progress("matching", done, profile.steps),
-    )  # fmt: skip
+    errors, times = pair_errors(profile.kernel), tuple(map(float, profile.times))
+    plans = sorted({tuple(best_plan(errors, profile.sensitivity**trust, calls)) for trust in TRUST})
+    matchings = []
+    for number, plan in enumerate(plans):
+
+        def watch(done: int, before: int = number * len(times)) -> None:
+            progress(f"matching {calls} calls", before + done, len(plans) * len(times))
+
+        runs = measurement.runs
+        matchings.append(
+            match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
+        )
+    best = min(range(len(plans)), key=lambda number: matchings[number].error)
     kernel = Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
@@ -136,16 +146,16 @@ def fitted(
     )
     made = {
         "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
-        "pipeline": type(pipe).__name__, "dtype": str(pipe.dtype).removeprefix("torch."), "steps": call.steps,
-        "seed": call.seed, "call": {k: described(v) for k, v in call.arguments.items()},
-        "prompts": len(prompts), "history": fit.history, "ridge": fit.ridge,
+        **provenance(pipe), "steps": call.steps, "seed": call.seed,
+        "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
+        "history": fit.history, "ridge": fit.ridge,
     }  # fmt: skip
     denoiser = fingerprint(pipe)
     return Schedule(
         name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
         denoiser=denoiser,
         grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
-        rules=(Rule(policy=Plan.of(plan, times), forecast=forecast),),
+        rules=(Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast),),
         kernel=kernel,
         made=made,
     )
@@ -176,7 +186,7 @@ def validated(
             pipe, call, held_out, batch_size=batch_size, finer=finer, offset=first,
             progress=lambda done: progress("held-out, full", done, count),
         )  # fmt: skip
-        truth = full.images
+        truth = [images_of(levels(image)) for image in full.images]  # as the store keeps them
         if store:
             store.save_images(key, truth)
     made = generate(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["Call", "Prompt"]
+__all__ = ["Call", "Prompt", "own_noise"]
 
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
 
@@ -42,6 +43,12 @@ class Call:
         Returns:
             What the pipeline returns first: images, frames, audio or latents.
         """
+        return self.run(pipe, prompts, first, output_type)[0]
+
+    def run(
+        self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent"
+    ) -> Sequence[Any]:
+        """Runs the pipeline on one batch and returns all it returns: frames and audio, say."""
         known = inspect.signature(pipe.__call__).parameters
         if unknown := sorted(set(self.arguments) - set(known)):
             raise TypeError(
@@ -55,12 +62,32 @@ class Call:
             "return_dict": False,
         }
         extra = {name: value for name, value in extra.items() if name in known}
-        return pipe(**dict(self.arguments), **_merged(prompts), **extra)[0]
+        with own_noise():
+            torch.manual_seed(self.seed + first)  # some schedulers take no generator
+            result: Sequence[Any] = pipe(**extra | dict(self.arguments) | _merged(prompts))
+        return result
+
+
+def own_noise() -> AbstractContextManager[None]:
+    """Leaves the random number generators that belong to nobody as they were."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def _merged(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key into lists."""
+    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key.
+
+    Tensors and lists hold one sample each and are joined; anything else becomes an entry of a list.
+    """
     rows = [{"prompt": p} if isinstance(p, str) else dict(p) for p in prompts]
     if len(rows) == 1:
         return rows[0]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: _joined([row[name] for row in rows]) for name in rows[0]}
+
+
+def _joined(values: list[Any]) -> Any:
+    """Returns the values that samples have for one argument as that of a batch."""
+    if all(isinstance(value, torch.Tensor) for value in values):
+        return torch.cat(values)
+    if all(isinstance(value, list) for value in values):
+        return [entry for value in values for entry in value]
+    return values

@@ -6,6 +6,7 @@ bfloat16 neighbouring steps collide. The scheduler's own list is exact.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def times_of(scheduler: Any) -> tuple[float, ...]:
 
     Timesteps that count training steps are divided by their number, timesteps that already lie in
     [0, 1] are kept, and anything else (EDM's log-sigmas) is replaced by sigma / (1 + sigma).
-    Rising lists (Mochi) are mirrored.
+    Rising lists (Mochi) are mirrored. Times that come several times in turn (Heun calls the denoiser
+    twice at each, PNDM at one) are spread towards the time before, as plans tell steps apart by time.
     """
     steps = [float(t) for t in scheduler.timesteps.tolist()]
     if not steps:
@@ -60,7 +62,18 @@ def times_of(scheduler: Any) -> tuple[float, ...]:
         steps = [t / scale for t in steps]
     if steps[0] < steps[-1]:
         steps = [1 - t for t in steps]
-    return tuple(steps)
+    return spread(steps)
+
+
+def spread(times: list[float]) -> tuple[float, ...]:
+    """Returns times that fall: the k-th but last of equal ones moves k parts towards the time before."""
+    result, before = [], None
+    for time, equal in itertools.groupby(times):
+        count = len(list(equal))
+        gap = (before if before is not None else time) - time
+        result += [time + gap * (count - 1 - k) / count for k in range(count)]
+        before = time
+    return tuple(result)
 
 
 def first_step(scheduler: Any, timestep: Any) -> int:
@@ -68,13 +81,11 @@ def first_step(scheduler: Any, timestep: Any) -> int:
 
     Arguments:
         scheduler: The scheduler, after `set_timesteps`.
-        timestep: What the denoiser was given, for schedulers that do not keep a begin index.
+        timestep: What the first `step` was given, for schedulers that do not keep a begin index.
     """
     begin = getattr(scheduler, "begin_index", None)
     if begin is not None:
         return int(begin)
-    if timestep is None:
-        return 0
     given = float(timestep.flatten()[0]) if hasattr(timestep, "flatten") else float(timestep)
     matches = [i for i, t in enumerate(scheduler.timesteps.tolist()) if abs(t - given) < 1e-4]
     return matches[0] if matches else 0

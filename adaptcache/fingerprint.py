@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from .schedule import Denoiser
 from .watch import denoisers_of
 
-__all__ = ["fingerprint", "weights_hash"]
+__all__ = ["fingerprint", "provenance", "weights_hash"]
 
 SAMPLE = 64  # values read of each tensor: enough to tell checkpoints and LoRAs apart, cheap for 12 B
 
@@ -34,6 +35,18 @@ def fingerprint(pipe: Any) -> Denoiser:
     )
 
 
+def provenance(pipe: Any) -> dict[str, Any]:
+    """Returns what besides the denoiser a schedule depends on, as JSON can hold it."""
+    config = {k: _plain(v) for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    loras = {name for part in denoisers_of(pipe) for name in getattr(part, "peft_config", None) or {}}
+    return {
+        "pipeline": type(pipe).__name__,
+        "dtype": str(next(denoisers_of(pipe)[0].parameters()).dtype).removeprefix("torch."),
+        "scheduler": config,
+        "loras": sorted(loras),
+    }
+
+
 def weights_hash(modules: Sequence[nn.Module]) -> str:
     """Returns a digest of the names, the shapes and some values of all weights."""
     digest = hashlib.sha256()
@@ -45,3 +58,13 @@ def weights_hash(modules: Sequence[nn.Module]) -> str:
             if not few.is_meta:  # offloaded: the values are elsewhere
                 digest.update(few.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as strict JSON can hold it: infinities and objects as text."""
+    plain = (
+        value is None
+        or isinstance(value, (bool, int, str))
+        or (isinstance(value, float) and math.isfinite(value))
+    )
+    return value if plain else str(value)[:200]

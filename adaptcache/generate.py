@@ -32,11 +32,12 @@ class Stopwatch:
     def begin(self, times: tuple[float, ...]) -> None:
         if self.inner:
             self.inner.begin(times)
-        synchronize()
-        self.since = time.perf_counter()
 
     def computes(self, step: Step) -> bool:
-        return self.inner.computes(step) if self.inner else True
+        if step.index == 0:
+            synchronize()
+            self.since = time.perf_counter()
+        return not self.inner or self.inner.computes(step)
 
     def update(self, update: Update) -> Tensor:
         return self.inner.update(update) if self.inner else update.move.u

@@ -15,7 +15,7 @@ from .gate import Gate, Update
 from .profile import Profile
 from .record import Progress, Trajectory, twin
 
-__all__ = ["with_influence"]
+__all__ = ["relative", "with_influence"]
 
 LEAST = 1e-12  # relative energy of a forecast error that is only rounding
 
@@ -73,9 +73,9 @@ def with_influence(
     Arguments:
         pipe: A diffusers pipeline; it is not changed.
         call: How to call it.
-        prompts: The prompts of the first batch of the profile.
+        prompts: A few prompts of the profile, in one batch.
         profile: The profile to complete.
-        run: The reference trajectory of that batch.
+        run: Their reference trajectory.
         progress: Told the number of steps done after each run.
 
     Returns:

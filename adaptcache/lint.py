@@ -18,7 +18,7 @@ from .schedule import Schedule
 if TYPE_CHECKING:
     from .profile import Profile
 
-__all__ = ["Finding", "cliffs", "least_value", "lint"]
+__all__ = ["Fault", "cliffs", "least_value", "lint"]
 
 SEEN = (0.0, 0.6)  # changes of modulated inputs that occur in published models
 WEAK = 0.5  # R2 below which a predictor is little better than a constant
@@ -26,7 +26,7 @@ FAR = 10.0  # no change is as large
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fault:
     """Something a user should know.
 
     Arguments:
@@ -40,17 +40,17 @@ class Finding:
     message: str
 
 
-def error(code: str, message: str) -> Finding:
-    """Returns a finding of what does not do what it is for."""
-    return Finding("error", code, message)
+def error(code: str, message: str) -> Fault:
+    """Returns a fault of what does not do what it is for."""
+    return Fault("error", code, message)
 
 
-def warning(code: str, message: str) -> Finding:
-    """Returns a finding to look at."""
-    return Finding("warning", code, message)
+def warning(code: str, message: str) -> Fault:
+    """Returns a fault to look at."""
+    return Fault("warning", code, message)
 
 
-def lint(schedule: Schedule, profile: Profile | None = None) -> list[Finding]:
+def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
     """Returns what is wrong with a schedule.
 
     Arguments:
@@ -70,7 +70,7 @@ def lint(schedule: Schedule, profile: Profile | None = None) -> list[Finding]:
     return found
 
 
-def of_polynomial(policy: Polynomial, x: tuple[float, float] = SEEN) -> list[Finding]:
+def of_polynomial(policy: Polynomial, x: tuple[float, float] = SEEN) -> list[Fault]:
     """Returns what a polynomial and its threshold say by themselves."""
     least, where = least_value(policy)
     low, high = policy.clamp or x
@@ -105,15 +105,15 @@ def least_value(policy: Polynomial) -> tuple[float, float]:
     return float(values.min()), float(points[values.argmin()])
 
 
-def weak(r2: float | None, rank: float | None, where: str) -> list[Finding]:
-    """Returns a finding where a predictor predicts badly."""
+def weak(r2: float | None, rank: float | None, where: str) -> list[Fault]:
+    """Returns a fault where a predictor predicts badly."""
     if r2 is None or rank is None or r2 >= WEAK:
         return []
     score = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}"
     return [warning("weak", f"{score}: it hardly predicts; a plan needs no prediction")]
 
 
-def on_profile(policy: Polynomial, profile: Profile) -> list[Finding]:
+def on_profile(policy: Polynomial, profile: Profile) -> list[Fault]:
     """Returns how well a polynomial, of whatever origin, predicts on a profile."""
     x, y = profile.change_in[:, 1:].ravel(), profile.change_out[:, 1:].ravel()
     low, high = policy.clamp or (-np.inf, np.inf)
@@ -125,7 +125,7 @@ def on_profile(policy: Polynomial, profile: Profile) -> list[Finding]:
     return found
 
 
-def of_ratios(policy: Magnitude, steps: int) -> list[Finding]:
+def of_ratios(policy: Magnitude, steps: int) -> list[Fault]:
     """Returns what a list of ratios and its limits say by themselves."""
     grid = tuple(1 - i / steps for i in range(steps))
     flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
@@ -141,7 +141,7 @@ def of_ratios(policy: Magnitude, steps: int) -> list[Finding]:
     return found
 
 
-def of_plan(policy: Policy, profile: Profile) -> list[Finding]:
+def of_plan(policy: Policy, profile: Profile) -> list[Fault]:
     """Returns what a policy does on a profile: nothing, everything, or other things near by."""
     calls, n = calls_of(policy, profile), profile.steps
     found = []

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .call import Call, Prompt
+from .call import Call, Prompt, own_noise
 from .clock import Step
 from .fitting.kernel import Array, open_loop, shrunk
 from .forecasts.base import Weights
 from .forecasts.matched import Matched
 from .gate import Gate, Update
 from .history import History
+from .influence import relative
 from .lockstep import Lockstep
 from .profile import Profile
 from .record import Progress, Trajectory, batches, part, twin
 
-__all__ = ["Fit", "match", "target_of"]
+__all__ = ["Fit", "Matching", "match", "target_of"]
 
 FLAT = 1e-6  # below this slope, relative to the latents, a step does not depend on the model output
 
@@ -49,6 +50,20 @@ class Fit:
     history: int = 4
     features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
     ridge: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A fitted forecast, and how well its runs ended.
+
+    Arguments:
+        forecast: The weights, with one gear.
+        error: Mean squared error of the final latents, over the energy of the reference's, on the
+            calibration prompts; summed over tracks.
+    """
+
+    forecast: Matched
+    error: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class Follower:
 
     def __init__(self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int) -> None:
         self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
+        self.error = 0.0  # of the final latents: squared, over the energy of the reference's
         self.meet: Callable[[Moments], Array]
 
     def begin(self, times: tuple[float, ...]) -> None:
@@ -92,7 +108,8 @@ class Follower:
         return self.history.combined(named(weights, self.fit), update)
 
     def landed(self, update: Update, y: Tensor) -> None:
-        """The target was set before."""
+        if update.step.index == len(self.reference.times) - 1:
+            self.error += relative(y.cpu(), self.reference.y[update.track][-1])
 
     def end(self) -> None:
         self.history = History(0)
@@ -132,6 +149,12 @@ def named(weights: Array, fit: Fit) -> Weights:
     return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))
 
 
+def met(team: Lockstep[Moments, Array], member: int, moments: Moments) -> Array:
+    """Meets the others, in a way that their schedulers' noise does not change this member's."""
+    with own_noise():
+        return team.meet(member, moments)
+
+
 def match(
     pipe: Any,
     call: Call,
@@ -143,7 +166,7 @@ def match(
     fit: Fit = Fit(),
     batch_size: int = 1,
     progress: Progress = lambda done: None,
-) -> Matched:
+) -> Matching:
     """Fits the weights of one plan.
 
     Arguments:
@@ -158,7 +181,7 @@ def match(
         progress: Told the number of steps done after each forecast.
 
     Returns:
-        The forecast, with one gear.
+        The forecast, and the error its runs end with.
     """
     n = profile.steps
     table: list[list[tuple[float, ...]]] = [[() for _ in range(n)] for _ in runs[0].u]
@@ -178,16 +201,21 @@ def match(
     jobs = list(batches(prompts, batch_size))
     team: Lockstep[Moments, Array] = Lockstep(len(jobs), solve)
 
+    errors = [0.0] * len(jobs)
+
     def follow(member: int) -> None:
         first, batch = jobs[member]
         follower = Follower(plan, fit, runs[member], len(batch))
-        follower.meet = partial(team.meet, member)
+        follower.meet = partial(met, team, member)
         own = twin(pipe)
         gate = Gate(own, follower).open()
         try:
             call(own, batch, first)
         finally:
             gate.close()
+        errors[member] = follower.error * len(batch) / len(prompts)
 
-    team.run([partial(follow, member) for member in range(len(jobs))])
-    return Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
+    with own_noise():
+        team.run([partial(follow, member) for member in range(len(jobs))])
+    forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
+    return Matching(forecast, sum(errors))

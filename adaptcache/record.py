@@ -39,6 +39,14 @@ class Trajectory:
     x: list[list[Tensor]] = field(default_factory=list)
     y: list[list[Tensor]] = field(default_factory=list)
 
+    def head(self, samples: int, of: int) -> Trajectory:
+        """Returns the trajectory of the first samples of a batch."""
+
+        def cut(tracks: list[list[Tensor]]) -> list[list[Tensor]]:
+            return [[value[: len(value) * samples // of] for value in track] for track in tracks]
+
+        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y))
+
 
 class Recorder:
     """Computes every step and keeps every `stride`-th, on the CPU."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .blocks import Blocks
 from .clock import Step
+from .compatibility import graded
 from .errors import AttachError, ScheduleError
-from .fingerprint import fingerprint
+from .findings import Grade, explained, worst
 from .gate import Gate, Update
 from .history import History
 from .policies.plan import Plan
@@ -213,22 +214,12 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
         >>> print(handle.report())
     """
     gear = checked_gear(schedule, gear)
-    live, fitted = fingerprint(pipe), schedule.denoiser
-    if fitted.class_name not in ("", live.class_name):
-        raise ScheduleError(
-            f"{schedule.name} was fitted on a {fitted.class_name}, this pipeline has a {live.class_name}; "
-            "calibrate for this one"
-        )
-    for what in ("config_hash", "weights_hash"):
-        if getattr(fitted, what) not in ("", getattr(live, what)):
-            other = "configuration" if what == "config_hash" else "weights"
-            message = (
-                f"{schedule.name} was fitted on other {other} of {fitted.class_name} "
-                f"({fitted.checkpoint or 'unknown checkpoint'}): its evidence does not hold here; "
-                "calibrate again"
-            )
-            if strict:
-                raise ScheduleError(message)
-            warnings.warn(message, stacklevel=2)
-            break
+    found = graded(schedule, pipe)
+    grade = worst(found)
+    if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
+        raise ScheduleError(explained(schedule, found))
+    if grade == Grade.WARNED:
+        warnings.warn(explained(schedule, found), stacklevel=2)
+    elif found:
+        logger.info(explained(schedule, found))
     return Handle(pipe, Runner(schedule, strict, gear))

@@ -176,7 +176,7 @@ class Schedule(Part):
         rules: What to do, by site.
         kernel: What is needed to plan anew for another grid.
         evidence: How good it is on held-out prompts.
-        made: Where it came from: versions, seed, call. Never read back.
+        made: Where it came from: versions, seed, call. Read back only to say what differs.
 
     Example:
         >>> schedule = Schedule.load("schedules/emoji-flux-28-2.8x.json")
@@ -260,3 +260,22 @@ class Schedule(Part):
     def save(self, path: str | Path) -> Path:
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
+
+    def save_pretrained(self, folder: str | Path, *, name: str | None = None) -> Path:
+        """Writes the schedule and a model card into a folder; see `adaptcache.hub.save_pretrained`."""
+        from .hub import save_pretrained
+
+        return save_pretrained(self, folder, name=name)
+
+    @staticmethod
+    def from_pretrained(source: str | Path, name: str | None = None, **options: Any) -> Schedule:
+        """Loads a schedule from a folder or the hub; see `adaptcache.hub.from_pretrained`."""
+        from .hub import from_pretrained
+
+        return from_pretrained(source, name, **options)
+
+    def push_to_hub(self, repo: str, *, name: str | None = None, **options: Any) -> str:
+        """Puts the schedule and a model card on the hub; see `adaptcache.hub.push_to_hub`."""
+        from .hub import push_to_hub
+
+        return push_to_hub(self, repo, name=name, **options)

@@ -23,7 +23,7 @@ from .fingerprint import weights_hash
 from .profile import Profile
 from .record import Trajectory
 
-__all__ = ["Store", "content_key"]
+__all__ = ["Store", "content_key", "images_of", "levels"]
 
 LAYOUT = 1  # raise it when what is stored changes
 LEVELS = 65535  # images are kept with 16 bits: -101 dB
@@ -105,14 +105,22 @@ class Store:
             arrays = load_arrays(self.folder / key / "images.safetensors")
         except (OSError, SafetensorError):
             return None
-        return [arrays[name].astype(np.float32) / LEVELS for name in sorted(arrays)]
+        return [images_of(arrays[name]) for name in sorted(arrays)]
 
     def save_images(self, key: str, images: Sequence[np.ndarray]) -> None:
         """Keeps decoded outputs."""
-        # Contiguous, as safetensors writes the memory and not the values.
-        levels = [np.ascontiguousarray(np.round(image.clip(0, 1) * LEVELS), np.uint16) for image in images]
-        arrays = {f"{k:05d}": values for k, values in enumerate(levels)}
+        arrays = {f"{k:05d}": levels(image) for k, image in enumerate(images)}
         write_atomically(self.folder / key / "images.safetensors", save_arrays(arrays))
+
+
+def levels(image: np.ndarray) -> np.ndarray:
+    """Returns an image as 16-bit numbers; contiguous, as safetensors writes memory and not values."""
+    return np.ascontiguousarray(np.round(image.clip(0, 1) * LEVELS), np.uint16)
+
+
+def images_of(numbers: np.ndarray) -> np.ndarray:
+    """Returns the image of 16-bit numbers."""
+    return np.asarray(numbers.astype(np.float32) / LEVELS)
 
 
 def described(value: Any) -> Any:

@@ -1,142 +1,153 @@
-"""How a scheduler and a denoiser are made to report to a gate, and set back."""
+"""How a pipeline, its scheduler and its denoisers are made to report to a gate, and set back."""
 
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import AttachError
+from .move import Move
 
 if TYPE_CHECKING:
     from .gate import Gate
 
 DENOISERS = ("transformer", "transformer_2", "unet")  # what diffusers pipelines call theirs
+SIDES = ("controlnet",)  # what only serves a denoiser at the same step, and is skipped with it
 
 
 def denoisers_of(pipe: Any) -> list[nn.Module]:
     """Returns the denoisers of a pipeline: one, or two where experts share the steps (Wan 2.2)."""
-    parts = [getattr(pipe, name, None) for name in DENOISERS]
-    found = [part for part in parts if isinstance(part, nn.Module)]
-    if not found or getattr(pipe, "scheduler", None) is None:
+    found = named(pipe, DENOISERS)
+    scheduler = getattr(pipe, "scheduler", None)
+    if not found or scheduler is None:
         raise AttachError(
             f"{type(pipe).__name__} has no scheduler or none of {', '.join(DENOISERS)}: "
             "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
         )
+    takes = inspect.signature(type(scheduler).step).parameters
+    if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
+        step = f"{type(scheduler).__name__}.step"
+        raise AttachError(f"{step} takes no {', '.join(missing)}: adaptcache cannot hand it a forecast")
     return found
 
 
+def named(pipe: Any, names: tuple[str, ...]) -> list[nn.Module]:
+    """Returns the modules a pipeline has under these names."""
+    parts = [getattr(pipe, name, None) for name in names]
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
 class Guard:
-    """Stands before a denoiser: every call of it goes to the gate first."""
+    """Stands before a module: every call of it goes to the gate that is in a run in this thread.
 
-    def __init__(self, denoiser: nn.Module, call: Callable[..., Any]) -> None:
-        self.denoiser, self.call = denoiser, call
-        self.before = vars(denoiser).get("_compiled_call_impl")  # `module.compile()` puts its code here
+    Pipelines that share a denoiser share its guard, with a gate each.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.gates: list[Gate] = []
+        self.before = vars(module).get("_compiled_call_impl")  # `module.compile()` puts its code here
 
     @staticmethod
-    def of(denoiser: Any) -> bool:
-        """Whether a guard stands before this denoiser."""
-        return isinstance(vars(denoiser).get("_compiled_call_impl"), Guard)
+    def of(module: nn.Module) -> Guard | None:
+        """Returns the guard that stands before a module."""
+        found = vars(module).get("_compiled_call_impl")
+        return found if isinstance(found, Guard) else None
 
     @staticmethod
-    def compiled(denoiser: Any) -> bool:
-        """Whether the code behind this denoiser, and behind its guard if it has one, is compiled."""
-        code = vars(denoiser).get("_compiled_call_impl")
-        return (
-            hasattr(denoiser, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
-        )
+    def compiled(module: nn.Module) -> bool:
+        """Whether the code behind a module, and behind its guard if it has one, is compiled."""
+        code = vars(module).get("_compiled_call_impl")
+        return hasattr(module, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
 
-    def stand(self, undo: ExitStack) -> None:
-        """Takes its place, until `undo` is closed."""
-        vars(self.denoiser)["_compiled_call_impl"] = self
-        undo.callback(self.leave)
+    @staticmethod
+    def stand(module: nn.Module, gate: Gate, undo: ExitStack) -> None:
+        """Sends the calls of a module to a gate, until `undo` is closed."""
+        guard = Guard.of(module) or Guard(module)
+        guard.gates.append(gate)
+        vars(module)["_compiled_call_impl"] = guard
+        undo.callback(guard.leave, gate)
 
-    def leave(self) -> None:
-        """Leaves, unless `module.compile()` has replaced it in the meantime."""
-        if vars(self.denoiser).get("_compiled_call_impl") is self:
-            del vars(self.denoiser)["_compiled_call_impl"]
+    def leave(self, gate: Gate) -> None:
+        """Lets go of a gate; the last one sets the module back, unless `module.compile()` came between."""
+        self.gates.remove(gate)
+        if not self.gates and Guard.of(self.module) is self:
+            del vars(self.module)["_compiled_call_impl"]
             if self.before is not None:
-                vars(self.denoiser)["_compiled_call_impl"] = self.before
+                vars(self.module)["_compiled_call_impl"] = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(self.denoiser, self.before or self.denoiser._call_impl, args, kwargs)
+        original = self.before or self.module._call_impl
+        running = [gate for gate in self.gates if gate.running]
+        if not running:  # called outside of a pipeline's loop, or by a pipeline that is not attached
+            return original(*args, **kwargs)
+        return max(running, key=lambda gate: gate.started).call(self.module, original, args, kwargs)
 
 
-class Move:
-    """One call of `scheduler.step`, that can be made for real or tried on a copy."""
-
-    def __init__(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-        self.scheduler, self.method, self.bound = scheduler, method, bound
-        self.x: Tensor = bound.arguments["sample"]
-        self.u: Tensor = bound.arguments["model_output"]
-
-    def make(self, u: Tensor) -> Any:
-        """Steps the scheduler with the model output `u` and returns what it returns."""
-        self.bound.arguments["model_output"] = u
-        return self.method(*self.bound.args, **self.bound.kwargs)
-
-    def dry(self, u: Tensor) -> Tensor:
-        """Returns where a copy of the scheduler lands with `u`. Draws the noise the real step will draw."""
-        arguments = dict(self.bound.arguments)
-        arguments |= {"self": copy.deepcopy(self.scheduler), "model_output": u}
-        if (generator := arguments.get("generator")) is not None:
-            many = isinstance(generator, list)
-            arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
-        bound = inspect.BoundArguments(self.bound.signature, arguments)
-        with torch.random.fork_rng(devices=[u.device] if u.device.type == "cuda" else []):
-            return landing(self.method(*bound.args, **bound.kwargs))
+def watched_by(part: Any) -> Gate | None:
+    """Returns the gate a scheduler or a pipeline reports to; copies that outlived a gate do not."""
+    gate: Gate | None = vars(type(part)).get("_gate")
+    return gate if gate is not None and (part is gate.pipe or part is gate.scheduler) else None
 
 
-def landing(result: Any) -> Tensor:
-    """Returns the latents in what `scheduler.step` returned."""
-    y: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
-    return y
+def watch_scheduler(scheduler: Any, gate: Gate, undo: ExitStack) -> None:
+    """Makes a scheduler, and copies made of it, report to a gate, until `undo` is closed."""
+    base = plain(scheduler)
+    signature = inspect.signature(base.step)
 
-
-class Watch:
-    """Makes a scheduler, and the copies made of it, report to a gate, by a subclass of its class."""
-
-    @staticmethod
-    def of(scheduler: Any) -> bool:
-        """Whether this scheduler reports to a gate."""
-        return "_gate" in vars(type(scheduler))
-
-    @staticmethod
-    def stand(scheduler: Any, gate: Gate, undo: ExitStack) -> None:
-        """Starts the reports, until `undo` is closed."""
-        base = type(scheduler)
-        signature = inspect.signature(base.step)
-
-        @functools.wraps(base.set_timesteps)
-        def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = base.set_timesteps(self, *args, **kwargs)
+    @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)
+        if gate.closed:  # this is a copy that outlived it
+            self.__class__ = base
+        else:
             gate.start(self)
-            return result
+        return result
 
-        @functools.wraps(base.step)
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return gate.step(Move(self, base.step, signature.bind(self, *args, **kwargs)))
+    @functools.wraps(base.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return gate.step(Move(self, base.step, signature.bind(self, *args, **kwargs)))
 
-        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        own = {"_gate": gate, "set_timesteps": set_timesteps, "step": step}
-        scheduler.__class__ = type(base.__name__, (base,), names | own)
-        undo.callback(setattr, scheduler, "__class__", base)
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        # LTX-2 copies its scheduler for the audio: the copy has to be watched too, and is not pickled.
+        other: Any = object.__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
+    disguise(scheduler, base, gate, undo, set_timesteps=set_timesteps, step=step, __deepcopy__=__deepcopy__)
 
 
-def shapes_of(*values: Any) -> tuple[Any, ...]:
-    """Returns the shapes of all tensors in (nested) arguments, to tell calls of one kind from another."""
-    found: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(tuple(value.shape))
-        elif isinstance(value, Mapping):
-            found.append(shapes_of(*value.values()))
-        elif isinstance(value, (list, tuple)):
-            found.append(shapes_of(*value))
-    return tuple(found)
+def watch_pipeline(pipe: Any, gate: Gate, undo: ExitStack) -> None:
+    """Makes the calls of a pipeline report to a gate, until `undo` is closed."""
+    base = plain(pipe)
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with gate.calling():
+            return base.__call__(self, *args, **kwargs)
+
+    disguise(pipe, base, gate, undo, __call__=__call__)
+
+
+def plain(part: Any) -> type[Any]:
+    """Returns the true class of a scheduler or a pipeline."""
+    return type(part).__base__ if "_gate" in vars(type(part)) else type(part)  # type: ignore[return-value]
+
+
+def disguise(part: Any, base: type[Any], gate: Gate, undo: ExitStack, **methods: Any) -> None:
+    """Gives an object a subclass of its class with other methods, until `undo` is closed."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        return copyreg._reconstructor, (base, object, None), vars(self)  # type: ignore[attr-defined]
+
+    own = {"_gate": gate, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__}
+    own |= {"__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    part.__class__ = type(base.__name__, (base,), own | methods)
+    undo.callback(setattr, part, "__class__", base)

@@ -12,7 +12,7 @@ import adaptcache
 from adaptcache.errors import AttachError
 from adaptcache.models import MODELS, model_of
 from adaptcache.schedule import Rule, Schedule
-from adaptcache.watch import Guard
+from adaptcache.sentry import Sentry
 
 STEPS = 10
 
@@ -67,7 +67,7 @@ def test_every_run_starts_afresh_and_closing_leaves_nothing():
     assert not torch.equal(first, full) and torch.equal(flux.run(pipe, STEPS), first)
     handle.close()
     assert torch.equal(flux.run(pipe, STEPS), full)
-    assert not any(Guard.of(module) for module in pipe.transformer.modules())
+    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
     assert all("_compiled_call_impl" not in vars(block) for block in blocks_of(pipe))
 
 
@@ -80,7 +80,7 @@ def test_a_second_attach_and_a_site_with_nothing_left_are_refused_and_change_not
             adaptcache.attach(other, schedule())
     with pytest.raises(AttachError, match="nothing is left"):
         adaptcache.attach(pipe, schedule(head=2, tail=2))
-    assert not any(Guard.of(module) for module in pipe.transformer.modules())
+    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
     adaptcache.attach(pipe, schedule()).close()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from typing import Any
 
 import pytest
 import torch
 from conftest import CALL, STEPS, embedded, schedule_of, tiny_flux
-from diffusers import EulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.call import Call
@@ -141,31 +140,11 @@ def test_nothing_of_a_run_is_kept_after_it(pipe: FluxPipeline, prompts: list) ->
         assert not handle._runner.history.lines
 
 
-def test_two_threads_on_one_pipeline_are_refused(pipe: FluxPipeline, prompts: list) -> None:
-    errors: list[BaseException] = []
-
-    def other(pipe: Any, step: int, t: Any, values: dict) -> dict:
-        def steal() -> None:
-            try:
-                pipe.transformer(torch.zeros(1))
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=steal)
-        thread.start()
-        thread.join()
-        return values
-
-    with adaptcache.attach(pipe, schedule_of(pipe, SKIPPING)):
-        Call(STEPS, {**CALL.arguments, "callback_on_step_end": other})(pipe, prompts[:1])
-    assert isinstance(errors[0], AttachError) and "two threads" in str(errors[0])
-
-
 def test_a_replaced_scheduler_is_refused(pipe: FluxPipeline, prompts: list) -> None:
     with adaptcache.attach(pipe, schedule_of(pipe, SKIPPING)):
         CALL(pipe, prompts[:1])
         pipe.scheduler = copy.deepcopy(tiny_flux().scheduler)
-        with pytest.raises(AttachError, match="replaced by a FlowMatchEulerDiscreteScheduler"):
+        with pytest.raises(AttachError, match="replaced by a FlowMatchEuler"):
             CALL(pipe, prompts[:1])
 
 
@@ -182,7 +161,7 @@ def test_another_class_of_denoiser_is_refused(pipe: FluxPipeline) -> None:
         update={"denoiser": fitted.denoiser.model_copy(update={"class_name": "WanTransformer3DModel"})}
     )
     with pytest.raises(
-        ScheduleError, match="fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"
+        ScheduleError, match=r"fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"
     ):
         adaptcache.attach(pipe, other)
 
@@ -223,12 +202,3 @@ def test_a_denoiser_that_was_replaced_is_guarded_at_the_next_run(pipe: FluxPipel
         pipe.transformer = torch.compile(pipe.transformer, backend="eager")
         CALL(pipe, prompts[:1])
         assert handle.report().computed == SKIPPING
-
-
-def test_other_schedulers_run_too(pipe: FluxPipeline) -> None:
-    scheduler = EulerDiscreteScheduler()
-    scheduler.set_timesteps(4)
-    from adaptcache.clock import times_of
-
-    times = times_of(scheduler)
-    assert times[0] == pytest.approx(0.999) and list(times) == sorted(times, reverse=True)

@@ -23,7 +23,7 @@ PROFILE = toy.profile(16)
 
 
 def codes(schedule, profile=None, level=None):
-    return {finding.code for finding in lint(schedule, profile) if level in (None, finding.level)}
+    return {fault.code for fault in lint(schedule, profile) if level in (None, fault.level)}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -94,6 +94,13 @@ def test_the_promised_presets_are_there():
     assert flux.folder is None and flux.gated and not emoji.gated
 
 
+def test_the_twenty_most_used_pipelines_have_a_preset():
+    wanted = """flux flux-schnell flux-kontext flux2 sd15 sdxl sd3.5 pixart-sigma sana qwen-image z-image
+        chroma lumina2 wan2.1 wan2.2 hunyuan-video ltx cogvideox mochi stable-audio"""
+    assert set(wanted.split()) <= set(names())
+    assert len({Preset.load(name).checkpoint for name in names()}) == len(names())
+
+
 # Reading a preset
 
 

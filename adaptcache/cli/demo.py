@@ -52,9 +52,7 @@ def demo(
                 batch_size=preset.batch_size,
                 name=name,
                 store=Store(to / "cache"),
-                progress=lambda stage, done, of, name=name: report(  # type: ignore[misc]
-                    f"{name}: matching" if stage == "matching" else stage, done, of
-                ),
+                progress=report,
             )
             schedule.save(to / f"{name}.json")
             schedules.append(schedule)

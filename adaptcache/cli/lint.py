@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..imports import read
-from ..lint import lint as findings_of
+from ..lint import lint as faults_of
 from ..profile import Profile
 from .screen import out, print_json
 
@@ -31,12 +31,12 @@ def lint(
 
     Example:  adaptcache lint teacache.json
     """
-    found = findings_of(read(schedule), Profile.load(profile) if profile else None)
+    found = faults_of(read(schedule), Profile.load(profile) if profile else None)
     if json:
-        print_json([asdict(finding) for finding in found])
-    for finding in () if json else found:
-        out.print(f"[{COLOURS[finding.level]}]{finding.level}[/] {finding.code}: {finding.message}")
+        print_json([asdict(fault) for fault in found])
+    for fault in () if json else found:
+        out.print(f"[{COLOURS[fault.level]}]{fault.level}[/] {fault.code}: {fault.message}")
     if not (json or found):
         out.print(f"{schedule}: nothing found")
-    if any(finding.level == "error" for finding in found):
+    if any(fault.level == "error" for fault in found):
         raise typer.Exit(1)

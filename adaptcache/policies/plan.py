@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
@@ -62,7 +63,7 @@ class Plan(Policy):
     gears: Annotated[tuple[Gear, ...], Field(min_length=1)]
 
     @classmethod
-    def of(cls, steps: list[int], times: tuple[float, ...]) -> Self:
+    def of(cls, steps: Sequence[int], times: tuple[float, ...]) -> Self:
         """Creates the plan that computes the steps with these numbers of a grid of N times."""
         return cls(gears=(Gear(budget=len(steps) / len(times), compute=tuple(times[i] for i in steps)),))
 

@@ -1,0 +1,94 @@
+"""`adaptcache export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..call import Call
+from ..export import ENGINES, Exported
+from ..export import export as form
+from ..export.measure import MEASURABLE, measured
+from ..files import check_writable
+from ..presets import resolve
+from ..prompts import read_prompts
+from ..schedule import Schedule
+from .screen import out, print_json, progress
+
+__all__ = ["export"]
+
+
+def export(
+    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
+    engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
+    to: Annotated[
+        Path | None, typer.Option("--out", "-o", help="[default: NAME.ENGINE with the engine's ending]")
+    ] = None,
+    gear: Annotated[int, typer.Option(help="Which plan of the schedule.")] = 0,
+    calls: Annotated[
+        int | None, typer.Option(help="Compute this many steps. [default: as many as the plan]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the run. [default: those it was fitted on]")
+    ] = None,
+    check_on: Annotated[
+        int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)
+    ] = 0,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
+    ] = "emoji-flux",
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
+) -> None:
+    """Write a schedule as the input of another engine, and say what is lost on the way.
+
+    Other engines can only reuse: the computed steps are chosen anew for that before the file is written.
+
+    Examples:
+
+      adaptcache export flux.json --to diffusers            # inference needs no adaptcache
+
+      adaptcache export flux.json --to cache-dit --out flux.yaml
+
+      adaptcache export emoji.json --to diffusers --check-on 8
+    """
+    loaded = Schedule.load(schedule)
+    exported = form(loaded, engine, gear=gear, calls=calls, steps=steps)
+    path = check_writable(to or Path(f"{schedule.stem}.{engine}{exported.ending}"))
+    if check_on and engine not in MEASURABLE:
+        raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")
+    exported.save(path)
+    quality = _measured(exported, model, device, check_on) if check_on else None
+    if json:
+        print_json(
+            {
+                "out": str(path),
+                "engine": engine,
+                "mask": list(exported.mask.computed),
+                "predicted": exported.mask.expected,
+                "measured": quality,
+                "lost": list(exported.lost),
+                "expects": list(exported.expects),
+            }
+        )
+        return
+    out.print(exported.explained(path), markup=False)
+    if quality:
+        out.print(f"measured   {quality['mean']:.1f} dB, 5th percentile {quality['p05']:.1f}, in {engine}")
+    out.print(f"wrote {path}", markup=False)
+
+
+def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
+    preset = resolve(model)
+    prompts = read_prompts(preset.prompts)
+    pipe, call = preset.load_pipeline(device), Call(exported.mask.steps, preset.call)
+    held_out = prompts.held_out[:count]
+    with progress() as report:
+        return measured(
+            pipe, call, held_out, exported, first=len(prompts.calibration),
+            progress=lambda done: report(f"measuring {exported.engine}", done, 2 * len(held_out)),
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""How good an export is in its own engine, where that engine runs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..call import Call, Prompt
+from ..metrics import psnr, summary
+from ..record import Progress
+from ..watch import denoisers_of
+from .form import Exported
+
+__all__ = ["MEASURABLE", "applied", "measured"]
+
+MEASURABLE = ("diffusers", "cache-dit")
+
+
+@contextmanager
+def applied(pipe: Any, exported: Exported) -> Iterator[None]:
+    """Lets the engine run a pipeline by an export, and takes it off again.
+
+    Raises:
+        LookupError: The engine does not run diffusers pipelines.
+    """
+    if exported.engine not in MEASURABLE:
+        raise LookupError(f"{exported.engine} does not run here; {' and '.join(MEASURABLE)} can be measured")
+    undo: Callable[[], Any]
+    if exported.engine == "diffusers":
+        from diffusers import MagCacheConfig
+
+        denoiser: Any = denoisers_of(pipe)[0]
+        denoiser.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+        undo = denoiser.disable_cache
+    else:
+        import cache_dit
+
+        cache_dit.enable_cache(pipe, **cache_dit.load_configs(yaml.safe_load(exported.text)))
+        undo = partial(cache_dit.disable_cache, pipe)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def measured(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    exported: Exported,
+    *,
+    first: int = 0,
+    progress: Progress = lambda done: None,
+) -> dict[str, float]:
+    """Returns the quality of decoded outputs in decibels against the full run, mean and 5th percentile.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is as it was afterwards.
+        call: How to call it.
+        prompts: What to generate: prompts that nothing was fitted on.
+        exported: The export.
+        first: The number of the first prompt, which sets the noise.
+        progress: Told the number of runs done after each.
+    """
+
+    def images(done: int) -> list[np.ndarray]:
+        made = []
+        for number, prompt in enumerate(prompts):
+            made.append(np.asarray(call(pipe, [prompt], first + number, output_type="np"))[0])
+            progress(done + number + 1)
+        return made
+
+    full = images(0)
+    with applied(pipe, exported):
+        cached = images(len(prompts))
+    return summary([psnr(a, b) for a, b in zip(cached, full, strict=True)])

@@ -1,0 +1,132 @@
+"""Plans a schedule anew for engines that cannot forecast, only reuse.
+
+Other engines add the last residual of the whole block stack at a skipped step. As a linear forecast of
+the guided output that is the weight 1 on the last computed one, so the kernel tells its error in closed
+form, `G_ii - 2 G_ic + G_cc`, and the best plan for *reuse* is not the best plan for matched weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import ScheduleError
+from ..fitting.kernel import Array, resampled
+from ..fitting.path import best_plan
+from ..forecasts.extrapolate import Extrapolate
+from ..replan import same_grid
+from ..schedule import Kernel, Schedule
+from .mask import Mask
+from .steps import computed_steps, moved
+
+__all__ = ["Reuse", "reuse_errors"]
+
+FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can be 0
+
+
+def reuse_errors(kernel: Kernel, times: tuple[float, ...]) -> Array:
+    """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
+    gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
+    if not same_grid(kernel.times, times):
+        gram = resampled(gram, np.array(kernel.times), np.array(times))
+        weights = np.interp(times, kernel.times[::-1], weights[::-1])
+    energy = np.diagonal(gram)
+    errors = energy[None, :] - 2 * gram + energy[:, None]
+    return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
+
+
+class Reuse:
+    """Gives the masks of one gear of a schedule.
+
+    Arguments:
+        schedule: The schedule.
+        gear: Which of its plans.
+        calls: How many steps to compute; None takes as many as the gear does.
+        steps: How many steps a run has; None takes those of the schedule.
+    """
+
+    def __init__(
+        self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None
+    ) -> None:
+        self.schedule, native = schedule, len(schedule.grid.times)
+        if not (steps or native):
+            raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
+        self.steps = steps or native
+        times = moved(schedule.grid.times, self.steps)
+        self.moved = native if native not in (0, self.steps) else 0
+        self.own = computed_steps(schedule, gear, times)
+        self.calls = len(self.own) if calls is None else calls
+        if not 1 <= self.calls <= self.steps:
+            raise ValueError(f"calls must be in [1, {self.steps}] for {self.steps} steps, got {self.calls}")
+        kernel = schedule.kernel
+        self.errors = reuse_errors(kernel, times) if kernel is not None else None
+
+    def best(self, *, warm_up: int = 1, longest: int | None = None) -> Mask:
+        """Returns the schedule's plan where it was made for reuse, else the best one for reuse.
+
+        Arguments:
+            warm_up: Steps at the start that the engine always computes.
+            longest: The most steps in a row that the engine can skip.
+        """
+        forecast = self.schedule.rules[0].forecast
+        for_reuse = isinstance(forecast, Extrapolate) and forecast.order == 0
+        own = self._mask(self.own)
+        allowed = own.longest <= (longest or self.steps) and set(range(warm_up)) <= set(self.own)
+        kept = allowed and self.calls == own.calls
+        if kept and for_reuse:
+            return own
+        if self.errors is not None:
+            mask = self._mask(self._planned(self.errors, warm_up, longest or self.steps))
+            same = mask.computed == own.computed
+            where = "at the same steps" if same else f"at steps chosen anew for it, not {own.strip}"
+        elif kept:
+            mask, where = own, "at steps that were chosen for the forecast, as there is no kernel"
+        else:
+            raise ScheduleError(
+                f"{self.schedule.name} carries no kernel and cannot be planned anew for this engine; "
+                "calibrate again"
+            )
+        lost = [f"the forecast ({forecast.type}) becomes reuse of the last residual, {where}"]
+        if self.moved:
+            lost.append(f"it was fitted on {self.moved} steps, and is moved to {self.steps}")
+        return replace(mask, lost=tuple(lost))
+
+    def every(self, *, last: bool) -> tuple[int, Mask]:
+        """Returns the interval whose calls are nearest to the budget, and its mask.
+
+        Arguments:
+            last: Whether the engine always computes the last step.
+        """
+
+        def steps(interval: int) -> list[int]:
+            return sorted({*range(0, self.steps, interval), *([self.steps - 1] if last else [])})
+
+        interval = min(range(1, self.steps + 1), key=lambda k: abs(len(steps(k)) - self.calls))
+        lost = "its plan becomes every n-th step and its weights become reuse, as this engine takes no mask"
+        return interval, self._mask(steps(interval), lost)
+
+    def _planned(self, errors: Array, warm_up: int, longest: int) -> list[int]:
+        n, priced = self.steps, errors.copy()
+        gaps = np.arange(n)[None, :] - np.arange(n)[:, None]
+        priced[gaps > longest] = FORBIDDEN
+        priced[:, :warm_up] = FORBIDDEN
+        # Reuse looks at the last computed step only: the one before it does not matter.
+        pairs = np.where(gaps[None] > 0, np.broadcast_to(priced, (n, n, n)), 0.0)
+        plan = best_plan(pairs, np.ones(n), self.calls)
+        if self._mask(plan).longest > longest or not set(range(warm_up)) <= set(plan):
+            raise ScheduleError(
+                f"{self.calls} of {n} steps are too few for this engine: it computes the first {warm_up} "
+                f"and skips at most {longest} in a row; export with more calls"
+            )
+        return plan
+
+    def _mask(self, steps: Sequence[int], *lost: str) -> Mask:
+        computed = tuple(int(i in set(steps)) for i in range(self.steps))
+        if self.errors is None:
+            return Mask(computed, None, lost)
+        sources = np.maximum.accumulate(np.where(computed, np.arange(self.steps), 0))
+        total = sum(self.errors[c, i] for i, c in enumerate(sources) if not computed[i])
+        return Mask(computed, -10 * math.log10(total) if total > 0 else math.inf, lost)

@@ -1,0 +1,46 @@
+"""One step of a scheduler, about to be taken."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Move", "landing"]
+
+
+class Move:
+    """One call of `scheduler.step`, that can be made for real or tried on a copy."""
+
+    def __init__(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> None:
+        self.scheduler, self.method, self.bound = scheduler, method, bound
+        self.x: Tensor = bound.arguments["sample"]
+        self.u: Tensor = bound.arguments["model_output"]
+
+    def make(self, u: Tensor) -> Any:
+        """Steps the scheduler with the model output `u` and returns what it returns."""
+        self.bound.arguments["model_output"] = u
+        return self.method(*self.bound.args, **self.bound.kwargs)
+
+    def dry(self, u: Tensor) -> Tensor:
+        """Returns where a copy of the scheduler lands with `u`. Draws the noise the real step will draw."""
+        arguments = dict(self.bound.arguments)
+        # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
+        shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
+        arguments |= {"self": copy.deepcopy(self.scheduler, shared), "model_output": u}
+        if (generator := arguments.get("generator")) is not None:
+            many = isinstance(generator, list)
+            arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
+        bound = inspect.BoundArguments(self.bound.signature, arguments)
+        with torch.random.fork_rng(devices=[u.device] if u.device.type == "cuda" else []):
+            return landing(self.method(*bound.args, **bound.kwargs))
+
+
+def landing(result: Any) -> Tensor:
+    """Returns the latents in what `scheduler.step` returned."""
+    latents: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return latents

@@ -1,0 +1,100 @@
+"""All tiny pipelines, by name, and what tests and the table of supported pipelines do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptcache.call import Call
+from adaptcache.fingerprint import fingerprint
+from adaptcache.forecasts.base import Forecast
+from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.policies.plan import Plan
+from adaptcache.record import record
+from adaptcache.schedule import Grid, Rule, Schedule
+from adaptcache.watch import denoisers_of
+
+from .audio import AUDIO
+from .flux import FLUXES
+from .image import IMAGE
+from .ltx import LTX
+from .setup import Setup
+from .unet import UNET
+from .video import VIDEO
+
+__all__ = ["TABLE", "built", "counted", "generated", "grid_of", "planned"]
+
+TABLE: dict[str, Callable[[], Setup]] = {**FLUXES, **IMAGE, **UNET, **VIDEO, **LTX, **AUDIO}
+
+
+def built(name: str) -> Setup:
+    """Builds a pipeline of the table; always the same weights."""
+    torch.manual_seed(0)
+    setup = TABLE[name]()
+    setup.pipe.set_progress_bar_config(disable=True)
+    for part in setup.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return setup
+
+
+def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any) -> list[Tensor]:
+    """Runs the pipeline on one sample and returns all it returns (video and audio), not decoded."""
+    row = {
+        "generator": torch.Generator().manual_seed(sample),
+        "num_inference_steps": setup.steps,
+        **arguments,
+    }
+    call = Call(row.pop("num_inference_steps"), {**setup.call, **row}, seed=sample)
+    return tensors(call.run(pipe or setup.pipe, [setup.prompts[sample]]))
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Returns the tensors and arrays in what a pipeline returned."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, Sequence):
+        return [tensor for part in value for tensor in tensors(part)]
+    return [] if value is None else [torch.as_tensor(value)]
+
+
+def grid_of(setup: Setup) -> tuple[float, ...]:
+    """Returns the times of a run."""
+    profile, _ = record(setup.pipe, Call(setup.steps, setup.call), setup.prompts[:1])
+    return tuple(map(float, profile.times))
+
+
+def planned(setup: Setup, steps: Sequence[int], forecast: Forecast | None = None) -> Schedule:
+    """Returns a schedule that computes the steps with these numbers."""
+    times = grid_of(setup)
+    return Schedule(
+        name="by hand",
+        denoiser=fingerprint(setup.pipe),
+        grid=Grid(scheduler=type(setup.pipe.scheduler).__name__, times=times),
+        rules=(Rule(policy=Plan.of(list(steps), times), forecast=forecast or Extrapolate(order=1)),),
+    )
+
+
+@contextmanager
+def counted(pipe: Any) -> Iterator[list[str]]:
+    """Notes every real forward of a denoiser, however it is called, by the denoiser's class."""
+    calls: list[str] = []
+    denoisers = denoisers_of(pipe)
+    for denoiser in denoisers:
+
+        def forward(
+            *args: Any, _own: Any = denoiser.forward, _name: str = type(denoiser).__name__, **kwargs: Any
+        ) -> Any:
+            calls.append(_name)
+            return _own(*args, **kwargs)
+
+        denoiser.forward = forward
+    try:
+        yield calls
+    finally:
+        for denoiser in denoisers:
+            del denoiser.forward

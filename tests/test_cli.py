@@ -1,0 +1,130 @@
+"""The command line with the shipped model: results on stdout, one line on stderr, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import schedule_of, tiny_flux
+from PIL import Image
+
+from adaptcache.cli import main
+from adaptcache.schedule import Schedule
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = ("--steps", "4", "--fit-on", "2", "--check-on", "1", "--batch-size", "2")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Calls the command line in a folder of its own; gives the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["adaptcache", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("calibrate", "--speed", "2", *QUICK, "--out", "new/s.json", "--json")
+    assert code == 0
+    printed = json.loads(out)
+    schedule = Schedule.load(tmp_path / "new" / "s.json")
+    assert printed["schedule"] == "new/s.json" and printed["evidence"]["calls"] == [2, 4]
+    assert schedule.evidence and schedule.evidence.psnr["mean"] == pytest.approx(
+        printed["evidence"]["psnr"]["mean"]
+    )
+
+    code, out, _ = run("show", "new/s.json")
+    assert code == 0 and "FluxTransformer2DModel" in out and "2 of 4 calls" in out
+
+    prompt = ("--prompt", "pizza noto style blue background", "--steps", "4", "--schedule", "new/s.json")
+    code, out, _ = run("generate", *prompt, "--json")
+    assert code == 0 and json.loads(out)["calls"] == 2
+    assert Image.open(tmp_path / "image.png").size == (32, 32)
+
+    code, out, _ = run("generate", *prompt, "--compare", "--out", "both.png", "--json")
+    assert code == 0 and json.loads(out)["psnr"] > 10
+    assert Image.open(tmp_path / "both.png").width > 3 * 160
+
+
+def test_models_lists_the_presets(run: Run) -> None:
+    code, out, _ = run("models", "--json")
+    assert code == 0
+    assert {"emoji-flux", "flux", "flux-schnell"} <= {preset["name"] for preset in json.loads(out)}
+
+
+@pytest.mark.parametrize("verb", ["", "calibrate", "generate", "show", "models", "demo"])
+def test_help_shows_an_example(run: Run, verb: str) -> None:
+    code, out, _ = run(*filter(None, [verb]), "--help")
+    assert code == 0 and "adaptcache " + (verb or "demo") in out
+
+
+def refused(result: tuple[int, str, str], complaint: str) -> None:
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("error: ") and complaint in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("show", "none.json"), "cannot read none.json"),
+        (("calibrate", "--budget", "0"), "budget must be in (0, 1], got 0"),
+        (("calibrate", "--budget", "2"), "budget must be in (0, 1], got 2"),
+        (("calibrate", "--speed", "0.5"), "speed must be in [1, 28]"),
+        (("calibrate", "--steps", "0"), "0 steps"),
+        (("calibrate", "--steps", "1", "--speed", "1"), "nothing can be skipped in 1 steps"),
+        (("calibrate", "--prompts", "none.txt"), "no prompt file none.txt"),
+        (("calibrate", "--prompts", "empty.txt"), "empty.txt has no prompts"),
+        (("calibrate", "--model", "emojy-flux"), "Did you mean emoji-flux"),
+        (
+            ("calibrate", "--model", "black-forest-labs/FLUX.1-dev", "--device", "cpu"),
+            "black-forest-labs/FLUX.1-dev",
+        ),
+        (("calibrate", "--out", "file/s.json"), "is not a folder"),
+        (("calibrate", "--teacher-steps", "30"), "multiple of the 28 steps, got 30"),
+        (("generate", "-p", "pizza", "-s", "file"), "is not JSON"),
+        (("generate", "-p", "pizza", "--compare"), "--compare needs a --schedule"),
+        (("generate", "-p", "pizza", "--out", "image.xyz"), "image.xyz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line_and_nothing_written(
+    run: Run, words: tuple[str, ...], complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a schedule")
+    (tmp_path / "empty.txt").write_text("# nothing yet\n")
+    before = sorted(tmp_path.rglob("*"))
+    refused(run(*words), complaint)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_schedule_of_the_future_or_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
+    schedule = schedule_of(tiny_flux(), [0, 3])
+    data = json.loads(schedule.save(tmp_path / "s.json").read_text())
+    (tmp_path / "future.json").write_text(json.dumps(data | {"format": 7}))
+    (tmp_path / "wan.json").write_text(json.dumps(data | {"denoiser": {"class": "WanTransformer3DModel"}}))
+    refused(run("show", "future.json"), "has format 7")
+    refused(run("generate", "-p", "pizza", "-s", "wan.json"), "fitted on a WanTransformer3DModel")
+
+
+def test_other_weights_warn_in_one_line(run: Run, tmp_path: Path) -> None:
+    schedule_of(tiny_flux(), [0, 3], steps=4).save(tmp_path / "s.json")
+    code, _, err = run("generate", "-p", "pizza", "-s", "s.json", "--steps", "4")
+    assert code == 0
+    assert [line for line in err.splitlines() if line.startswith("warning: ") and "fitted on other" in line]
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["adaptcache", "--debug", "show", "none.json"])
+    with pytest.raises(ValueError, match="cannot read"):
+        main()

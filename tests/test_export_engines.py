@@ -1,0 +1,125 @@
+"""Exports in the real engines: they make exactly the planned calls on a real pipeline."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from conftest import STEPS, embedded, tiny_flux
+from diffusers import MagCacheConfig
+from diffusers.utils import logging
+from test_export import kernel, schedule
+
+from adaptcache.call import Call
+from adaptcache.export import export
+
+CALL = Call(STEPS, {"height": 16, "width": 16})
+COMPUTE = [[0, 1, 4, 6], [0, 5], [0, 2, 4, 7]]
+
+
+def computed(pipe: Any, block: torch.nn.Module, call: Call = CALL, branches: int = 1) -> list[list[int]]:
+    """Runs a pipeline and returns the numbers of the steps that computed a block, by branch.
+
+    The block's attention is watched, as the engines replace the forwards of the blocks themselves.
+    """
+    result: list[list[int]] = [[] for _ in range(branches)]
+    done, seen = [0], [False]
+
+    def ran(*_: Any) -> None:
+        seen[0] = True
+
+    def stepped(*_: Any) -> None:
+        if seen[0]:
+            result[done[0] % branches].append(done[0] // branches)
+        done[0], seen[0] = done[0] + 1, False
+
+    watched = [block.attn.register_forward_hook(ran), pipe.transformer.register_forward_hook(stepped)]
+    try:
+        call(pipe, embedded(1))
+    finally:
+        for handle in watched:
+            handle.remove()
+    assert done[0] == call.steps * branches
+    return result
+
+
+@pytest.fixture
+def flux() -> Any:
+    return tiny_flux(num_layers=2, num_single_layers=2)
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_stock_diffusers_makes_exactly_the_planned_calls(flux: Any, compute: list[int]) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "diffusers")
+    flux.transformer.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+    blocks = [flux.transformer.transformer_blocks[0], flux.transformer.single_transformer_blocks[-1]]
+    for block in blocks * 2:  # the second run starts afresh
+        assert computed(flux, block) == [compute]
+
+
+def test_stock_diffusers_follows_the_plan_made_for_reuse(flux: Any) -> None:
+    exported = export(schedule([0, 1, 2], kernel(steps=STEPS), steps=STEPS), "diffusers")
+    flux.transformer.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+    plan = [i for i, step in enumerate(exported.mask.computed) if step]
+    assert plan != [0, 1, 2]
+    assert computed(flux, flux.transformer.transformer_blocks[1]) == [plan]
+
+
+def test_stock_diffusers_follows_the_plan_in_both_branches_of_guidance(flux: Any) -> None:
+    negative = {f"negative_{name}": value for name, value in embedded(1, seed=9)[0].items()}
+    call = Call(STEPS, {"height": 16, "width": 16, "true_cfg_scale": 3.0, **negative})
+    exported = export(schedule([0, 2, 3], matched=False, steps=STEPS), "diffusers")
+    flux.transformer.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+    block = flux.transformer.transformer_blocks[0]
+    assert computed(flux, block, call, branches=2) == [[0, 2, 3], [0, 2, 3]]
+
+
+def test_a_mask_of_ones_changes_nothing_in_stock_diffusers(flux: Any) -> None:
+    plain = CALL(flux, embedded(1))
+    exported = export(schedule(list(range(STEPS)), matched=False, steps=STEPS), "diffusers")
+    flux.transformer.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+    assert torch.equal(CALL(flux, embedded(1)), plain)
+
+
+# cache-dit
+
+
+@pytest.fixture(scope="module")
+def dit() -> Any:
+    before = logging.get_verbosity()
+    module = pytest.importorskip("cache_dit")
+    yield module
+    logging.set_verbosity(before)
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_cache_dit_makes_exactly_the_planned_calls(flux: Any, dit: Any, compute: list[int], tmp_path) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "cache-dit")
+    path = exported.save(tmp_path / "plan.yaml")
+    blocks = flux.transformer.transformer_blocks
+    first, second = blocks[0], blocks[1]
+    dit.enable_cache(flux, **dit.load_configs(str(path)))
+    try:
+        assert computed(flux, second) == [compute]
+        assert computed(flux, second) == [compute]
+        assert computed(flux, first) == [list(range(STEPS))]  # the first block always runs
+    finally:
+        dit.disable_cache(flux)
+
+
+@pytest.mark.parametrize("compute", [*COMPUTE, [0], list(range(STEPS)), [0, 7]])
+def test_bins_become_the_mask_again_in_cache_dit(dit: Any, compute: list[int]) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "sglang")
+    given = json.loads(exported.text)
+    mask = dit.steps_mask(
+        compute_bins=given["scm_compute_bins"], cache_bins=given["scm_cache_bins"], total_steps=STEPS
+    )
+    assert tuple(mask) == exported.mask.computed
+
+
+def test_every_key_of_the_xdit_json_is_one_of_cache_dit(dit: Any) -> None:
+    given = json.loads(export(schedule([0, 3]), "xdit").text)
+    known = set(dit.DBCacheConfig.__dataclass_fields__) | {"scm_policy", "enable_taylorseer"}  # xDiT's own
+    assert set(given) <= known

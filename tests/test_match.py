@@ -1,0 +1,122 @@
+"""Trajectory matching on a real pipeline: targets, weights, and what they are worth."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CALL, STEPS, embedded, schedule_of
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    UniPCMultistepScheduler,
+)
+
+import adaptcache
+from adaptcache.calibrate import fitted, measure
+from adaptcache.clock import Step
+from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.gate import Update
+from adaptcache.match import match, target_of
+from adaptcache.move import Move
+from adaptcache.record import Trajectory, record, statistics
+
+SCHEDULERS = [
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0),
+    UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0),
+    DDIMScheduler(clip_sample=False),
+    EulerAncestralDiscreteScheduler(),
+    DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
+def test_the_target_of_a_landing_is_the_output_that_led_there(scheduler: Any) -> None:
+    generator, signature = torch.Generator().manual_seed(0), inspect.signature(type(scheduler).step)
+    noise = {"generator": generator} if "generator" in signature.parameters else {}
+    scheduler.set_timesteps(6)
+    x, found = torch.randn(1, 16, 8, generator=generator), 0
+    for i, t in enumerate(scheduler.timesteps):
+        u = torch.randn(x.shape, generator=generator)
+        move = Move(scheduler, type(scheduler).step, signature.bind(scheduler, u, t, x, **noise))
+        expected = move.dry(u)
+        target = target_of(Update(Step(i, tuple(range(6))), 0, move, True), expected)
+        if target is not None:
+            torch.testing.assert_close(target, u, rtol=1e-3, atol=2e-3)
+            found += 1
+        x = move.make(u).prev_sample
+        torch.testing.assert_close(x, expected)  # the noise of the dry step is that of the real one
+    assert found >= 5  # one step may not depend on the output
+
+
+def test_matched_weights_beat_reuse_and_lines_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
+    measurement = measure(pipe, CALL, prompts[:4])
+    schedule = fitted(pipe, CALL, prompts[:4], measurement, 4)
+    plan = schedule.rules[0].policy.steps(schedule.grid.times)
+    full = CALL(pipe, prompts[4:5], first=4)
+
+    def error(schedule: Any) -> float:
+        with adaptcache.attach(pipe, schedule):
+            return float((CALL(pipe, prompts[4:5], first=4) - full).norm())
+
+    lines = error(schedule_of(pipe, plan))
+    reuse = error(schedule_of(pipe, plan, forecast=Extrapolate(order=0)))
+    assert error(schedule) < min(lines, 0.5 * reuse)
+
+
+def test_matching_knows_where_its_runs_end(pipe: FluxPipeline, prompts: list) -> None:
+    profile, runs = record(pipe, CALL, prompts[:1])
+    matching = match(pipe, CALL, prompts[:1], [0, 1, 3, 5], profile, runs)
+    schedule = schedule_of(pipe, [0, 1, 3, 5], forecast=matching.forecast)
+    with adaptcache.attach(pipe, schedule):
+        own = (CALL(pipe, prompts[:1]) - runs[0].y[0][-1]).norm() / runs[0].y[0][-1].norm()
+    assert own < 0.05
+    assert own**2 == pytest.approx(matching.error, rel=1e-3)
+
+
+def test_matching_is_deterministic_whatever_the_threads_do(pipe: FluxPipeline, prompts: list) -> None:
+    profile, runs = record(pipe, CALL, prompts[:4])
+    results = [match(pipe, CALL, prompts[:4], [0, 2, 5], profile, runs) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+def test_an_error_in_a_pipeline_is_raised_and_leaves_nothing(pipe: FluxPipeline, prompts: list) -> None:
+    profile, runs = record(pipe, CALL, prompts[:2])
+    bad = [prompts[0], {"prompt_embeds": prompts[1]["prompt_embeds"]}]
+    with pytest.raises(ValueError, match="pooled_prompt_embeds"):
+        match(pipe, CALL, bad, [0, 2, 5], profile, runs)
+    assert "_compiled_call_impl" not in vars(pipe.transformer)
+
+
+def test_a_profile_measures_what_it_says(pipe: FluxPipeline, prompts: list) -> None:
+    profile, runs = record(pipe, CALL, prompts[:2])
+    u = torch.stack([value[0].flatten() for value in runs[1].u[0]]).double()
+    gram = (u @ u.T).numpy()
+    assert profile.gram[1][:STEPS, :STEPS] == pytest.approx(gram / np.diagonal(gram).mean())
+    change = (u[3] - u[2]).abs().mean() / u[2].abs().mean()
+    assert profile.change_out[1][3] == pytest.approx(float(change), rel=1e-5)
+    assert profile.times == pytest.approx([1 - i / STEPS for i in range(STEPS)])
+
+
+def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
+    prompts = embedded(4)
+    _, singles = record(pipe, CALL, prompts)
+    run = singles[0]
+    joined = Trajectory(
+        run.times,
+        *(
+            [[torch.cat([getattr(single, kind)[0][i] for single in singles]) for i in range(STEPS)]]
+            for kind in "uxy"
+        ),
+    )
+    for row, single in zip(statistics(joined, 4), singles, strict=True):
+        alone = statistics(single, 1)[0]
+        for name, values in row.items():
+            assert values == pytest.approx(alone[name], rel=1e-6)

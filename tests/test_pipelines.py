@@ -1,0 +1,71 @@
+"""Every kind of pipeline, built from its true classes with tiny random weights and truly called."""
+
+import pytest
+import torch
+
+import adaptcache
+from adaptcache.watch import denoisers_of
+from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
+
+FAST = ("Flux", "Stable Diffusion 1.5", "LTX-2", "Wan 2.2", "Z-Image", "ACE-Step")
+everywhere = pytest.mark.parametrize("name", TABLE)
+calibrated = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+)
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@everywhere
+def test_a_plan_of_all_steps_changes_no_bit(name):
+    setup = built(name)
+    plain = generated(setup)
+    with adaptcache.attach(setup.pipe, planned(setup, range(len(grid_of(setup))))) as handle:
+        assert same(generated(setup), plain)
+    assert handle.report().skipped == 0
+
+
+@everywhere
+def test_a_plan_makes_the_planned_calls_and_no_other(name):
+    setup = built(name)
+    with counted(setup.pipe) as full:
+        plain = generated(setup)
+    steps = len(grid_of(setup))
+    assert len(full) == steps * setup.branches
+    plan = [i for i in range(steps) if i % 3 != 2]
+    with adaptcache.attach(setup.pipe, planned(setup, plan)) as handle, counted(setup.pipe) as made:
+        cached = generated(setup)
+    assert len(made) == len(plan) * setup.branches
+    assert handle.report().calls == tuple((i in plan,) * setup.branches for i in range(steps))
+    assert not same(cached, plain) and all(a.isfinite().all() for a in cached)
+
+
+@everywhere
+def test_nothing_is_left_after_close(name):
+    setup = built(name)
+    plain = generated(setup)
+    parts = [setup.pipe, setup.pipe.scheduler]
+    classes, keys = [type(part) for part in parts], [set(vars(d)) for d in denoisers_of(setup.pipe)]
+    handle = adaptcache.attach(setup.pipe, planned(setup, [0, 2]))
+    generated(setup)
+    handle.close()
+    assert [type(part) for part in parts] == classes
+    assert [set(vars(d)) for d in denoisers_of(setup.pipe)] == keys
+    assert same(generated(setup), plain)
+
+
+@calibrated
+def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
+    setup = built(name)
+    errors = []
+    truth = generated(setup, sample=2)
+    for budget in (0.34, 0.67, 1.0):
+        schedule = adaptcache.calibrate(
+            setup.pipe, setup.prompts[:2], steps=setup.steps, budget=budget, call=setup.call
+        )  # fmt: skip
+        with adaptcache.attach(setup.pipe, schedule):
+            made = generated(setup, sample=2)
+        errors.append(sum(float((a - b).square().mean() / b.var()) for a, b in zip(made, truth, strict=True)))
+    assert errors[0] > errors[1] > errors[2] == 0

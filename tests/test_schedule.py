@@ -1,0 +1,108 @@
+"""The artifact: strict, stable, atomic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import schedule_of
+from diffusers import FluxPipeline
+
+from adaptcache.errors import ScheduleError
+from adaptcache.files import check_writable, write_atomically
+from adaptcache.forecasts.matched import Matched
+from adaptcache.schedule import Schedule
+
+GOLDEN = Path(__file__).parent / "data"
+
+
+def test_saved_and_loaded_it_is_the_same_to_the_byte(pipe: FluxPipeline, tmp_path: Path) -> None:
+    schedule = schedule_of(pipe, [0, 3])
+    first = schedule.save(tmp_path / "a.json").read_bytes()
+    assert Schedule.load(tmp_path / "a.json").save(tmp_path / "b.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("schedule-*.json")), ids=lambda path: path.name)
+def test_golden_files_load_for_ever(path: Path, tmp_path: Path) -> None:
+    assert Schedule.load(path).save(tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def broken(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**data, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "is not JSON"),
+        ("\x00\x01", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1, 2]", "has no 'rules'"),
+        ('{"hello": 1}', "has no 'rules'"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(ScheduleError, match=complaint):
+        Schedule.load(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": 2}, "has format 2, this adaptcache reads 1"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"grid": {"scheduler": "S", "times": [0.5, 0.9]}}, "must fall"),
+        ({"grid": {"scheduler": "S", "times": [7.0]}}, "less than or equal to 1"),
+        ({"rules": []}, "at least 1 item"),
+        ({"kernel": {"times": [1.0, 0.5], "gram": [[1.0]], "sensitivity": [1.0]}}, "2 x 2 products"),
+    ],
+)
+def test_a_schedule_with_a_mistake_is_refused(
+    changes: dict[str, Any], complaint: str, pipe: FluxPipeline, tmp_path: Path
+) -> None:
+    data = json.loads(schedule_of(pipe, [0, 3]).save(tmp_path / "s.json").read_text())
+    (tmp_path / "s.json").write_text(json.dumps(data | changes))
+    with pytest.raises(ScheduleError, match=complaint):
+        Schedule.load(tmp_path / "s.json")
+
+
+def test_numbers_that_are_not_finite_are_refused(pipe: FluxPipeline, tmp_path: Path) -> None:
+    table = (((), (float("nan"), 1.0, 1.0)) + ((),) * 6,)
+    with pytest.raises(ValueError, match="finite"):
+        Matched(table=(table,))
+
+
+def test_a_plan_without_weights_for_a_skipped_step_is_refused(pipe: FluxPipeline) -> None:
+    rows = ((), (0.5,), (), (0.5,), (0.5,), (), (0.5,), (0.5,))  # step 5 is neither computed nor weighted
+    with pytest.raises(ValueError, match="weights are missing for some of the 8 steps"):
+        schedule_of(pipe, [0, 2], forecast=Matched(features=(), table=((rows,),)))
+
+
+def test_a_missing_file_names_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match=r"No such file.*adaptcache calibrate"):
+        Schedule.load(tmp_path / "none.json")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.json"
+    write_atomically(path, b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("adaptcache.files.os.replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
+        check_writable(tmp_path / "file" / "s.json")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_writable(tmp_path)
+    assert check_writable(tmp_path / "new" / "s.json") and not (tmp_path / "new").exists()
