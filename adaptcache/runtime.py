@@ -118,7 +118,7 @@ class Runner:
         if self.schedule.rules[0].signal != "none":
             if step.x is None:
                 raise AttachError(
-                    f"{self.schedule.name} looks at what enters the denoiser, and no tensor does; use a static method"
+                    f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor"
                 )
             self.x = step.x.clone()  # policies compare it with that of later steps
         step = replace(step, gear=self.gear, x=self.x)
