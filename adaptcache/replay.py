@@ -87,5 +87,7 @@ def with_budget(make: Callable[[float], AnyPolicy], profile: Profile, budget: fl
         calls = calls_of(policy, profile)
         if abs(calls - wanted) < nearest:
             best, nearest = policy, abs(calls - wanted)
+        if nearest < 1 / MOST:
+            break
         low, high = (middle, high) if calls > wanted else (low, middle)
     return best

@@ -8,6 +8,7 @@ from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
 import adaptcache
+from adaptcache.forecasts.taylor import Taylor
 from adaptcache.schedule import Schedule
 
 STEPS = 12
@@ -87,3 +88,24 @@ def test_taylorseer_lite_is_that_of_diffusers(order, interval, before):
 
 def test_taylorseer_of_the_paper_computes_an_interval_after_its_warm_up():
     assert ours(Schedule.of("taylorseer", interval=3, warm_up=3))[1] == [0, 1, 2, 5, 8, 11]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_dbcache_with_a_static_mask_is_that_of_cache_dit(order):
+    cache_dit = pytest.importorskip("cache_dit")
+    # cache-dit takes no difference before its fourth computed step (its counter starts at -1): there are four.
+    mask = [1, 1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1]
+    pipe = flux.pipeline(double=3, single=3)
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=STEPS,
+        steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=False,
+    )  # fmt: skip
+    forecaster = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=forecaster)
+    peer = flux.run(pipe, STEPS)
+    rule = Schedule.of("scm", compute_steps=tuple(map(bool, mask))).rules[0]
+    rule = rule.model_copy(update={"forecast": Taylor(order=order)})
+    pipe = flux.pipeline(double=3, single=3)
+    with adaptcache.attach(pipe, Schedule(name="dbcache", rules=(rule,))) as handle:
+        assert torch.allclose(flux.run(pipe, STEPS), peer, atol=2e-5)
+        assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
