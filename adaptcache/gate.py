@@ -51,7 +51,7 @@ class Gate:
     _starts = itertools.count()
 
     def __init__(self, pipe: Any, visitor: Visitor) -> None:
-        self.pipe, self.visitor, self.scheduler = pipe, visitor, pipe.scheduler
+        self.pipe, self.visitor, self.scheduler = pipe, visitor, getattr(pipe, "scheduler", None)
         self.run: Run | None = None  # set from `set_timesteps` to the last step
         self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
         self.closed = False

@@ -27,11 +27,18 @@ class Move:
         return self.method(*self.bound.args, **self.bound.kwargs)
 
     def dry(self, u: Tensor) -> Tensor:
-        """Returns where a copy of the scheduler lands with `u`. Draws the noise the real step will draw."""
+        """Returns where a copy of the scheduler lands with `u`, in the dtype of `u`.
+
+        Where that is the dtype of the real step, the noise is what the real step will draw.
+        """
         arguments = dict(self.bound.arguments)
         # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
         shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
-        arguments |= {"self": copy.deepcopy(self.scheduler, shared), "model_output": u}
+        arguments |= {
+            "self": copy.deepcopy(self.scheduler, shared),
+            "model_output": u,
+            "sample": self.x.to(u.dtype),
+        }
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()

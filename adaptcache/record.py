@@ -139,6 +139,11 @@ def record(
                 f"prompt {first} runs on another grid ({len(recorder.run.times)} steps) than prompt 0 "
                 f"({len(runs[0].times)}): calibrate with one size and one number of steps"
             )
+        if (taken := len(recorder.run.y[0])) < len(recorder.run.times):
+            raise ValueError(
+                f"the run stopped after {taken} of {len(recorder.run.times)} steps (denoising_end?): "
+                "calibrate on whole runs"
+            )
         runs.append(recorder.run)
         rows += statistics(recorder.run, len(batch))
         progress(first + len(batch))

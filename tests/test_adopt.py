@@ -62,12 +62,12 @@ def test_an_imported_mask_makes_its_calls_on_a_shifted_grid(pipe: FluxPipeline) 
     assert handle.report().evidence == "calibrated"
 
 
-def test_asking_for_the_grid_calls_no_denoiser_and_leaves_the_pipeline_alone(pipe: FluxPipeline) -> None:
+def test_asking_for_the_grid_costs_one_call_and_leaves_the_pipeline_alone(pipe: FluxPipeline) -> None:
     before, called = dict(vars(pipe.scheduler)), []
     hook = pipe.transformer.register_forward_hook(lambda *_: called.append(1))
     target = Target.of(pipe, CALL, embedded(1))
     hook.remove()
-    assert called == []
+    assert called == [1]
     assert str(vars(pipe.scheduler)) == str(before)
     assert len(target.grid.times) == STEPS and target.denoiser == fingerprint(pipe)
 

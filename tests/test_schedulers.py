@@ -9,6 +9,8 @@ import torch
 import adaptcache
 from adaptcache.clock import spread
 from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.gate import Gate
+from adaptcache.match import target_of
 from tests.pipelines.table import built, generated, grid_of, planned
 from tests.pipelines.unet import SCHEDULE
 
@@ -110,3 +112,56 @@ def test_times_that_come_twice_are_spread_towards_the_time_before():
     assert spread([1.0, 0.5, 0.5, 0.25]) == (1.0, 0.75, 0.5, 0.25)
     assert spread([1.0, 0.4, 0.4, 0.4]) == pytest.approx((1.0, 0.8, 0.6, 0.4))
     assert spread([0.9, 0.3]) == (0.9, 0.3)
+
+
+class Aims:
+    """Asks at each step for the model output that leads where the full run goes."""
+
+    def __init__(self):
+        self.share = []
+
+    def begin(self, times):
+        self.share = []
+
+    def computes(self, step):
+        return True
+
+    def update(self, update):
+        u = update.move.u
+        y = update.move.dry(u)
+        target = target_of(update, y)
+        if target is not None:
+            self.share.append(float((target * u).sum() / u.float().square().sum()))
+        return u
+
+    def landed(self, update, y):
+        pass
+
+    def end(self):
+        pass
+
+
+def aimed(setup):
+    visitor = Aims()
+    gate = Gate(setup.pipe, visitor).open()
+    generated(setup)
+    gate.close()
+    return visitor.share
+
+
+@everywhere
+def test_dry_steps_find_the_output_that_led_to_a_landing(name):
+    setup = with_scheduler(name)
+    shares = aimed(setup)
+    assert len(shares) >= len(grid_of(setup)) - 1  # the last step may not depend on the output
+    assert shares == pytest.approx([1.0] * len(shares), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dry_steps_find_it_in_half_precision(dtype):
+    setup = with_scheduler("FlowMatchEuler, dynamic shift", steps=20)
+    setup.pipe.to(dtype)
+    rows = [{name: value.to(dtype) for name, value in row.items()} for row in setup.prompts]
+    shares = aimed(replace(setup, prompts=rows))
+    assert len(shares) == 20
+    assert shares == pytest.approx([1.0] * 20, rel=0.05)

@@ -11,8 +11,10 @@ import typer
 from .. import __version__
 from .calibrate import calibrate
 from .demo import demo
+from .export import export
 from .generate import generate
 from .models import models
+from .push import push
 from .show import show
 
 __all__ = ["app", "main"]
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, demo):
+for verb in (calibrate, generate, show, models, export, push, demo):
     app.command()(verb)
 
 

@@ -30,14 +30,13 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     """
     policy, gear = schedule.rules[0].policy, checked_gear(schedule, gear)
     times = schedule.grid.times if times is None else times
-    state, past = policy.init(times), [0]
-    try:
-        for i in range(1, len(times)):
-            if policy.compute(state, Step(i, times, tuple(reversed(past)), gear)):
-                past.append(i)
-    except (AttributeError, TypeError) as error:
+    if getattr(policy, "signal", "none") != "none":
         raise ScheduleError(
             f"{schedule.name} decides during the run (policy {policy.type!r}) and has no mask to export; "
             "export a schedule with a plan"
-        ) from error
+        )
+    state, past = policy.init(times), [0]
+    for i in range(1, len(times)):
+        if policy.compute(state, Step(i, times, tuple(reversed(past)), gear)):
+            past.append(i)
     return past

@@ -1,0 +1,164 @@
+"""What caching itself costs: `python -m benchmarks.overhead [--model demo large flux-dev] [--compile]`.
+
+Prints, for FLUX denoisers with random weights: the time of a computed step, of a skipped one (a weighted
+sum of four outputs and two latents, and the pipeline around it) and of attach; and at some budgets the
+speed-up that is realised over the ideal one, which is all calls over calls made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+import adaptcache
+from adaptcache.fingerprint import fingerprint
+from adaptcache.forecasts.matched import Matched
+from adaptcache.policies.plan import Plan
+from adaptcache.schedule import Grid, Rule, Schedule
+
+STEPS = 28
+BUDGETS = (0.5, 0.36, 0.25)
+HISTORY = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """A denoiser and the images it makes.
+
+    Arguments:
+        heads: Attention heads, of 128 channels each (32 in the demo model).
+        layers: Double and single blocks.
+        pixels: Height and width, at 16 pixels a token.
+        text: Tokens of text.
+    """
+
+    heads: int
+    layers: tuple[int, int]
+    pixels: int
+    text: int
+    channels: int = 64
+    head: int = 128
+
+
+SIZES = {
+    "demo": Size(heads=5, layers=(3, 6), pixels=128, text=32, channels=16, head=32),
+    "large": Size(heads=8, layers=(3, 6), pixels=512, text=128),
+    "flux-dev": Size(heads=24, layers=(19, 38), pixels=1024, text=512),
+}
+
+
+def pipeline(size: Size, device: str, dtype: torch.dtype) -> tuple[FluxPipeline, dict[str, Any]]:
+    """Returns a pipeline with random weights, and how it is called."""
+    torch.manual_seed(0)
+    axes = {32: (4, 14, 14), 128: (16, 56, 56)}[size.head]
+    with torch.device(device):
+        transformer = FluxTransformer2DModel(
+            in_channels=size.channels, num_layers=size.layers[0], num_single_layers=size.layers[1],
+            attention_head_dim=size.head, num_attention_heads=size.heads,
+            joint_attention_dim=size.heads * size.head, pooled_projection_dim=128, guidance_embeds=True, axes_dims_rope=axes,
+        )  # fmt: skip
+    transformer = transformer.to(dtype).eval()
+    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = FluxPipeline(scheduler=scheduler, transformer=transformer, **dict.fromkeys(names))
+    pipe.set_progress_bar_config(disable=True)
+    text = torch.randn(1, size.text, size.heads * size.head, device=device, dtype=dtype)
+    call = {
+        "prompt_embeds": text, "pooled_prompt_embeds": torch.randn(1, 128, device=device, dtype=dtype),
+        "height": size.pixels, "width": size.pixels, "num_inference_steps": STEPS, "output_type": "latent",
+    }  # fmt: skip
+    return pipe, call
+
+
+def timed(pipe: Any, call: dict[str, Any]) -> tuple[float, list[float]]:
+    """Returns the seconds of a run and of each of its steps after the first."""
+    marks = []
+
+    def mark(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+        return tensors
+
+    since = time.perf_counter()
+    pipe(**call, callback_on_step_end=mark)
+    return time.perf_counter() - since, [b - a for a, b in itertools.pairwise(marks)]
+
+
+def by_hand(pipe: Any, call: dict[str, Any], budget: float) -> Schedule:
+    """Returns a schedule with weights of no meaning: they cost what fitted ones cost."""
+    pipe(**call | {"num_inference_steps": STEPS})
+    times = tuple(float(t) / 1000 for t in pipe.scheduler.timesteps)
+    calls = round(budget * STEPS)
+    steps = sorted({round(k * STEPS / calls) for k in range(calls)})
+    table = []
+    for i in range(STEPS):
+        known = min(HISTORY, sum(step < i for step in steps))
+        table.append(() if i in steps else (1 / known,) * known + (0.01, 0.01))
+    forecast = Matched(history=HISTORY, table=((tuple(table),),))
+    grid = Grid(scheduler=type(pipe.scheduler).__name__, times=times)
+    rule = Rule(policy=Plan.of(steps, times), forecast=forecast)
+    return Schedule(name=f"{budget:g}", denoiser=fingerprint(pipe), grid=grid, rules=(rule,))
+
+
+def report(name: str, pipe: Any, call: dict[str, Any], repeats: int) -> None:
+    """Measures one denoiser, full and cached runs in turn, and prints a table."""
+    schedules = [by_hand(pipe, call, budget) for budget in BUDGETS]
+    full, computed, attaching = [], [], []
+    cached: dict[str, list[float]] = {s.name: [] for s in schedules}
+    skipped: list[float] = []
+    timed(pipe, call)  # warms up
+    for _ in range(repeats):
+        total, steps = timed(pipe, call)
+        full.append(total)
+        computed += steps
+        for schedule in schedules:
+            since = time.perf_counter()
+            handle = adaptcache.attach(pipe, schedule)
+            attaching.append(time.perf_counter() - since)
+            total, steps = timed(pipe, call)
+            made = handle.report().calls
+            handle.close()
+            cached[schedule.name].append(total)
+            skipped += [s for s, branches in zip(steps, made[1:], strict=True) if not any(branches)]
+    step, skip, attach = map(statistics.median, (computed, skipped, attaching))
+    millions = sum(p.numel() for p in pipe.transformer.parameters()) / 1e6
+    print(f"\n{name}: {millions:.0f} M parameters, {STEPS} steps, median of {repeats} runs")
+    print(f"  computed step {step * 1e3:12.2f} ms")
+    print(f"  skipped step  {skip * 1e3:12.2f} ms {skip / step:8.2%} of a computed one")
+    print(f"  attach        {attach * 1e3:12.2f} ms {attach / step:8.2%}")
+    for schedule in schedules:
+        assert schedule.calls is not None
+        ideal = STEPS / schedule.calls
+        real = statistics.median(full) / statistics.median(cached[schedule.name])
+        print(
+            f"  budget {schedule.name:>5} {real:11.3f} x of {ideal:.3f} x, {real / ideal:8.2%} of the ideal"
+        )
+
+
+def main() -> None:
+    """Reads the command line and reports each model."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", nargs="+", choices=SIZES, default=["demo", "large"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    for name in arguments.model:
+        pipe, call = pipeline(SIZES[name], device, dtype)
+        if arguments.compile:
+            pipe.transformer.compile()
+        with torch.inference_mode():
+            report(name, pipe, call, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
