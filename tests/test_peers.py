@@ -93,7 +93,7 @@ def test_taylorseer_of_the_paper_computes_an_interval_after_its_warm_up():
 @pytest.mark.parametrize("order", [0, 1])
 def test_dbcache_with_a_static_mask_is_that_of_cache_dit(order):
     cache_dit = pytest.importorskip("cache_dit")
-    # cache-dit takes no difference before its fourth computed step (its counter starts at -1): there are four.
+    # cache-dit takes no difference before its fourth computed step, as its counter starts at -1: hence four.
     mask = [1, 1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1]
     pipe = flux.pipeline(double=3, single=3)
     config = cache_dit.DBCacheConfig(
