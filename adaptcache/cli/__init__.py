@@ -13,6 +13,8 @@ from .calibrate import calibrate
 from .demo import demo
 from .export import export
 from .generate import generate
+from .lint import lint
+from .methods import methods
 from .models import models
 from .push import push
 from .show import show
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, export, push, demo):
+for verb in (calibrate, generate, show, models, methods, lint, export, push, demo):
     app.command()(verb)
 
 
