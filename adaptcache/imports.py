@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .adopt.read import read as parsed
 from .errors import ScheduleError
 from .forecasts.extrapolate import Extrapolate
 from .policies.magnitude import Magnitude
@@ -33,22 +33,17 @@ def read(path: str | Path) -> Schedule:
 def imported(path: str | Path) -> Schedule:
     """Returns the schedule that a file of another code means.
 
-    Understood are, in JSON or as Python prints it: `coefficients` with `rel_l1_thresh` or `teacache_thresh`
-    (vLLM-Omni, TensorRT-LLM, LightX2V), `mag_ratios` (diffusers, vLLM-Omni), `magcache_ratios` (LightX2V),
-    `steps_computation_mask` (cache-dit, xDiT), `scm_compute_bins` (SGLang), `cache_step` (BudCache), and a
-    plain list of ones and zeros.
+    Understood are, in JSON, YAML or as Python prints it: `coefficients` with `rel_l1_thresh` or
+    `teacache_thresh` (vLLM-Omni, TensorRT-LLM, LightX2V), `mag_ratios` (diffusers, vLLM-Omni),
+    `magcache_ratios` (LightX2V), `steps_computation_mask` (cache-dit, xDiT), `scm_compute_bins` (SGLang),
+    `cache_step` (BudCache), lists by component (SmoothCache: a step is computed where any is), a plain list
+    of ones and zeros, the flags of stable-diffusion.cpp, and entries of the tables of ComfyUI-TeaCache and
+    ComfyUI-MagCache, at the settings of the nodes that `adaptcache export` asks for.
 
     Raises:
         ScheduleError: Nothing of this is in the file.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            data = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ScheduleError(f"{path} is neither JSON nor a list as Python prints it") from None
+    data = parsed(path)
     try:
         rule = _rule(data if isinstance(data, Mapping) else {"list": data})
     except (TypeError, ValueError) as error:
@@ -58,6 +53,11 @@ def imported(path: str | Path) -> Schedule:
 
 def _rule(data: Mapping[str, Any]) -> Rule:
     data = {**data, **data.get("cache_config", {})}
+    if table := data.get("tea_table"):
+        data = {"coefficients": table, "threshold": 0.4}
+    if table := data.get("mag_table"):
+        limits = {"threshold": 0.3, "max_skip": 6, "retention": 0.1, "rounded": False}
+        return _reuse(Magnitude(ratios=tuple(map(float, table)), **limits), site="blocks")
     if "coefficients" in data:
         values = data["coefficients"]
         values = values[-1] if isinstance(values[0], Sequence) else values  # LightX2V: with and without `ret`
@@ -113,7 +113,11 @@ def _mask(data: Mapping[str, Any]) -> list[int]:
         if not steps:
             raise ValueError("'cache_step' without the number of steps: add 'num_inference_steps'")
         return [int(i not in set(data["cache_step"])) for i in range(steps)]
-    values = data.get("steps_computation_mask") or data.get("steps_mask") or data.get("list") or []
+    names = ("steps_computation_mask", "steps_mask", "scm-mask", "list")
+    values = next((data[name] for name in names if data.get(name)), None)
+    if values is None and data and all(isinstance(value, list) for value in data.values()):
+        values = [max(steps) for steps in zip(*data.values(), strict=True)]  # SmoothCache
+    values = values or []
     if isinstance(values, str):
         raise ValueError(
             f"the mask is the name of a preset, {values!r}: Schedule.of('scm', model=...) has those"
