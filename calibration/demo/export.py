@@ -1,0 +1,79 @@
+"""Export to a FluxPipeline folder in float16.
+
+`python -m calibration.demo.export FOLDER` exports the last checkpoint of a running training.
+"""
+
+import argparse
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+from .data import HERE
+from .model import TextToImage
+from .text import load_tokenizers
+
+WORK = HERE / ".work"
+
+
+def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: Path = WORK) -> None:
+    """Write `folder`, replacing what is there.
+
+    Args:
+        model: The averaged weights.
+        vae: The autoencoder, with its scaling and shift factor.
+        folder: What `FluxPipeline.from_pretrained` will be given.
+        work: Where the training keeps its tokenizers.
+    """
+    tokenizer, tokenizer_2 = load_tokenizers(work)
+    model, vae = copy.deepcopy((model, vae))  # .to() below would halve the caller's weights too
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=model.transformer,
+    )
+    pipeline.to(torch.float16)
+    # T5EncoderModel asks for float32 in places; the folder is float16 throughout.
+    pipeline.text_encoder_2.half()
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial, safe_serialization=True)
+    for path in partial.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # a path of the machine that trained it
+        # Without a dtype asked for, diffusers loads in float32 but transformers as this says.
+        if path.parent.name.startswith("text_encoder"):
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def export_checkpoint(work: Path, folder: Path) -> int:
+    """Export the averaged weights of the last checkpoint.
+
+    Returns:
+        The step that the checkpoint was written at.
+    """
+    stored = torch.load(work / "checkpoint.pt", weights_only=True)
+    model = TextToImage(*load_tokenizers(work))
+    model.load_state_dict(stored["average"])
+    export_pipeline(model, AutoencoderKL.from_pretrained(work / "vae"), folder, work)
+    return stored["step"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parsed = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"exported step {export_checkpoint(WORK, parsed.folder)} to {parsed.folder}")
