@@ -48,7 +48,7 @@ def test_an_output_that_is_not_finite_names_its_step_and_prompt(bad: float, prom
         if call == STEPS + 3:  # of the second batch
             output[1, 0, 0] = bad
 
-    with pytest.raises(ValueError, match="denoiser's output of prompt 3 at step 3 .*not finite .*float32"):
+    with pytest.raises(ValueError, match=r"denoiser's output of prompt 3 at step 3 .*not finite .*float32"):
         record(misbehaving(tiny_flux(), change), CALL, prompts[:4], batch_size=2)
 
 
@@ -95,7 +95,7 @@ def test_a_planned_run_that_overflows_names_step_and_prompt(prompts: list) -> No
 
 def test_held_out_images_that_are_not_finite_are_no_evidence(prompts: list) -> None:
     broken = {name: value * float("nan") for name, value in embedded(1)[0].items()}
-    with pytest.raises(ValueError, match="held-out prompt 0 from the full run .* not finite"):
+    with pytest.raises(ValueError, match=r"held-out prompt 0 from the full run .* not finite"):
         calibrated(tiny_flux(), prompts[:2], held_out=[broken])
 
 
