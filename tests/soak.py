@@ -135,9 +135,8 @@ def main() -> int:
     warnings.simplefilter("ignore")  # that other steps are planned anew is the point
     since = time.perf_counter()
     found = soak(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
-    print(
-        f"{found.runs} runs in {time.perf_counter() - since:.0f} s, {found.broken} broken off, {found.swaps} swaps"
-    )
+    seconds = time.perf_counter() - since
+    print(f"{found.runs} runs in {seconds:.0f} s, {found.broken} broken off, {found.swaps} swaps")
     print(f"{found.compared} made again on a fresh pipeline, {found.unequal} of them unequal")
     print("MB, by tenths:      " + " ".join(f"{value:.0f}" for value in found.memory))
     print("tensors, by tenths: " + " ".join(map(str, found.tensors)))
