@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak check format docs demo-model wheel clean
+.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,12 @@ format: $(VENV)/.installed-dev ## format, and mend what the linter can
 
 docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+schedules: $(VENV)/.installed ## fit the schedules that ship again
+	for speed in 2 2.8 4 5.6; do $(BIN)/adaptcache calibrate --speed $$speed || exit; done
+
+support: $(VENV)/.installed ## measure and write the table of supported pipelines, docs/support.md
+	$(BIN)/python -m docs.support
 
 demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cores; needs npm)
 	$(BIN)/python -m calibration.demo

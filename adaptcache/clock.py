@@ -7,8 +7,11 @@ bfloat16 neighbouring steps collide. The scheduler's own list is exact.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Step", "first_step", "times_of"]
 
@@ -23,6 +26,8 @@ class Step:
         past: The numbers of the steps computed so far, newest first.
         gear: Which plan of the schedule is followed.
         track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
+        x: What enters the site, or what the policy reads there instead (`Policy.signal`); None where
+            nobody reads it. With shape (B, *).
     """
 
     index: int
@@ -30,6 +35,7 @@ class Step:
     past: tuple[int, ...] = ()
     gear: int = 0
     track: int = 0
+    x: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def t(self) -> float:

@@ -29,6 +29,7 @@ from .clock import Step, first_step, times_of
 from .errors import AttachError
 from .move import Move, landing
 from .run import Run
+from .signals import entering
 from .visit import Update, Visitor
 from .watch import (
     SIDES,
@@ -140,7 +141,8 @@ class Gate:
         assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            run.decide(self.visitor.computes(Step(index, run.times, run.past)) or index == 0)
+            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            run.decide(self.visitor.computes(step) or index == 0)
         return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
     def step(self, move: Move) -> Any:
@@ -170,6 +172,17 @@ class Gate:
         if all(taken == len(run.times) for taken in run.taken.values()):
             self._finish()
         return result
+
+    def here(self) -> tuple[Step, int] | None:
+        """Returns the step and the branch of the denoiser call under way; None outside of a run."""
+        if (run := self.run) is None or not self.running or not run.calls:
+            return None
+        return Step(run.taken[id(self.scheduler)], run.times, run.past), len(run.calls[-1]) - 1
+
+    def skipped(self) -> None:
+        """Notes that the call under way skips what a finer site has to skip."""
+        assert self.run is not None
+        self.run.calls[-1][-1] = False
 
     def _finish(self) -> None:
         if self.run is not None:

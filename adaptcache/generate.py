@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Stopwatch:
     """Times the denoising loop: from the first denoiser call to the last landing."""
 
     def __init__(self, inner: Any = None) -> None:
-        self.inner, self.seconds, self.calls = inner, 0.0, 0
+        self.inner, self.seconds = inner, 0.0
 
     def begin(self, times: tuple[float, ...]) -> None:
         if self.inner:
@@ -36,9 +37,7 @@ class Stopwatch:
         if step.index == 0:
             synchronize()
             self.since = time.perf_counter()
-        computes = step.index == 0 or not self.inner or self.inner.computes(step)
-        self.calls += computes
-        return computes
+        return not self.inner or self.inner.computes(step)
 
     def update(self, update: Update) -> Tensor:
         return self.inner.update(update) if self.inner else update.move.u
@@ -102,15 +101,18 @@ def generate(
     own = twin(pipe)
     own.scheduler = refined(own.scheduler, finer)
     images: list[np.ndarray] = []
-    watch, total, runs = Stopwatch(Runner(schedule, False, 0) if schedule else None), 0.0, 0
+    runner = Runner(schedule, False, 0) if schedule else None
+    watch, total, calls, runs = Stopwatch(runner), 0.0, 0, 0
     for first, batch in batches(prompts, batch_size):
         gate = Gate(own, watch).open()
         since = time.perf_counter()
         try:
-            images += list(np.asarray(call(own, batch, first + offset, output_type="np")))
+            with runner.stand(gate) if runner else nullcontext():
+                images += list(np.asarray(call(own, batch, first + offset, output_type="np")))
         finally:
             gate.close()
         total += time.perf_counter() - since
+        calls += sum(any(branches) for branches in gate.calls)
         runs += 1
         progress(first + len(batch))
-    return Generation(images, watch.seconds, total, watch.calls // runs)
+    return Generation(images, watch.seconds, total, calls // runs)

@@ -34,11 +34,9 @@ class Move:
         arguments = dict(self.bound.arguments)
         # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
         shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
-        arguments |= {
-            "self": copy.deepcopy(self.scheduler, shared),
-            "model_output": u,
-            "sample": self.x.to(u.dtype),
-        }
+        # Latents that are kept in single precision stay in it where the outputs are in half (Wan).
+        x = self.x if u.dtype == self.u.dtype else self.x.to(u.dtype)
+        arguments |= {"self": copy.deepcopy(self.scheduler, shared), "model_output": u, "sample": x}
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()

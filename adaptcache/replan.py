@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import ScheduleError
-from .fitting.kernel import open_loop, pair_errors, resampled
+from .fitting.kernel import open_loop_table, pair_errors, resampled
 from .fitting.path import best_plan
 from .forecasts.matched import Matched
 from .policies.plan import Gear, Plan
@@ -50,12 +50,3 @@ def replanned(schedule: Schedule, times: tuple[float, ...]) -> Rule:
         tables.append((open_loop_table(gram, steps, rule.forecast.history),))
     forecast = Matched(history=rule.forecast.history, features=(), table=tuple(tables))
     return Rule(site=rule.site, policy=Plan(gears=tuple(gears)), forecast=forecast)
-
-
-def open_loop_table(gram: np.ndarray, steps: list[int], history: int) -> tuple[tuple[float, ...], ...]:
-    """Returns the weights of all steps of a plan, fitted to the kernel: empty rows where computed."""
-    table = []
-    for i in range(len(gram)):
-        known = [c for c in reversed(steps) if c < i][:history]
-        table.append(() if i in steps else tuple(map(float, open_loop(gram, i, known))))
-    return tuple(table)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
+from .blocks import Blocks
 from .clock import Step
 from .compatibility import graded
-from .errors import ScheduleError
+from .errors import AttachError, ScheduleError
 from .findings import Grade, explained, worst
 from .gate import Gate, Update
 from .history import History
 from .policies.plan import Plan
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
+from .watch import denoisers_of
 
 __all__ = ["Handle", "Report", "attach"]
 
@@ -31,7 +34,8 @@ class Report:
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew.
+        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
+            where nothing was fitted.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -64,18 +68,33 @@ class Runner:
         self.schedule, self.strict, self.gear = schedule, strict, gear
         self.evidence = "calibrated"
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
+        self.blocks: list[Blocks] = []  # one a denoiser, if that is the site
         self.end()
+
+    def stand(self, gate: Gate) -> ExitStack:
+        """Stands at the sites inside of the denoisers, if the schedule has any, until that is closed."""
+        rule = self.schedule.rules[0]
+        with ExitStack() as undo:
+            undo.callback(self.blocks.clear)
+            if rule.site == "blocks":
+                self.blocks[:] = [Blocks(denoiser, gate, rule) for denoiser in denoisers_of(gate.pipe)]
+                for site in self.blocks:
+                    site.stand(undo)
+            return undo.pop_all()
 
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
             self.rules[times] = self._rule(times)
-        self.evidence = "calibrated" if self._native(times) else "extrapolated"
+        fitted = "calibrated" if self.schedule.grid.times else "none"
+        self.evidence = fitted if self._native(times) else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
-        self.history = History(self.rule.forecast.depth)
+        self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
+        for site in self.blocks:
+            site.begin(self.rule, times, self.gear)
 
     def _native(self, times: tuple[float, ...]) -> bool:
-        return same_grid(times, self.schedule.grid.times)
+        return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
 
     def _rule(self, times: tuple[float, ...]) -> Rule:
         rule = self.schedule.rules[0]
@@ -93,20 +112,36 @@ class Runner:
         return anew
 
     def computes(self, step: Step) -> bool:
-        return step.index == 0 or self.rule.policy.compute(self.state, replace(step, gear=self.gear))
+        if self.blocks:
+            return True  # the denoiser is called, and decides inside
+        self.x = None
+        if self.schedule.rules[0].signal != "none":
+            if step.x is None:
+                raise AttachError(
+                    f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor"
+                )
+            self.x = step.x.clone()  # policies compare it with that of later steps
+        step = replace(step, gear=self.gear, x=self.x)
+        return step.index == 0 or self.rule.policy.compute(self.state, step)
 
     def update(self, update: Update) -> Tensor:
-        self.history.see(update)
-        if update.computed:
+        if self.blocks:
             return update.move.u
-        step = replace(update.step, gear=self.gear, track=update.track)
-        return self.history.combined(self.rule.forecast.weights(step), update)
+        self.history.see(update, self.x)
+        step = replace(update.step, gear=self.gear, track=update.track, x=self.x)
+        if not update.computed:
+            return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
+        if update.track == 0:
+            self.rule.policy.observe(self.state, step, update.move.u)
+        return update.move.u
 
     def landed(self, update: Update, y: Tensor) -> None:
         """Nothing to learn from at run time."""
 
     def end(self) -> None:
-        self.history = History(0)
+        self.history, self.state, self.x = History(0), None, None
+        for site in self.blocks:
+            site.end()
 
 
 class Handle:
@@ -114,7 +149,11 @@ class Handle:
 
     def __init__(self, pipe: Any, runner: Runner) -> None:
         self._runner = runner
-        self._gate = Gate(pipe, runner).open()
+        with ExitStack() as undo:
+            self._gate = Gate(pipe, runner).open()
+            undo.callback(self._gate.close)
+            undo.push(runner.stand(self._gate))
+            self._undo = undo.pop_all()
 
     @property
     def gear(self) -> int:
@@ -133,7 +172,7 @@ class Handle:
 
     def close(self) -> None:
         """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
-        self._gate.close()
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self

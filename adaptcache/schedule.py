@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -26,6 +27,7 @@ from .forecasts.matched import Matched
 from .limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
 from .policies import POLICIES, Policy
 from .policies.plan import Plan
+from .signals import Signal
 
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
 
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
 else:  # parsed by their `type`
     AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
     AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
+Time = Annotated[float, Field(ge=0, le=1)]
 Times = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    tuple[Time, ...],
     Field(min_length=1, max_length=STEPS),
     AfterValidator(falling),
 ]
@@ -68,31 +71,61 @@ class Denoiser(Part):
     """What the schedule was fitted on.
 
     Arguments:
-        class_name: The class of the denoiser.
+        class_name: The class of the denoiser; empty where nothing was fitted: any will do.
         config_hash: Digest of its configuration.
         weights_hash: Digest of a sample of its weights, LoRA included.
         checkpoint: Where the weights came from.
     """
 
-    class_name: Name = Field(alias="class")
+    class_name: Line = Field("", alias="class")
     config_hash: Line = ""
     weights_hash: Line = ""
     checkpoint: Line = ""
 
 
 class Grid(Part):
-    """The steps it was fitted on: the scheduler's class, and N times in [0, 1], falling."""
+    """The steps it was fitted on: the scheduler's class, and N times in [0, 1], falling.
 
-    scheduler: Name
-    times: Times
+    Both are empty where nothing was fitted: the schedule runs on any grid.
+    """
+
+    scheduler: Line = ""
+    times: Annotated[tuple[Time, ...], Field(max_length=STEPS), AfterValidator(falling)] = ()
 
 
 class Rule(Part):
-    """What to do at one site: when to compute, and what to use instead."""
+    """What to do at one site: when to compute, and what to use instead.
 
-    site: Literal["step"] = "step"
+    Arguments:
+        site: "step" is the whole guided output. "blocks" is what the denoiser's blocks add to its hidden
+            states; it costs what stands around the blocks at every step.
+        policy: When to compute.
+        forecast: What to use instead.
+        head: How many of the first blocks are always run, as a probe, and left out of the site.
+        tail: How many of the last blocks are always run, and left out of the site.
+    """
+
+    site: Literal["step", "blocks"] = "step"
     policy: AnyPolicy
     forecast: AnyForecast
+    head: Annotated[int, Field(ge=0)] = 0
+    tail: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def signal(self) -> Signal:
+        """What has to be given to the policy, or to the forecast if only that reads one."""
+        return self.policy.signal if self.policy.signal != "none" else self.forecast.signal
+
+    @model_validator(mode="after")
+    def _site_has_the_signal(self) -> Self:
+        if self.site == "step" and (self.head or self.tail or self.signal in ("modulated", "residual")):
+            raise ValueError(
+                f"the site 'step' has no blocks, so no head, no tail and no {self.signal!r} signal: "
+                "use the site 'blocks', or a policy on the 'input'"
+            )
+        if self.site == "blocks" and self.signal == "residual" and not self.head:
+            raise ValueError("the 'residual' signal is that of the head: give it a block or more")
+        return self
 
     @model_validator(mode="after")
     def _gears_agree(self) -> Self:
@@ -166,12 +199,19 @@ class Schedule(Part):
 
     format: Literal[1] = 1
     name: Name
-    denoiser: Denoiser
-    grid: Grid
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=1)]
+    denoiser: Denoiser = Denoiser()
+    grid: Grid = Grid()
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=4)]
     kernel: Kernel | None = None
     evidence: Evidence | None = None
     made: Annotated[dict[str, Any], AfterValidator(plain)] = Field(default_factory=dict)
+
+    @field_validator("rules")
+    @classmethod
+    def _sites_do_not_overlap(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        if len(rules) > 1:  # the two sites there are lie one within the other
+            raise ValueError(f"the sites overlap: {', '.join(rule.site for rule in rules)}; keep one rule")
+        return rules
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
@@ -184,6 +224,21 @@ class Schedule(Part):
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
                     raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
         return self
+
+    @classmethod
+    def of(cls, method: str, **knobs: Any) -> Self:
+        """Returns the schedule of a published method, for any pipeline it can run on.
+
+        Arguments:
+            method: Its name, as `adaptcache methods` lists it.
+            knobs: What the method lets one set: a threshold, an interval, ...
+
+        Example:
+            >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
+        """
+        from .methods import rule_of
+
+        return cls(name=method, rules=(rule_of(method, **knobs),))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

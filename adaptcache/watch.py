@@ -61,6 +61,12 @@ class Guard:
         return found if isinstance(found, Guard) else None
 
     @staticmethod
+    def compiled(module: nn.Module) -> bool:
+        """Whether the code behind a module, and behind its guard if it has one, is compiled."""
+        code = vars(module).get("_compiled_call_impl")
+        return hasattr(module, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
+
+    @staticmethod
     def stand(module: nn.Module, gate: Gate, undo: ExitStack) -> None:
         """Sends the calls of a module to a gate, until `undo` is closed."""
         guard = Guard.of(module) or Guard(module)

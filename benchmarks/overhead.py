@@ -62,7 +62,8 @@ def pipeline(size: Size, device: str, dtype: torch.dtype) -> tuple[FluxPipeline,
         transformer = FluxTransformer2DModel(
             in_channels=size.channels, num_layers=size.layers[0], num_single_layers=size.layers[1],
             attention_head_dim=size.head, num_attention_heads=size.heads,
-            joint_attention_dim=size.heads * size.head, pooled_projection_dim=128, guidance_embeds=True, axes_dims_rope=axes,
+            joint_attention_dim=size.heads * size.head, pooled_projection_dim=128, guidance_embeds=True,
+            axes_dims_rope=axes,
         )  # fmt: skip
     transformer = transformer.to(dtype).eval()
     names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")

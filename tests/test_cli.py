@@ -78,6 +78,10 @@ def refused(result: tuple[int, str, str], complaint: str) -> None:
     ("words", "complaint"),
     [
         (("show", "none.json"), "cannot read none.json"),
+        (("shwo",), "No such command 'shwo'"),
+        (("show", "--jsn", "s.json"), "--jsn"),
+        (("calibrate", "--steps", "many"), "'many' is not a valid int"),
+        (("generate",), "Missing option"),
         (("calibrate", "--budget", "0"), "budget must be in (0, 1], got 0"),
         (("calibrate", "--budget", "2"), "budget must be in (0, 1], got 2"),
         (("calibrate", "--speed", "0.5"), "speed must be in [1, 28]"),

@@ -21,7 +21,7 @@ from adaptcache.cli.push import push
 from adaptcache.schedule import Kernel, Schedule
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(set(DOCS.glob("*.md")) - {DOCS / "support_notes.md"})  # a part of support.md
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -47,7 +47,7 @@ def test_its_own_steps_are_run_as_calibrated_before_and_after_others(fitted):
 
 
 def test_another_shift_is_planned_anew(fitted):
-    setup, schedule = fitted
+    _, schedule = fitted
     other = built("Flux")
     other.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
     other = replace(other, steps=STEPS)

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 import adaptcache
+from adaptcache.metrics import CEILING
+from adaptcache.store import Store
 from adaptcache.watch import denoisers_of
+from tests.pipelines.audio import AUDIO
+from tests.pipelines.flux import FLUXES
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
+from tests.pipelines.unet import UNET
 
 FAST = ("Flux", "Stable Diffusion 1.5", "LTX-2", "Wan 2.2", "Z-Image", "ACE-Step")
 everywhere = pytest.mark.parametrize("name", TABLE)
@@ -69,3 +74,22 @@ def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
             made = generated(setup, sample=2)
         errors.append(sum(float((a - b).square().mean() / b.var()) for a, b in zip(made, truth, strict=True)))
     assert errors[0] > errors[1] > errors[2] == 0
+
+
+DECODES = [*FLUXES, *UNET, *AUDIO, "Stable Diffusion 3", "PixArt-Sigma", "DiT"]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DECODES]
+)
+def test_the_evidence_of_decoded_outputs_improves_with_the_budget(name, tmp_path):
+    setup, store = built(name), Store(tmp_path)
+    quality = []
+    for budget in (0.34, 0.67, 1.0):
+        schedule = adaptcache.calibrate(
+            setup.pipe, setup.prompts[:2], held_out=setup.prompts[2:], steps=setup.steps, budget=budget,
+            call=setup.call, store=store,
+        )  # fmt: skip
+        assert schedule.evidence.calls[0] == schedule.calls
+        quality.append(schedule.evidence.psnr["mean"])
+    assert quality[0] < quality[1] < quality[2] == CEILING

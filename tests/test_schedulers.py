@@ -165,3 +165,12 @@ def test_dry_steps_find_it_in_half_precision(dtype):
     shares = aimed(replace(setup, prompts=rows))
     assert len(shares) == 20
     assert shares == pytest.approx([1.0] * 20, rel=0.05)
+
+
+def test_dry_steps_keep_latents_in_single_precision_where_outputs_are_in_half():
+    setup = replace(built("Wan 2.1"), steps=20)
+    setup.pipe.to(torch.bfloat16)
+    call = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in setup.call.items()}
+    rows = [{name: value.bfloat16() for name, value in row.items()} for row in setup.prompts]
+    shares = aimed(replace(setup, call=call, prompts=rows))
+    assert len(shares) >= 19 and shares == pytest.approx([1.0] * len(shares), rel=0.01)

@@ -72,7 +72,10 @@ def teacache(data: Any, steps: int) -> Mask:
     """Reads a TeaCache whose polynomial is constant: others decide by what they see in a run."""
     coefficients = data.get("coefficients", data.get("tea_table"))
     if any(coefficients[:-1]):
-        raise ScheduleError("TeaCache's polynomial decides during the run: these settings hold no plan")
+        raise ScheduleError(
+            "TeaCache's polynomial decides during the run: these settings hold no plan; "
+            "adaptcache.imports makes a schedule of them"
+        )
     threshold = data.get("teacache_thresh", 0.4)
     interval = math.ceil(threshold / coefficients[-1]) if coefficients[-1] > 0 else steps
     last = "teacache_thresh" in data  # TensorRT-LLM always computes the last step, the node does not

@@ -13,11 +13,15 @@ from .calibrate import calibrate
 from .demo import demo
 from .export import export
 from .generate import generate
+from .lint import lint
+from .methods import methods
 from .models import models
 from .push import push
 from .show import show
 
 __all__ = ["app", "main"]
+
+UsageError = typer.BadParameter.__bases__[0]  # which typer gives no name
 
 app = typer.Typer(
     help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
@@ -27,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, export, push, demo):
+for verb in (calibrate, generate, show, models, methods, lint, export, push, demo):
     app.command()(verb)
 
 
@@ -68,9 +72,12 @@ def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
     debug = "--debug" in sys.argv
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(standalone_mode=False) if len(sys.argv) > 1 else app(["--help"]))
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except UsageError as error:
+        print(f"error: {error.format_message()} Try --help.", file=sys.stderr)  # type: ignore[attr-defined]
+        sys.exit(2)
     except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError) as error:
         if debug:
             raise

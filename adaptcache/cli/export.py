@@ -59,17 +59,18 @@ def export(
     loaded = Schedule.load(schedule)
     exported = form(loaded, engine, gear=gear, calls=calls, steps=steps)
     path = check_writable(to or Path(f"{schedule.stem}.{engine}{exported.ending}"))
-    if check_on and engine not in MEASURABLE:
+    if check_on and (engine not in MEASURABLE or exported.mask is None):
         raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")
     exported.save(path)
     quality = _measured(exported, model, device, check_on) if check_on else None
+    mask = exported.mask
     if json:
         print_json(
             {
                 "out": str(path),
                 "engine": engine,
-                "mask": list(exported.mask.computed),
-                "predicted": exported.mask.expected,
+                "mask": list(mask.computed) if mask else None,
+                "predicted": mask.expected if mask else None,
                 "measured": quality,
                 "lost": list(exported.lost),
                 "expects": list(exported.expects),
@@ -85,6 +86,7 @@ def export(
 def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
     preset = resolve(model)
     prompts = read_prompts(preset.prompts)
+    assert exported.mask is not None
     pipe, call = preset.load_pipeline(device), Call(exported.mask.steps, preset.call)
     held_out = prompts.held_out[:count]
     with progress() as report:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..policies.polynomial import Polynomial
 from ..schedule import Schedule
 from .cache_dit import cache_dit
+from .coefficients import teacache
 from .comfyui_magcache import comfyui_magcache
 from .comfyui_teacache import comfyui_teacache
 from .diffusers import diffusers
@@ -42,7 +44,8 @@ def export(
     """Returns a schedule in the form of another engine.
 
     No other engine knows matched weights: they become reuse, and the computed steps are chosen anew for
-    reuse from the schedule's kernel. `Exported.lost` says what that and the engine's own limits cost.
+    reuse from the schedule's kernel. `Exported.lost` says what that and the engine's own limits cost. A
+    schedule that decides by TeaCache's polynomial keeps it, in engines that have a TeaCache.
 
     Arguments:
         schedule: The schedule.
@@ -63,4 +66,6 @@ def export(
     """
     if to not in ENGINES:
         raise LookupError(f"no engine {to!r}; there are {', '.join(ENGINES)}")
+    if isinstance(schedule.rules[0].policy, Polynomial):
+        return teacache(schedule, to)
     return ENGINES[to](Reuse(schedule, gear, calls, steps))

@@ -21,7 +21,7 @@ class Exported:
         ending: The ending of the file's name.
         text: The content of the file.
         use: How the file is used; `{path}` stands for where it is.
-        mask: Which steps the engine computes by it.
+        mask: Which steps the engine computes by it; None where it decides during the run.
         lost: What the engine cannot do that the schedule does.
         expects: What the run must be like.
     """
@@ -30,7 +30,7 @@ class Exported:
     ending: str
     text: str
     use: str
-    mask: Mask
+    mask: Mask | None
     lost: tuple[str, ...]
     expects: tuple[str, ...]
 
@@ -40,10 +40,13 @@ class Exported:
 
     def explained(self, path: str | Path = "") -> str:
         """Returns what to know about it, in a few lines, with `path` in place of the file's name."""
-        mask = self.mask
-        lines = [f"{mask.strip}  {mask.calls} of {mask.steps} steps computed"]
-        if mask.expected is not None and math.isfinite(mask.expected):
-            lines.append(f"predicted  {mask.expected:.1f} dB in the final latents, by the schedule's kernel")
+        mask, lines = self.mask, []
+        if mask is not None:
+            lines.append(f"{mask.strip}  {mask.calls} of {mask.steps} steps computed")
+            if mask.expected is not None and math.isfinite(mask.expected):
+                lines.append(
+                    f"predicted  {mask.expected:.1f} dB in the final latents, by the schedule's kernel"
+                )
         lines += [f"expects    {what}" for what in self.expects]
         lines += [f"lost       {what}" for what in self.lost]
         name = str(path) or f"schedule{self.ending}"

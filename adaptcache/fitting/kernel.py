@@ -8,12 +8,13 @@ ignores that errors feed into later inputs; trajectory matching does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-__all__ = ["forecast_error", "open_loop", "pair_errors", "resampled", "shrunk"]
+__all__ = ["forecast_error", "open_loop", "open_loop_table", "pair_errors", "resampled", "shrunk"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 RIDGE = 1e-6
@@ -114,3 +115,12 @@ def resampled(gram: Array, times: Array, wanted: Array) -> Array:
     inside = np.clip(wanted, times[-1], times[0])
     moved = CubicSpline(times[::-1], factor[::-1])(inside)
     return np.asarray(moved @ moved.T)
+
+
+def open_loop_table(gram: Array, steps: Sequence[int], history: int) -> tuple[tuple[float, ...], ...]:
+    """Returns the weights of all steps of a plan, fitted to the kernel: empty rows where computed."""
+    table = []
+    for i in range(len(gram)):
+        known = [c for c in sorted(steps, reverse=True) if c < i][:history]
+        table.append(() if i in steps else tuple(map(float, open_loop(gram, i, known))))
+    return tuple(table)

@@ -1,4 +1,4 @@
-"""Which steps to compute: exact dynamic programming over the last two computed steps."""
+"""Which steps to compute: exact dynamic programming over the computed steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .kernel import Array
 
-__all__ = ["best_plan"]
+__all__ = ["best_plan", "minmax_plan", "reuse_costs"]
 
 
 def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
@@ -47,3 +47,48 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
         a, b = int(previous[a, b]), a
         plan.append(b)
     return plan[::-1]
+
+
+def reuse_costs(errors: Array, sensitivity: Array) -> Array:
+    """Returns the cost of computing step i and then step j, and reusing i in between.
+
+    Arguments:
+        errors: As for `best_plan`, with shape (N, N, N).
+        sensitivity: What an error at each step does to the end result, with shape (N,).
+
+    Returns:
+        Costs with shape (N, N + 1); the last column is the end of the run. Only i < j means something.
+    """
+    n = len(sensitivity)
+    alone = errors[np.arange(n), np.arange(n)] * sensitivity  # (i, k): of k from i alone
+    summed = np.concatenate([np.zeros((n, 1)), np.cumsum(alone, axis=1)], axis=1)
+    return np.asarray(summed - np.diagonal(summed[:, 1:])[:, None])
+
+
+def minmax_plan(costs: Array, calls: int) -> list[int]:
+    """Returns the computed steps whose worst skip is the smallest; among these, whose second worst is, ...
+
+    Skips are compared as LeMiCa does: their costs, sorted from the worst, as words in a dictionary.
+    Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
+
+    Arguments:
+        costs: The cost of going from computed step i to j, with shape (N, N + 1); column N is the end.
+        calls: How many steps to compute, from 1 to N.
+
+    Returns:
+        `calls` rising step numbers; the first is 0.
+    """
+    n = len(costs)
+    if not 1 <= calls <= n:
+        raise ValueError(f"calls must be in [1, {n}] for {n} steps, got {calls}")
+    # best[j]: the smallest word on the way to computed step j, and the steps of that way
+    best: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {0: ((), (0,))}
+    for _ in range(calls - 1):
+        ways: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {}
+        for i, (word, way) in best.items():
+            for j in range(i + 1, n):
+                longer = (tuple(sorted((*word, float(costs[i, j])), reverse=True)), (*way, j))
+                ways[j] = min(ways.get(j, longer), longer)
+        best = ways
+    ends = [(sorted((*word, float(costs[i, n])), reverse=True), way) for i, (word, way) in best.items()]
+    return list(min(ends)[1])

@@ -1,12 +1,38 @@
 """What to use instead: one file a method."""
 
-from .base import Forecast, Weights
+from .adams_bashforth import AdamsBashforth
+from .base import Forecast, Known, Weights
+from .chebyshev import Chebyshev
+from .dmd import DynamicModes
 from .extrapolate import Extrapolate
+from .foca import FoCa
+from .frequency import Frequency
+from .gamma import Gamma
+from .hermite import Hermite
 from .matched import Matched
+from .newton import Newton
+from .offset import Offset
+from .open_loop import OpenLoop
+from .scaled import Scaled
+from .taylor import Taylor
+from .velocity import Velocity
 
-__all__ = ["FORECASTS", "Forecast", "Weights"]
+__all__ = ["FORECASTS", "Forecast", "Known", "Weights"]
 
 FORECASTS: dict[str, type[Forecast]] = {
+    "adams-bashforth": AdamsBashforth,
+    "chebyshev": Chebyshev,
+    "dmd": DynamicModes,
     "extrapolate": Extrapolate,
+    "foca": FoCa,
+    "frequency": Frequency,
+    "gamma": Gamma,
+    "hermite": Hermite,
     "matched": Matched,
+    "newton": Newton,
+    "offset": Offset,
+    "open-loop": OpenLoop,
+    "scaled": Scaled,
+    "taylor": Taylor,
+    "velocity": Velocity,
 }

@@ -1,15 +1,23 @@
-"""The interface of a forecast: what to use instead of calling the denoiser."""
+"""The interface of a forecast: what to use instead of computing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from ..clock import Step
+from ..signals import Signal
 
-__all__ = ["Forecast", "Weights"]
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Forecast", "Known", "Weights", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +28,45 @@ class Weights:
         past: The weights of the last computed outputs, newest first.
         x: The weight of the latents before the step.
         x0: The weight of the latents before the first step.
+        past_x: The weights of the latents before the steps of `past`.
     """
 
     past: tuple[float, ...]
     x: float = 0.0
     x0: float = 0.0
+    past_x: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a forecast is made of; all with shape (B, *).
+
+    Arguments:
+        past: The last computed outputs, newest first.
+        x: What enters the site now: the latents, or the hidden states.
+        x0: What entered it at the first step.
+        past_x: What entered it at the steps of `past`, for forecasts that keep it.
+        signal: The signal of this step, for forecasts that read one.
+        past_signal: The signals of the steps of `past`.
+    """
+
+    past: Sequence[Tensor]
+    x: Tensor
+    x0: Tensor
+    past_x: Sequence[Tensor] = ()
+    signal: Tensor | None = None
+    past_signal: Sequence[Tensor | None] = ()
+
+
+def weighted_sum(weights: Weights, known: Known) -> Tensor:
+    """Returns the forecast, summed in float32, in the dtype of the outputs, with shape (B, *)."""
+    pairs = [*zip(weights.past, known.past, strict=False), (weights.x, known.x), (weights.x0, known.x0)]
+    pairs += zip(weights.past_x, known.past_x, strict=False)
+    (first, tensor), *rest = [pair for pair in pairs if pair[0]] or [(0.0, known.past[0])]
+    total = tensor.to(torch.float32, copy=True).mul_(first)
+    for weight, tensor in rest:
+        total.add_(tensor, alpha=weight)
+    return total.to(known.past[0].dtype)
 
 
 class Forecast(ABC, BaseModel):
@@ -39,6 +81,31 @@ class Forecast(ABC, BaseModel):
     def depth(self) -> int:
         """How many computed outputs the runtime has to keep."""
 
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether what entered the site at those steps has to be kept too."""
+        return False
+
+    @property
+    def signal(self) -> Signal:
+        """What `Known.signal` has to be, for the few forecasts that depend on the input."""
+        return "none"
+
     @abstractmethod
     def weights(self, step: Step) -> Weights:
         """Returns at most `depth` weights, and at most one for each step in `step.past`."""
+
+    def combine(self, known: Known, step: Step) -> Tensor:
+        """Returns the forecast: the weighted sum, but for methods that say otherwise, with shape (B, *)."""
+        return weighted_sum(self.weights(step), known)
+
+    @classmethod
+    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+        """Returns the forecast for a profile; most have nothing to fit.
+
+        Arguments:
+            profile: What was measured on calibration prompts.
+            plan: The computed steps, for forecasts that only hold for one plan.
+            knobs: Fields of the forecast that are not fitted.
+        """
+        return cls(**knobs)

@@ -1,13 +1,13 @@
-"""The polynomial through the last computed outputs, continued: reuse, linear, quadratic, ..."""
+"""The polynomial through the last computed outputs, continued in time: reuse, linear, quadratic, ..."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ..clock import Step
+from ..fitting.differences import lagrange
 from .base import Forecast, Weights
 
 __all__ = ["Extrapolate"]
@@ -31,6 +31,4 @@ class Extrapolate(Forecast):
         return self.order + 1
 
     def weights(self, step: Step) -> Weights:
-        # Lagrange's form: nothing to keep between steps, and steps may be unevenly spaced.
-        known = [step.times[i] for i in step.past[: self.depth]]
-        return Weights(tuple(math.prod((step.t - b) / (a - b) for b in known if b != a) for a in known))
+        return Weights(lagrange([step.times[i] for i in step.past[: self.depth]], step.t))

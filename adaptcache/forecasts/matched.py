@@ -9,13 +9,18 @@ References:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from ..clock import Step
+from ..fitting.kernel import open_loop_table
 from ..limits import GEARS, STEPS, TRACKS
 from .base import Forecast, Weights
+
+if TYPE_CHECKING:
+    from ..profile import Profile
 
 __all__ = ["Matched"]
 
@@ -61,3 +66,9 @@ class Matched(Forecast):
         past = len(row) - len(self.features)
         rest = dict(zip(self.features, row[past:], strict=True))
         return Weights(row[:past], rest.get("x", 0.0), rest.get("x0", 0.0))
+
+    @classmethod
+    def fit(cls, profile: Profile, plan: Sequence[int], history: int = 4, **knobs: Any) -> Self:
+        """Returns the open-loop weights of one plan (L2P); trajectory matching needs the pipeline too."""
+        table = open_loop_table(profile.kernel, plan, history)
+        return cls(history=history, features=(), table=((table,),), **knobs)

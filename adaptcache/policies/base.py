@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from ..clock import Step
+from ..signals import Signal
+
+if TYPE_CHECKING:
+    from ..profile import Profile
 
 __all__ = ["Policy"]
 
 
 class Policy(ABC, BaseModel):
-    """Decides at which steps the denoiser is called.
+    """Decides at which steps the site is computed.
 
     A policy is frozen. What changes during a run is a small plain object, made by `init` and held by
-    the runtime alone. Step 0 is always computed, whatever the policy says.
+    the runtime alone. Step 0 is always computed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
+
+    @property
+    def signal(self) -> Signal:
+        """What `step.x` has to be at each step; static policies read nothing and pay nothing."""
+        return "none"
 
     def init(self, times: tuple[float, ...]) -> Any:
         """Returns the state of a new run on a grid of times with shape (N,)."""
@@ -29,4 +39,37 @@ class Policy(ABC, BaseModel):
 
     @abstractmethod
     def compute(self, state: Any, step: Step) -> bool:
-        """Whether to call the denoiser at this step."""
+        """Whether to compute at this step. Asked at every step after the first, which is always computed.
+
+        Reads at most one number from the device.
+        """
+
+    def observe(self, state: Any, step: Step, output: Tensor) -> None:
+        """Notes what left the site at a step that was computed. Reads nothing from the device.
+
+        Arguments:
+            state: The state of the run.
+            step: As it was given to `compute`.
+            output: What a forecast would have to meet, with shape (B, *).
+        """
+
+    def verify(self, state: Any, step: Step, found: Tensor, expected: Tensor) -> None:
+        """Notes what blocks that always run found at a skipped step, where a site has such blocks.
+
+        Arguments:
+            state: The state of the run.
+            step: As it was given to `compute`.
+            found: What they added, run on the forecast, with shape (B, *).
+            expected: What the forecast of their addition was, with shape (B, *).
+        """
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+        """Returns the policy that computes about `budget` of the steps of a profile.
+
+        Arguments:
+            profile: What was measured on calibration prompts.
+            budget: The fraction of the steps that are computed, in (0, 1].
+            knobs: Fields of the policy that are not fitted.
+        """

@@ -10,14 +10,19 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..clock import Step
+from ..fitting.kernel import pair_errors
+from ..fitting.path import best_plan, minmax_plan, reuse_costs
 from ..limits import GEARS, STEPS, falling
 from .base import Policy
+
+if TYPE_CHECKING:
+    from ..profile import Profile
 
 __all__ = ["Gear", "Plan"]
 
@@ -65,3 +70,29 @@ class Plan(Policy):
 
     def compute(self, state: list[list[int]], step: Step) -> bool:
         return step.index in state[step.gear]
+
+    @classmethod
+    def fit(
+        cls,
+        profile: Profile,
+        *,
+        budget: float = 0.5,
+        planner: Literal["sum", "minmax"] = "sum",
+        weighted: bool = True,
+        **knobs: Any,
+    ) -> Self:
+        """Returns the best plan for a budget.
+
+        Arguments:
+            planner: "sum" has the smallest sum of errors, forecast from the last two computed steps;
+                "minmax" the smallest worst skip, reused from the last one, as LeMiCa.
+            weighted: Whether errors count by what they do to the end result (the profile's influence).
+        """
+        calls = max(1, round(budget * profile.steps))
+        errors = pair_errors(profile.kernel)
+        sensitivity = profile.sensitivity if weighted else np.ones(profile.steps)
+        if planner == "sum":
+            steps = best_plan(errors, sensitivity, calls)
+        else:
+            steps = minmax_plan(reuse_costs(errors, sensitivity), calls)
+        return cls.of(steps, tuple(map(float, profile.times)))

@@ -13,14 +13,16 @@ import safetensors.numpy
 from adaptcache.errors import ScheduleError
 from adaptcache.files import dump_json
 from adaptcache.forecasts import FORECASTS
+from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies import POLICIES
 from adaptcache.presets import Preset
 from adaptcache.profile import SHAPES, Profile
 from adaptcache.prompts import calibration_folder, read_prompts
-from adaptcache.schedule import Schedule
+from adaptcache.replay import replayed
+from adaptcache.schedule import Denoiser, Evidence, Grid, Kernel, Rule, Schedule
+from tests import toy
 
-N = 8
-TIMES = [1 - i / N for i in range(N)]
+N = 12  # steps
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,35 @@ class Kind:
 
 
 def schedules() -> list[bytes]:
-    """Returns a schedule for each policy with each forecast that has defaults, and a matched one."""
-    gear = {"budget": 0.25, "compute": [TIMES[0], TIMES[3]]}
-    rows = [[] if i in (0, 3) else [0.5, 1.5, -0.25, 1e-9] for i in range(N)]
-    special = {"plan": {"gears": [gear]}, "matched": {"table": [[rows]]}}
-    found = []
-    for policy in POLICIES:
-        for forecast in FORECASTS:
-            if forecast == "matched" and policy != "plan":
-                continue  # refused: its weights belong to a plan
-            rule = {
-                "site": "step",
-                "policy": {"type": policy, **special.get(policy, {})},
-                "forecast": {"type": forecast, **special.get(forecast, {})},
-            }
-            gram = np.cos(np.subtract.outer(TIMES, TIMES)).tolist()
-            content = {
-                "format": 1, "name": f"{policy}-{forecast}", "grid": {"scheduler": "Euler", "times": TIMES},
-                "denoiser": {"class": "FluxTransformer2DModel", "config_hash": "0123", "checkpoint": "a/b"},
-                "rules": [rule], "kernel": {"times": TIMES, "gram": gram, "sensitivity": [1.0] * N},
-                "evidence": {
-                    "prompts": "4 held-out", "n": 4, "calls": [2, N], "speed": 4.0,
-                    "psnr": {"mean": 40.5, "p05": 38.0}, "ssim": {"mean": 0.98, "p05": 0.9},
-                },
-                "made": {"torch": "2", "seed": 0, "call": {"height": 16, "guidance": 3.5}, "loras": []},
-            }  # fmt: skip
-            found.append(dump_json(content))
-    return found
+    """Returns a schedule for each policy, and for each forecast, fitted to a real profile."""
+    measured = toy.profile(N)
+    times = tuple(map(float, measured.times))
+    plan = POLICIES["plan"].fit(measured, budget=0.5)
+    policies = [policy.fit(measured, budget=0.5) for policy in POLICIES.values()]
+    rules = [
+        # What blocks tell is not to be had at the site `step`.
+        Rule(
+            policy=p.model_copy(update={"on": "input"}) if getattr(p, "on", None) else p,
+            forecast=Extrapolate(),
+        )
+        for p in policies
+    ]
+    steps = replayed(plan, measured)
+    rules += [Rule(policy=plan, forecast=forecast.fit(measured, steps)) for forecast in FORECASTS.values()]
+    gram = tuple(map(tuple, measured.kernel.tolist()))
+    figures = {"mean": 40.5, "p05": 38.0}
+    return [
+        dump_json(
+            Schedule(
+                name="seed", denoiser=Denoiser(class_name="FluxTransformer2DModel", checkpoint="a/b"),
+                grid=Grid(scheduler="FlowMatchEulerDiscreteScheduler", times=times), rules=(rule,),
+                kernel=Kernel(times=times, gram=gram, sensitivity=(1.0,) * N),
+                evidence=Evidence(prompts="4 held-out", n=4, calls=(4, N), psnr=figures, speed=2.0),
+                made={"torch": "2", "seed": 0, "call": {"height": 16, "guidance": 3.5}, "loras": []},
+            ).model_dump(by_alias=True, exclude_none=True)
+        )
+        for rule in rules
+    ]  # fmt: skip
 
 
 def profile() -> bytes:

@@ -49,7 +49,7 @@ def stable_audio() -> Setup:
         oobleck(3), transformers.T5EncoderModel(t5), projection, tokenizer(), transformer, scheduler
     )
     call = {"audio_end_in_s": 16.0, "negative_prompt_embeds": noise(9, 1, 5, 4)}
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 4)), decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 4)))
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -99,7 +99,7 @@ def ace_step() -> Setup:
     )
     call = {"audio_duration": 0.8, "max_text_length": 16, "guidance_scale": 3.0}
     rows = [{"prompt": f"slow {word}", "lyrics": "verse rain"} for word in ("piano", "guitar", "drums")]
-    return Setup(pipe, call, rows, decodes=True)
+    return Setup(pipe, call, rows)
 
 
 AUDIO = {"Stable Audio": stable_audio, "ACE-Step": ace_step}

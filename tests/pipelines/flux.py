@@ -41,7 +41,7 @@ def flux_prompts() -> list[dict[str, torch.Tensor]]:
 
 def flux() -> Setup:
     call = {"height": 16, "width": 16, "guidance_scale": 3.5}
-    return Setup(diffusers.FluxPipeline(**flux_parts()), call, flux_prompts(), decodes=True)
+    return Setup(diffusers.FluxPipeline(**flux_parts()), call, flux_prompts())
 
 
 def flux_true_cfg() -> Setup:
@@ -52,13 +52,13 @@ def flux_true_cfg() -> Setup:
         "negative_prompt_embeds": noise(9, 1, 5, 16),
         "negative_pooled_prompt_embeds": noise(8, 1, 16),
     }
-    return Setup(diffusers.FluxPipeline(**flux_parts()), call, flux_prompts(), branches=2, decodes=True)
+    return Setup(diffusers.FluxPipeline(**flux_parts()), call, flux_prompts(), branches=2)
 
 
 def flux_img2img() -> Setup:
     call = {"image": noise(7, 1, 3, 16, 16).sigmoid(), "strength": 0.7, "height": 16, "width": 16}
     pipe = diffusers.FluxImg2ImgPipeline(**flux_parts())
-    return Setup(pipe, call, flux_prompts(), steps=8, decodes=True)
+    return Setup(pipe, call, flux_prompts(), steps=8)
 
 
 def flux_controlnet() -> Setup:
@@ -68,7 +68,7 @@ def flux_controlnet() -> Setup:
         torch.nn.init.normal_(layer.weight, std=0.1)
     pipe = diffusers.FluxControlNetPipeline(**flux_parts(), controlnet=controlnet)
     call = {"control_image": noise(7, 1, 3, 16, 16).sigmoid(), "height": 16, "width": 16}
-    return Setup(pipe, call, flux_prompts(), decodes=True)
+    return Setup(pipe, call, flux_prompts())
 
 
 def flux_kontext() -> Setup:
@@ -80,7 +80,7 @@ def flux_kontext() -> Setup:
         "max_area": 256,
         "_auto_resize": False,
     }
-    return Setup(pipe, call, flux_prompts(), decodes=True)
+    return Setup(pipe, call, flux_prompts())
 
 
 def flux_inpaint() -> Setup:
@@ -92,7 +92,7 @@ def flux_inpaint() -> Setup:
         "width": 16,
     }
     pipe = diffusers.FluxInpaintPipeline(**flux_parts())
-    return Setup(pipe, call, flux_prompts(), steps=8, decodes=True)
+    return Setup(pipe, call, flux_prompts(), steps=8)
 
 
 FLUXES = {

@@ -49,9 +49,7 @@ def sd3() -> Setup:
         "negative_prompt_embeds": noise(9, 1, 5, 16),
         "negative_pooled_prompt_embeds": noise(8, 1, 16),
     }
-    return Setup(
-        pipe, call, prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,)), branches=1, decodes=True
-    )
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,)), branches=1)
 
 
 def pixart_sigma() -> Setup:
@@ -75,9 +73,7 @@ def pixart_sigma() -> Setup:
         "negative_prompt_embeds": noise(9, 1, 5, 16),
         "negative_prompt_attention_mask": ones(5),
     }
-    return Setup(
-        pipe, call, prompts(prompt_embeds=(5, 16), prompt_attention_mask=(5,)), branches=1, decodes=True
-    )
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16), prompt_attention_mask=(5,)), branches=1)
 
 
 def sana() -> Setup:
@@ -232,7 +228,7 @@ def dit() -> Setup:
         num_embeds_ada_norm=1000,
     )
     pipe = diffusers.DiTPipeline(transformer, autoencoder(), diffusers.DDIMScheduler(clip_sample=False))
-    return Setup(pipe, {}, [{"class_labels": [label]} for label in (3, 7, 11)], decodes=True)
+    return Setup(pipe, {}, [{"class_labels": [label]} for label in (3, 7, 11)])
 
 
 IMAGE = {

@@ -25,7 +25,6 @@ class Setup:
         prompts: The arguments of each sample, with a first dimension of 1.
         branches: Denoiser calls in each step.
         steps: What `num_inference_steps` is set to.
-        decodes: Whether it has an autoencoder, so that images come out.
     """
 
     pipe: Any
@@ -33,7 +32,6 @@ class Setup:
     prompts: Sequence[Mapping[str, Any]]
     branches: int = 1
     steps: int = 6
-    decodes: bool = False
 
 
 def noise(seed: int, *shape: int) -> Tensor:

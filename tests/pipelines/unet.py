@@ -44,7 +44,7 @@ def sd_call() -> dict[str, Any]:
 
 def sd15() -> Setup:
     pipe = diffusers.StableDiffusionPipeline(**sd_parts())
-    return Setup(pipe, sd_call(), prompts(prompt_embeds=(5, 16)), decodes=True)
+    return Setup(pipe, sd_call(), prompts(prompt_embeds=(5, 16)))
 
 
 def sd15_img2img() -> Setup:
@@ -54,7 +54,7 @@ def sd15_img2img() -> Setup:
         "image": noise(7, 1, 3, 16, 16).sigmoid(),
         "strength": 0.7,
     }
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), steps=9, decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), steps=9)
 
 
 def sd15_inpaint() -> Setup:
@@ -63,7 +63,7 @@ def sd15_inpaint() -> Setup:
         "image": noise(7, 1, 3, 16, 16).sigmoid(),
         "mask_image": (noise(6, 1, 1, 16, 16) > 0).float(),
     }
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)))
 
 
 def sd15_controlnet() -> Setup:
@@ -75,7 +75,7 @@ def sd15_controlnet() -> Setup:
         torch.nn.init.normal_(layer.weight, std=0.1)
     pipe = diffusers.StableDiffusionControlNetPipeline(**sd_parts(), controlnet=controlnet)
     call = sd_call() | {"image": noise(7, 1, 3, 16, 16).sigmoid()}
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)))
 
 
 def pix2pix() -> Setup:
@@ -85,7 +85,7 @@ def pix2pix() -> Setup:
         "image": noise(7, 1, 3, 16, 16).sigmoid(),
         "image_guidance_scale": 1.5,
     }
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)))
 
 
 def sdxl() -> Setup:
@@ -103,7 +103,7 @@ def sdxl() -> Setup:
     scheduler = diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1)
     pipe = diffusers.StableDiffusionXLPipeline(autoencoder(), **parts, unet=unet, scheduler=scheduler)
     call = sd_call() | {"negative_pooled_prompt_embeds": noise(8, 1, 16)}
-    return Setup(pipe, call, prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,)), decodes=True)
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,)))
 
 
 UNET = {

@@ -1,0 +1,42 @@
+"""`adaptcache lint`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..imports import read
+from ..lint import lint as faults_of
+from ..profile import Profile
+from .screen import out, print_json
+
+__all__ = ["lint"]
+
+COLOURS = {"error": "red", "warning": "yellow"}
+
+
+def lint(
+    schedule: Annotated[Path, typer.Argument(help="A schedule, or a file of another code.")],
+    profile: Annotated[
+        Path | None, typer.Option(help="Score it on this profile, and find its cliffs.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is wrong with a schedule: inert thresholds, cliffs, polynomials that fall or are negative.
+
+    Ends with 1 where there are errors.
+
+    Example:  adaptcache lint teacache.json
+    """
+    found = faults_of(read(schedule), Profile.load(profile) if profile else None)
+    if json:
+        print_json([asdict(fault) for fault in found])
+    for fault in () if json else found:
+        out.print(f"[{COLOURS[fault.level]}]{fault.level}[/] {fault.code}: {fault.message}")
+    if not (json or found):
+        out.print(f"{schedule}: nothing found")
+    if any(fault.level == "error" for fault in found):
+        raise typer.Exit(1)

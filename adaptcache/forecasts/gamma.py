@@ -1,0 +1,56 @@
+"""DiCache: how far to go from the last output but one to the last, told by a cheap probe.
+
+References:
+    | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import TINY, Signal
+from .base import Forecast, Known, Weights, weighted_sum
+
+__all__ = ["Gamma"]
+
+
+class Gamma(Forecast):
+    """Extrapolates linearly by the ratio gamma = |p - p_2| / |p_1 - p_2| that the probe p shows.
+
+    p_1 and p_2 are the probe at the last two computed steps; gamma is clipped and taken sample by sample,
+    and never read back from the device. It is *not* linear in the history with known weights: they depend
+    on the input. Exact on lines, within the clip, where the probe moves in proportion to the output.
+
+    Arguments:
+        least: The smallest gamma; 1 is reuse.
+        most: The largest gamma.
+    """
+
+    type: Literal["gamma"] = "gamma"
+    least: Annotated[float, Field(ge=0)] = 1.0
+    most: Annotated[float, Field(ge=0)] = 1.5
+
+    @property
+    def depth(self) -> int:
+        return 2
+
+    @property
+    def signal(self) -> Signal:
+        return "input"
+
+    def weights(self, step: Step) -> Weights:
+        return Weights((1.0,))  # reuse, while there is one output only
+
+    def combine(self, known: Known, step: Step) -> Tensor:
+        probes = [known.signal, *known.past_signal]
+        if len(known.past) < 2 or any(probe is None for probe in probes[:3]):
+            return weighted_sum(self.weights(step), known)
+        here, last, before = (probe.flatten(1).float() for probe in probes[:3] if probe is not None)
+        gone, whole = (here - before).abs().mean(1), (last - before).abs().mean(1)
+        gamma = (gone / whole.clamp_min(TINY)).clamp(self.least, self.most)
+        old, new = known.past[1].float(), known.past[0].float()
+        return (old + gamma.view(-1, *[1] * (old.ndim - 1)) * (new - old)).to(known.past[0].dtype)

@@ -1,0 +1,70 @@
+"""Least squares on the kernel of a profile: the best linear forecast from any computed steps.
+
+References:
+    | L2P (2026), https://arxiv.org/abs/2604.26365
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, FiniteFloat, model_validator
+
+from ..clock import Step
+from ..fitting.kernel import open_loop, resampled
+from .base import Forecast, Weights
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["OpenLoop"]
+
+NEAR = 1e-4
+
+
+class OpenLoop(Forecast):
+    """Solves for the weights at each skipped step, from inner products of outputs.
+
+    A `matched` forecast holds for one plan; this one goes with policies that decide during the run. It is
+    ridge regression on full runs: errors of earlier forecasts are not foreseen. Exact, but for the
+    ridge, where the output is a linear combination of the kept ones in the same way for all prompts.
+
+    Arguments:
+        times: N falling times.
+        gram: Mean inner products of the outputs at these times, with shape (N, N).
+        history: How many outputs are used.
+        ridge: Pull towards reuse, relative to each output's energy.
+    """
+
+    type: Literal["open-loop"] = "open-loop"
+    times: Annotated[tuple[FiniteFloat, ...], Field(min_length=2, max_length=1024)]
+    gram: tuple[tuple[FiniteFloat, ...], ...]
+    history: Annotated[int, Field(ge=1, le=6)] = 3
+    ridge: Annotated[float, Field(gt=0)] = 1e-6
+
+    @model_validator(mode="after")
+    def _square(self) -> OpenLoop:
+        if len(self.gram) != len(self.times) or any(len(row) != len(self.times) for row in self.gram):
+            raise ValueError(f"the kernel of {len(self.times)} times is not square")
+        return self
+
+    @property
+    def depth(self) -> int:
+        return self.history
+
+    def weights(self, step: Step) -> Weights:
+        known = list(step.past[: self.history])
+        gram, here, sources = np.array(self.gram), step.index, known
+        same = len(self.times) == len(step.times)
+        if not same or max(abs(a - b) for a, b in zip(self.times, step.times, strict=True)) > NEAR:
+            wanted = np.array([step.t, *(step.times[i] for i in known)])
+            gram = resampled(gram, np.array(self.times), wanted)
+            here, sources = 0, list(range(1, len(wanted)))
+        return Weights(tuple(map(float, open_loop(gram, here, sources, self.ridge))))
+
+    @classmethod
+    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+        gram = tuple(tuple(map(float, row)) for row in profile.kernel)
+        return cls(times=tuple(map(float, profile.times)), gram=gram, **knobs)

@@ -1,0 +1,51 @@
+"""Reuse, scaled by how much the output grows or shrinks meanwhile.
+
+References:
+    | MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from ..clock import Step
+from .base import Forecast, Weights
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Scaled"]
+
+Ratio = Annotated[float, Field(gt=0)]
+
+
+class Scaled(Forecast):
+    """Multiplies the last output by the ratios of norms of all steps since.
+
+    MagCache uses these ratios to decide only; here the forecast has the norm they foretell.
+
+    Arguments:
+        ratios: Norm of the output over that of the step before, by step; other numbers of steps take the
+            nearest, to the power that keeps the growth over the whole run.
+    """
+
+    type: Literal["scaled"] = "scaled"
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)] = (1.0,)
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    def weights(self, step: Step) -> Weights:
+        n, m = len(step.times), len(self.ratios)
+        stretch = (m - 1) / max(n - 1, 1) if m > 1 else 0.0
+        grown = [self.ratios[round(i * stretch)] for i in range(step.past[0] + 1, step.index + 1)]
+        return Weights((math.prod(grown) ** (stretch if m != n else 1.0),))
+
+    @classmethod
+    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+        return cls(ratios=tuple(map(float, profile.magnitude.mean(axis=0))), **knobs)

@@ -1,0 +1,33 @@
+"""Accumulated change of a cheap probe, as it is.
+
+References:
+    | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import relative_change
+from .threshold import Threshold, Trail
+
+__all__ = ["Drift"]
+
+
+class Drift(Threshold):
+    """Adds up the relative L1 change of the signal from step to step; computes where the sum is due.
+
+    On the site `blocks` after one block this is DiCache's decision: the block's output is the probe, and
+    the run goes on from it, so it is not wasted. With the forecast `gamma` it is DiCache.
+    """
+
+    accumulates: ClassVar[bool] = True
+
+    type: Literal["drift"] = "drift"
+
+    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
+        assert step.x is not None
+        return relative_change(step.x, before)

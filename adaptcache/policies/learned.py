@@ -1,0 +1,154 @@
+"""A model of the error, learned from a profile and kept as plain numbers.
+
+References:
+    | LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444
+      (there gates are trained inside of the denoiser; this is a few numbers outside of it)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import TINY, Signal, worst
+from .base import Policy
+from .threshold import Trail
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Learned", "Node"]
+
+REACH = 8  # steps between a computed step and those its output may be reused for, in the data
+
+
+class Node(BaseModel):
+    """A node of a regression tree; leaves have no children.
+
+    Arguments:
+        value: What a leaf predicts.
+        feature: Which feature is asked: 0 time, 1 time since the last computed step, 2 log of the change.
+        at_most: Up to this value the left child is next, else the right one.
+        left: Its number in the tree.
+        right: Its number in the tree.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: FiniteFloat
+    feature: Annotated[int, Field(ge=0, le=2)] = 0
+    at_most: FiniteFloat = 0.0
+    left: int = -1
+    right: int = -1
+
+
+class Learned(Policy):
+    """Computes where the predicted error of reuse reaches the threshold.
+
+    Predicted is the logarithm of the relative error, from the time, the time since the last computed step,
+    and the logarithm of the input's relative change since then: by a tree, or linearly where there is none.
+    Fitting needs scikit-learn; running does not.
+
+    Arguments:
+        threshold: The largest predicted relative error that is skipped.
+        tree: Nodes of a regression tree, root first; children come after their parents.
+        linear: The weights of the three features and the constant.
+    """
+
+    type: Literal["learned"] = "learned"
+    threshold: Annotated[float, Field(ge=0)]
+    tree: Annotated[tuple[Node, ...], Field(max_length=4096)] = ()
+    linear: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] = (0.0, 0.0, 1.0, 0.0)
+
+    @model_validator(mode="after")
+    def _ends(self) -> Learned:
+        for number, node in enumerate(self.tree):
+            ends = node.left < 0 and node.right < 0
+            if not ends and not (
+                number < node.left < len(self.tree) and number < node.right < len(self.tree)
+            ):
+                raise ValueError(f"node {number} of the tree has no such children: {node.left}, {node.right}")
+        return self
+
+    @property
+    def signal(self) -> Signal:
+        return "input"
+
+    def init(self, times: tuple[float, ...]) -> Trail:
+        return Trail()
+
+    def compute(self, state: Trail, step: Step) -> bool:
+        if step.x is None or state.anchor is None or state.anchor.shape != step.x.shape:
+            return True
+        old = state.anchor.flatten(1).float()
+        change = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+        gone = step.times[step.past[0]] - step.t
+        return math.exp(self.predict((step.t, gone, math.log(worst(change) + TINY)))) >= self.threshold
+
+    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+        state.anchor = step.x
+
+    def predict(self, features: tuple[float, float, float]) -> float:
+        """Returns the logarithm of the expected relative error."""
+        if not self.tree:
+            return min(sum(w * f for w, f in zip(self.linear, (*features, 1.0), strict=True)), 700.0)
+        node = self.tree[0]
+        while node.left >= 0:
+            node = self.tree[node.left if features[node.feature] <= node.at_most else node.right]
+        return node.value
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, model: str = "tree", **knobs: Any) -> Self:
+        """Learns the predictor and takes the threshold that spends the budget.
+
+        Arguments:
+            model: "tree" or "linear".
+        """
+        from ..replay import with_budget
+
+        knobs |= learned_tree(*examples(profile)) if model == "tree" else learned_line(*examples(profile))
+        return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)
+
+
+def examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features with shape (M, 3) and log errors of reuse with shape (M,), of all prompts."""
+    n, rows, values = profile.steps, [], []
+    for gram in profile.gram:
+        energy = np.diagonal(gram)
+        for i in range(1, n):
+            for c in range(max(0, i - REACH), i):
+                far = [energy[k + i] + energy[k + c] - 2 * gram[k + i, k + c] for k in (0, n)]
+                out, into = (max(f, 0.0) / energy[k + c] for f, k in zip(far, (0, n), strict=True))
+                gone = profile.times[c] - profile.times[i]
+                rows.append((profile.times[i], gone, math.log(math.sqrt(into) + TINY)))
+                values.append(math.log(math.sqrt(out) + 1e-9))
+    return np.array(rows), np.array(values)
+
+
+def learned_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Returns a regression tree as plain nodes."""
+    from sklearn.tree import DecisionTreeRegressor
+
+    tree = DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
+    found = tree.fit(features, values).tree_
+    columns = found.value[:, 0, 0], found.feature, found.threshold, found.children_left, found.children_right
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        "tree": tuple(
+            Node(value=value, feature=max(feature, 0), at_most=at_most, left=left, right=right)
+            for value, feature, at_most, left, right in rows
+        )
+    }
+
+
+def learned_line(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Returns the weights of a linear model."""
+    from sklearn.linear_model import LinearRegression
+
+    line = LinearRegression().fit(features, values)
+    return {"linear": (*map(float, line.coef_), float(line.intercept_))}

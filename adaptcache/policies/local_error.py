@@ -1,0 +1,85 @@
+"""Measured errors of reuse, step by step: skip as far as they allow.
+
+References:
+    | SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510
+    | ERTACache (Peng et al., 2025), https://arxiv.org/abs/2508.21091
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from ..clock import Step
+from .base import Policy
+from .mask import nearest
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["LocalError"]
+
+Errors = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class LocalError(Policy):
+    """Skips from each computed step the largest number of steps whose error stays below the threshold.
+
+    How SmoothCache decides for a type of layers; here for the whole step. ERTACache's walk (skip until
+    the error is too large) is the same with `first` set. It sees one skip at a time, and not what its
+    error does to the end result: `plan` does.
+
+    Arguments:
+        errors: `errors[i][k]`: relative error of the output of step i at step i + 1 + k.
+        threshold: The largest error that is skipped.
+        first: Whether the first error above the threshold ends the skip, or the last one below it.
+    """
+
+    type: Literal["local-error"] = "local-error"
+    errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024)]
+    threshold: Annotated[float, Field(ge=0)]
+    first: bool = True
+
+    def init(self, times: tuple[float, ...]) -> set[int]:
+        entries = nearest(len(self.errors), len(times))
+        stretch = (len(self.errors) - 1) / max(len(times) - 1, 1)
+        steps, index = set(), 0
+        while index < len(times):
+            steps.add(index)
+            index += 1 + self._skips(self.errors[entries[index]], stretch, len(times) - 1 - index)
+        return steps
+
+    def _skips(self, errors: tuple[float, ...], stretch: float, left: int) -> int:
+        """Returns how many steps may be skipped after a computed one with these errors."""
+        skips = 0
+        for k in range(1, left + 1):
+            entry = max(round(k * stretch), 1) - 1  # a longer run has more steps in the same time
+            if entry >= len(errors):
+                break
+            if errors[entry] < self.threshold:
+                skips = k
+            elif self.first:
+                break
+        return skips
+
+    def compute(self, state: set[int], step: Step) -> bool:
+        return step.index in state
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, longest: int | None = None, **knobs: Any) -> Self:
+        """Takes the errors from the kernel (relative L2; the papers take L1), and the threshold by budget.
+
+        Arguments:
+            longest: The most steps skipped in a row; SmoothCache measures 3.
+        """
+        from ..replay import with_budget
+
+        gram, n = profile.kernel, profile.steps
+        energy = np.diagonal(gram)
+        relative = np.sqrt(np.maximum(energy[:, None] + energy[None] - 2 * gram, 0.0) / energy[None])
+        reach = longest or n - 1
+        rows = tuple(tuple(map(float, relative[i, i + 1 : i + 1 + reach])) or (np.inf,) for i in range(n))
+        rows = tuple(tuple(min(value, 1e9) for value in row) for row in rows)
+        return with_budget(lambda value: cls(errors=rows, threshold=value, **knobs), profile, budget)

@@ -1,0 +1,36 @@
+"""Change of a cheap probe since the last computed step.
+
+References:
+    | First Block Cache (ParaAttention, 2025), https://github.com/chengzeyi/ParaAttention
+    | DBCache (cache-dit, 2025), https://github.com/vipshop/cache-dit
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import Signal, relative_change
+from .threshold import Threshold, Trail
+
+__all__ = ["Probe"]
+
+
+class Probe(Threshold):
+    """Computes where the signal differs too much, in relative L1, from that of the last computed step.
+
+    On the site `blocks` with its first block always computed, and that block's residual as the signal,
+    this is First Block Cache; with more blocks, DBCache's decision. No error can creep in unseen, as
+    the comparison is with what is reused and not with the step before.
+    """
+
+    inclusive: ClassVar[bool] = True  # diffusers computes above the threshold only
+
+    type: Literal["probe"] = "probe"
+    on: Signal = "residual"
+
+    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
+        assert step.x is not None and state.anchor is not None
+        return relative_change(step.x, state.anchor)

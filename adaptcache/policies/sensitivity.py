@@ -1,0 +1,84 @@
+"""How much the output reacts to its input and to time, as measured, times how far both have moved.
+
+References:
+    | SenCache (2026), https://arxiv.org/abs/2602.24208
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+from scipy.optimize import nnls
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import TINY
+from .threshold import Threshold, Trail
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Sensitivity"]
+
+Gain = Annotated[float, Field(ge=0)]
+Table = Annotated[tuple[Gain, ...], Field(min_length=1, max_length=4096)]
+REACH = 8  # steps between the pairs the gains are fitted to
+
+
+class Sensitivity(Threshold):
+    """Computes where a(t) |x - x_c| / |x_c| + b(t) |t - t_c| reaches the threshold; c is the last computed.
+
+    The paper takes a and b from finite differences of the denoiser; `fit` takes them from a profile, by
+    least squares with non-negative gains, so that the score is the expected relative change of the output.
+
+    Arguments:
+        times: N falling times.
+        to_input: a at these times, with shape (N,).
+        to_time: b at these times, with shape (N,).
+    """
+
+    type: Literal["sensitivity"] = "sensitivity"
+    times: Table
+    to_input: Table
+    to_time: Table
+
+    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
+        assert step.x is not None and state.anchor is not None
+        old = state.anchor.flatten(1).float()
+        moved = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+        rising = self.times[::-1]
+        a = float(np.interp(step.t, rising, self.to_input[::-1]))
+        b = float(np.interp(step.t, rising, self.to_time[::-1]))
+        score: Tensor = a * moved + b * (step.times[step.past[0]] - step.t)
+        return score
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+        n, times = profile.steps, profile.times
+        rows = [gains(profile.gram, times, i) for i in range(1, n)]
+        to_input, to_time = zip(rows[0], *rows, strict=True)
+        tables = {"times": tuple(map(float, times)), "to_input": to_input, "to_time": to_time}
+        return super().fit(profile, budget=budget, **tables, **knobs)
+
+
+def gains(gram: np.ndarray, times: np.ndarray, step: int) -> tuple[float, float]:
+    """Returns the two gains at a step, fitted to its change from each of the steps before.
+
+    Arguments:
+        gram: Inner products by prompt, outputs first, then latents, with shape (P, 2N, 2N).
+        times: The grid, with shape (N,).
+        step: Which step, from 1.
+    """
+    n = len(times)
+    before = np.arange(max(0, step - REACH), step)
+    moves = []
+    for first in (0, n):  # outputs, then latents
+        a, b = first + step, first + before
+        energy = gram[:, b, b]
+        moves.append(np.sqrt(np.maximum(gram[:, a, a][:, None] + energy - 2 * gram[:, a, b], 0) / energy))
+    gone = np.broadcast_to(times[before] - times[step], moves[0].shape)
+    design = np.stack([moves[1].ravel(), gone.ravel()], axis=1)
+    a, b = nnls(design, moves[0].ravel())[0]
+    return float(a), float(b)

@@ -1,0 +1,42 @@
+"""Third difference of the latents.
+
+References:
+    | AdaptiveDiffusion (Ye et al., 2024), https://arxiv.org/abs/2410.09873
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import TINY
+from .threshold import Threshold, Trail
+from .transform_rate import size
+
+__all__ = ["ThirdDifference"]
+
+
+class ThirdDifference(Threshold):
+    """Computes where the lengths of the last three moves of the latents do not lie on a line.
+
+    With d the mean absolute change of the latents, |(d + d two before) / 2 - d before| / d before is
+    compared with the threshold. Four latents are needed, so the first three steps are computed.
+    """
+
+    inclusive: ClassVar[bool] = True
+
+    type: Literal["third-difference"] = "third-difference"
+    threshold: Annotated[float, Field(ge=0)] = 0.01
+    max_skip: Annotated[int, Field(ge=0)] | None = 4
+
+    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
+        assert step.x is not None
+        moves = [size(step.x - before), *state.notes][:3]
+        state.notes[:] = moves
+        if len(moves) < 3:
+            return torch.full_like(moves[0], float("inf"))
+        return ((moves[0] + moves[2]) / 2 - moves[1]).abs() / moves[1].clamp_min(TINY)

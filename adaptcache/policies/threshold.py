@@ -1,0 +1,108 @@
+"""What the policies have in common that compare a number with a threshold during the run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import Signal, worst
+from .base import Policy
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Threshold", "Trail"]
+
+
+@dataclass
+class Trail:
+    """What such a policy remembers of a run; tensors stay on the device.
+
+    Arguments:
+        before: The signal at the step before.
+        anchor: The signal at the last computed step.
+        output: What was computed there.
+        total: The score so far, of each sample, with shape (B,).
+        notes: What else a method keeps.
+    """
+
+    before: Tensor | None = None
+    anchor: Tensor | None = None
+    output: Tensor | None = None
+    total: Tensor | float = 0.0
+    notes: list[Tensor] = field(default_factory=list)
+
+
+class Threshold(Policy):
+    """Computes where a score reaches a threshold.
+
+    The score is kept for each sample of a batch, on the device; one number is read back, the largest, and
+    only at steps that are free to skip.
+
+    Arguments:
+        threshold: Higher skips more; 0 computes all.
+        warm_up: Steps at the start that are all computed.
+        cool_down: Steps at the end that are all computed.
+        max_skip: The most steps skipped in a row.
+        on: What is looked at.
+    """
+
+    accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
+    inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as some codes have it
+
+    threshold: Annotated[float, Field(ge=0)]
+    warm_up: Annotated[int, Field(ge=1)] = 1
+    cool_down: Annotated[int, Field(ge=0)] = 0
+    max_skip: Annotated[int, Field(ge=0)] | None = None
+    on: Signal = "input"
+
+    @property
+    def signal(self) -> Signal:
+        return self.on
+
+    def init(self, times: tuple[float, ...]) -> Trail:
+        return Trail()
+
+    @abstractmethod
+    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
+        """Returns the score of each sample at this step, with shape (B,); reads nothing from the device.
+
+        Arguments:
+            state: What is remembered.
+            step: Where the run is, with the signal.
+            before: The signal at the step before.
+        """
+
+    def forced(self, step: Step) -> bool:
+        """Whether the step is computed whatever the score."""
+        if step.index < self.warm_up or step.index >= len(step.times) - self.cool_down:
+            return True
+        skipped = step.index - 1 - step.past[0]
+        return self.max_skip is not None and skipped >= self.max_skip
+
+    def compute(self, state: Trail, step: Step) -> bool:
+        before, state.before = state.before, step.x
+        if step.x is None or before is None or before.shape != step.x.shape:
+            return True
+        score = self.score(state, step, before)
+        state.total = state.total + score if self.accumulates else score
+        if self.forced(step):
+            return True
+        value = worst(state.total)
+        return value > self.threshold if self.inclusive else value >= self.threshold
+
+    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+        state.before = state.anchor = step.x
+        state.output, state.total = output, 0.0
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+        """Returns the policy with the threshold that spends the budget, replayed on the profile."""
+        from ..replay import with_budget
+
+        return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)

@@ -1,0 +1,75 @@
+"""Forecast, check the forecast on what is computed anyway, and compute the next step where it was bad.
+
+References:
+    | SpeCa (Liu et al., 2025), https://arxiv.org/abs/2509.11628
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from ..clock import Step
+from ..signals import relative_change, worst
+from .base import Policy
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+__all__ = ["Verify"]
+
+
+@dataclass
+class Doubt:
+    """The error of the last forecast that was checked, of each sample; not read yet."""
+
+    error: Tensor | None = None
+
+
+class Verify(Policy):
+    """Skips until the last block, run on a forecast, does not give what the forecast said it would.
+
+    On the site `blocks` with a last block that always runs (`tail` = 1): its residual is compared with its
+    own forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
+    The threshold falls during the run. On other sites there is nothing to check, and `max_skip` decides.
+
+    Arguments:
+        threshold: The relative L1 error that is accepted at the start.
+        decay: What it is multiplied with over the whole run.
+        least: Below which it does not fall.
+        warm_up: Steps at the start that are all computed.
+        max_skip: The most steps skipped in a row.
+    """
+
+    type: Literal["verify"] = "verify"
+    threshold: Annotated[float, Field(ge=0)] = 0.3
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    least: Annotated[float, Field(ge=0)] = 0.1
+    warm_up: Annotated[int, Field(ge=1)] = 3
+    max_skip: Annotated[int, Field(ge=0)] = 5
+
+    def init(self, times: tuple[float, ...]) -> Doubt:
+        return Doubt()
+
+    def compute(self, state: Doubt, step: Step) -> bool:
+        error, state.error = state.error, None
+        if step.index < self.warm_up or step.index - 1 - step.past[0] >= self.max_skip:
+            return True
+        progress = step.index / max(len(step.times) - 1, 1)
+        allowed = max(self.least, self.threshold * self.decay**progress)
+        return error is not None and worst(error) > allowed
+
+    def verify(self, state: Doubt, step: Step, found: Tensor, expected: Tensor) -> None:
+        state.error = relative_change(expected, found)
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+        """Returns the longest skip that comes nearest to the budget where no forecast is found bad."""
+        from ..replay import calls_of
+
+        knobs.setdefault("warm_up", min(3, max(1, round(budget * profile.steps))))
+        made = [cls(max_skip=skip, **knobs) for skip in range(profile.steps)]
+        return min(made, key=lambda policy: abs(calls_of(policy, profile) - budget * profile.steps))

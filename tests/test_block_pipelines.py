@@ -1,0 +1,44 @@
+"""The site `blocks` in every kind of pipeline whose denoiser is in the table of models."""
+
+import pytest
+import torch
+
+import adaptcache
+from adaptcache.errors import AttachError
+from adaptcache.models import MODELS
+from adaptcache.schedule import Schedule
+from adaptcache.watch import denoisers_of
+from tests.pipelines.table import TABLE, built, generated, grid_of
+
+FAST = ("Flux", "Wan 2.2")
+
+
+def setup_of(name):
+    setup = built(name)
+    kinds = {kind.__name__ for denoiser in denoisers_of(setup.pipe) for kind in type(denoiser).__mro__}
+    return setup, bool(kinds & MODELS.keys())
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+)
+def test_blocks_that_all_run_change_nothing_and_skipped_ones_are_replaced(name):
+    setup, known = setup_of(name)
+    mask = [i % 3 != 2 for i in range(len(grid_of(setup)))]
+    if not known:
+        with pytest.raises(AttachError, match="not known"):
+            adaptcache.attach(setup.pipe, Schedule.of("scm", compute_steps=mask, head=0))
+        return
+    plain = generated(setup)
+    with adaptcache.attach(setup.pipe, Schedule.of("scm", compute_steps=[True] * len(mask), head=0)):
+        assert same(generated(setup), plain)
+    with adaptcache.attach(setup.pipe, Schedule.of("scm", compute_steps=mask, head=0)) as handle:
+        cached = generated(setup)
+        assert all(value.isfinite().all() for value in cached) and not same(cached, plain)
+        made = [any(branches) for branches in handle.report().calls]
+    assert sum(made) < len(mask) and all(flag for flag, wanted in zip(made, mask, strict=True) if wanted)
+    assert same(generated(setup), plain)

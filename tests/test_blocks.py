@@ -1,0 +1,212 @@
+"""The site `blocks`: exact where it must be, clean when closed, and the same as an explicit loop."""
+
+import inspect
+
+import diffusers
+import flux
+import pytest
+import torch
+from torch import nn
+
+import adaptcache
+from adaptcache.errors import AttachError
+from adaptcache.models import MODELS, model_of
+from adaptcache.schedule import Rule, Schedule
+from adaptcache.sentry import Sentry
+
+STEPS = 10
+
+
+def schedule(**knobs):
+    mask = knobs.pop("mask", [1, 1, 0, 0, 1, 0, 0, 0, 1, 0])
+    return Schedule.of("scm", compute_steps=tuple(map(bool, mask)), **{"head": 0, **knobs})
+
+
+def blocks_of(pipe):
+    return [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
+
+
+def counted(pipe):
+    """Returns how often each block is really run from now on."""
+    counts = [0] * len(blocks_of(pipe))
+
+    def hook(number):
+        def count(*_):
+            counts[number] += 1
+
+        return count
+
+    for number, block in enumerate(blocks_of(pipe)):
+        block.register_forward_hook(hook(number))
+    return counts
+
+
+def test_computing_every_step_changes_nothing():
+    pipe = flux.pipeline()
+    full = flux.run(pipe, STEPS)
+    for head, tail in [(0, 0), (1, 0), (1, 2), (0, 1)]:
+        with adaptcache.attach(pipe, schedule(mask=[1] * STEPS, head=head, tail=tail)):
+            assert torch.equal(flux.run(pipe, STEPS), full)
+
+
+@pytest.mark.parametrize("head, tail", [(0, 0), (1, 0), (0, 1), (1, 1), (3, 0)])
+def test_only_the_blocks_of_the_site_are_skipped(head, tail):
+    pipe = flux.pipeline()
+    counts = counted(pipe)
+    with adaptcache.attach(pipe, schedule(head=head, tail=tail)) as handle:
+        flux.run(pipe, STEPS)
+        assert handle.report().computed == [0, 1, 4, 8]
+    assert counts == [STEPS if i < head or i >= 4 - tail else 4 for i in range(4)]
+
+
+def test_every_run_starts_afresh_and_closing_leaves_nothing():
+    pipe = flux.pipeline()
+    full = flux.run(pipe, STEPS)
+    handle = adaptcache.attach(pipe, schedule())
+    first = flux.run(pipe, STEPS)
+    assert not torch.equal(first, full) and torch.equal(flux.run(pipe, STEPS), first)
+    handle.close()
+    assert torch.equal(flux.run(pipe, STEPS), full)
+    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
+    assert all("_compiled_call_impl" not in vars(block) for block in blocks_of(pipe))
+
+
+def test_a_second_attach_and_a_site_with_nothing_left_are_refused_and_change_nothing():
+    pipe = flux.pipeline()
+    with adaptcache.attach(pipe, schedule()):
+        other = diffusers.FluxPipeline(**pipe.components)
+        other.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        with pytest.raises(AttachError, match="already"):
+            adaptcache.attach(other, schedule())
+    with pytest.raises(AttachError, match="nothing is left"):
+        adaptcache.attach(pipe, schedule(head=2, tail=2))
+    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
+    adaptcache.attach(pipe, schedule()).close()
+
+
+def test_a_denoiser_compiled_as_a_whole_is_refused_and_compiled_blocks_are_not():
+    pipe = flux.pipeline()
+    plain = pipe.transformer
+    pipe.transformer = torch.compile(plain)
+    with pytest.raises(AttachError, match="compile its blocks"):
+        adaptcache.attach(pipe, schedule())
+    pipe.transformer = plain
+    with adaptcache.attach(pipe, schedule()):
+        cached = flux.run(pipe, STEPS)
+    for block in blocks_of(pipe):
+        block.compile(backend="eager")
+    with adaptcache.attach(pipe, schedule()):
+        assert torch.allclose(flux.run(pipe, STEPS), cached, atol=1e-5)
+    assert all(vars(block)["_compiled_call_impl"] is not None for block in blocks_of(pipe))
+
+
+class TeaCache(nn.Module):
+    """A FluxTransformer2DModel with TeaCache written out, as the paper's code has it."""
+
+    def __init__(self, inner, coefficients, threshold, steps):
+        super().__init__()
+        self.inner, self.coefficients, self.threshold, self.steps = inner, coefficients, threshold, steps
+        self.config, self.dtype, self.device = inner.config, inner.dtype, torch.device("cpu")
+        self.count, self.total, self.before, self.residual, self.mask = 0, 0.0, None, None, []
+
+    def cache_context(self, name):
+        return self.inner.cache_context(name)
+
+    def forward(self, hidden_states, timestep, guidance, pooled_projections, encoder_hidden_states, **kwargs):
+        inner = self.inner
+        x = inner.x_embedder(hidden_states)
+        temb = inner.time_text_embed(timestep.to(x.dtype) * 1000, guidance * 1000, pooled_projections)
+        seen = inner.transformer_blocks[0].norm1(x, emb=temb)[0]
+        compute = self.count in (0, self.steps - 1)
+        if not compute:
+            change = float((seen - self.before).abs().mean() / self.before.abs().mean())
+            self.total += torch.tensor(self.coefficients).dot(change ** torch.arange(4, -1, -1.0)).item()
+            compute = self.total >= self.threshold
+        self.before, self.count = seen, self.count + 1
+        self.mask.append(compute)
+        if compute:
+            self.total, text, out = 0.0, inner.context_embedder(encoder_hidden_states), x
+            ids = torch.cat((kwargs["txt_ids"], kwargs["img_ids"]))
+            rope = inner.pos_embed(ids)
+            for block in [*inner.transformer_blocks, *inner.single_transformer_blocks]:
+                text, out = block(out, text, temb=temb, image_rotary_emb=rope)
+            self.residual = out - x
+        return (inner.proj_out(inner.norm_out(x + self.residual, temb)),)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+def test_teacache_is_the_loop_written_out(threshold):
+    pipe = flux.pipeline()
+    with adaptcache.attach(pipe, Schedule.of("teacache", model="flux", threshold=threshold)) as handle:
+        made = flux.run(pipe, STEPS)
+        computed = handle.report().computed
+    rule = Schedule.of("teacache", model="flux", threshold=threshold).rules[0]
+    loop = TeaCache(pipe.transformer, rule.policy.coefficients, threshold, STEPS)
+    pipe.transformer = loop
+    assert torch.allclose(flux.run(pipe, STEPS), made, atol=2e-5)
+    assert computed == [i for i, flag in enumerate(loop.mask) if flag] and len(computed) < STEPS
+
+
+def test_two_branches_are_skipped_together_and_kept_apart():
+    pipe = flux.pipeline()
+    g = torch.Generator().manual_seed(3)
+    given = dict(
+        prompt_embeds=torch.randn(1, 5, 16, generator=g), pooled_prompt_embeds=torch.randn(1, 8, generator=g),
+        negative_prompt_embeds=torch.randn(1, 5, 16, generator=g), true_cfg_scale=3.0, height=16, width=16,
+        negative_pooled_prompt_embeds=torch.randn(1, 8, generator=g), num_inference_steps=STEPS,
+        output_type="latent",
+    )  # fmt: skip
+
+    def run(**more):
+        return pipe(**given, **more, generator=torch.Generator().manual_seed(0)).images
+
+    full = run()
+    with adaptcache.attach(pipe, Schedule.of("fbcache", threshold=0.4)) as handle:
+        cached = run()
+        calls = handle.report().calls
+    assert all(len(branches) == 2 and branches[0] == branches[1] for branches in calls)
+    assert any(not branches[0] for branches in calls)
+    off = (cached - full).norm() / full.norm()
+    assert 0 < off < 0.5
+
+
+def test_speca_computes_more_the_less_it_believes():
+    counts = []
+    for threshold in (0.1, 0.6, 9.0):
+        pipe = flux.pipeline()
+        with adaptcache.attach(pipe, Schedule.of("speca", threshold=threshold, least=0.0)) as handle:
+            flux.run(pipe, STEPS)
+            counts.append(len(handle.report().computed))
+    assert counts[0] > counts[-1] and counts == sorted(counts, reverse=True)
+
+
+def test_unknown_models_are_met_with_the_site_that_needs_no_knowledge():
+    with pytest.raises(AttachError, match="site 'step'"):
+        model_of(nn.Linear(1, 1))
+    heir = type("Heir", (diffusers.FluxTransformer2DModel,), {})
+    assert model_of(object.__new__(heir)) is MODELS["FluxTransformer2DModel"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_of_the_table_exist_and_return_what_it_says(name):
+    if (kind := getattr(diffusers, name, None)) is None:
+        pytest.skip(f"diffusers {diffusers.__version__} has none")
+    source = inspect.getsource(inspect.getmodule(kind))
+    for attribute in MODELS[name].blocks:
+        assert f"self.{attribute} = nn.ModuleList(" in source
+    left = ", ".join(MODELS[name].streams)
+    assert (
+        f"{left} = block(" in source
+        or f"hidden_states = {MODELS[name].blocks[-1]}" in source
+        or name in UNUSUAL
+    )
+
+
+UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between
+
+
+def test_overlapping_sites_are_an_error():
+    step = Schedule.of("fora").rules[0]
+    with pytest.raises(ValueError, match="overlap"):
+        Schedule(name="both", rules=(step, schedule().rules[0]))
+    assert isinstance(step, Rule)

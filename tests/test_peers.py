@@ -1,0 +1,111 @@
+"""The same decisions and latents as the caches of diffusers, on the same model in a real pipeline."""
+
+import flux
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks.first_block_cache import FBCHeadBlockHook
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
+import adaptcache
+from adaptcache.forecasts.taylor import Taylor
+from adaptcache.schedule import Schedule
+
+STEPS = 12
+
+
+def theirs(config, steps=STEPS, seeds=(0,)):
+    pipe = flux.pipeline()
+    pipe.transformer.enable_cache(config)
+    made = []
+    for seed in seeds:
+        made.append(flux.run(pipe, steps, seed))
+        pipe.transformer._reset_stateful_cache()
+    return made
+
+
+def ours(schedule, steps=STEPS, seeds=(0,)):
+    pipe = flux.pipeline()
+    with adaptcache.attach(pipe, schedule) as handle:
+        made = [flux.run(pipe, steps, seed) for seed in seeds]
+    return made, handle.report().computed
+
+
+def same(a, b):
+    return all(torch.allclose(x, y, atol=2e-5, rtol=1e-5) for x, y in zip(a, b, strict=True))
+
+
+def differs(made):
+    return not torch.allclose(made[0], flux.run(flux.pipeline(), STEPS), atol=1e-3)
+
+
+@pytest.mark.parametrize("threshold, most, retention", [(0.06, 3, 0.2), (0.24, 5, 0.1), (0.5, 9, 0.0)])
+def test_magcache_is_that_of_diffusers(threshold, most, retention):
+    ratios = FLUX_MAG_RATIOS.tolist()
+    config = MagCacheConfig(
+        threshold=threshold, max_skip_steps=most, retention_ratio=retention, num_inference_steps=STEPS,
+        mag_ratios=list(ratios),
+    )  # fmt: skip
+    schedule = Schedule.of(
+        "magcache", ratios=tuple(ratios), threshold=threshold, max_skip=most, retention=retention
+    )
+    made, computed = ours(schedule, seeds=(0, 1))
+    assert len(computed) < STEPS and differs(made)
+    assert same(theirs(config, seeds=(0, 1)), made)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.3, 0.4, 0.6])
+def test_first_block_cache_is_that_of_diffusers(threshold, monkeypatch):
+    decisions, decide = [], FBCHeadBlockHook._should_compute_remaining_blocks
+
+    def noted(self, residual):
+        decisions.append(decide(self, residual))
+        return decisions[-1]
+
+    monkeypatch.setattr(FBCHeadBlockHook, "_should_compute_remaining_blocks", noted)
+    peer = theirs(FirstBlockCacheConfig(threshold=threshold))
+    made, computed = ours(Schedule.of("fbcache", threshold=threshold))
+    assert computed == [i for i, flag in enumerate(decisions) if flag]
+    assert same(peer, made)
+
+
+def test_some_of_these_thresholds_skip():
+    assert 1 < len(ours(Schedule.of("fbcache", threshold=0.4))[1]) < STEPS
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("interval, before", [(3, 3), (4, 2), (5, 3)])
+def test_taylorseer_lite_is_that_of_diffusers(order, interval, before):
+    config = TaylorSeerCacheConfig(
+        cache_interval=interval, disable_cache_before_step=before, max_order=order, use_lite_mode=True,
+        taylor_factors_dtype=torch.float32,
+    )  # fmt: skip
+    schedule = Schedule.of("taylorseer", interval=interval, warm_up=before, first_gap=2, order=order)
+    made, computed = ours(schedule)
+    assert before not in computed and before + 1 in computed  # the off-by-one of diffusers
+    assert differs(made) and same(theirs(config), made)
+
+
+def test_taylorseer_of_the_paper_computes_an_interval_after_its_warm_up():
+    assert ours(Schedule.of("taylorseer", interval=3, warm_up=3))[1] == [0, 1, 2, 5, 8, 11]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_dbcache_with_a_static_mask_is_that_of_cache_dit(order):
+    cache_dit = pytest.importorskip("cache_dit")
+    # cache-dit takes no difference before its fourth computed step, as its counter starts at -1: hence four.
+    mask = [1, 1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1]
+    pipe = flux.pipeline(double=3, single=3)
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=STEPS,
+        steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=False,
+    )  # fmt: skip
+    forecaster = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=forecaster)
+    peer = flux.run(pipe, STEPS)
+    rule = Schedule.of("scm", compute_steps=tuple(map(bool, mask))).rules[0]
+    rule = rule.model_copy(update={"forecast": Taylor(order=order)})
+    pipe = flux.pipeline(double=3, single=3)
+    with adaptcache.attach(pipe, Schedule(name="dbcache", rules=(rule,))) as handle:
+        assert torch.allclose(flux.run(pipe, STEPS), peer, atol=2e-5)
+        assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
