@@ -48,14 +48,9 @@ def schedules() -> list[bytes]:
     times = tuple(map(float, measured.times))
     plan = POLICIES["plan"].fit(measured, budget=0.5)
     policies = [policy.fit(measured, budget=0.5) for policy in POLICIES.values()]
-    rules = [
-        # What blocks tell is not to be had at the site `step`.
-        Rule(
-            policy=p.model_copy(update={"on": "input"}) if getattr(p, "on", None) else p,
-            forecast=Extrapolate(),
-        )
-        for p in policies
-    ]
+    # What blocks tell is not to be had at the site `step`.
+    apart = [p.model_copy(update={"on": "input"}) if getattr(p, "on", None) else p for p in policies]
+    rules = [Rule(policy=policy, forecast=Extrapolate()) for policy in apart]
     steps = replayed(plan, measured)
     rules += [Rule(policy=plan, forecast=forecast.fit(measured, steps)) for forecast in FORECASTS.values()]
     gram = tuple(map(tuple, measured.kernel.tolist()))
