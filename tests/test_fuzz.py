@@ -53,7 +53,8 @@ def test_whatever_stands_in_a_part_of_a_schedule_it_loads_and_saves_or_is_refuse
         loaded = Schedule.load(path)
     except ScheduleError:
         return
-    assert Schedule.load(loaded.save(tmp_path / "again.json")) == Schedule.load(path)
+    saved = loaded.save(tmp_path / "again.json")  # numbers are rounded once, and never again
+    assert Schedule.load(saved).save(tmp_path / "third.json").read_bytes() == saved.read_bytes()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
