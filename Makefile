@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format docs support schedules demo-model wheel clean
+.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -26,6 +26,12 @@ test: $(VENV)/.installed ## run the tests
 
 slow: $(VENV)/.installed ## run the slow tests
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.installed ## read 100,000 broken files, or FUZZ=number of them
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+soak: $(VENV)/.installed ## 10,000 short runs on one pipeline, or SOAK=number of them
+	$(BIN)/python -m tests.soak $(SOAK)
 
 check: $(VENV)/.installed-dev ## lint, check the format and the types
 	$(BIN)/ruff check .

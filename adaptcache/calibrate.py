@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 
 from . import __version__
@@ -16,6 +17,7 @@ from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
 from .generate import generate
 from .influence import with_influence
+from .limits import KERNEL_STEPS, checked_name
 from .match import Fit, match
 from .metrics import psnr, summary
 from .policies.plan import Plan
@@ -88,24 +90,27 @@ def measure(
     """
     if call.steps < 2:
         raise ValueError(f"nothing can be skipped in {call.steps} steps; calibrate with 2 or more")
+    if call.steps > KERNEL_STEPS:
+        raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {call.steps}: take fewer")
     if not prompts:
         raise ValueError("no calibration prompts; one is the least, 8 or more are better")
     key = content_key(pipe, call, prompts, batch_size, finer) if store else ""
     if store and (found := store.load_runs(key)):
         return Measurement(*found)
-    count = len(prompts)
+    count, kept = len(prompts), store.parts(key) if store else None
     profile, runs = record(
-        pipe, call, prompts, batch_size=batch_size, finer=finer,
+        pipe, call, prompts, batch_size=batch_size, finer=finer, kept=kept,
         progress=lambda done: progress("full runs", done, count),
     )  # fmt: skip
     if finer == 1:  # a finer teacher's outputs cannot be replayed step by step
         few = min(INFLUENCED, batch_size, count)
         profile = with_influence(
             pipe, call, prompts[:few], profile, runs[0].head(few, of=min(batch_size, count)),
+            kept=kept,
             progress=lambda done: progress("influence of each step", done, profile.steps - 1),
         )  # fmt: skip
     if store:
-        store.save_runs(key, profile, runs)
+        store.save_profile(key, profile)
     return Measurement(profile, runs)
 
 
@@ -161,6 +166,16 @@ def fitted(
     )
 
 
+def check_images(images: Sequence[np.ndarray], first: int, run: str) -> None:
+    """Raises where an image is not finite: stored as numbers it would be black, and count as a match."""
+    for number, image in enumerate(images, start=first):
+        if not np.isfinite(image).all():
+            raise ValueError(
+                f"the image of held-out prompt {number - first} from {run} has values that are not finite: "
+                "load the pipeline in bfloat16 or float32, or leave the prompt out"
+            )
+
+
 def validated(
     pipe: Any,
     call: Call,
@@ -186,6 +201,7 @@ def validated(
             pipe, call, held_out, batch_size=batch_size, finer=finer, offset=first,
             progress=lambda done: progress("held-out, full", done, count),
         )  # fmt: skip
+        check_images(full.images, first, "the full run")
         truth = [images_of(levels(image)) for image in full.images]  # as the store keeps them
         if store:
             store.save_images(key, truth)
@@ -193,6 +209,7 @@ def validated(
         pipe, call, held_out, schedule, batch_size=batch_size, offset=first,
         progress=lambda done: progress("held-out, by schedule", done, count),
     )  # fmt: skip
+    check_images(made.images, first, "the run by the schedule")
     values = [psnr(a, b) for a, b in zip(made.images, truth, strict=True)]
     steps = len(schedule.grid.times)
     evidence = Evidence(
@@ -249,6 +266,8 @@ def calibrate(
         >>> schedule.save("mine.json")
     """
     calls_for(steps, budget, speed)  # a bad target should not cost a profile
+    if name:
+        checked_name(name)
     finer, rest = divmod(teacher_steps or steps, steps)
     if rest or finer < 1:
         raise ValueError(f"teacher steps must be a multiple of the {steps} steps, got {teacher_steps}")

@@ -23,6 +23,8 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the new name with nothing in it
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private, ours are ordinary
         os.replace(temporary, path)
     except BaseException:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +15,9 @@ from .clock import Step
 from .gate import Gate, Update
 from .profile import Profile
 from .record import Progress, Trajectory, twin
+
+if TYPE_CHECKING:
+    from .parts import Parts
 
 __all__ = ["relative", "with_influence"]
 
@@ -66,6 +70,8 @@ def with_influence(
     prompts: Sequence[Prompt],
     profile: Profile,
     run: Trajectory,
+    *,
+    kept: Parts | None = None,
     progress: Progress = lambda done: None,
 ) -> Profile:
     """Measures the influence of each step on one batch: N - 1 runs of half the length on average.
@@ -76,20 +82,25 @@ def with_influence(
         prompts: A few prompts of the profile, in one batch.
         profile: The profile to complete.
         run: Their reference trajectory.
+        kept: Where values are kept as they are measured, and taken from when all is done again.
         progress: Told the number of steps done after each run.
 
     Returns:
         The profile with an influence of shape (1, N). Step 0 is always computed and has the largest.
     """
-    own, values = twin(pipe), [0.0]
-    for at in range(1, profile.steps):
+    own, values = twin(pipe), kept.load_influence(profile.steps) if kept else [0.0]
+    for at in range(len(values), profile.steps):
         nudge = Nudge(at, run)
         gate = Gate(own, nudge).open()
         try:
             call(own, prompts)
         finally:
             gate.close()
-        values.append(nudge.final / max(nudge.error, LEAST))
+        value = nudge.final / max(nudge.error, LEAST)
+        # A forecast that makes the run overflow is as bad as any that was seen.
+        values.append(value if math.isfinite(value) else max(values))
+        if kept:
+            kept.save_influence(values)
         progress(at)
     values[0] = max(values)
     return replace(profile, influence=np.array([values]))

@@ -11,6 +11,7 @@ in a thread of its own, on a twin of the pipeline, in lockstep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,8 @@ from .history import History
 from .influence import relative
 from .lockstep import Lockstep
 from .profile import Profile
-from .record import Progress, Trajectory, batches, part, twin
+from .record import Progress, Trajectory, batches, twin
+from .statistics import check_finite, part
 
 __all__ = ["Fit", "Matching", "match", "target_of"]
 
@@ -84,8 +86,11 @@ class Moments:
 class Follower:
     """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due."""
 
-    def __init__(self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int) -> None:
+    def __init__(
+        self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int, first: int = 0
+    ) -> None:
         self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
+        self.first = first
         self.error = 0.0  # of the final latents: squared, over the energy of the reference's
         self.meet: Callable[[Moments], Array]
 
@@ -104,7 +109,7 @@ class Follower:
         if target is None:  # fit the output itself, without undoing earlier errors
             target = self.reference.u[track][index]
         features = self.history.features(update, self.fit.features)
-        weights = self.meet(moments_of(update, features, target, self.samples))
+        weights = self.meet(moments_of(update, features, target, self.samples, self.first))
         return self.history.combined(named(weights, self.fit), update)
 
     def landed(self, update: Update, y: Tensor) -> None:
@@ -133,8 +138,12 @@ def target_of(update: Update, y: Tensor) -> Tensor | None:
     return (y.to(zero) - zero) / slope.mean()
 
 
-def moments_of(update: Update, features: Sequence[Tensor], target: Tensor, samples: int) -> Moments:
+def moments_of(
+    update: Update, features: Sequence[Tensor], target: Tensor, samples: int, first: int = 0
+) -> Moments:
     """Returns the inner products, each sample divided by the energy of its target."""
+    for feature in (*features, target):
+        check_finite(feature, "by this plan, what a forecast needs", update.step.index, first, samples)
     gram, moment = np.zeros((len(features),) * 2), np.zeros(len(features))
     for k in range(samples):
         a = torch.stack([part(feature, k, samples).flatten() for feature in features]).double()
@@ -208,7 +217,7 @@ def match(
 
     def follow(member: int) -> None:
         first, batch = jobs[member]
-        follower = Follower(plan, fit, runs[member], len(batch))
+        follower = Follower(plan, fit, runs[member], len(batch), first)
         follower.meet = partial(met, team, member)
         own = twin(pipe)
         gate = Gate(own, follower).open()
@@ -216,6 +225,10 @@ def match(
             call(own, batch, first)
         finally:
             gate.close()
+        if not math.isfinite(follower.error):
+            raise ValueError(
+                f"by the plan {list(plan)} the runs from prompt {first} on end in no finite latents"
+            )
         errors[member] = follower.error * len(batch) / len(prompts)
 
     with own_noise():

@@ -4,11 +4,12 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .checkpoint import CheckpointError, load_pipeline
+from .limits import PROMPTS, STEPS, checked_name, plain, read_bytes
 from .prompts import Prompts, calibration_folder, read_prompts
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "resolve",
 ]
 
+LARGEST = 16_384  # bytes; real presets have about 500
 OURS = {"prompt", "num_inference_steps", "generator", "latents", "output_type"}
 
 
@@ -46,16 +48,16 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str
+    name: Annotated[str, AfterValidator(checked_name)]
     about: str = ""
-    checkpoint: str
-    pipeline: str = "DiffusionPipeline"
+    checkpoint: Annotated[str, Field(max_length=4096)]
+    pipeline: Annotated[str, Field(pattern=r"^[A-Z]\w*$", max_length=200)] = "DiffusionPipeline"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    variant: str | None = None
-    steps: int = Field(default=28, ge=1)
-    prompts: str = "general"
+    variant: Annotated[str, AfterValidator(checked_name)] | None = None
+    steps: int = Field(default=28, ge=1, le=STEPS)
+    prompts: Annotated[str, Field(max_length=4096)] = "general"
     gated: bool = False
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=PROMPTS)
     call: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("call")
@@ -63,6 +65,7 @@ class Preset(BaseModel):
     def _leaves_ours(cls, call: dict[str, Any]) -> dict[str, Any]:
         if taken := OURS & call.keys():
             raise ValueError(f"adaptcache sets {', '.join(sorted(taken))} itself; remove it")
+        plain(call)
         return call
 
     @classmethod
@@ -78,13 +81,15 @@ class Preset(BaseModel):
         if path.suffix != ".toml" or not path.is_file():
             raise LookupError(_no_such_model(str(name_or_path)))
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = tomllib.loads(read_bytes(path, LARGEST).decode("utf-8"))
             return cls.model_validate({"name": path.stem, **data})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path} is not a preset: {where}: {first['msg']}") from error
-        except ValueError as error:  # neither TOML nor UTF-8
+            raise ValueError(f"{path} is not a preset: {where[:200]}: {first['msg'][:500]}") from error
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read as a preset: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested too deeply
             raise ValueError(f"{path} is not a TOML file: {error}") from error
 
     @property

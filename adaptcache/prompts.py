@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["Prompts", "calibration_folder", "read_prompts"]
 
 LARGEST = 1_000_000  # bytes
+LINES, LONGEST = 20_000, 10_000  # lines, and characters in one
 PARTS = ("calibration", "held-out")
 
 
@@ -50,11 +51,16 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not text, too large, too short, or has a prompt twice.
+        ValueError: If the file is not text, too large, too short, or has a prompt twice; or if no file
+            can have that name.
     """
     embedded = {path.stem: path for path in calibration_folder().glob("prompts/*.txt")}
-    path = embedded.get(str(name_or_path)) or Path(name_or_path).expanduser()
-    if not path.exists():
+    try:
+        path = embedded.get(str(name_or_path)) or Path(name_or_path).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or the home of nobody
+        raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
+    if not exists:
         raise FileNotFoundError(
             f"no prompt file {name_or_path}; give the path of a text file with one prompt "
             f"a line, or one of: {', '.join(sorted(embedded))}"
@@ -96,14 +102,20 @@ def _text(path: Path) -> str:
 def _split(text: str, path: Path) -> dict[str, list[str]]:
     part, parts = "", {part: list[str]() for part in ("", *PARTS)}
     first_line: dict[str, int] = {}
-    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+    lines = text.splitlines()
+    if len(lines) > LINES or max(map(len, lines), default=0) > LONGEST:
+        raise ValueError(
+            f"{path} has more than {LINES:,} lines, or {LONGEST:,} characters in one; "
+            "a few dozen prompts are enough"
+        )
+    for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
         if heading := re.fullmatch(r"\[([\w -]*)\]", line):
             part = heading[1].strip().lower()
             if part not in PARTS:
                 raise ValueError(
-                    f"{path}, line {number}: unknown part {line}; "
+                    f"{path}, line {number}: unknown part {line[:80]}; "
                     "a prompt file has [calibration] and [held-out]"
                 )
             continue
@@ -119,5 +131,5 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
             "held-out": loose[1::3],
         }
     if loose:
-        raise ValueError(f"{path}: {loose[0]!r} stands above the first heading; move it below one")
+        raise ValueError(f"{path}: {loose[0][:80]!r} stands above the first heading; move it below one")
     return parts

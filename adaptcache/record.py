@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +15,13 @@ from .call import Call, Prompt
 from .clock import Step
 from .gate import Gate, Update
 from .profile import Profile
+from .statistics import check_finite, statistics
 from .teacher import refined
 
-__all__ = ["Recorder", "Trajectory", "batches", "record", "twin"]
+if TYPE_CHECKING:
+    from .parts import Parts
+
+__all__ = ["Recorder", "Trajectory", "batches", "record", "statistics", "twin"]
 
 Progress = Callable[[int], None]
 
@@ -49,10 +52,16 @@ class Trajectory:
 
 
 class Recorder:
-    """Computes every step and keeps every `stride`-th, on the CPU."""
+    """Computes every step and keeps every `stride`-th, on the CPU.
 
-    def __init__(self, stride: int = 1) -> None:
-        self.stride = stride
+    Arguments:
+        stride: Of the steps that are kept.
+        first: The number of the batch's first prompt, for errors.
+        samples: How many prompts the batch has.
+    """
+
+    def __init__(self, stride: int = 1, first: int = 0, samples: int = 1) -> None:
+        self.stride, self.first, self.samples = stride, first, samples
         self.run = Trajectory()
 
     def begin(self, times: tuple[float, ...]) -> None:
@@ -63,22 +72,23 @@ class Recorder:
 
     def update(self, update: Update) -> Tensor:
         if update.step.index % self.stride == 0:
-            self._keep(self.run.u, update.track, update.move.u)
-            self._keep(self.run.x, update.track, update.move.x)
+            self._keep(self.run.u, update, update.move.u, "the denoiser's output")
+            self._keep(self.run.x, update, update.move.x, "the latents before the step")
         return update.move.u
 
     def landed(self, update: Update, y: Tensor) -> None:
         if (update.step.index + 1) % self.stride == 0:
-            self._keep(self.run.y, update.track, y)
+            self._keep(self.run.y, update, y, "the latents after the step")
 
     def end(self) -> None:
         """Keeps the trajectory: it is what was asked for."""
 
-    @staticmethod
-    def _keep(tracks: list[list[Tensor]], track: int, value: Tensor) -> None:
-        while len(tracks) <= track:
+    def _keep(self, tracks: list[list[Tensor]], update: Update, value: Tensor, what: str) -> None:
+        while len(tracks) <= update.track:
             tracks.append([])
-        tracks[track].append(value.detach().to("cpu", copy=True))
+        kept = value.detach().to("cpu", copy=True).contiguous()
+        check_finite(kept, what, update.step.index, self.first, self.samples)  # now, not hours later
+        tracks[update.track].append(kept)
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[int, Sequence[Prompt]]]:
@@ -108,6 +118,7 @@ def record(
     *,
     batch_size: int = 1,
     finer: int = 1,
+    kept: Parts | None = None,
     progress: Progress = lambda done: None,
 ) -> tuple[Profile, list[Trajectory]]:
     """Runs the pipeline in full and measures how its outputs change from step to step.
@@ -118,6 +129,7 @@ def record(
         prompts: P calibration prompts.
         batch_size: How many prompts a run has.
         finer: Steps of the reference in each step of the grid: above 1 it is a finer teacher.
+        kept: Where batches are kept as they finish, and taken from when all is done again.
         progress: Told the number of prompts done after each run.
 
     Returns:
@@ -127,64 +139,39 @@ def record(
     own.scheduler = refined(own.scheduler, finer)
     runs: list[Trajectory] = []
     rows: list[dict[str, np.ndarray]] = []
-    for first, batch in batches(prompts, batch_size):
-        recorder = Recorder(finer)
-        gate = Gate(own, recorder).open()
-        try:
-            call(own, batch, first)
-        finally:
-            gate.close()
-        if runs and runs[0].times != recorder.run.times:
+    for number, (first, batch) in enumerate(batches(prompts, batch_size)):
+        found = kept.load(number) if kept else None
+        if found is None:
+            run = full_run(own, call, batch, first, finer)
+            found = run, statistics(run, len(batch), first)
+            if kept:
+                kept.save(number, *found)
+        run, known = found
+        if runs and runs[0].times != run.times:
             raise ValueError(
-                f"prompt {first} runs on another grid ({len(recorder.run.times)} steps) than prompt 0 "
+                f"prompt {first} runs on another grid ({len(run.times)} steps) than prompt 0 "
                 f"({len(runs[0].times)}): calibrate with one size and one number of steps"
             )
-        if (taken := len(recorder.run.y[0])) < len(recorder.run.times):
-            raise ValueError(
-                f"the run stopped after {taken} of {len(recorder.run.times)} steps (denoising_end?): "
-                "calibrate on whole runs"
-            )
-        runs.append(recorder.run)
-        rows += statistics(recorder.run, len(batch))
+        runs.append(run)
+        rows += known
         progress(first + len(batch))
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(runs[0].times)
     return Profile(times=times, influence=np.zeros((0, len(times))), **arrays), runs
 
 
-def statistics(run: Trajectory, samples: int) -> list[dict[str, np.ndarray]]:
-    """Returns the arrays of a profile, one dictionary a sample. Tracks count with equal weight."""
-    rows = []
-    for k in range(samples):
-        grams, curves = [], []
-        for u, x in zip(run.u, run.x, strict=True):
-            us = [part(tensor, k, samples) for tensor in u]
-            xs = [part(tensor, k, samples) for tensor in x]
-            stacked = torch.stack([*map(torch.flatten, us), *map(torch.flatten, xs)]).double()
-            gram = (stacked @ stacked.T).numpy()
-            grams.append(gram / np.diagonal(gram)[: len(us)].mean())
-            curves.append((change(us), change(xs), magnitude(us)))
-        change_out, change_in, ratio = np.mean(curves, axis=0)
-        gram = np.mean(grams, axis=0)
-        rows.append({"gram": gram, "magnitude": ratio, "change_in": change_in, "change_out": change_out})
-    return rows
-
-
-def part(tensor: Tensor, k: int, samples: int) -> Tensor:
-    """Returns sample k of a batch; all of it where the first dimension is not the batch."""
-    if samples == 1 or tensor.shape[0] % samples:
-        return tensor.float()
-    return tensor.view(samples, -1, *tensor.shape[1:])[k].float()
-
-
-def change(values: list[Tensor]) -> np.ndarray:
-    """Returns the relative L1 change from the value before, 0 for the first, with shape (N,)."""
-    pairs = itertools.pairwise(values)
-    return np.array([0.0, *(float((b - a).abs().mean() / a.abs().mean().clamp_min(1e-12)) for a, b in pairs)])
-
-
-def magnitude(values: list[Tensor]) -> np.ndarray:
-    """Returns the mean ratio of norms (over the last dimension) to the value before, 1 for the first."""
-    norms = [value.norm(dim=-1) for value in values]
-    pairs = itertools.pairwise(norms)
-    return np.array([1.0, *(float((b / a.clamp_min(1e-12)).mean()) for a, b in pairs)])
+def full_run(own: Any, call: Call, batch: Sequence[Prompt], first: int, finer: int) -> Trajectory:
+    """Runs one batch in full, on a pipeline that may be gated, and checks that it went to the end."""
+    recorder = Recorder(finer, first, len(batch))
+    gate = Gate(own, recorder).open()
+    try:
+        call(own, batch, first)
+    finally:
+        gate.close()
+    run = recorder.run
+    if (taken := len(run.y[0])) < len(run.times):
+        raise ValueError(
+            f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): "
+            "calibrate on whole runs"
+        )
+    return run

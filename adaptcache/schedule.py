@@ -1,17 +1,16 @@
 """The artifact: a schedule is a small JSON file that says when to compute and what to use instead.
 
 Schedules come from strangers, so they are parsed strictly: unknown keys, unknown formats, numbers
-that are not finite and grids that do not fall are errors.
+that are not finite, grids that do not fall and more of anything than `adaptcache.limits` are errors.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +24,7 @@ from .errors import ScheduleError
 from .files import dump_json, write_atomically
 from .forecasts import FORECASTS, Forecast
 from .forecasts.matched import Matched
+from .limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
 from .policies import POLICIES, Policy
 from .policies.plan import Plan
 from .signals import Signal
@@ -32,7 +32,7 @@ from .signals import Signal
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
 
 FORMAT = 1
-LARGEST = 16 * 2**20  # bytes; real schedules have about 20 thousand
+LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
 if TYPE_CHECKING:
     AnyPolicy: TypeAlias = Policy
@@ -41,7 +41,24 @@ else:  # parsed by their `type`
     AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
     AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
 Time = Annotated[float, Field(ge=0, le=1)]
-Times = Annotated[tuple[Time, ...], Field(min_length=1, max_length=4096)]
+Times = Annotated[
+    tuple[Time, ...],
+    Field(min_length=1, max_length=STEPS),
+    AfterValidator(falling),
+]
+Name = Annotated[str, AfterValidator(checked_name)]
+Line = Annotated[str, Field(max_length=4096)]  # as long as a path may be
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+def summarised(summary: dict[str, float]) -> dict[str, float]:
+    """Returns the figures of a metric, if they are the two that are shown."""
+    if summary.keys() != {"mean", "p05"}:
+        raise ValueError("needs 'mean' and 'p05'")
+    return summary
+
+
+Summary = Annotated[dict[str, FiniteFloat], AfterValidator(summarised)]
 
 
 class Part(BaseModel):
@@ -60,10 +77,10 @@ class Denoiser(Part):
         checkpoint: Where the weights came from.
     """
 
-    class_name: str = Field("", alias="class")
-    config_hash: str = ""
-    weights_hash: str = ""
-    checkpoint: str = ""
+    class_name: Line = Field("", alias="class")
+    config_hash: Line = ""
+    weights_hash: Line = ""
+    checkpoint: Line = ""
 
 
 class Grid(Part):
@@ -72,15 +89,8 @@ class Grid(Part):
     Both are empty where nothing was fitted: the schedule runs on any grid.
     """
 
-    scheduler: str = ""
-    times: Annotated[tuple[Time, ...], Field(max_length=4096)] = ()
-
-    @field_validator("times")
-    @classmethod
-    def _fall(cls, times: tuple[float, ...]) -> tuple[float, ...]:
-        if any(b >= a for a, b in itertools.pairwise(times)):
-            raise ValueError("the times of a grid must fall")
-        return times
+    scheduler: Line = ""
+    times: Annotated[tuple[Time, ...], Field(max_length=STEPS), AfterValidator(falling)] = ()
 
 
 class Rule(Part):
@@ -135,8 +145,11 @@ class Kernel(Part):
     """
 
     times: Times
-    gram: tuple[tuple[FiniteFloat, ...], ...]
-    sensitivity: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
+    gram: Annotated[
+        tuple[Annotated[tuple[FiniteFloat, ...], Field(max_length=KERNEL_STEPS)], ...],
+        Field(max_length=KERNEL_STEPS),
+    ]
+    sensitivity: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], Field(max_length=KERNEL_STEPS)]
 
     @model_validator(mode="after")
     def _square(self) -> Self:
@@ -158,11 +171,11 @@ class Evidence(Part):
         speed: All steps over computed steps.
     """
 
-    prompts: str
-    n: int
-    calls: tuple[int, int]
-    psnr: dict[str, FiniteFloat]
-    ssim: dict[str, FiniteFloat] | None = None
+    prompts: Line
+    n: Count
+    calls: tuple[Count, Count]
+    psnr: Summary
+    ssim: Summary | None = None
     speed: FiniteFloat
 
 
@@ -185,13 +198,13 @@ class Schedule(Part):
     """
 
     format: Literal[1] = 1
-    name: str
+    name: Name
     denoiser: Denoiser = Denoiser()
     grid: Grid = Grid()
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=4)]
     kernel: Kernel | None = None
     evidence: Evidence | None = None
-    made: dict[str, Any] = Field(default_factory=dict)
+    made: Annotated[dict[str, Any], AfterValidator(plain)] = Field(default_factory=dict)
 
     @field_validator("rules")
     @classmethod
@@ -231,23 +244,20 @@ class Schedule(Part):
     def load(cls, path: str | Path) -> Self:
         """Reads a schedule; `ScheduleError` says what is wrong with it."""
         try:
-            size = Path(path).stat().st_size
-            if size > LARGEST:
-                raise ScheduleError(f"{path} has {size} bytes: that is no schedule")
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
+            data = parse_json(read_bytes(path, LARGEST))
         except OSError as error:
             raise ScheduleError(
                 f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one"
             ) from None
+        except ValueError as error:
+            raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
         if not isinstance(data, dict) or "rules" not in data:
             raise ScheduleError(
                 f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one"
             )
         if data.get("format") != FORMAT:
             raise ScheduleError(
-                f"{path} has format {data.get('format')!r}, this adaptcache reads {FORMAT}: "
+                f"{path} has format {str(data.get('format'))[:40]}, this adaptcache reads {FORMAT}: "
                 "update adaptcache, or calibrate again"
             )
         try:
@@ -255,7 +265,7 @@ class Schedule(Part):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "schedule"
-            raise ScheduleError(f"{path}: {where}: {first['msg']}") from None
+            raise ScheduleError(f"{path}: {where[:200]}: {first['msg'][:500]}") from None
 
     def save(self, path: str | Path) -> Path:
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""

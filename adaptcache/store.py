@@ -14,18 +14,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load_file, save
 from torch import nn
 
 from .call import Call
 from .files import write_atomically
 from .fingerprint import weights_hash
+from .parts import Parts
 from .profile import Profile
 from .record import Trajectory
 
 __all__ = ["Store", "content_key", "images_of", "levels"]
 
-LAYOUT = 1  # raise it when what is stored changes
+LAYOUT = 2  # raise it when what is stored changes
 LEVELS = 65535  # images are kept with 16 bits: -101 dB
 
 
@@ -73,30 +73,21 @@ class Store:
         home = os.environ.get("ADAPTCACHE_HOME") or Path.home() / ".cache" / "adaptcache"
         self.folder = Path(folder or home)
 
+    def parts(self, key: str) -> Parts:
+        """Returns what is done of the profile of a key, to be added to."""
+        return Parts(self.folder / key)
+
     def load_runs(self, key: str) -> tuple[Profile, list[Trajectory]] | None:
         """Returns the profile and the trajectories of a key, or None."""
-        folder = self.folder / key
         try:
-            profile = Profile.load(folder / "profile.safetensors")
-            tensors = load_file(folder / "runs.safetensors")
-        except (OSError, ValueError, SafetensorError):
+            profile = Profile.load(self.folder / key / "profile.safetensors")
+        except ValueError:
             return None  # not there, or not whole: it is measured again
-        runs: dict[int, dict[str, list[Any]]] = {}
-        for name in sorted(tensors):
-            batch, kind, _ = name.split(".")
-            runs.setdefault(int(batch), {}).setdefault(kind, []).append(list(tensors[name]))
-        times = tuple(map(float, profile.times))
-        return profile, [Trajectory(times, **runs[batch]) for batch in sorted(runs)]
+        runs = self.parts(key).runs(len(profile.gram))
+        return (profile, runs) if runs else None
 
-    def save_runs(self, key: str, profile: Profile, runs: Sequence[Trajectory]) -> None:
-        """Keeps a profile and its trajectories."""
-        tensors = {
-            f"{batch:05d}.{kind}.{track}": torch.stack(values)
-            for batch, run in enumerate(runs)
-            for kind in ("u", "x", "y")
-            for track, values in enumerate(getattr(run, kind))
-        }
-        write_atomically(self.folder / key / "runs.safetensors", save(tensors))
+    def save_profile(self, key: str, profile: Profile) -> None:
+        """Keeps the profile that the parts of a key add up to."""
         profile.save(self.folder / key / "profile.safetensors")
 
     def load_images(self, key: str) -> list[np.ndarray] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ..policies.plan import Plan
@@ -34,8 +35,8 @@ def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
     rule, times = schedule.rules[0], schedule.grid.times
     view = Table(box=None, show_header=False)
-    view.add_row("schedule", f"[bold]{schedule.name}[/]")
-    view.add_row("fitted on", f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}")
+    view.add_row("schedule", f"[bold]{escape(schedule.name)}[/]")
+    view.add_row("fitted on", escape(f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"))
     view.add_row(
         "steps", f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
     )
@@ -62,5 +63,5 @@ def describe(schedule: Schedule) -> None:
         "other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel"
     )
     for key, value in schedule.made.items():
-        view.add_row(f"made.{key}", str(value))
+        view.add_row(escape(f"made.{key}"), escape(str(value)))
     out.print(view)

@@ -18,13 +18,14 @@ __all__ = ["forecast_error", "open_loop", "open_loop_table", "pair_errors", "res
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 RIDGE = 1e-6
+LEAST_RIDGE = 1e-13  # just above rounding: two equal features leave the system solvable
 
 
 def shrunk(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Array:
     """Solves least squares from inner products, held near `prior` where the data say little.
 
     Minimises `w.gram.w - 2 w.moment + ridge * sum_k gram_kk (w_k - prior_k)^2`, which does not depend
-    on the scale of the features.
+    on the scale of the features. A feature that is zero, or that says what others say, keeps its prior.
 
     Arguments:
         gram: Inner products of the features, with shape (..., K, K).
@@ -38,7 +39,7 @@ def shrunk(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Ar
     scale = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), np.finfo(float).tiny))
     normed = gram / (scale[..., :, None] * scale[..., None, :])
     rest = moment - (gram @ prior[..., None])[..., 0]
-    system = normed + ridge * np.eye(gram.shape[-1])
+    system = normed + max(ridge, LEAST_RIDGE) * np.eye(gram.shape[-1])
     return prior + np.linalg.solve(system, (rest / scale)[..., None])[..., 0] / scale
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from ..clock import Step
 from ..fitting.kernel import open_loop_table
+from ..limits import GEARS, STEPS, TRACKS
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Matched"]
 
-Row = tuple[FiniteFloat, ...]
+Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=8)]
+Track = Annotated[tuple[Row, ...], Field(max_length=STEPS)]
+Gear = Annotated[tuple[Track, ...], Field(min_length=1, max_length=TRACKS)]
 
 
 class Matched(Forecast):
@@ -38,13 +41,13 @@ class Matched(Forecast):
 
     type: Literal["matched"] = "matched"
     history: Annotated[int, Field(ge=1, le=6)] = 4
-    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
-    table: Annotated[
-        tuple[Annotated[tuple[tuple[Row, ...], ...], Field(min_length=1)], ...], Field(min_length=1)
-    ]
+    features: Annotated[tuple[Literal["x", "x0"], ...], Field(max_length=2)] = ("x", "x0")
+    table: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Matched:
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"the features {', '.join(self.features)} name one twice")
         for row in (row for gear in self.table for track in gear for row in track if row):
             if not len(self.features) < len(row) <= self.history + len(self.features):
                 raise ValueError(

@@ -9,16 +9,16 @@ References:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..clock import Step
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan, minmax_plan, reuse_costs
+from ..limits import GEARS, STEPS, falling
 from .base import Policy
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ class Gear(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: Annotated[float, Field(gt=0, le=1)]
-    compute: Annotated[tuple[Time, ...], Field(min_length=1)]
-
-    @field_validator("compute")
-    @classmethod
-    def _falls(cls, times: tuple[float, ...]) -> tuple[float, ...]:
-        if any(late >= early for early, late in itertools.pairwise(times)):
-            raise ValueError("the times of a plan must fall")
-        return times
+    compute: Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(falling)]
 
 
 class Plan(Policy):
@@ -60,7 +53,7 @@ class Plan(Policy):
     """
 
     type: Literal["plan"] = "plan"
-    gears: Annotated[tuple[Gear, ...], Field(min_length=1)]
+    gears: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
 
     @classmethod
     def of(cls, steps: Sequence[int], times: tuple[float, ...]) -> Self:
@@ -69,8 +62,8 @@ class Plan(Policy):
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         """Returns the numbers of the steps a gear computes on a grid of N times, rising."""
-        wanted = self.gears[gear].compute
-        return sorted({min(range(len(times)), key=lambda i: abs(times[i] - t)) for t in wanted})
+        wanted = np.array(self.gears[gear].compute)
+        return [int(i) for i in np.unique(np.abs(wanted[:, None] - np.array(times)).argmin(axis=1))]
 
     def init(self, times: tuple[float, ...]) -> list[list[int]]:
         return [self.steps(times, gear) for gear in range(len(self.gears))]

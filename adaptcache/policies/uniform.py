@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field
 
 from ..clock import Step
+from ..limits import STEPS
 from .base import Policy
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ class Uniform(Policy):
     """
 
     type: Literal["uniform"] = "uniform"
-    interval: Annotated[int, Field(ge=1)] = 2
-    warm_up: Annotated[int, Field(ge=1)] = 1
-    cool_down: Annotated[int, Field(ge=0)] = 0
-    first_gap: Annotated[int, Field(ge=1)] | None = None
+    interval: Annotated[int, Field(ge=1, le=STEPS)] = 2
+    warm_up: Annotated[int, Field(ge=1, le=STEPS)] = 1
+    cool_down: Annotated[int, Field(ge=0, le=STEPS)] = 0
+    first_gap: Annotated[int, Field(ge=1, le=STEPS)] | None = None
 
     def compute(self, state: None, step: Step) -> bool:
         if step.index < self.warm_up or step.index >= len(step.times) - self.cool_down:

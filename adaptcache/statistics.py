@@ -1,0 +1,111 @@
+"""What of a full run goes into a profile: inner products and curves, without a second copy of the run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .record import Trajectory
+
+__all__ = ["change", "check_finite", "inner_products", "magnitude", "part", "statistics"]
+
+CHUNK = 2**16  # values of each vector that are in float64 at a time: 50 MB for 100 vectors
+
+
+def statistics(run: Trajectory, samples: int, first: int = 0) -> list[dict[str, np.ndarray]]:
+    """Returns the arrays of a profile, one dictionary a sample. Tracks count with equal weight.
+
+    Arguments:
+        run: A full run of a batch.
+        samples: How many prompts the batch has.
+        first: The number of the first of them, for errors.
+
+    Raises:
+        ValueError: All outputs of a prompt are zero.
+    """
+    rows = []
+    for k in range(samples):
+        grams, curves = [], []
+        for u, x in zip(run.u, run.x, strict=True):
+            gram = inner_products([sample(tensor, k, samples) for tensor in (*u, *x)])
+            energy = np.diagonal(gram)[: len(u)].mean()
+            if energy == 0:
+                raise ValueError(
+                    f"the denoiser's outputs for prompt {first + k} are zero at every step: nothing can be "
+                    "fitted to them; check the weights and the call"
+                )
+            grams.append(gram / energy)
+            # Generators: two outputs at a time are in float32.
+            kinds = ((change, u), (change, x), (magnitude, u))
+            curves.append([curve(part(tensor, k, samples) for tensor in values) for curve, values in kinds])
+        change_out, change_in, ratio = np.mean(curves, axis=0)
+        gram = np.mean(grams, axis=0)
+        rows.append({"gram": gram, "magnitude": ratio, "change_in": change_in, "change_out": change_out})
+    return rows
+
+
+def inner_products(vectors: Sequence[Tensor]) -> np.ndarray:
+    """Returns the inner products of tensors in float64, a chunk of all of them at a time.
+
+    Arguments:
+        vectors: M tensors with as many values each, in any dtype.
+
+    Returns:
+        Their Gram matrix, with shape (M, M).
+    """
+    flat = [vector.reshape(-1) for vector in vectors]
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for start in range(0, len(flat[0]), CHUNK):
+        piece = torch.stack([vector[start : start + CHUNK].double() for vector in flat])
+        gram.addmm_(piece, piece.T)
+    return gram.numpy()
+
+
+def sample(tensor: Tensor, k: int, samples: int) -> Tensor:
+    """Returns sample k of a batch; all of it where the first dimension is not the batch."""
+    if samples == 1 or tensor.shape[0] % samples:
+        return tensor
+    return tensor.view(samples, -1, *tensor.shape[1:])[k]
+
+
+def part(tensor: Tensor, k: int, samples: int) -> Tensor:
+    """Returns sample k of a batch in float32."""
+    return sample(tensor, k, samples).float()
+
+
+def check_finite(value: Tensor, what: str, step: int, first: int, samples: int) -> None:
+    """Raises where a value is not finite, and says at which step and for which prompt.
+
+    Arguments:
+        value: With shape (B, *).
+        what: What it is, in words.
+        step: The number of the step.
+        first: The number of the batch's first prompt.
+        samples: How many prompts the batch has.
+    """
+    if bool(torch.isfinite(value).all()):
+        return
+    bad = [k for k in range(samples) if not bool(torch.isfinite(sample(value, k, samples)).all())]
+    cure = "load the pipeline in bfloat16 or float32" if value.dtype == torch.float16 else "check the weights"
+    raise ValueError(
+        f"{what} of prompt {first + bad[0]} at step {step} has values that are not finite "
+        f"({str(value.dtype).removeprefix('torch.')}): {cure}, or leave the prompt out"
+    )
+
+
+def change(values: Iterable[Tensor]) -> np.ndarray:
+    """Returns the relative L1 change from the value before, 0 for the first, with shape (N,)."""
+    pairs = itertools.pairwise(values)
+    return np.array([0.0, *(float((b - a).abs().mean() / a.abs().mean().clamp_min(1e-12)) for a, b in pairs)])
+
+
+def magnitude(values: Iterable[Tensor]) -> np.ndarray:
+    """Returns the mean ratio of norms (over the last dimension) to the value before, 1 for the first."""
+    pairs = itertools.pairwise(value.norm(dim=-1) for value in values)
+    return np.array([1.0, *(float((b / a.clamp_min(1e-12)).mean()) for a, b in pairs)])

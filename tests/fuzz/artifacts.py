@@ -1,0 +1,91 @@
+"""Real artifacts to start from, and how each kind is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from adaptcache.errors import ScheduleError
+from adaptcache.files import dump_json
+from adaptcache.forecasts import FORECASTS
+from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.policies import POLICIES
+from adaptcache.presets import Preset
+from adaptcache.profile import SHAPES, Profile
+from adaptcache.prompts import calibration_folder, read_prompts
+from adaptcache.replay import replayed
+from adaptcache.schedule import Denoiser, Evidence, Grid, Kernel, Rule, Schedule
+from tests import toy
+
+N = 12  # steps
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file.
+
+    Arguments:
+        ending: Of the file's name.
+        read: Reads a file.
+        refusal: What it may raise.
+        seeds: Contents of real files.
+    """
+
+    ending: str
+    read: Callable[[Path], Any]
+    refusal: type[Exception]
+    seeds: list[bytes]
+
+
+def schedules() -> list[bytes]:
+    """Returns a schedule for each policy, and for each forecast, fitted to a real profile."""
+    measured = toy.profile(N)
+    times = tuple(map(float, measured.times))
+    plan = POLICIES["plan"].fit(measured, budget=0.5)
+    policies = [policy.fit(measured, budget=0.5) for policy in POLICIES.values()]
+    # What blocks tell is not to be had at the site `step`.
+    apart = [p.model_copy(update={"on": "input"}) if getattr(p, "on", None) else p for p in policies]
+    rules = [Rule(policy=policy, forecast=Extrapolate()) for policy in apart]
+    steps = replayed(plan, measured)
+    rules += [Rule(policy=plan, forecast=forecast.fit(measured, steps)) for forecast in FORECASTS.values()]
+    gram = tuple(map(tuple, measured.kernel.tolist()))
+    figures = {"mean": 40.5, "p05": 38.0}
+    return [
+        dump_json(
+            Schedule(
+                name="seed", denoiser=Denoiser(class_name="FluxTransformer2DModel", checkpoint="a/b"),
+                grid=Grid(scheduler="FlowMatchEulerDiscreteScheduler", times=times), rules=(rule,),
+                kernel=Kernel(times=times, gram=gram, sensitivity=(1.0,) * N),
+                evidence=Evidence(prompts="4 held-out", n=4, calls=(4, N), psnr=figures, speed=2.0),
+                made={"torch": "2", "seed": 0, "call": {"height": 16, "guidance": 3.5}, "loras": []},
+            ).model_dump(by_alias=True, exclude_none=True)
+        )
+        for rule in rules
+    ]  # fmt: skip
+
+
+def profile() -> bytes:
+    """Returns a profile of 3 prompts with 4 steps."""
+    sizes, rng = {"P": 3, "N": 4, "M": 8, "Q": 1}, np.random.default_rng(0)
+    arrays = {name: rng.random([sizes[letter] for letter in letters]) for name, letters in SHAPES.items()}
+    arrays["times"] = np.array([1.0, 0.75, 0.5, 0.25])
+    return safetensors.numpy.save(arrays, metadata={"about": '{"steps": 4}'})
+
+
+def kinds() -> dict[str, Kind]:
+    """Returns all kinds of files that are read from strangers."""
+    folder = calibration_folder()
+    presets = [path.read_bytes() for path in sorted(folder.glob("models/*.toml"))]
+    prompts = [path.read_bytes() for path in sorted(folder.glob("prompts/*.txt"))]
+    prompts.append("[calibration]\na\nb\n# c\n[held-out]\nd é\n".encode())
+    return {
+        "schedule": Kind(".json", Schedule.load, ScheduleError, schedules()),
+        "profile": Kind(".safetensors", Profile.load, ScheduleError, [profile()]),
+        "preset": Kind(".toml", Preset.load, ValueError, presets),
+        "prompts": Kind(".txt", read_prompts, ValueError, prompts),
+    }
