@@ -8,7 +8,7 @@ from typing import Any
 
 from .files import dump_json
 from .findings import Finding, Grade
-from .fingerprint import fingerprint, provenance
+from .fingerprint import checkpoint_of, fingerprint, provenance
 from .forecasts.matched import Matched
 from .schedule import Schedule
 from .watch import denoisers_of
@@ -72,7 +72,7 @@ def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
     if here["loras"] != loras:
         names = " and ".join(", ".join(names) or "none" for names in (loras, here["loras"]))
         return Finding("LoRA", Grade.WARNED, f"{says}: LoRAs {names}; {lost}")
-    same = pipe.config.get("_name_or_path") and pipe.config["_name_or_path"] == schedule.denoiser.checkpoint
+    same = checkpoint_of(pipe) == schedule.denoiser.checkpoint != ""
     if same and made.get("dtype", here["dtype"]) != here["dtype"]:
         # Rounding changes every value, so that hashes of two precisions never agree.
         return Finding("weights", Grade.FINE, f"was fitted on the same checkpoint in {made['dtype']}")

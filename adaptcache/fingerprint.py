@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from .schedule import Denoiser
 from .watch import denoisers_of
 
-__all__ = ["fingerprint", "provenance", "weights_hash"]
+__all__ = ["checkpoint_of", "fingerprint", "provenance", "weights_hash"]
 
 SAMPLE = 64  # values read of each tensor: enough to tell checkpoints and LoRAs apart, cheap for 12 B
 
@@ -31,7 +32,7 @@ def fingerprint(pipe: Any) -> Denoiser:
         class_name=type(modules[0]).__name__,
         config_hash=config.hexdigest()[:16],
         weights_hash=weights_hash(modules),
-        checkpoint=str(getattr(pipe.config, "_name_or_path", "") or ""),
+        checkpoint=checkpoint_of(pipe),
     )
 
 
@@ -45,6 +46,12 @@ def provenance(pipe: Any) -> dict[str, Any]:
         "scheduler": config,
         "loras": sorted(loras),
     }
+
+
+def checkpoint_of(pipe: Any) -> str:
+    """Returns the hub id of a pipeline, or the name of its folder: paths mean nothing elsewhere."""
+    known = str(getattr(pipe.config, "_name_or_path", "") or "")
+    return Path(known).name if Path(known).is_dir() else known
 
 
 def weights_hash(modules: Sequence[nn.Module]) -> str:
