@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from .calibrate import calibrate
+from .compare import compare
 from .demo import demo
 from .export import export
 from .generate import generate
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, export, push, demo):
+for verb in (calibrate, generate, show, models, export, compare, push, demo):
     app.command()(verb)
 
 
