@@ -102,7 +102,7 @@ def methods_of(names: Sequence[str]) -> list[str]:
 
 
 class Bench:
-    """Runs methods on held-out prompts next to one full run, and on calibration prompts to choose settings."""
+    """Runs methods on held-out prompts, and on calibration prompts to choose their settings."""
 
     def __init__(
         self, case: Case, held_out: Sequence[Prompt], first: int, batch_size: int, progress: Progress

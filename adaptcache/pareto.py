@@ -1,4 +1,4 @@
-"""The Pareto plot of a comparison: quality over calls, a line a method. Needs `adaptcache-diffusers[report]`."""
+"""The Pareto plot of a comparison, a line a method. Needs `adaptcache-diffusers[report]`."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import BlockCounter
 from .call import Call, Prompt
 from .gate import Gate, Update
 from .generate import Stopwatch
 from .record import Progress, batches
+from .work import BlockCounter
 
 __all__ = ["Trial", "latent_error", "run"]
 

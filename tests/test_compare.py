@@ -10,7 +10,7 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 from adaptcache import compare as module
-from adaptcache.blocks import BlockCounter, blocks_of
+from adaptcache.work import BlockCounter, blocks_of
 from adaptcache.peers import PEERS, Case
 from adaptcache.peers.magcache import followed
 from adaptcache.peers.taylorseer import computed

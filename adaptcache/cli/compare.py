@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..call import Call
-from ..compare import OURS, Line
+from ..compare import OURS, Line, methods_of
 from ..compare import compare as run_comparison
-from ..compare import methods_of
 from ..files import check_writable, dump_json, write_atomically
 from ..picture import side_by_side
 from ..presets import resolve
@@ -43,7 +42,7 @@ def compare(
 
       adaptcache compare                                    # the demo model, all methods
 
-      adaptcache compare --model ./my-fine-tune --budgets 0.36 --methods adaptcache,MagCache --out compared
+      adaptcache compare --model ./my-fine-tune --budgets 0.36 --methods adaptcache,MagCache --out new
     """
     shares = _shares(budgets)
     names = methods_of([name.strip() for name in methods.split(",") if name.strip()])
@@ -105,7 +104,12 @@ def _table(lines: list[Line]) -> Table:
 
 
 def _draw(
-    folder: Path, lines: list[Line], images: dict, prompts: list, shares: list[float], rows: int = 6
+    folder: Path,
+    lines: list[Line],
+    images: dict[str, Any],
+    prompts: list[Any],
+    shares: list[float],
+    rows: int = 6,
 ) -> None:
     from ..pareto import draw
 

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..blocks import blocks_of
 from ..call import Call, Prompt
 from ..watch import denoisers_of
+from ..work import blocks_of
 
 __all__ = ["Case", "Knobs", "Peer", "Ready"]
 

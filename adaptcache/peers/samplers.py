@@ -36,7 +36,7 @@ class Fewer(Peer):
 
 
 class AdamsBashforth(Peer):
-    """Adams-Bashforth of order 2, on as many even steps as there are calls, or on the steps our plan computes."""
+    """Adams-Bashforth of order 2, on as many even steps as there are calls, or on our plan's steps."""
 
     name = "AB2"
     about = "fewer steps, Adams-Bashforth of order 2"

@@ -1,4 +1,4 @@
-"""Counts the work done inside a denoiser, so that methods that skip blocks can be told from those that skip calls."""
+"""Counts the work done inside a denoiser: what tells skipped blocks from skipped calls."""
 
 from __future__ import annotations
 
