@@ -10,12 +10,12 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 from adaptcache import compare as module
-from adaptcache.work import BlockCounter, blocks_of
 from adaptcache.peers import PEERS, Case
 from adaptcache.peers.magcache import followed
 from adaptcache.peers.taylorseer import computed
 from adaptcache.record import twin
 from adaptcache.trial import Trial, latent_error, run
+from adaptcache.work import BlockCounter, blocks_of
 
 PROMPTS = embedded(2)
 

@@ -16,6 +16,7 @@ from .export import export
 from .generate import generate
 from .models import models
 from .push import push
+from .report import report
 from .show import show
 
 __all__ = ["app", "main"]
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, export, compare, push, demo):
+for verb in (calibrate, generate, show, models, export, compare, report, push, demo):
     app.command()(verb)
 
 

@@ -21,6 +21,8 @@ from .screen import out, print_json, progress
 
 __all__ = ["compare"]
 
+ROWS = 6  # of contact sheets
+
 
 def compare(
     model: Model = "emoji-flux",
@@ -60,15 +62,19 @@ def compare(
         )  # fmt: skip
     data = {"model": preset.name, **result.data()}
     if to:
-        write_atomically(to / "comparison.json", dump_json({**data, "prompts": list(held_out)}))
+        shown = _save(to, result.images)
+        files = {**data, "prompts": list(held_out), "images": shown}
+        write_atomically(to / "comparison.json", dump_json(files))
         for schedule in result.schedules.values():
             schedule.save(to / f"{schedule.name}.json")
         _draw(to, result.lines, result.images, list(held_out), shares)
     if json:
         print_json(data)
         return
-    out.print(f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; settings of "
-              f"other methods chosen on {result.swept} calibration prompts:\n")  # fmt: skip
+    out.print(
+        f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; "
+        f"settings of other methods chosen on {result.swept} calibration prompts:\n"
+    )
     out.print(_table(result.lines))
     if to:
         out.print(f"\nwrote {to}")
@@ -123,5 +129,5 @@ def _draw(
         ours = made.pop(OURS, None)
         columns = {**made, "full run": full} | ({OURS: ours} if ours else {})
         if len(columns) > 1:
-            shown = {name: column[:rows] for name, column in columns.items()}
-            side_by_side(list(map(str, prompts[:rows])), shown, folder / f"sheet-{share:g}.png")
+            shown = {name: column[:ROWS] for name, column in columns.items()}
+            side_by_side(list(map(str, prompts[:ROWS])), shown, folder / f"sheet-{share:g}.png")
