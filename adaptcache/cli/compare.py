@@ -109,13 +109,19 @@ def _table(lines: list[Line]) -> Table:
     return view
 
 
+def _save(folder: Path, images: dict[str, Any]) -> dict[str, list[str]]:
+    """Writes the images of the first prompts, and returns their names by method and budget."""
+    names: dict[str, list[str]] = {}
+    if images["full run"][0].ndim == 3:
+        for number, (label, made) in enumerate(images.items()):
+            names[label] = [f"images/{number:02d}-{k}.png" for k in range(min(ROWS, len(made)))]
+            for name, image in zip(names[label], made, strict=False):
+                save_output(image, folder / name)
+    return names
+
+
 def _draw(
-    folder: Path,
-    lines: list[Line],
-    images: dict[str, Any],
-    prompts: list[Any],
-    shares: list[float],
-    rows: int = 6,
+    folder: Path, lines: list[Line], images: dict[str, Any], prompts: list[Any], shares: list[float]
 ) -> None:
     from ..pareto import draw
 
