@@ -39,7 +39,10 @@ def write_report(schedule: Schedule, path: str | Path, comparison: str | Path | 
 
 def report(schedule: Schedule, comparison: str | Path | None = None) -> str:
     """Returns the report of a schedule: one page that asks for nothing from elsewhere."""
-    from jinja2 import Environment, StrictUndefined
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise ImportError("reports need jinja2: pip install 'adaptcache-diffusers[report]'") from None
 
     text = (importlib.resources.files(__package__) / "report.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

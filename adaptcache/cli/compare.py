@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from ..call import Call
 from ..compare import OURS, Line, methods_of
 from ..compare import compare as run_comparison
 from ..files import check_writable, dump_json, write_atomically
-from ..picture import side_by_side
+from ..picture import save_output, side_by_side
 from ..presets import resolve
 from ..prompts import read_prompts
 from ..store import Store
@@ -53,6 +54,8 @@ def compare(
     held_out = known.held_out[:check_on]
     if to:
         check_writable(to / "comparison.json")
+        if importlib.util.find_spec("matplotlib") is None:  # said now, not after an hour
+            raise ImportError("--out draws a plot: pip install 'adaptcache-diffusers[report]'")
     pipe = preset.load_pipeline(device)
     with progress() as report:
         result = run_comparison(
