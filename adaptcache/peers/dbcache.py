@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ class DBCache(Peer):
     def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
         import cache_dit
 
+        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)  # it tells of every block it hooks
         own = dict(knobs)
         order = own.pop("taylorseer_order", None)
         calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
