@@ -68,8 +68,8 @@ def compare(
         shown = _save(to, result.images)
         files = {**data, "prompts": list(held_out), "images": shown}
         write_atomically(to / "comparison.json", dump_json(files))
-        for schedule in result.schedules.values():
-            schedule.save(to / f"{schedule.name}.json")
+        for share, schedule in result.schedules.items():
+            schedule.save(to / f"{preset.name}-{result.steps}-{share:g}.json")
         _draw(to, result.lines, result.images, list(held_out), shares)
     if json:
         print_json(data)
@@ -97,7 +97,7 @@ def _table(lines: list[Line]) -> Table:
     view = Table(box=None, header_style="bold")
     for heading in ("budget", "method", "PSNR dB", "5th pct", "SSIM", "latent error", "calls", "block calls",
                     "loop"):  # fmt: skip
-        view.add_column(heading, justify="left" if heading == "method" else "right")
+        view.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for line in lines:
         name = f"[bold]{line.method}[/]" if line.method == OURS else line.method
         if line.note or line.psnr is None:
