@@ -19,7 +19,7 @@ from .peers import PEERS, Case
 from .policies.plan import Plan
 from .record import twin
 from .runtime import Runner
-from .schedule import Schedule
+from .schedule import Evidence, Schedule
 from .store import Store
 
 __all__ = ["OURS", "Comparison", "Line", "compare", "methods_of"]
@@ -110,15 +110,27 @@ def compare(
     case = Case(own, call, tuple(allowed.values()), calibration[:sweep_on], plans)
     bench = Bench(case, held_out, len(calibration), batch_size, progress)
     lines = [bench.line("full run", 1.0, bench.full, {}, 0)]
-    for budget, schedule in schedules.items():
+    for budget, schedule in list(schedules.items()):
         trial = bench.measured(f"{OURS} {budget:g}", call, Runner(schedule, False, 0))
-        lines.append(bench.line(OURS, budget, trial, {"plan": plans[allowed[budget]]}, 0))
+        line = bench.line(OURS, budget, trial, {"plan": plans[allowed[budget]]}, 0)
+        lines.append(line)
+        schedules[budget] = with_evidence(schedule, line, allowed[budget], len(held_out))
     for name in names:
         if name != OURS:
             lines += bench.lines(PEERS[name], allowed)
     order = {budget: place for place, budget in enumerate([1.0, *budgets])}
     lines.sort(key=lambda line: order[line.budget])
     return Comparison(call.steps, len(held_out), len(case.prompts), lines, bench.images, schedules)
+
+
+def with_evidence(schedule: Schedule, line: Line, calls: int, prompts: int) -> Schedule:
+    """Returns the schedule with what the comparison measured of it."""
+    steps = len(schedule.grid.times)
+    assert line.psnr is not None
+    evidence = Evidence(
+        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=line.psnr, speed=steps / calls
+    )
+    return schedule.model_copy(update={"evidence": evidence})
 
 
 def _schedules(

@@ -134,6 +134,8 @@ def test_our_schedule_and_its_peers_stay_at_or_below_the_budget() -> None:
     )
     assert lines["adaptcache"].blocks == pytest.approx(lines["adaptcache"].calls * 2)
     assert len(result.images["MagCache 0.5"]) == 2
+    evidence = result.schedules[0.5].evidence
+    assert evidence and evidence.psnr == lines["adaptcache"].psnr and evidence.n == 2
     assert result.data()["lines"][0]["method"] == "full run"
 
 
