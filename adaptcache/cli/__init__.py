@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from .calibrate import calibrate
+from .compare import compare
 from .demo import demo
 from .export import export
 from .generate import generate
@@ -17,6 +18,7 @@ from .lint import lint
 from .methods import methods
 from .models import models
 from .push import push
+from .report import report
 from .show import show
 
 __all__ = ["app", "main"]
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, methods, lint, export, push, demo):
+for verb in (calibrate, generate, show, models, methods, lint, export, compare, report, push, demo):
     app.command()(verb)
 
 

@@ -1,0 +1,118 @@
+"""Reports are one file that asks for nothing, and say what the schedule says."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import schedule_of, tiny_flux
+from PIL import Image
+
+from adaptcache.errors import ScheduleError
+from adaptcache.report import report, write_report
+from adaptcache.schedule import Kernel, Schedule
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Reads a page, and insists that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [a for t, a in self.elements if t == tag and all(a.get(k) == v for k, v in wanted.items())]
+
+
+@pytest.fixture(scope="module")
+def schedule() -> Schedule:
+    made = schedule_of(tiny_flux(), [0, 1, 3, 6])
+    n = len(made.grid.times)
+    gram = np.eye(n) * 0.1 + 0.9
+    kernel = Kernel(
+        times=made.grid.times, gram=tuple(map(tuple, gram)), sensitivity=tuple(np.geomspace(1, 1e-3, n))
+    )
+    return made.model_copy(update={"kernel": kernel, "made": {"note": "<script>alert(1)</script>"}})
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4), "red").save(tmp_path / name)
+    line = {"method": "adaptcache", "budget": 0.5, "psnr": {"mean": 41.25, "p05": 39.0}, "calls": 4.0,
+            "speed": 1.9, "note": ""}  # fmt: skip
+    other = {"method": "DBCache", "budget": 0.5, "psnr": None, "note": "not installed"}
+    data = {"lines": [line, other], "prompts": ["a cat"], "held_out": 1, "swept": 1,
+            "images": {"full run": ["a.png"], "adaptcache 0.5": ["b.png"]}}  # fmt: skip
+    (tmp_path / "comparison.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_the_strip_shows_which_steps_are_computed(schedule: Schedule) -> None:
+    cells = [a for _, a in Page(report(schedule)).elements if (a.get("title") or "").startswith("step ")]
+    assert [i for i, cell in enumerate(cells) if cell["class"] == "on"] == [0, 1, 3, 6]
+    assert len(cells) == len(schedule.grid.times)
+
+
+def test_nothing_is_asked_for_from_elsewhere(schedule: Schedule, comparison: Path) -> None:
+    text = report(schedule, comparison)
+    sources = [a[k] for _, a in Page(text).elements for k in ("src", "href") if a.get(k)]
+    assert sources and all(str(source).startswith("data:image/png;base64,") for source in sources)
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+
+
+def test_what_a_schedule_says_is_text_and_never_code(schedule: Schedule) -> None:
+    page = Page(report(schedule))
+    assert not page.all("script")
+    assert "&lt;script&gt;alert(1)" in report(schedule)
+
+
+def test_the_curve_has_a_point_a_step_and_falls_with_it(schedule: Schedule) -> None:
+    heights = [float(a["cy"] or 0) for a in Page(report(schedule)).all("circle")]
+    assert len(heights) == len(schedule.grid.times) and heights == sorted(heights)
+
+
+def test_a_comparison_brings_its_numbers_and_a_slider_for_each_image(
+    schedule: Schedule, comparison: Path
+) -> None:
+    text = report(schedule, comparison)
+    assert "41.2" in text and "not installed" in text and "a cat" in text
+    page = Page(text)
+    assert len(page.all("input", type="range")) == 1 and page.all("img", alt="adaptcache 0.5")
+
+
+def test_images_outside_of_the_folder_are_refused(schedule: Schedule, comparison: Path) -> None:
+    path = comparison / "comparison.json"
+    path.write_text(path.read_text().replace("b.png", "../b.png"))
+    with pytest.raises(ScheduleError, match="outside"):
+        report(schedule, comparison)
+
+
+def test_a_schedule_without_kernel_or_evidence_has_a_report_too(tmp_path: Path) -> None:
+    path = write_report(schedule_of(tiny_flux(), [0, 2]), tmp_path / "r.html")
+    assert "not measured on held-out prompts" in path.read_text()
+
+
+def test_another_folder_is_no_comparison(schedule: Schedule, tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match="no comparison"):
+        report(schedule, tmp_path)
