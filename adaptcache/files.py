@@ -12,7 +12,7 @@ from typing import Any
 
 FRAMES = 8  # a second, of animations
 
-__all__ = ["check_writable", "dump_json", "write_atomically", "write_image"]
+__all__ = ["check_image", "check_writable", "dump_json", "write_atomically", "write_image"]
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
@@ -61,15 +61,22 @@ def write_image(path: str | Path, image: Any) -> Path:
     from PIL import Image
 
     buffer = io.BytesIO()
-    ending = Path(path).suffix.lower()
-    if ending not in Image.registered_extensions():
-        raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg")
+    ending = check_image(path).suffix.lower()
     first, *rest = image if isinstance(image, list) else [image]
     animation = (
         {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0} if rest else {}
     )
     first.save(buffer, Image.registered_extensions()[ending], **animation)
     return write_atomically(path, buffer.getvalue())
+
+
+def check_image(path: str | Path) -> Path:
+    """Raises at once if no image can be written to a path."""
+    from PIL import Image
+
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg")
+    return check_writable(path)
 
 
 def check_writable(path: str | Path) -> Path:

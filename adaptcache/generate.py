@@ -16,7 +16,7 @@ from .call import Call, Prompt
 from .clock import Step
 from .gate import Gate, Update
 from .record import Progress, batches, twin
-from .runtime import Runner
+from .runtime import runner_for
 from .schedule import Schedule
 from .teacher import refined
 
@@ -101,7 +101,7 @@ def generate(
     own = twin(pipe)
     own.scheduler = refined(own.scheduler, finer)
     images: list[np.ndarray] = []
-    runner = Runner(schedule, False, 0) if schedule else None
+    runner = runner_for(pipe, schedule) if schedule else None
     watch, total, calls, runs = Stopwatch(runner), 0.0, 0, 0
     for first, batch in batches(prompts, batch_size):
         gate = Gate(own, watch).open()

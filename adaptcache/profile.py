@@ -98,7 +98,7 @@ class Profile:
         for name in SHAPES:
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
-        falling(self.times)
+        falling(self.times.tolist())
         if self.times[0] > 1 or self.times[-1] < 0:
             raise ValueError("its times are not in [0, 1]")
         if (self.influence < 0).any():
@@ -140,8 +140,9 @@ def checked_header(path: Path) -> dict[str, Any]:
 
 def _shape(entry: Any, name: str) -> list[int]:
     shape = entry.get("shape") if isinstance(entry, dict) else None
-    whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    if not whole or len(shape) != len(SHAPES[name]) or entry.get("dtype") != "F64":
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{name} has no shape")
+    if len(shape) != len(SHAPES[name]) or entry.get("dtype") != "F64":
         raise ValueError(f"{name} is no array of {len(SHAPES[name])} dimensions of float64")
     if math.prod(shape) * 8 > LARGEST:
         raise ValueError(f"{name} has shape {shape}")

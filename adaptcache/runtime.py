@@ -23,7 +23,7 @@ from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
 from .watch import denoisers_of
 
-__all__ = ["Handle", "Report", "attach"]
+__all__ = ["Handle", "Report", "attach", "runner_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -213,13 +213,18 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
         ...     image = pipe("a lighthouse in a storm").images[0]
         >>> print(handle.report())
     """
+    return Handle(pipe, runner_for(pipe, schedule, strict, gear))
+
+
+def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 0) -> Runner:
+    """Returns the visitor that follows a schedule, after checking that it fits the pipeline; see `attach`."""
     gear = checked_gear(schedule, gear)
     found = graded(schedule, pipe)
     grade = worst(found)
     if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
         raise ScheduleError(explained(schedule, found))
     if grade == Grade.WARNED:
-        warnings.warn(explained(schedule, found), stacklevel=2)
+        warnings.warn(explained(schedule, found), stacklevel=3)
     elif found:
         logger.info(explained(schedule, found))
-    return Handle(pipe, Runner(schedule, strict, gear))
+    return Runner(schedule, strict, gear)

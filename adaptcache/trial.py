@@ -82,7 +82,7 @@ def run(
         first: The number of the first prompt, which sets the noise.
         progress: Told the number of prompts done after each run.
     """
-    meter, images, total, runs = Meter(visitor), list[np.ndarray](), 0.0, 0
+    meter, images, total, calls, runs = Meter(visitor), list[np.ndarray](), 0.0, 0, 0
     with BlockCounter(pipe) as counter, torch.no_grad():
         for start, batch in batches(prompts, batch_size):
             gate = Gate(pipe, meter).open()
@@ -92,9 +92,10 @@ def run(
             finally:
                 gate.close()
             total += time.perf_counter() - since
+            calls += sum(any(branches) for branches in gate.calls)
             runs += 1
             progress(start + len(batch))
-    return Trial(images, meter.latents, meter.noise, meter.seconds, total, meter.calls / runs, counter.work)
+    return Trial(images, meter.latents, meter.noise, meter.seconds, total, calls / runs, counter.work)
 
 
 def latent_error(trial: Trial, full: Trial) -> float:

@@ -80,7 +80,7 @@ def refused(result: tuple[int, str, str], complaint: str) -> None:
         (("show", "none.json"), "cannot read none.json"),
         (("shwo",), "No such command 'shwo'"),
         (("show", "--jsn", "s.json"), "--jsn"),
-        (("calibrate", "--steps", "many"), "'many' is not a valid int"),
+        (("calibrate", "--steps", "many"), "--steps"),
         (("generate",), "Missing option"),
         (("calibrate", "--budget", "0"), "budget must be in (0, 1], got 0"),
         (("calibrate", "--budget", "2"), "budget must be in (0, 1], got 2"),

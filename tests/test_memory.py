@@ -22,7 +22,7 @@ def test_a_run_keeps_the_outputs_its_forecast_needs_and_the_first_latents(depth)
 
     def callback(pipe, step, timestep, tensors):
         history = handle._runner.history
-        tracks = [*history.past[0], *history.x0.values()] if history.past else []
+        tracks = [tensor for line in history.lines.values() for tensor in (*line.past, line.x0)]
         kept.append({tensor.data_ptr() for tensor in tracks})
         return tensors
 

@@ -23,7 +23,8 @@ from .show import show
 
 __all__ = ["app", "main"]
 
-UsageError = typer.BadParameter.__bases__[0]  # which typer gives no name
+# What typer raises for words it does not understand; it gives the class no name.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",

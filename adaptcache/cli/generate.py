@@ -9,7 +9,7 @@ import typer
 
 from ..call import Call
 from ..evaluate import row
-from ..files import check_writable
+from ..files import check_image
 from ..generate import generate as run
 from ..picture import save_output, side_by_side
 from ..presets import resolve
@@ -47,7 +47,7 @@ def generate(
     fitted = Schedule.load(schedule) if schedule else None
     if compare and fitted is None:
         raise ValueError("--compare needs a --schedule to compare with the full run")
-    check_writable(to)
+    check_image(to)
     pipe = preset.load_pipeline(device)
     call = Call(preset.steps if steps is None else steps, preset.call, seed)
     with progress() as report:

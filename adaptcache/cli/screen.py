@@ -29,15 +29,21 @@ out = Console(highlight=False, soft_wrap=True)
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function that is told the stage, what is done and of how much, and draws a bar a stage."""
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
 
-        def report(stage: str, done: int, of: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=of)
-            bars.update(tasks[stage], completed=done)
+    def report(stage: str, done: int, of: int) -> None:
+        if not tasks:
+            bars.start()  # not before there is something to draw: an error is to be one line
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=of)
+        bars.update(tasks[stage], completed=done)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def table(rows: list[Row], steps: int) -> Table:
