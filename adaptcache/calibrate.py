@@ -24,7 +24,7 @@ from .policies.plan import Plan
 from .profile import Profile
 from .record import Trajectory, record
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
-from .store import Store, content_key, described, images_of, levels
+from .store import Store, content_key, described
 
 __all__ = ["Measurement", "calibrate", "calls_for", "measure"]
 
@@ -202,7 +202,7 @@ def validated(
             progress=lambda done: progress("held-out, full", done, count),
         )  # fmt: skip
         check_images(full.images, first, "the full run")
-        truth = [images_of(levels(image)) for image in full.images]  # as the store keeps them
+        truth = full.images
         if store:
             store.save_images(key, truth)
     made = generate(

@@ -23,10 +23,9 @@ from .parts import Parts
 from .profile import Profile
 from .record import Trajectory
 
-__all__ = ["Store", "content_key", "images_of", "levels"]
+__all__ = ["Store", "content_key"]
 
-LAYOUT = 2  # raise it when what is stored changes
-LEVELS = 65535  # images are kept with 16 bits: -101 dB
+LAYOUT = 3  # raise it when what is stored changes
 
 
 def content_key(pipe: Any, call: Call, *more: Any) -> str:
@@ -91,27 +90,18 @@ class Store:
         profile.save(self.folder / key / "profile.safetensors")
 
     def load_images(self, key: str) -> list[np.ndarray] | None:
-        """Returns the decoded outputs of a key, with values in [0, 1], or None."""
+        """Returns the decoded outputs of a key, or None."""
         try:
             arrays = load_arrays(self.folder / key / "images.safetensors")
         except (OSError, SafetensorError):
             return None
-        return [images_of(arrays[name]) for name in sorted(arrays)]
+        return [arrays[name] for name in sorted(arrays)]
 
     def save_images(self, key: str, images: Sequence[np.ndarray]) -> None:
         """Keeps decoded outputs."""
-        arrays = {f"{k:05d}": levels(image) for k, image in enumerate(images)}
+        # Contiguous, as safetensors writes the memory and not the values.
+        arrays = {f"{k:05d}": np.ascontiguousarray(image) for k, image in enumerate(images)}
         write_atomically(self.folder / key / "images.safetensors", save_arrays(arrays))
-
-
-def levels(image: np.ndarray) -> np.ndarray:
-    """Returns an image as 16-bit numbers; contiguous, as safetensors writes memory and not values."""
-    return np.ascontiguousarray(np.round(image.clip(0, 1) * LEVELS), np.uint16)
-
-
-def images_of(numbers: np.ndarray) -> np.ndarray:
-    """Returns the image of 16-bit numbers."""
-    return np.asarray(numbers.astype(np.float32) / LEVELS)
 
 
 def described(value: Any) -> Any:
