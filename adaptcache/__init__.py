@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 from .calibrate import calibrate
-from .match import Fit
-from .profile import Profile
+from .matching import Fit
+from .profiling.profile import Profile
 from .runtime import attach
 from .schedule import Schedule
 

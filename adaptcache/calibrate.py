@@ -12,19 +12,19 @@ import torch
 
 from . import __version__
 from .call import Call, Prompt
-from .fingerprint import fingerprint, provenance
+from .files.limits import KERNEL_STEPS, checked_name
 from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
 from .generate import generate
-from .influence import with_influence
-from .limits import KERNEL_STEPS, checked_name
-from .match import Fit, match
+from .matching import Fit, match
 from .metrics import psnr, summary
 from .policies.plan import Plan
-from .profile import Profile
-from .record import Trajectory, record
+from .profiling.influence import with_influence
+from .profiling.profile import Profile
+from .profiling.record import Trajectory, record
+from .profiling.store import Store, content_key, described
+from .provenance.fingerprint import fingerprint, provenance
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
-from .store import Store, content_key, described
 
 __all__ = ["Measurement", "calibrate", "calls_for", "measure"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from .call import Call, Prompt
 from .clock import Step
 from .gate import Gate, Update
-from .record import Progress, batches, twin
+from .profiling.record import Progress, batches, twin
+from .profiling.teacher import refined
 from .runtime import runner_for
 from .schedule import Schedule
-from .teacher import refined
 
 __all__ = ["Generation", "generate"]
 

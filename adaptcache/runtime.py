@@ -11,17 +11,17 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from .blocks import Blocks
 from .clock import Step
-from .compatibility import graded
 from .errors import AttachError, ScheduleError
-from .findings import Grade, explained, worst
+from .forecasts.history import History
 from .gate import Gate, Update
-from .history import History
+from .gate.watch import denoisers_of
 from .policies.plan import Plan
+from .provenance.compatibility import graded
+from .provenance.findings import Grade, explained, worst
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
-from .watch import denoisers_of
+from .sites.blocks import Blocks
 
 __all__ = ["Handle", "Report", "attach", "runner_for"]
 

@@ -1,7 +1,7 @@
 """The artifact: a schedule is a small JSON file that says when to compute and what to use instead.
 
 Schedules come from strangers, so they are parsed strictly: unknown keys, unknown formats, numbers
-that are not finite, grids that do not fall and more of anything than `adaptcache.limits` are errors.
+that are not finite, grids that do not fall and more of anything than `adaptcache.files.limits` are errors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pydantic import (
 
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
+from .files.limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
 from .forecasts import FORECASTS, Forecast
 from .forecasts.matched import Matched
-from .limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
 from .policies import POLICIES, Policy
 from .policies.plan import Plan
-from .signals import Signal
+from .sites.signals import Signal
 
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
 

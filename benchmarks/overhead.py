@@ -18,9 +18,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 import adaptcache
-from adaptcache.fingerprint import fingerprint
 from adaptcache.forecasts.matched import Matched
 from adaptcache.policies.plan import Plan
+from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Grid, Rule, Schedule
 
 STEPS = 28

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from adaptcache.statistics import inner_products
+from adaptcache.profiling.statistics import inner_products
 
 CHANNELS = 16
 

@@ -16,8 +16,8 @@ from adaptcache.call import Call
 from adaptcache.generate import Generation, generate
 from adaptcache.metrics import psnr, summary
 from adaptcache.presets import resolve
-from adaptcache.prompts import read_prompts
-from adaptcache.store import Store
+from adaptcache.presets.prompts import read_prompts
+from adaptcache.profiling.store import Store
 
 FINEST = 10  # steps of the reference in each step
 

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 import adaptcache
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.watch import DENOISERS, denoisers_of
+from adaptcache.gate.watch import DENOISERS, denoisers_of
 from tests.pipelines.setup import Setup
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
 from tests.test_schedulers import SCHEDULERS, with_scheduler

@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from adaptcache.call import Call
-from adaptcache.fingerprint import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
+from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Grid, Rule, Schedule
 
 torch.set_num_threads(2)

@@ -19,7 +19,7 @@ from adaptcache.adopt import Target, adopted
 from adaptcache.adopt.magcache import magcache
 from adaptcache.errors import ScheduleError
 from adaptcache.export import ENGINES, computed_steps, export
-from adaptcache.fingerprint import fingerprint
+from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Schedule
 
 LIKE = schedule([0])

@@ -5,9 +5,9 @@ import torch
 
 import adaptcache
 from adaptcache.errors import AttachError
-from adaptcache.models import MODELS
+from adaptcache.gate.watch import denoisers_of
 from adaptcache.schedule import Schedule
-from adaptcache.watch import denoisers_of
+from adaptcache.sites.models import MODELS
 from tests.pipelines.table import TABLE, built, generated, grid_of
 
 FAST = ("Flux", "Wan 2.2")

@@ -10,9 +10,9 @@ from torch import nn
 
 import adaptcache
 from adaptcache.errors import AttachError
-from adaptcache.models import MODELS, model_of
 from adaptcache.schedule import Rule, Schedule
-from adaptcache.sentry import Sentry
+from adaptcache.sites.models import MODELS, model_of
+from adaptcache.sites.sentry import Sentry
 
 STEPS = 10
 

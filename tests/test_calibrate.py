@@ -17,8 +17,8 @@ from adaptcache import Schedule
 from adaptcache.calibrate import calls_for, measure
 from adaptcache.generate import generate
 from adaptcache.metrics import CEILING, psnr, ssim
-from adaptcache.store import Store, content_key
-from adaptcache.teacher import refined
+from adaptcache.profiling.store import Store, content_key
+from adaptcache.profiling.teacher import refined
 
 ARGUMENTS = dict(CALL.arguments)
 MODULE = sys.modules["adaptcache.calibrate"]  # the package's attribute of this name is the function

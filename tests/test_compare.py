@@ -10,12 +10,12 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 from adaptcache import compare as module
-from adaptcache.peers import PEERS, Case
-from adaptcache.peers.magcache import followed
-from adaptcache.peers.taylorseer import computed
-from adaptcache.record import twin
-from adaptcache.trial import Trial, latent_error, run
-from adaptcache.work import BlockCounter, blocks_of
+from adaptcache.compare.peers import PEERS, Case
+from adaptcache.compare.peers.magcache import followed
+from adaptcache.compare.peers.taylorseer import computed
+from adaptcache.compare.trial import Trial, latent_error, run
+from adaptcache.compare.work import BlockCounter, blocks_of
+from adaptcache.profiling.record import twin
 
 PROMPTS = embedded(2)
 
@@ -94,8 +94,8 @@ def test_a_line_through_two_outputs_is_one_step_of_adams_bashforth(case: Case) -
     """On an even grid of the call's own: x + h (3 u1 - u0) / 2."""
     from dataclasses import replace
 
+    from adaptcache.compare.peers.samplers import Line
     from adaptcache.gate import Update
-    from adaptcache.peers.samplers import Line
 
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 

@@ -16,11 +16,11 @@ from diffusers import (
 )
 
 import adaptcache
-from adaptcache.compatibility import graded
 from adaptcache.errors import ScheduleError
-from adaptcache.findings import Finding, Grade, explained, worst
-from adaptcache.fingerprint import provenance
 from adaptcache.forecasts.matched import Matched
+from adaptcache.provenance.compatibility import graded
+from adaptcache.provenance.findings import Finding, Grade, explained, worst
+from adaptcache.provenance.fingerprint import provenance
 from adaptcache.schedule import Rule, Schedule
 
 

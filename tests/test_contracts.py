@@ -11,8 +11,8 @@ import adaptcache
 from adaptcache.clock import Step
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts import FORECASTS, Known
+from adaptcache.methods.replay import replayed
 from adaptcache.policies import POLICIES
-from adaptcache.replay import replayed
 from adaptcache.schedule import Denoiser, Grid, Rule, Schedule
 
 STEPS = 12

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adaptcache.adopt.codes import imported
 from adaptcache.errors import ScheduleError
 from adaptcache.export import ENGINES, computed_steps, export
 from adaptcache.export.coefficients import COEFFICIENTS
-from adaptcache.imports import imported
 from adaptcache.policies.polynomial import Polynomial
 from adaptcache.schedule import Rule, Schedule
 

@@ -14,9 +14,9 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.fitting.kernel import shrunk
-from adaptcache.match import Fit
-from adaptcache.record import record
-from adaptcache.statistics import inner_products
+from adaptcache.matching import Fit
+from adaptcache.profiling.record import record
+from adaptcache.profiling.statistics import inner_products
 
 ARGUMENTS = dict(CALL.arguments)
 

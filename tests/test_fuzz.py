@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptcache.errors import ScheduleError
-from adaptcache.limits import checked_name, parse_json, plain
-from adaptcache.profile import Profile
+from adaptcache.files.limits import checked_name, parse_json, plain
+from adaptcache.profiling.profile import Profile
 from adaptcache.schedule import LARGEST, Schedule
 from tests.fuzz.artifacts import kinds
 from tests.fuzz.trial import trial

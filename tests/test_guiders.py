@@ -11,9 +11,9 @@ from diffusers.guiders import (
 from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageAutoBlocks
 
 import adaptcache
-from adaptcache.fingerprint import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
+from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Grid, Rule, Schedule
 from tests.pipelines.setup import noise
 from tests.pipelines.table import built, counted

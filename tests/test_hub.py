@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard, constants, errors
 from test_export import kernel, schedule
 
 import adaptcache
-from adaptcache.card import END, card
 from adaptcache.errors import ScheduleError
 from adaptcache.hub import CONFIG
-from adaptcache.hub_errors import HubError
+from adaptcache.hub.card import END, card
+from adaptcache.hub.errors import HubError
 from adaptcache.schedule import Evidence, Schedule
 
 REPO = "user/emoji-schedules"

@@ -23,9 +23,9 @@ from adaptcache.calibrate import fitted, measure
 from adaptcache.clock import Step
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Update
-from adaptcache.match import match, target_of
-from adaptcache.move import Move
-from adaptcache.record import Trajectory, record, statistics
+from adaptcache.gate.move import Move
+from adaptcache.matching.match import match, target_of
+from adaptcache.profiling.record import Trajectory, record, statistics
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

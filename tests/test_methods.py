@@ -9,14 +9,14 @@ import pytest
 import toy
 
 import adaptcache
+from adaptcache.adopt.codes import imported, interleaved, read
 from adaptcache.errors import ScheduleError
-from adaptcache.imports import imported, interleaved, read
-from adaptcache.lint import cliffs, least_value, lint
 from adaptcache.methods import METHODS, fitted_rule, method_named, published, rule_of
+from adaptcache.methods.lint import cliffs, least_value, lint
+from adaptcache.methods.replay import replayed
 from adaptcache.policies.magnitude import Magnitude
 from adaptcache.policies.mask import Mask
 from adaptcache.policies.polynomial import Polynomial
-from adaptcache.replay import replayed
 from adaptcache.schedule import Schedule
 
 PROFILE = toy.profile(16)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import adaptcache
+from adaptcache.gate.watch import denoisers_of
 from adaptcache.metrics import CEILING
-from adaptcache.store import Store
-from adaptcache.watch import denoisers_of
+from adaptcache.profiling.store import Store
 from tests.pipelines.audio import AUDIO
 from tests.pipelines.flux import FLUXES
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned

@@ -13,6 +13,7 @@ from diffusers.hooks.sea_cache import _apply_sea_filter
 
 from adaptcache.clock import Step
 from adaptcache.fitting.polynomial import fit_rising, held_out
+from adaptcache.methods.replay import replayed, stand_ins
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.drift import Drift
 from adaptcache.policies.growing import Growing
@@ -28,9 +29,8 @@ from adaptcache.policies.third_difference import ThirdDifference
 from adaptcache.policies.transform_rate import TransformRate
 from adaptcache.policies.uniform import Uniform
 from adaptcache.policies.verify import Verify
-from adaptcache.replay import replayed, stand_ins
 
-PUBLISHED = json.loads((files("adaptcache") / "published.json").read_text())
+PUBLISHED = json.loads((files("adaptcache.methods") / "published.json").read_text())
 RATIOS = {name: tuple(entry["ratios"]) for name, entry in PUBLISHED["magcache"]["sets"].items()}
 PROFILE = toy.profile(16)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptcache.presets import Preset, names
-from adaptcache.prompts import calibration_folder, read_prompts
+from adaptcache.presets.prompts import calibration_folder, read_prompts
 
 EMBEDDED = sorted(path.stem for path in calibration_folder().glob("prompts/*.txt"))
 
@@ -162,11 +162,11 @@ def test_every_preset_has_its_prompts(name):
 
 
 def test_the_data_beside_an_installed_package_comes_first(tmp_path, monkeypatch):
-    module = tmp_path / "site" / "adaptcache" / "prompts.py"
-    monkeypatch.setattr("adaptcache.prompts.__file__", str(module))
+    package = tmp_path / "site" / "adaptcache"
+    monkeypatch.setattr("adaptcache.presets.prompts.__file__", str(package / "presets" / "prompts.py"))
     with pytest.raises(FileNotFoundError, match="install adaptcache-diffusers again"):
         calibration_folder()
     (tmp_path / "site" / "calibration" / "models").mkdir(parents=True)
     assert calibration_folder() == tmp_path / "site" / "calibration"
-    (module.parent / "calibration" / "models").mkdir(parents=True)
-    assert calibration_folder() == module.parent / "calibration"
+    (package / "calibration" / "models").mkdir(parents=True)
+    assert calibration_folder() == package / "calibration"

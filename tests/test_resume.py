@@ -13,7 +13,7 @@ import pytest
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.store import Store
+from adaptcache.profiling.store import Store
 
 PROFILES = {"batch_size": 2, "budget": 0.5}
 PARTS = 3 + STEPS - 1 + 1  # batches, influences, profile
@@ -21,7 +21,7 @@ PARTS = 3 + STEPS - 1 + 1  # batches, influences, profile
 PROGRAM = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
-import adaptcache.files, adaptcache.parts, adaptcache.profile
+import adaptcache.files, adaptcache.profiling.parts, adaptcache.profiling.profile
 from test_resume import calibrated
 
 left, write = int(sys.argv[2]), adaptcache.files.write_atomically
@@ -35,7 +35,7 @@ def killed(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, content)
 
-adaptcache.parts.write_atomically = adaptcache.profile.write_atomically = killed
+adaptcache.profiling.parts.write_atomically = adaptcache.profiling.profile.write_atomically = killed
 calibrated(sys.argv[1])
 """
 

@@ -12,8 +12,8 @@ import torch
 
 import adaptcache
 from adaptcache.errors import AttachError
-from adaptcache.record import twin
-from adaptcache.watch import Guard, denoisers_of
+from adaptcache.gate.watch import Guard, denoisers_of
+from adaptcache.profiling.record import twin
 from tests.pipelines.table import built, counted, generated, planned
 
 PLAN = [0, 1, 3]

@@ -8,7 +8,7 @@ from torch import nn
 
 from adaptcache import Profile
 from adaptcache.call import Call
-from adaptcache.record import record
+from adaptcache.profiling.record import record
 
 
 class Denoiser(nn.Module):

@@ -11,11 +11,11 @@ from .. import __version__
 from ..call import Call, Prompt
 from ..clock import Step
 from ..errors import ScheduleError
-from ..fingerprint import fingerprint
 from ..forecasts.extrapolate import Extrapolate
 from ..gate import Gate, Update
 from ..policies.plan import Plan
-from ..record import twin
+from ..profiling.record import twin
+from ..provenance.fingerprint import fingerprint
 from ..schedule import Denoiser, Grid, Kernel, Rule, Schedule
 from .masks import mask_of
 from .read import read

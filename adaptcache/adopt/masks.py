@@ -74,7 +74,7 @@ def teacache(data: Any, steps: int) -> Mask:
     if any(coefficients[:-1]):
         raise ScheduleError(
             "TeaCache's polynomial decides during the run: these settings hold no plan; "
-            "adaptcache.imports makes a schedule of them"
+            "adaptcache.adopt.codes makes a schedule of them"
         )
     threshold = data.get("teacache_thresh", 0.4)
     interval = math.ceil(threshold / coefficients[-1]) if coefficients[-1] > 0 else steps

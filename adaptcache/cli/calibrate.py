@@ -11,8 +11,8 @@ from ..calibrate import calibrate as fit_schedule
 from ..calibrate import calls_for
 from ..files import check_writable
 from ..presets import resolve
-from ..prompts import read_prompts
-from ..store import Store
+from ..presets.prompts import read_prompts
+from ..profiling.store import Store
 from .screen import out, print_json, progress
 from .show import describe
 

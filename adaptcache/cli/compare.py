@@ -13,10 +13,10 @@ from ..call import Call
 from ..compare import OURS, Line, methods_of
 from ..compare import compare as run_comparison
 from ..files import check_writable, dump_json, write_atomically
-from ..picture import save_output, side_by_side
 from ..presets import resolve
-from ..prompts import read_prompts
-from ..store import Store
+from ..presets.prompts import read_prompts
+from ..profiling.store import Store
+from ..report.picture import save_output, side_by_side
 from .calibrate import Model
 from .screen import out, print_json, progress
 
@@ -126,7 +126,7 @@ def _save(folder: Path, images: dict[str, Any]) -> dict[str, list[str]]:
 def _draw(
     folder: Path, lines: list[Line], images: dict[str, Any], prompts: list[Any], shares: list[float]
 ) -> None:
-    from ..pareto import draw
+    from ..compare.pareto import draw
 
     draw(lines, folder / "pareto.png")
     full = images["full run"]

@@ -11,10 +11,10 @@ from ..calibrate import calibrate as fit_schedule
 from ..call import Call
 from ..evaluate import compared
 from ..files import check_writable
-from ..picture import side_by_side
 from ..presets import resolve
-from ..prompts import read_prompts
-from ..store import Store
+from ..presets.prompts import read_prompts
+from ..profiling.store import Store
+from ..report.picture import side_by_side
 from .calibrate import Model
 from .screen import out, progress, table
 

@@ -13,7 +13,7 @@ from ..export import export as form
 from ..export.measure import MEASURABLE, measured
 from ..files import check_writable
 from ..presets import resolve
-from ..prompts import read_prompts
+from ..presets.prompts import read_prompts
 from ..schedule import Schedule
 from .screen import out, print_json, progress
 

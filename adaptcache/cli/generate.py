@@ -11,8 +11,8 @@ from ..call import Call
 from ..evaluate import row
 from ..files import check_image
 from ..generate import generate as run
-from ..picture import save_output, side_by_side
 from ..presets import resolve
+from ..report.picture import save_output, side_by_side
 from ..schedule import Schedule
 from .calibrate import Model
 from .screen import out, print_json, progress, table

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..imports import read
-from ..lint import lint as faults_of
-from ..profile import Profile
+from ..adopt.codes import read
+from ..methods.lint import lint as faults_of
+from ..profiling.profile import Profile
 from .screen import out, print_json
 
 __all__ = ["lint"]

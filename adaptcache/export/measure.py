@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 
 from ..call import Call, Prompt
+from ..gate.watch import denoisers_of
 from ..metrics import psnr, summary
-from ..record import Progress
-from ..watch import denoisers_of
+from ..profiling.record import Progress
 from .form import Exported
 
 __all__ = ["MEASURABLE", "applied", "measured"]

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import Signal
+from ..sites.signals import Signal
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Forecast", "Known", "Weights", "weighted_sum"]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import TINY, Signal
+from ..sites.signals import TINY, Signal
 from .base import Forecast, Known, Weights, weighted_sum
 
 __all__ = ["Gamma"]

@@ -1,6 +1,6 @@
 """Weights fitted by calibration, one vector for each skipped step of a plan.
 
-`adaptcache.match` fits them so that the scheduler lands where the full run landed (trajectory
+`adaptcache.matching.match` fits them so that the scheduler lands where the full run landed (trajectory
 matching); `adaptcache.fitting.kernel` fits them to the outputs alone (open loop), as in
 
 References:
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from ..clock import Step
+from ..files.limits import GEARS, STEPS, TRACKS
 from ..fitting.kernel import open_loop_table
-from ..limits import GEARS, STEPS, TRACKS
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Matched"]
 

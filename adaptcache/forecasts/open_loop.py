@@ -17,7 +17,7 @@ from ..fitting.kernel import open_loop, resampled
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["OpenLoop"]
 

@@ -16,7 +16,7 @@ from ..clock import Step
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Scaled"]
 

@@ -14,11 +14,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import relative_change, worst
+from ..sites.signals import relative_change, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Codebook"]
 
@@ -78,6 +78,6 @@ class Codebook(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the table, scaled to spend the budget as far as its longest skip allows."""
-        from ..replay import with_budget
+        from ..methods.replay import with_budget
 
         return with_budget(lambda scale: cls(scale=scale, **knobs), profile, budget)

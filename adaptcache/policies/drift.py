@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import relative_change
+from ..sites.signals import relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Drift"]

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import TINY, Signal, worst
+from ..sites.signals import TINY, Signal, worst
 from .base import Policy
 from .threshold import Trail
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Learned", "Node"]
 
@@ -109,7 +109,7 @@ class Learned(Policy):
         Arguments:
             model: "tree" or "linear".
         """
-        from ..replay import with_budget
+        from ..methods.replay import with_budget
 
         knobs |= learned_tree(*examples(profile)) if model == "tree" else learned_line(*examples(profile))
         return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)

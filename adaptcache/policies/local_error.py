@@ -17,7 +17,7 @@ from .base import Policy
 from .mask import nearest
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["LocalError"]
 
@@ -74,7 +74,7 @@ class LocalError(Policy):
         Arguments:
             longest: The most steps skipped in a row; SmoothCache measures 3.
         """
-        from ..replay import with_budget
+        from ..methods.replay import with_budget
 
         gram, n = profile.kernel, profile.steps
         energy = np.diagonal(gram)

@@ -15,7 +15,7 @@ from .base import Policy
 from .mask import nearest
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Magnitude"]
 
@@ -71,7 +71,7 @@ class Magnitude(Policy):
 
         `max_skip` is not limited unless given: a low limit makes every plan uniform, whatever the ratios.
         """
-        from ..replay import with_budget
+        from ..methods.replay import with_budget
 
         ratios = tuple(map(float, profile.magnitude.mean(axis=0)))
         knobs = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | knobs

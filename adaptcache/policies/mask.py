@@ -17,7 +17,7 @@ from ..clock import Step
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Mask", "nearest"]
 

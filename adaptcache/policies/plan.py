@@ -16,13 +16,13 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..clock import Step
+from ..files.limits import GEARS, STEPS, falling
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan, minmax_plan, reuse_costs
-from ..limits import GEARS, STEPS, falling
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Gear", "Plan"]
 

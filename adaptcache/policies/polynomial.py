@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..clock import Step
 from ..fitting.polynomial import fit_rising, held_out
-from ..signals import relative_change
+from ..sites.signals import relative_change
 from .threshold import Threshold, Trail
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Polynomial"]
 

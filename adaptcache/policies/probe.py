@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import Signal, relative_change
+from ..sites.signals import Signal, relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Probe"]

@@ -14,11 +14,11 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import TINY
+from ..sites.signals import TINY
 from .threshold import Threshold, Trail
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Sensitivity"]
 

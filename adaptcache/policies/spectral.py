@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import relative_change
+from ..sites.signals import relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Spectral", "denoised"]

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import TINY
+from ..sites.signals import TINY
 from .threshold import Threshold, Trail
 from .transform_rate import size
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import Signal, worst
+from ..sites.signals import Signal, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Threshold", "Trail"]
 
@@ -103,6 +103,6 @@ class Threshold(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the policy with the threshold that spends the budget, replayed on the profile."""
-        from ..replay import with_budget
+        from ..methods.replay import with_budget
 
         return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import TINY
+from ..sites.signals import TINY
 from .threshold import Threshold, Trail
 
 __all__ = ["TransformRate"]

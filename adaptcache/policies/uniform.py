@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field
 
 from ..clock import Step
-from ..limits import STEPS
+from ..files.limits import STEPS
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Uniform"]
 
@@ -47,7 +47,7 @@ class Uniform(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the interval that comes nearest to the budget."""
-        from ..replay import calls_of
+        from ..methods.replay import calls_of
 
         made = [cls(interval=interval, **knobs) for interval in range(1, profile.steps + 1)]
         return min(made, key=lambda policy: abs(calls_of(policy, profile) - budget * profile.steps))

@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..clock import Step
-from ..signals import relative_change, worst
+from ..sites.signals import relative_change, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profile import Profile
+    from ..profiling.profile import Profile
 
 __all__ = ["Verify"]
 
@@ -68,7 +68,7 @@ class Verify(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the longest skip that comes nearest to the budget where no forecast is found bad."""
-        from ..replay import calls_of
+        from ..methods.replay import calls_of
 
         knobs.setdefault("warm_up", min(3, max(1, round(budget * profile.steps))))
         made = [cls(max_skip=skip, **knobs) for skip in range(profile.steps)]

@@ -14,11 +14,11 @@ from adaptcache.errors import ScheduleError
 from adaptcache.files import dump_json
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.methods.replay import replayed
 from adaptcache.policies import POLICIES
 from adaptcache.presets import Preset
-from adaptcache.profile import SHAPES, Profile
-from adaptcache.prompts import calibration_folder, read_prompts
-from adaptcache.replay import replayed
+from adaptcache.presets.prompts import calibration_folder, read_prompts
+from adaptcache.profiling.profile import SHAPES, Profile
 from adaptcache.schedule import Denoiser, Evidence, Grid, Kernel, Rule, Schedule
 from tests import toy
 

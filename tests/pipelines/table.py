@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from adaptcache.call import Call
-from adaptcache.fingerprint import fingerprint
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.plan import Plan
-from adaptcache.record import record
+from adaptcache.profiling.record import record
+from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Grid, Rule, Schedule
-from adaptcache.watch import denoisers_of
 
 from .audio import AUDIO
 from .flux import FLUXES

@@ -1,0 +1,75 @@
+"""The tensors a forecast is made of: the last computed outputs, what entered there, the first latents."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..gate import Update
+from . import Known, Weights
+from .base import weighted_sum
+
+__all__ = ["History"]
+
+
+@dataclass
+class Line:
+    """What is kept of one stream of outputs; lists are newest first."""
+
+    x0: Tensor | None = None
+    past: list[Tensor] = field(default_factory=list)
+    past_x: list[Tensor] = field(default_factory=list)
+    past_signal: list[Tensor | None] = field(default_factory=list)
+
+
+class History:
+    """Keeps the last `depth` outputs and the first latents of a run, for each track (or branch).
+
+    Arguments:
+        depth: How many outputs are kept.
+        latents: Whether what entered at those steps is kept too.
+    """
+
+    def __init__(self, depth: int, latents: bool = False) -> None:
+        self.depth, self.latents = depth, latents
+        self.lines: dict[Hashable, Line] = {}
+
+    def enter(self, key: Hashable, x: Tensor) -> None:
+        """Notes what entered at the first step."""
+        self.lines[key] = Line(x0=x.clone())
+
+    def keep(self, key: Hashable, x: Tensor, output: Tensor, signal: Tensor | None = None) -> None:
+        """Notes a computed step."""
+        line = self.lines[key]
+        # Cloned: guiders work in place, and CUDA graphs reuse the memory of their outputs.
+        line.past.insert(0, output.clone())
+        line.past_signal.insert(0, signal)
+        if self.latents:
+            line.past_x.insert(0, x.clone())
+        for values in (line.past, line.past_x, line.past_signal):
+            del values[self.depth :]
+
+    def known(self, key: Hashable, x: Tensor, signal: Tensor | None = None) -> Known:
+        """Returns what a forecast can be made of."""
+        line = self.lines[key]
+        assert line.x0 is not None
+        return Known(line.past, x, line.x0, line.past_x, signal, line.past_signal)
+
+    def see(self, update: Update, signal: Tensor | None = None) -> None:
+        """Notes what there is to keep of a step."""
+        if update.step.index == 0:
+            self.enter(update.track, update.move.x)
+        if update.computed:
+            self.keep(update.track, update.move.x, update.move.u, signal)
+
+    def features(self, update: Update, names: Sequence[str]) -> list[Tensor]:
+        """Returns the outputs, newest first, then what is named: "x" and "x0"; each with shape (B, *)."""
+        known = self.known(update.track, update.move.x)
+        named = {"x": known.x, "x0": known.x0}
+        return [*known.past, *(named[name] for name in names)]
+
+    def combined(self, weights: Weights, update: Update) -> Tensor:
+        """Returns the weighted sum, with shape (B, *)."""
+        return weighted_sum(weights, self.known(update.track, update.move.x))

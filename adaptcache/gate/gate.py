@@ -1,0 +1,190 @@
+"""The only code that touches a forward or a scheduler: it skips denoiser calls and lets a visitor decide.
+
+The gate watches the pipeline's scheduler. `set_timesteps` starts a run, `step` ends a step, and the
+denoiser calls in between are the step's branches, in call order. At a skipped step each branch returns
+its last computed output, the guider makes of it what it likes, and `scheduler.step` receives the
+visitor's forecast of the *guided* output instead. So no guider and no architecture is a special case.
+
+Three things change while a gate is open, and change back when it closes:
+
+- the scheduler's class becomes a subclass made here, so that the copies some pipelines make of their
+  scheduler (one for video, one for audio) are watched too;
+- so does the pipeline's, as only its `__call__` knows of a run that was broken off, and of two threads;
+- the denoiser's `_compiled_call_impl`, which `nn.Module.__call__` asks first, becomes a `Guard`. It
+  stands outside of hooks, offloading and compiled code: none of them sees it, a skip runs none of them.
+  ControlNets are guarded as well: what they compute only serves the denoiser.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..clock import Step, first_step, times_of
+from ..errors import AttachError
+from ..sites.signals import entering
+from .move import Move, landing
+from .run import Run
+from .visit import Update, Visitor
+from .watch import (
+    SIDES,
+    Guard,
+    denoisers_of,
+    named,
+    plain,
+    watch_pipeline,
+    watch_scheduler,
+    watched_by,
+)
+
+__all__ = ["Gate", "Update", "Visitor"]
+
+
+class Gate:
+    """Watches one pipeline for one visitor, from `open` to `close`."""
+
+    _starts = itertools.count()
+
+    def __init__(self, pipe: Any, visitor: Visitor) -> None:
+        self.pipe, self.visitor, self.scheduler = pipe, visitor, getattr(pipe, "scheduler", None)
+        self.run: Run | None = None  # set from `set_timesteps` to the last step
+        self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
+        self.closed = False
+        self.calls: list[list[bool]] = []  # of the last run
+        self._undo, self._guards = ExitStack(), ExitStack()
+        self._caller = threading.RLock()  # held while the pipeline is called
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is going on in this thread."""
+        return self.run is not None and self.run.thread == threading.get_ident()
+
+    def open(self) -> Gate:
+        """Starts watching; changes nothing when it raises."""
+        denoisers_of(self.pipe)
+        for part in (self.pipe, self.scheduler):
+            if watched_by(part):
+                name = type(part).__name__
+                raise AttachError(
+                    f"the {name} of this pipeline is attached already; close() that handle first"
+                )
+            part.__class__ = plain(part)  # a copy of one that was attached
+        with ExitStack() as undo:
+            undo.callback(lambda: self._guards.close())
+            self._guard()
+            watch_scheduler(self.scheduler, self, undo)
+            if callable(self.pipe):
+                watch_pipeline(self.pipe, self, undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def close(self) -> None:
+        """Puts everything back. Safe to call twice."""
+        self.closed = True
+        self._undo.close()
+        self._finish()
+
+    def _guard(self) -> None:
+        """Guards the modules the pipeline has now: they may have been compiled since the last run."""
+        modules = [*denoisers_of(self.pipe), *named(self.pipe, SIDES)]
+        if all((guard := Guard.of(module)) and self in guard.gates for module in modules):
+            return
+        self._guards.close()
+        with ExitStack() as undo:
+            for module in modules:
+                Guard.stand(module, self, undo)
+            self._guards = undo.pop_all()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Stands around a call of the pipeline."""
+        if not self._caller.acquire(blocking=False):
+            raise AttachError(
+                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
+                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
+            )
+        before = self.started
+        try:
+            if self.pipe.scheduler is not self.scheduler:
+                raise AttachError(
+                    f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
+                    "close() the handle and attach again"
+                )
+            yield
+            if self.started == before:
+                name = type(self.pipe).__name__
+                raise AttachError(
+                    f"{name} did not use its scheduler: nothing could be skipped; close() the handle"
+                )
+        finally:
+            self._finish()  # broken off, or stopped before the end of the grid
+            self._caller.release()
+
+    def start(self, scheduler: Any) -> None:
+        """`set_timesteps` was called: a run starts."""
+        if scheduler is self.scheduler:
+            self._finish()  # a run of a loop of the caller's own was abandoned
+            self._guard()
+            self.run = Run(threading.get_ident(), {id(scheduler): 0})
+            self.started = next(self._starts) + 1
+        elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
+            self.run.taken[id(scheduler)] = 0
+
+    def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A guarded module was called: call it, or return something in its stead."""
+        run = self.run
+        assert run is not None
+        index = run.taken[id(self.scheduler)]
+        if index == len(run.decided):
+            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            run.decide(self.visitor.computes(step) or index == 0)
+        return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
+
+    def step(self, move: Move) -> Any:
+        """`scheduler.step` was called: hand it the output that the visitor chooses."""
+        run, scheduler = self.run, move.scheduler
+        if run is None or (scheduler is not self.scheduler and not self.running):
+            return move.make(move.u)
+        if not self.running:
+            raise AttachError("this pipeline is used by two threads at once; give each thread its own")
+        index = run.taken.setdefault(id(scheduler), 0)
+        if index >= len(run.decided):
+            raise AttachError(
+                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
+                "adaptcache needs a pipeline that calls its denoiser before each step of its own scheduler"
+            )
+        if not run.times:
+            first = first_step(self.scheduler, move.bound.arguments["timestep"])
+            run.times = times_of(self.scheduler)[first:]
+            self.visitor.begin(run.times)
+        track = list(run.taken).index(id(scheduler))
+        update = Update(Step(index, run.times, run.past), track, move, run.decided[index])
+        result = move.make(self.visitor.update(update))
+        self.visitor.landed(update, landing(result))
+        run.taken[id(scheduler)] += 1
+        if scheduler is self.scheduler and run.decided[index]:
+            run.past = (index, *run.past)
+        if all(taken == len(run.times) for taken in run.taken.values()):
+            self._finish()
+        return result
+
+    def here(self) -> tuple[Step, int] | None:
+        """Returns the step and the branch of the denoiser call under way; None outside of a run."""
+        if (run := self.run) is None or not self.running or not run.calls:
+            return None
+        return Step(run.taken[id(self.scheduler)], run.times, run.past), len(run.calls[-1]) - 1
+
+    def skipped(self) -> None:
+        """Notes that the call under way skips what a finer site has to skip."""
+        assert self.run is not None
+        self.run.calls[-1][-1] = False
+
+    def _finish(self) -> None:
+        if self.run is not None:
+            self.calls, self.run = self.run.calls, None
+            self.visitor.end()

@@ -1,0 +1,1 @@
+"""Full runs on calibration prompts: what is measured, kept and taken up again."""

@@ -1,0 +1,177 @@
+"""Full runs on calibration prompts: the watching visitor, and what it keeps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..call import Call, Prompt
+from ..clock import Step
+from ..gate import Gate, Update
+from .profile import Profile
+from .statistics import check_finite, statistics
+from .teacher import refined
+
+if TYPE_CHECKING:
+    from .parts import Parts
+
+__all__ = ["Recorder", "Trajectory", "batches", "record", "statistics", "twin"]
+
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Trajectory:
+    """One full run of a batch of B prompts; lists have one entry a track (video, audio, ...).
+
+    Arguments:
+        times: The grid, with shape (N,).
+        u: The guided outputs, N tensors with shape (B, *).
+        x: The latents before each step, N tensors with shape (B, *).
+        y: Where the scheduler landed, N tensors with shape (B, *).
+    """
+
+    times: tuple[float, ...] = ()
+    u: list[list[Tensor]] = field(default_factory=list)
+    x: list[list[Tensor]] = field(default_factory=list)
+    y: list[list[Tensor]] = field(default_factory=list)
+
+    def head(self, samples: int, of: int) -> Trajectory:
+        """Returns the trajectory of the first samples of a batch."""
+
+        def cut(tracks: list[list[Tensor]]) -> list[list[Tensor]]:
+            return [[value[: len(value) * samples // of] for value in track] for track in tracks]
+
+        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y))
+
+
+class Recorder:
+    """Computes every step and keeps every `stride`-th, on the CPU.
+
+    Arguments:
+        stride: Of the steps that are kept.
+        first: The number of the batch's first prompt, for errors.
+        samples: How many prompts the batch has.
+    """
+
+    def __init__(self, stride: int = 1, first: int = 0, samples: int = 1) -> None:
+        self.stride, self.first, self.samples = stride, first, samples
+        self.run = Trajectory()
+
+    def begin(self, times: tuple[float, ...]) -> None:
+        self.run = Trajectory(times[:: self.stride])
+
+    def computes(self, step: Step) -> bool:
+        return True
+
+    def update(self, update: Update) -> Tensor:
+        if update.step.index % self.stride == 0:
+            self._keep(self.run.u, update, update.move.u, "the denoiser's output")
+            self._keep(self.run.x, update, update.move.x, "the latents before the step")
+        return update.move.u
+
+    def landed(self, update: Update, y: Tensor) -> None:
+        if (update.step.index + 1) % self.stride == 0:
+            self._keep(self.run.y, update, y, "the latents after the step")
+
+    def end(self) -> None:
+        """Keeps the trajectory: it is what was asked for."""
+
+    def _keep(self, tracks: list[list[Tensor]], update: Update, value: Tensor, what: str) -> None:
+        while len(tracks) <= update.track:
+            tracks.append([])
+        kept = value.detach().to("cpu", copy=True).contiguous()
+        check_finite(kept, what, update.step.index, self.first, self.samples)  # now, not hours later
+        tracks[update.track].append(kept)
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[int, Sequence[Prompt]]]:
+    """Yields the number of the first prompt of each batch, and the batch."""
+    for first in range(0, len(prompts), size):
+        yield first, prompts[first : first + size]
+
+
+def twin(pipe: Any) -> Any:
+    """Returns a pipeline that shares all weights but has its own scheduler, hooks and progress bar."""
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            shared = copy.copy(part)  # the same parameters; its own place for a gate
+            if compiled := vars(part).get("_compiled_call_impl"):
+                vars(shared)["_compiled_call_impl"] = compiled
+            setattr(other, name, shared)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def record(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int = 1,
+    finer: int = 1,
+    kept: Parts | None = None,
+    progress: Progress = lambda done: None,
+) -> tuple[Profile, list[Trajectory]]:
+    """Runs the pipeline in full and measures how its outputs change from step to step.
+
+    Arguments:
+        pipe: A diffusers pipeline; it is not changed.
+        call: How to call it.
+        prompts: P calibration prompts.
+        batch_size: How many prompts a run has.
+        finer: Steps of the reference in each step of the grid: above 1 it is a finer teacher.
+        kept: Where batches are kept as they finish, and taken from when all is done again.
+        progress: Told the number of prompts done after each run.
+
+    Returns:
+        The profile (without influence), and the trajectories, one a batch.
+    """
+    own = twin(pipe)
+    own.scheduler = refined(own.scheduler, finer)
+    runs: list[Trajectory] = []
+    rows: list[dict[str, np.ndarray]] = []
+    for number, (first, batch) in enumerate(batches(prompts, batch_size)):
+        found = kept.load(number) if kept else None
+        if found is None:
+            run = full_run(own, call, batch, first, finer)
+            found = run, statistics(run, len(batch), first)
+            if kept:
+                kept.save(number, *found)
+        run, known = found
+        if runs and runs[0].times != run.times:
+            raise ValueError(
+                f"prompt {first} runs on another grid ({len(run.times)} steps) than prompt 0 "
+                f"({len(runs[0].times)}): calibrate with one size and one number of steps"
+            )
+        runs.append(run)
+        rows += known
+        progress(first + len(batch))
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    times = np.array(runs[0].times)
+    return Profile(times=times, influence=np.zeros((0, len(times))), **arrays), runs
+
+
+def full_run(own: Any, call: Call, batch: Sequence[Prompt], first: int, finer: int) -> Trajectory:
+    """Runs one batch in full, on a pipeline that may be gated, and checks that it went to the end."""
+    recorder = Recorder(finer, first, len(batch))
+    gate = Gate(own, recorder).open()
+    try:
+        call(own, batch, first)
+    finally:
+        gate.close()
+    run = recorder.run
+    if (taken := len(run.y[0])) < len(run.times):
+        raise ValueError(
+            f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): "
+            "calibrate on whole runs"
+        )
+    return run

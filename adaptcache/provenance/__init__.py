@@ -1,0 +1,1 @@
+"""What a schedule was fitted on, and how a pipeline differs from that."""

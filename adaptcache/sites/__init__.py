@@ -1,0 +1,1 @@
+"""Places inside of a denoiser where computation is skipped, and what is known of denoisers for that."""

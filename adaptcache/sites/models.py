@@ -1,0 +1,71 @@
+"""What is known of denoiser classes, as data; only the site `blocks` needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..errors import AttachError
+
+__all__ = ["MODELS", "Model", "model_of"]
+
+IMAGE, TEXT = "hidden_states", "encoder_hidden_states"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where the blocks of a denoiser are, and what goes through them.
+
+    Arguments:
+        blocks: Attributes that hold its blocks, in the order they run.
+        streams: Arguments of a block that it returns, in the order it returns them. The image's is called
+            `hidden_states`. Blocks that return one tensor return the image's, with the text before it if
+            the sequence is longer than what entered.
+        modulated: Arguments of the first block's `norm1` besides the image's, and what the block calls them,
+            if its first result is the modulated input (TeaCache's signal).
+    """
+
+    blocks: tuple[str, ...]
+    streams: tuple[str, ...] = (IMAGE,)
+    modulated: Mapping[str, str] = field(default_factory=dict)
+
+
+BOTH = ("transformer_blocks", "single_transformer_blocks")
+TIME = {"emb": "temb"}
+
+MODELS: dict[str, Model] = {
+    "AllegroTransformer3DModel": Model(("transformer_blocks",)),
+    "AuraFlowTransformer2DModel": Model(
+        ("joint_transformer_blocks", "single_transformer_blocks"), (TEXT, IMAGE)
+    ),
+    "ChromaTransformer2DModel": Model(BOTH, (TEXT, IMAGE)),
+    "CogVideoXTransformer3DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
+    "CogView4Transformer2DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
+    "DiTTransformer2DModel": Model(("transformer_blocks",)),
+    "Flux2Transformer2DModel": Model(BOTH, (TEXT, IMAGE)),
+    "FluxTransformer2DModel": Model(BOTH, (TEXT, IMAGE), TIME),
+    "HunyuanImageTransformer2DModel": Model(BOTH, (IMAGE, TEXT)),
+    "HunyuanVideoTransformer3DModel": Model(BOTH, (IMAGE, TEXT), TIME),
+    "LTXVideoTransformer3DModel": Model(("transformer_blocks",)),
+    "MochiTransformer3DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
+    "PixArtTransformer2DModel": Model(("transformer_blocks",)),
+    "QwenImageTransformer2DModel": Model(("transformer_blocks",), (TEXT, IMAGE)),
+    "SD3Transformer2DModel": Model(("transformer_blocks",), (TEXT, IMAGE), TIME),
+    "SanaTransformer2DModel": Model(("transformer_blocks",)),
+    "StableAudioDiTModel": Model(("transformer_blocks",)),
+    "WanTransformer3DModel": Model(("blocks",)),
+}
+
+
+def model_of(denoiser: nn.Module) -> Model:
+    """Looks a denoiser up by its class name and those of its bases, so that nothing is imported."""
+    for kind in type(denoiser).__mro__:
+        if kind.__name__ in MODELS:
+            return MODELS[kind.__name__]
+    raise AttachError(
+        f"the blocks of {type(denoiser).__name__} are not known, so there is no site 'blocks'; use the site "
+        "'step', which needs no knowledge, or add a line to adaptcache.sites.models "
+        f"(known: {', '.join(MODELS)})"
+    )
