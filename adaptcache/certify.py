@@ -63,8 +63,8 @@ class Certificate(BaseModel):
         if self.certified is None:
             return f"Not certified with {sure} that {claim}: {tested}."
         return (
-            f"With {sure} {claim}: {tested}. This covers prompts drawn like these, with this checkpoint, call "
-            "and number of steps: no other kind of prompt, no other weights or LoRA, no other size or guidance."
+            f"With {sure} {claim}: {tested}. This covers prompts drawn like these, with this checkpoint, "
+            "call and steps: no other kind of prompt, no other weights or LoRA, no other size or guidance."
         )
 
     def __str__(self) -> str:

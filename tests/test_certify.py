@@ -63,7 +63,9 @@ def test_too_high_a_share_is_certified_no_more_often_than_claimed():
 
 def test_the_sentence_says_what_is_claimed_and_what_is_not_covered():
     good = certify(np.full((1, 60), 50.0), 35, settings=["10 of 28 calls"], prompts="emoji-32")
-    assert good.sentence.startswith("With 95 % confidence at most 5 % of prompts fall below 35 dB: with 10 of")
+    assert good.sentence.startswith(
+        "With 95 % confidence at most 5 % of prompts fall below 35 dB: with 10 of"
+    )
     assert "0 of 60 did, of emoji-32" in good.sentence and "no other weights" in good.sentence
     bad = certify(np.full((1, 60), 30.0), 35, settings=["10 of 28 calls"])
     assert bad.sentence.startswith("Not certified") and "with 10 of 28 calls 60 of 60 did" in bad.sentence
