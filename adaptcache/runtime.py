@@ -12,11 +12,12 @@ from typing import Any, Self
 from torch import Tensor
 
 from .clock import Step
+from .drive import driven
 from .errors import AttachError, ScheduleError
 from .forecasts.history import History
 from .gate import Gate, Update
 from .gate.watch import denoisers_of
-from .policies.plan import Plan
+from .policies.base import Account
 from .provenance.compatibility import graded
 from .provenance.findings import Grade, explained, worst
 from .replan import replanned, same_grid
@@ -36,10 +37,14 @@ class Report:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
         evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
             where nothing was fitted.
+        gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
+        why: How that came about, where it was chosen during the run.
     """
 
     calls: tuple[tuple[bool, ...], ...]
     evidence: str
+    gear: int = 0
+    why: str = ""
 
     @property
     def made(self) -> int:
@@ -58,18 +63,29 @@ class Report:
 
     def __str__(self) -> str:
         strip = "".join("█" if any(branches) else "·" for branches in self.calls)
-        return f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"
+        why = f"; {self.why}" if self.why else ""
+        return f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence}){why}"
 
 
 class Runner:
     """Follows the rule of a schedule; holds all state of a run."""
 
-    def __init__(self, schedule: Schedule, strict: bool, gear: int) -> None:
-        self.schedule, self.strict, self.gear = schedule, strict, gear
+    def __init__(
+        self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
+    ) -> None:
+        self.strict, self.guard = strict, guard
         self.evidence = "calibrated"
-        self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
+        self.state: Any = None
+        self.original = schedule
+        self.follow(gear)
         self.blocks: list[Blocks] = []  # one a denoiser, if that is the site
         self.end()
+
+    def follow(self, gear: int | None) -> None:
+        """Follows one gear from the next run on, or the one that is chosen on the way."""
+        self.schedule, self.gear = driven(self.original, gear, self.guard)
+        self.account = Account(self.gear)
+        self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
     def stand(self, gate: Gate) -> ExitStack:
         """Stands at the sites inside of the denoisers, if the schedule has any, until that is closed."""
@@ -128,7 +144,8 @@ class Runner:
         if self.blocks:
             return update.move.u
         self.history.see(update, self.x)
-        step = replace(update.step, gear=self.gear, track=update.track, x=self.x)
+        gear = self.rule.policy.gear(self.state, self.gear)
+        step = replace(update.step, gear=gear, track=update.track, x=self.x)
         if not update.computed:
             return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
         if update.track == 0:
@@ -139,6 +156,8 @@ class Runner:
         """Nothing to learn from at run time."""
 
     def end(self) -> None:
+        if self.state is not None:
+            self.account = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x = History(0), None, None
         for site in self.blocks:
             site.end()
@@ -157,18 +176,19 @@ class Handle:
 
     @property
     def gear(self) -> int:
-        """Which plan of the schedule is followed; may be set between runs."""
-        return self._runner.gear
+        """Which plan the last run followed. May be set between runs; None lets the schedule choose."""
+        return self._runner.account.gear
 
     @gear.setter
-    def gear(self, gear: int) -> None:
-        self._runner.gear = checked_gear(self._runner.schedule, gear)
+    def gear(self, gear: int | None) -> None:
+        self._runner.follow(gear)
 
     def report(self) -> Report:
         """Returns what the last run did."""
         run = self._gate.run
         calls = run.calls if run is not None else self._gate.calls
-        return Report(tuple(map(tuple, calls)), self._runner.evidence)
+        account = self._runner.account
+        return Report(tuple(map(tuple, calls)), self._runner.evidence, account.gear, account.why())
 
     def close(self) -> None:
         """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
@@ -183,29 +203,26 @@ class Handle:
         self.close()
 
 
-def checked_gear(schedule: Schedule, gear: int) -> int:
-    """Returns the number of a gear, negative ones counted from the end."""
-    policy = schedule.rules[0].policy
-    gears = len(policy.gears) if isinstance(policy, Plan) else 1
-    if not -gears <= gear < gears:
-        raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
-    return gear % gears
-
-
-def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0) -> Handle:
+def attach(
+    pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int | None = None, guard: bool = False
+) -> Handle:
     """Runs a pipeline by a schedule until the returned handle is closed.
 
     Arguments:
         pipe: A diffusers pipeline with a scheduler and a transformer or unet.
         schedule: What `adaptcache.calibrate` or `Schedule.load` returned.
         strict: Refuse grids the schedule was not fitted on, and other weights, where it would warn.
-        gear: Which plan to follow, from the fastest (0).
+        gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
+            each prompt, and is the fastest of others.
+        guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
+            weights, another kind of prompt), the run shifts to a slower gear, or computes everything.
 
     Returns:
         A handle that is a context manager.
 
     Raises:
-        ScheduleError: The schedule was fitted on another denoiser class.
+        ScheduleError: The schedule was fitted on another denoiser class, or has nothing for the guard.
+        LookupError: It has no such gear.
         AttachError: The pipeline cannot be watched, or is already.
 
     Example:
@@ -213,12 +230,14 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
         ...     image = pipe("a lighthouse in a storm").images[0]
         >>> print(handle.report())
     """
-    return Handle(pipe, runner_for(pipe, schedule, strict, gear))
+    return Handle(pipe, runner_for(pipe, schedule, strict, gear, guard))
 
 
-def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 0) -> Runner:
+def runner_for(
+    pipe: Any, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
+) -> Runner:
     """Returns the visitor that follows a schedule, after checking that it fits the pipeline; see `attach`."""
-    gear = checked_gear(schedule, gear)
+    runner = Runner(schedule, strict, gear, guard)
     found = graded(schedule, pipe)
     grade = worst(found)
     if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
@@ -227,4 +246,4 @@ def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 
         warnings.warn(explained(schedule, found), stacklevel=3)
     elif found:
         logger.info(explained(schedule, found))
-    return Runner(schedule, strict, gear)
+    return runner
