@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from . import __version__
+from .adaptive.learn import watched
+from .adaptive.targets import checked_claim, checked_gears, claimed
 from .call import Call, Prompt
+from .certify import Claim
 from .files.limits import KERNEL_STEPS, checked_name
 from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
@@ -144,7 +147,8 @@ def fitted(
             match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
         )
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
+    plan = watched(Plan.of(plans[best], times), plans[best], profile)
+    rule = Rule(policy=plan, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return assembled(pipe, call, profile, rule, about)
 
@@ -199,6 +203,7 @@ def validated(
     batch_size: int = 1,
     finer: int = 1,
     first: int = 0,
+    claim: Claim | None = None,
     store: Store | None = None,
     progress: Progress = silent,
 ) -> Schedule:
@@ -206,6 +211,7 @@ def validated(
 
     Arguments:
         first: The number of the first held-out prompt: its noise is not that of a calibration prompt.
+        claim: What they should show; where they do not, the schedule computes everything.
     """
     count = len(held_out)
     key = content_key(pipe, call, held_out, batch_size, finer, first, "images") if store else ""
@@ -233,7 +239,7 @@ def validated(
         psnr=summary(values),
         speed=steps / made.calls,
     )
-    return schedule.model_copy(update={"evidence": evidence})
+    return claimed(schedule, evidence, values, claim)
 
 
 def calibrate(
@@ -248,6 +254,11 @@ def calibrate(
     seed: int = 0,
     batch_size: int = 1,
     teacher_steps: int | None = None,
+    gears: Sequence[float] = (),
+    min_psnr: float | None = None,
+    at_most: float = 0.05,
+    confidence: float = 0.95,
+    certify: bool = False,
     fit: Fit = Fit(),  # noqa: B008 - frozen
     name: str | None = None,
     store: Store | None = None,
@@ -267,6 +278,12 @@ def calibrate(
         batch_size: How many prompts a run has: as many as fit are fastest.
         teacher_steps: Steps of the reference, a multiple of `steps`: above it the schedule corrects the
             sampler's own error as well.
+        gears: Budgets of several plans, among which each run chooses by what it sees; instead of `speed`.
+        min_psnr: Decibels against the full run that a prompt should reach, for gears and certificates.
+        at_most: The share of prompts that may stay below it.
+        confidence: How sure a certificate has to be.
+        certify: Test this on the held-out prompts. A schedule that does not pass computes everything, and
+            says why.
         fit: What the forecast may use.
         name: What the schedule is called.
         store: Where profiles are kept, so that another target costs seconds; None keeps none.
@@ -279,16 +296,28 @@ def calibrate(
         >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512})
         >>> schedule.save("mine.json")
     """
-    calls_for(steps, budget, speed)  # a bad target should not cost a profile
-    if name:
-        checked_name(name)
     finer, rest = divmod(teacher_steps or steps, steps)
     if rest or finer < 1:
         raise ValueError(f"teacher steps must be a multiple of the {steps} steps, got {teacher_steps}")
+    # A bad target should not cost a profile.
+    claim = checked_claim(min_psnr, at_most, confidence, certify, bool(gears), len(held_out))
+    geared = checked_gears(steps, gears, budget, speed, finer) if gears else []
+    if not gears:
+        calls_for(steps, budget, speed)
+    if name:
+        checked_name(name)
     how = Call(steps, dict(call or {}), seed)
     measurement = measure(
         pipe, how, prompts, batch_size=batch_size, finer=finer, store=store, progress=progress
     )
+    if geared and claim:
+        from .adaptive.calibrate import calibrated_gears
+
+        schedule = calibrated_gears(
+            pipe, how, prompts, held_out, measurement, geared, claim, certify=certify, fit=fit,
+            batch_size=batch_size, store=store, progress=progress,
+        )  # fmt: skip
+        return schedule.model_copy(update={"name": name}) if name else schedule
     calls = calls_for(measurement.profile.steps, budget, speed)
     schedule = fitted(
         pipe, how, prompts, measurement, calls, fit=fit, batch_size=batch_size, progress=progress
@@ -298,6 +327,6 @@ def calibrate(
     if held_out:
         schedule = validated(
             pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts),
-            store=store, progress=progress,
+            claim=claim, store=store, progress=progress,
         )  # fmt: skip
     return schedule

@@ -39,7 +39,7 @@ def driven(schedule: Schedule, gear: int | None, guard: bool) -> tuple[Schedule,
     if guard:
         if not isinstance(policy, Plan) or policy.watch is None:
             raise ScheduleError(
-                f"{schedule.name} has nothing for the guard to look at: calibrate again, with --guard or --gears"
+                f"{schedule.name} has nothing for the guard to look at; `adaptcache calibrate` writes that"
             )
         if isinstance(policy, Gears) and chooses:
             policy = policy.model_copy(update={"guard": True})

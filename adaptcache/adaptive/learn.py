@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..fitting.kernel import Array
+from ..fitting.looks import look_rows, signals_in
 from ..fitting.quality import Fitted, fit_quality
 from ..policies.look import Guess, Look
-from ..policies.plan import Watch
+from ..policies.plan import Plan, Watch
 
-__all__ = ["learned"]
+if TYPE_CHECKING:
+    from ..profiling.profile import Profile
 
-ROOM = 4.0  # standard deviations of the innovation on each side of its band
-LEAST_ROOM = 0.3  # of the band on each side, in decades: a factor of two in energy
+__all__ = ["learned", "watched"]
+
+ROOM = 3.0  # standard deviations of the innovation on each side of its band
+LEAST_ROOM = 0.1  # beyond what was seen, in decades
+STRAYING = 0.5  # the same where only full runs were seen: those by a plan stray from them
 
 Row = tuple[float, ...]
 
@@ -50,22 +56,38 @@ def learned(
     return tuple(watch), guessed
 
 
+def watched(plan: Plan, steps: list[int], profile: Profile) -> Plan:
+    """Returns a plan with what a guard needs, from full runs: those by the plan show nearly the same.
+
+    Arguments:
+        plan: A policy with one gear.
+        steps: The steps it computes.
+        profile: What was measured on calibration prompts.
+    """
+    n = profile.steps
+    rows = look_rows(profile.kernel, steps)
+    seen = signals_in(profile.gram[:, :n, :n], steps, rows)
+    looks = (
+        Look(rows=(own[0],), band=band_of(signals[:, 0], STRAYING))
+        for own, signals in zip(rows, seen, strict=True)
+    )
+    return plan.model_copy(update={"watch": (tuple(looks),)})
+
+
 def open_after(plans: Sequence[Sequence[int]], gear: int, computed: int) -> bool:
     """Whether another gear computes the same first steps, and none that this one skipped."""
-    return any(
-        other[:computed] == plans[gear][:computed] for g, other in enumerate(plans) if g != gear
-    )
+    return any(other[:computed] == plans[gear][:computed] for g, other in enumerate(plans) if g != gear)
 
 
-def band_of(innovations: Array) -> tuple[float, float]:
+def band_of(innovations: Array, least: float = LEAST_ROOM) -> tuple[float, float]:
     """Returns between which values the innovation of other prompts of the kind lies, nearly always.
 
-    In logarithms it is bell-shaped enough for this: the mean and four standard deviations to each side, and
-    no less than a factor of two in energy beyond what was seen.
+    In logarithms it is bell-shaped enough for this: the mean and three standard deviations to each side, and
+    some room beyond what was seen.
     """
     room = ROOM * float(innovations.std())
-    low = min(innovations.mean() - room, innovations.min() - LEAST_ROOM)
-    high = max(innovations.mean() + room, innovations.max() + LEAST_ROOM)
+    low = min(innovations.mean() - room, innovations.min() - least)
+    high = max(innovations.mean() + room, innovations.max() + least)
     return float(low), float(high)
 
 

@@ -79,9 +79,7 @@ class Witnessed:
     seen: list[Array]
 
 
-def decoded(
-    pipe: Any, call: Call, prompts: Sequence[Prompt], visitor: Any, number: int
-) -> list[np.ndarray]:
+def decoded(pipe: Any, call: Call, prompts: Sequence[Prompt], visitor: Any, number: int) -> list[np.ndarray]:
     """Runs one batch with a visitor and returns what it decodes to."""
     gate = Gate(pipe, visitor).open()
     try:

@@ -35,12 +35,28 @@ def calibrate(
     ] = None,
     fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = 16,
     check_on: Annotated[
-        int, typer.Option(help="Use at most this many held-out prompts; 0 checks nothing.", min=0)
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="Use at most this many held-out prompts; 0 checks nothing. [default: 32, or all to certify]",
+            min=0,
+        ),
+    ] = None,
     teacher_steps: Annotated[
         int | None,
         typer.Option(help="Match a finer run of this many steps: corrects the sampler's error too."),
     ] = None,
+    gears: Annotated[
+        str | None,
+        typer.Option(help="Budgets of several plans: each run takes the cheapest that promises --min-psnr."),
+    ] = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="Decibels against the full run that a prompt should reach.")
+    ] = None,
+    at_most: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
+    confidence: Annotated[float, typer.Option(help="How sure a certificate has to be.")] = 0.95,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Noise of the first prompt.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)
@@ -64,13 +80,19 @@ def calibrate(
       adaptcache calibrate --model flux --speed 2.8
 
       adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt
+
+      adaptcache calibrate --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied --fit-on 80
+
+      adaptcache calibrate --speed 4 --min-psnr 40 --certify --prompts emoji-varied
     """
     preset = resolve(model)
-    if speed is None and budget is None:
+    budgets = parsed_gears(gears)
+    if speed is None and budget is None and not budgets:
         speed = 2.8
     steps = preset.steps if steps is None else steps
-    calls = calls_for(steps, budget, speed)
-    name = name or f"{preset.name}-{steps}-{steps / calls:.2g}x"
+    kind = f"gears-{min_psnr or 0:g}dB" if budgets else f"{steps / calls_for(steps, budget, speed):.2g}x"
+    name = name or f"{preset.name}-{steps}-{kind}"
+    check_on = (1_000_000 if certify else 32) if check_on is None else check_on
     target = check_writable(to or Path("schedules") / f"{name}.json")
     known = read_prompts(prompts or preset.prompts)
     pipe = preset.load_pipeline(device)
@@ -86,6 +108,11 @@ def calibrate(
             seed=seed,
             batch_size=batch_size or preset.batch_size,
             teacher_steps=teacher_steps,
+            gears=budgets,
+            min_psnr=min_psnr,
+            at_most=at_most,
+            confidence=confidence,
+            certify=certify,
             name=name,
             store=Store() if cache else None,
             progress=report,
@@ -97,3 +124,11 @@ def calibrate(
     else:
         describe(schedule)
         out.print(f"wrote {target}")
+
+
+def parsed_gears(text: str | None) -> list[float]:
+    """Returns the budgets in a list that is separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"--gears takes budgets such as 0.18,0.25,0.36,0.5, got {text!r}") from None

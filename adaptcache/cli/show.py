@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..policies.gears import Gears
 from ..policies.plan import Plan
 from ..schedule import Schedule
 from .screen import out, print_json
@@ -47,6 +48,16 @@ def describe(schedule: Schedule) -> None:
             strip = "".join("█" if i in steps else "·" for i in range(len(times)))
             name = "plan" if len(rule.policy.gears) == 1 else f"gear {number}"
             view.add_row(name, f"{strip}  {len(steps)} of {len(times)} calls, budget {gear.budget:.2f}")
+    if isinstance(rule.policy, Gears):
+        wanted = f"{rule.policy.target:g} dB, by a margin of {rule.policy.margin:g} dB"
+        view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
+        r2 = [[look.guess.r2 for look in looks if look.guess] for looks in rule.policy.watch]
+        shown = "  ".join(
+            f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2)
+        )
+        view.add_row("guesses, held-out R2", shown)
+    if isinstance(rule.policy, Plan) and rule.policy.watch is not None:
+        view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")
     view.add_row(
         "forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items())
     )

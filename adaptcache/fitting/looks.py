@@ -75,4 +75,4 @@ def qualities(gram: Array, sensitivity: Array, plan: Sequence[int], history: int
             errors += sensitivity[index] * np.array(
                 [forecast_error(one, index, known, np.array(row)) for one in gram]
             )
-    return np.minimum(CEILING, -10 * np.log10(np.maximum(errors, 10 ** (-CEILING / 10))))
+    return np.asarray(np.minimum(CEILING, -10 * np.log10(np.maximum(errors, 10 ** (-CEILING / 10)))))

@@ -2,7 +2,7 @@
 
 Candidates are compared by cross-validation over prompts; the best is fitted to all of them and kept as a
 polynomial of degree one or two, or as a sum of bumps around the prompts it was fitted on (kernel ridge
-regression and Gaussian processes): plain numbers that run on any device without scikit-learn.
+regression): plain numbers that run on any device without scikit-learn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ __all__ = ["Fitted", "fit_quality", "folds", "predicted"]
 
 FOLDS = 10
 RIDGES = np.logspace(-2, 4, 25)
+FIRMNESS = 0.5  # ridge of the bumps: signals explain about half of the variance
+WIDTHS = ("bumps 0.02", "bumps 0.1", "bumps 0.5")  # times the number of signals
+WORTH = 0.02  # of R2, that a candidate has to gain over a simpler one
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Fitted:
     scores: dict[str, float]
 
 
-def folds(count: int) -> list[Array]:
+def folds(count: int) -> list[np.ndarray]:
     """Returns the numbers of the prompts that are left out together; the same for all candidates."""
     order = np.random.default_rng(0).permutation(count)
     return [order[k::FOLDS] for k in range(min(FOLDS, count))]
@@ -72,16 +75,12 @@ def _ridge(z: Array, y: Array) -> tuple[Array, float]:
     return np.asarray(line.coef_), float(line.intercept_)
 
 
-def _bumps(z: Array, y: Array) -> tuple[Array, float, float]:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+def _bumps(z: Array, y: Array, width: float) -> tuple[Array, float]:
+    from sklearn.kernel_ridge import KernelRidge
 
-    kernel = ConstantKernel(1.0) * RBF(3.0, (0.5, 100.0)) + WhiteKernel(0.3)
     centre = float(y.mean())
-    found = GaussianProcessRegressor(kernel, random_state=0).fit(z, y - centre)
-    signal = found.kernel_.k1
-    heights = np.asarray(found.alpha_).ravel() * signal.k1.constant_value
-    return heights, centre, float(0.5 / signal.k2.length_scale**2)
+    found = KernelRidge(alpha=FIRMNESS, kernel="rbf", gamma=width).fit(z, y - centre)
+    return np.asarray(found.dual_coef_), centre
 
 
 def _assembled(name: str, s: Array, y: Array) -> Fitted:
@@ -95,9 +94,9 @@ def _assembled(name: str, s: Array, y: Array) -> Fitted:
     elif name == "quadratic":
         weights, constant = _ridge(products(z), y)
         linear, square = weights[: s.shape[1]], weights[s.shape[1] :]
-    elif name == "bumps":
-        around = z
-        heights, constant, width = _bumps(z, y)
+    elif name.startswith("bumps"):
+        around, width = z, float(name.removeprefix("bumps ")) / s.shape[1]
+        heights, constant = _bumps(z, y, width)
     return Fitted(
         s.min(axis=0), s.max(axis=0), centre, scale, constant, linear, square, around, heights, width, 0.0, {}
     )
@@ -130,15 +129,19 @@ def fit_quality(signals: Array, values: Array, names: tuple[str, ...] = ()) -> t
     Arguments:
         signals: What was seen, with shape (P, F).
         values: What the runs ended with, in decibels, with shape (P,).
-        names: The candidates; by default "mean", "linear", and with enough prompts "quadratic" and "bumps".
+        names: The candidates, the simplest first; by default "mean", "linear", and with enough prompts
+            "quadratic" and "bumps" of three widths.
 
     Returns:
         The regression, and the predictions it was judged by, each from the other prompts, with shape (P,).
     """
-    names = names or ("mean", "linear", *(("quadratic", "bumps") if len(values) >= 2 * FOLDS else ()))
+    names = names or ("mean", "linear", *(("quadratic", *WIDTHS) if len(values) >= 2 * FOLDS else ()))
     spread = float(((values - values.mean()) ** 2).sum()) or 1.0
     guesses = {name: left_out(lambda s, y, n=name: _assembled(n, s, y), signals, values) for name in names}  # type: ignore[misc]
     scores = {name: 1 - float(((values - guess) ** 2).sum()) / spread for name, guess in guesses.items()}
-    best = max(names, key=lambda name: scores[name])
+    best = names[0]
+    for name in names[1:]:
+        if scores[name] > scores[best] + WORTH:
+            best = name
     fitted = _assembled(best, signals, values)
     return Fitted(**{**vars(fitted), "r2": scores[best], "scores": scores}), guesses[best]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Gears"]
 
 PARTS = (0.6, 0.8, 1.0, 1.3, 1.7)  # of the budget, that gears of a profile have
+TARGETS = 16  # that are replayed for a budget
 NEVER = 1e6  # decibels that nothing promises
 ALARM = 1000  # added to the number of a gear that the guard chose: one number tells both
 
@@ -179,7 +180,8 @@ class Gears(Plan):
         watch, guessed = learned(plans, rows, seen, ends)
         times = tuple(map(float, profile.times))
         gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
-        targets = [NEVER, *(float(value) for guesses in guessed.values() for value in np.unique(guesses))]
+        promised = np.concatenate([*guessed.values(), [NEVER]])
+        targets = [NEVER, *map(float, np.quantile(promised, np.linspace(0, 1, TARGETS), method="nearest"))]
         made = [cls(gears=gears, watch=watch, target=target, **knobs) for target in targets]
         return made[0] if budget == 1 else min(made, key=lambda one: abs(calls_of(one, profile) - budget * n))
 
@@ -199,11 +201,13 @@ def explained(
         good = [k for k, value in enumerate(promised) if value >= wanted]
         taken = good[0] if good else len(opened) - 1
         verb = "promised" if good else "promised only"
-        words.append(f"after step {index} gear {opened[taken]} {verb} {promised[taken]:.1f} dB of {wanted:.1f}")
+        gear, best = opened[taken], promised[taken]
+        words.append(f"after step {index} gear {gear} {verb} {best:.1f} dB of {wanted:.1f}")
     if alarms:
         then = "all is computed from there on" if everything else "a slower gear was taken"
         steps = ", ".join(map(str, alarms))
         words.append(
-            f"the guard saw an unknown change at step {steps} (other weights, another kind of prompt?): {then}"
+            f"the guard saw an unknown change at step {steps} (other weights, another kind of prompt?): "
+            f"{then}"
         )
     return "; ".join(words)

@@ -26,8 +26,8 @@ Bump = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
 class Guess(BaseModel):
     """Predicts how a run ends, in decibels: a regression of all signals so far, as plain numbers.
 
-    With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus `square`
-    times the products of its entries, plus bumps around the prompts it was fitted on.
+    With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus
+    `square` times the products of its entries, plus bumps around the prompts it was fitted on.
 
     Arguments:
         low: The smallest signals of the calibration prompts: what is beyond is unknown, so it is clipped.
