@@ -133,6 +133,8 @@ class Rule(Part):
         gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
         if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
+        if self.policy.type == "gears" and self.site != "step":
+            raise ValueError(f"gears are chosen at the site 'step', not at {self.site!r}")
         return self
 
 

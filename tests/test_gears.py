@@ -303,6 +303,7 @@ def test_bad_wishes_cost_no_profile(options, complaint):
         (lambda p: first_guess(p)["linear"].append(1.0), "do not agree in length"),
         (lambda p: first_guess(p).update(scale=[0.0]), "greater than 0"),
         (lambda p: p["watch"][0][0].update(rows=[]), "at least 1 item"),
+        (lambda p: p["watch"][0][0].update(rows=[[1.0, 1.0, 1.0]]), "more outputs than are computed by then"),
     ],
 )
 def test_gears_from_strangers_are_parsed_strictly(schedule, change, complaint, tmp_path):

@@ -98,6 +98,32 @@ def tried(
     return Trials(np.array(ends), [one.seen for one in made])
 
 
+def matched(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    plans: Sequence[list[int]],
+    measurement: Measurement,
+    fit: Fit,
+    batch_size: int,
+    progress: Progress,
+) -> Matched:
+    """Returns the weights of each plan, one gear each."""
+    steps, tables = measurement.profile.steps, []
+    for number, plan in enumerate(plans):
+
+        def watch(done: int, before: int = number * steps) -> None:
+            progress("matching the gears", before + done, len(plans) * steps)
+
+        found = match(
+            pipe, call, prompts, plan, measurement.profile, measurement.runs,
+            fit=fit, batch_size=batch_size, progress=watch,
+        )  # fmt: skip
+        tables.append(found.forecast.table[0])
+        watch(steps)
+    return Matched(history=fit.history, features=fit.features, table=tuple(tables))
+
+
 def fit_gears(
     pipe: Any,
     call: Call,
@@ -125,28 +151,17 @@ def fit_gears(
         batch_size: How many prompts a run has, as in the measurement.
         progress: Told the stage, what is done and of how much.
     """
-    profile, runs = measurement.profile, measurement.runs
+    profile = measurement.profile
     times = tuple(map(float, profile.times))
     shared = min(SHARED, min(calls))
     plans = shared_plans(pair_errors(profile.kernel), profile.sensitivity**TRUST, calls, shared)
-    tables = []
-    for number, plan in enumerate(plans):
-
-        def watch(done: int, before: int = number * len(times)) -> None:
-            progress("matching the gears", before + done, len(plans) * len(times))
-
-        matching = match(
-            pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch
-        )
-        tables.append(matching.forecast.table[0])
-        progress("matching the gears", (number + 1) * len(times), len(plans) * len(times))
-    forecast = Matched(history=fit.history, features=fit.features, table=tuple(tables))
+    forecast = matched(pipe, call, prompts, plans, measurement, fit, batch_size, progress)
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     plain = assembled(pipe, call, profile, Rule(policy=Plan(gears=gears), forecast=forecast), about)
     rows = [look_rows(profile.kernel, plan) for plan in plans]
     truth = landed_images(
-        pipe, call, prompts, runs, batch_size,
+        pipe, call, prompts, measurement.runs, batch_size,
         lambda done: progress("decoding the full runs", done, len(prompts)),
     )  # fmt: skip
     trials = tried(pipe, call, prompts, plain, rows, truth, batch_size=batch_size, progress=progress)

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from ..clock import Step
 from ..fitting.looks import look_rows
 from .base import Account
+from .course import Course, explained
 from .look import signals_of
 from .plan import Plan, Watch
 
@@ -36,29 +36,6 @@ PARTS = (0.6, 0.8, 1.0, 1.3, 1.7)  # of the budget, that gears of a profile have
 TARGETS = 16  # that are replayed for a budget
 NEVER = 1e6  # decibels that nothing promises
 ALARM = 1000  # added to the number of a gear that the guard chose: one number tells both
-
-
-@dataclass
-class Course:
-    """The way a run has taken; tensors stay on the device.
-
-    Arguments:
-        plans: The steps each gear computes.
-        gear: The one followed; their number where everything is computed from now on.
-        outputs: Those computed so far, newest first.
-        signals: Those of each computed step, with shape (B, F).
-        choice: The number of a gear that was chosen on the device and not read yet.
-        expected: Step, open gears, and what they promise for the worst sample, with shape (G,).
-        alarms: The steps after which the guard was heard.
-    """
-
-    plans: list[list[int]]
-    gear: int
-    outputs: list[Tensor] = field(default_factory=list)
-    signals: list[Tensor] = field(default_factory=list)
-    choice: Tensor | None = None
-    expected: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
-    alarms: list[int] = field(default_factory=list)
 
 
 class Gears(Plan):
@@ -120,7 +97,9 @@ class Gears(Plan):
     def account(self, state: Course, chosen: int) -> Account:
         everything = state.gear == len(state.plans)
         seen = tuple(state.expected), tuple(state.alarms)
-        return Account(self.gear(state, chosen), partial(explained, self, *seen, everything))
+        return Account(
+            self.gear(state, chosen), partial(explained, self.target + self.margin, *seen, everything)
+        )
 
     def observe(self, state: Course, step: Step, output: Tensor) -> None:
         computed = sorted({*step.past, step.index})
@@ -147,7 +126,8 @@ class Gears(Plan):
             state.expected.append((index, opened, worst))
             order = torch.arange(len(opened), device=worst.device)
             good = torch.where(worst >= self.target + self.margin, order, len(opened) - 1)
-            choice = torch.tensor(opened, device=worst.device)[good.min()]
+            # Not by indexing: a tensor of no dimensions is read from the device for that.
+            choice = torch.tensor(opened, device=worst.device).take(good.min())
         elif not self.guard:
             return
         if self.guard:
@@ -184,30 +164,3 @@ class Gears(Plan):
         targets = [NEVER, *map(float, np.quantile(promised, np.linspace(0, 1, TARGETS), method="nearest"))]
         made = [cls(gears=gears, watch=watch, target=target, **knobs) for target in targets]
         return made[0] if budget == 1 else min(made, key=lambda one: abs(calls_of(one, profile) - budget * n))
-
-
-def explained(
-    policy: Gears,
-    expected: tuple[tuple[int, list[int], Tensor], ...],
-    alarms: tuple[int, ...],
-    everything: bool,
-) -> str:
-    """Returns why a run was in its gear, in words; reads a few numbers from the device."""
-    words = []
-    if expected:
-        index, opened, worst = expected[-1]
-        promised = [float(value) for value in worst]
-        wanted = policy.target + policy.margin
-        good = [k for k, value in enumerate(promised) if value >= wanted]
-        taken = good[0] if good else len(opened) - 1
-        verb = "promised" if good else "promised only"
-        gear, best = opened[taken], promised[taken]
-        words.append(f"after step {index} gear {gear} {verb} {best:.1f} dB of {wanted:.1f}")
-    if alarms:
-        then = "all is computed from there on" if everything else "a slower gear was taken"
-        steps = ", ".join(map(str, alarms))
-        words.append(
-            f"the guard saw an unknown change at step {steps} (other weights, another kind of prompt?): "
-            f"{then}"
-        )
-    return "; ".join(words)

@@ -71,6 +71,8 @@ class Plan(Policy):
                 len(looks) >= most for looks, most in zip(self.watch, steps, strict=True)
             ):
                 raise ValueError("there is at most one look for each computed step after a gear's first")
+            if any(look.depth > k + 2 for looks in self.watch for k, look in enumerate(looks)):
+                raise ValueError("a look weighs more outputs than are computed by then")
         return self
 
     @classmethod
