@@ -1,7 +1,7 @@
-"""What the guard notices: `python benchmarks/guard.py --cache DIR`, after `benchmarks/gears.py` with that cache.
+"""What the guard notices: `python benchmarks/guard.py --cache DIR`, with the cache of `benchmarks/gears.py`.
 
-Runs the demo model by its schedule for 4x with and without the guard, with its own weights and with noise added
-to them, and prints how often the guard is heard and what it saves.
+Runs the demo model by its schedule for 4x with and without the guard, with its own weights and with noise
+added to them, and prints how often the guard is heard and what it saves.
 """
 
 from __future__ import annotations

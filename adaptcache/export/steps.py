@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..clock import Step
+from ..drive import checked_gear
 from ..errors import ScheduleError
-from ..runtime import checked_gear
 from ..schedule import Schedule
 
 __all__ = ["computed_steps", "moved"]
