@@ -147,8 +147,8 @@ def fitted(
             match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
         )
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    plan = watched(Plan.of(plans[best], times), plans[best], profile)
-    rule = Rule(policy=plan, forecast=matchings[best].forecast)
+    policy = watched(Plan.of(plans[best], times), plans[best], profile)
+    rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return assembled(pipe, call, profile, rule, about)
 

@@ -14,6 +14,7 @@ from adaptcache.adaptive.choose import chosen, least_margin
 from adaptcache.adaptive.gears import Trials
 from adaptcache.call import Call
 from adaptcache.errors import ScheduleError
+from adaptcache.export.steps import computed_steps
 from adaptcache.fitting.looks import look_rows, signals_in
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.look import signals_of
@@ -216,6 +217,11 @@ def test_a_gear_may_be_set_between_runs_and_left_to_the_schedule_again(schedule)
         assert torch.equal(run(pipe, HELD_OUT[0]), ends[0]) and handle.gear == gears[0]
         with pytest.raises(LookupError, match="no gear 7"):
             handle.gear = 7
+
+
+def test_each_gear_can_be_exported(schedule):
+    plans = [computed_steps(schedule, gear) for gear in range(len(BUDGETS))]
+    assert [len(plan) for plan in plans] == [4, 6, 8, 10]
 
 
 def test_signals_of_runs_are_those_of_their_inner_products():

@@ -56,7 +56,7 @@ def learned(
     return tuple(watch), guessed
 
 
-def watched(plan: Plan, steps: list[int], profile: Profile) -> Plan:
+def watched(plan: Plan, steps: Sequence[int], profile: Profile) -> Plan:
     """Returns a plan with what a guard needs, from full runs: those by the plan show nearly the same.
 
     Arguments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..clock import Step
-from ..drive import checked_gear
+from ..drive import driven
 from ..errors import ScheduleError
 from ..schedule import Schedule
 
@@ -28,7 +28,8 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     Raises:
         ScheduleError: The policy decides by what it sees in a run.
     """
-    policy, gear = schedule.rules[0].policy, checked_gear(schedule, gear)
+    schedule, gear = driven(schedule, gear, guard=False)  # exported is one plan, not the choice among them
+    policy = schedule.rules[0].policy
     times = schedule.grid.times if times is None else times
     if getattr(policy, "signal", "none") != "none":
         raise ScheduleError(
