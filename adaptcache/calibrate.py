@@ -146,6 +146,7 @@ def fitted(
         matchings.append(
             match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
         )
+        watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
     policy = watched(Plan.of(plans[best], times), plans[best], profile)
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
