@@ -180,7 +180,8 @@ def gap_table(gears: Learned, singles: dict[int, np.ndarray], targets: Sequence[
     for heading in heads:
         table.add_column(heading, justify="right")
     for target in targets:
-        enough = [calls for calls, values in sorted(singles.items()) if share(values[FIT:], target) <= 0.05]
+        plans = [*singles.items(), *zip(gears.calls.tolist(), gears.ends, strict=True)]
+        enough = sorted(calls for calls, values in plans if share(values[FIT:], target) <= 0.05)
         best = None
         for margin in MARGINS:  # the smallest margin with which as few prompts are below
             values, calls = gears.run(target + margin)
