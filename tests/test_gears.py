@@ -231,7 +231,7 @@ def test_show_says_how_a_gear_is_chosen_and_how_good_the_guesses_are(schedule, c
 
 def test_the_command_line_takes_budgets_separated_by_commas():
     assert parsed_gears("0.18, 0.25,0.5") == [0.18, 0.25, 0.5] and parsed_gears(None) == []
-    with pytest.raises(ValueError, match="--gears takes budgets such as .* got '0.2;0.3'"):
+    with pytest.raises(ValueError, match=r"--gears takes budgets such as .* got '0.2;0.3'"):
         parsed_gears("0.2;0.3")
 
 
