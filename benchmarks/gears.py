@@ -241,7 +241,7 @@ def main() -> None:
         singles[calls] = bench.ran(bench.plan(calls))[0]
     plans = [bench.plan(calls, options.shared) for calls in track(options.gears, "gears")]
     gears = Learned(bench, plans)
-    out = Console()
+    out = Console(width=120)
     for (gear, look), promised in sorted(gears.promised.items()):
         ends = gears.trials.ends[gear]
         r2 = 1 - ((ends - promised) ** 2).sum() / ((ends - ends.mean()) ** 2).sum()
