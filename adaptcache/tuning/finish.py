@@ -85,9 +85,7 @@ class Finish:
             bench.pipe, bench.call, held_out, first, bench.batch_size, self.store,
             lambda done: progress("held-out, full", done, len(held_out)),
         )  # fmt: skip
-        made = generate(
-            bench.pipe, bench.call, held_out, schedule, batch_size=bench.batch_size, offset=first
-        )
+        made = generate(bench.pipe, bench.call, held_out, schedule, batch_size=bench.batch_size, offset=first)
         check_images(made.images, first, "the run by the schedule")
         return [psnr(a, b) for a, b in zip(made.images, truth, strict=True)]
 
@@ -105,7 +103,8 @@ class Finish:
         assert target.min_psnr is not None
         return certify(
             np.array(values), target.min_psnr, target.at_most, target.confidence,
-            settings=[f"{point.calls} calls" for point in points], prompts=f"{len(values[0])} held-out prompts",
+            settings=[f"{point.calls} calls" for point in points],
+            prompts=f"{len(values[0])} held-out prompts",
         )  # fmt: skip
 
     def passes(self, values: Sequence[float]) -> bool:

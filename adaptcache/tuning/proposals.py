@@ -22,11 +22,12 @@ __all__ = ["Proposer", "Seen"]
 
 FARTHEST = 3  # steps that one move shifts a call by
 LEADERS = 3  # of these the neighbours are tried
+DRAWS = 4  # moves of a plan, of which the closed form's favourite is tried
 TRIES = 200  # before a draw that was tried before is given up
 LEAST, MOST = 1e-9, 1e-1  # of the ridge
 MOVES = {  # kinds of a step from a parent, and how often
-    "shift": 0.45, "shift two": 0.15, "swap": 0.1, "history": 0.08, "features": 0.04, "ridge": 0.08,
-    "planner": 0.06, "zoo": 0.04,
+    "shift": 0.5, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.08,
+    "planner": 0.06, "zoo": 0.02,
 }  # fmt: skip
 
 
@@ -71,6 +72,14 @@ class Proposer:
         """Returns the plan of the closed form, with the measured influence trusted to a degree."""
         return tuple(best_plan(self.errors, self.profile.sensitivity**trust, calls))
 
+    def predicted(self, plan: tuple[int, ...]) -> float:
+        """Returns the error of a plan in the closed form, with the measured influence trusted by half."""
+        weights, total = np.sqrt(self.profile.sensitivity), 0.0
+        for step in set(range(self.profile.steps)) - set(plan):
+            last, *more = [call for call in reversed(plan) if call < step][:2]
+            total += float(self.errors[more[0] if more else last, last, step] * weights[step])
+        return total
+
     def warm(self, calls: int) -> list[Candidate]:
         """Returns what is tried first: all that `calibrate` would choose from."""
         if calls not in self._warm:
@@ -102,8 +111,12 @@ class Proposer:
         for wanted in rng.choice(list(shares), len(shares), replace=False, p=weights / weights.sum()):
             if pending := self.pending(int(wanted), taken):
                 return pending[0]
+            if wanted == self.profile.steps:
+                continue  # nothing is skipped: all candidates are one
             known = [seen for seen in before if seen.candidate.calls == wanted and seen.worth is not None]
             leaders = sorted(known, key=lambda seen: (-(seen.worth or 0.0), seen.slot))[:LEADERS]
+            if leaders and (made := deepest(leaders[0].candidate)).key not in taken:
+                return made
             for attempt in range(TRIES):
                 if leaders and attempt < TRIES // 2:
                     parent = leaders[min(int(rng.geometric(0.6)) - 1, len(leaders) - 1)]
@@ -121,7 +134,9 @@ class Proposer:
             history = int(np.clip(parent.history + rng.choice([-1, 1, 2]), 1, 6))
             return parent.with_(forecast="matched", history=history, origin="history")
         if kind == "features":
-            return parent.with_(forecast="matched", features=FEATURES[rng.integers(len(FEATURES))], origin=kind)
+            return parent.with_(
+                forecast="matched", features=FEATURES[rng.integers(len(FEATURES))], origin=kind
+            )
         if kind == "ridge":
             return parent.with_(forecast="matched", ridge=near(parent.ridge, rng), origin=kind)
         if kind == "planner":
@@ -130,10 +145,13 @@ class Proposer:
         if kind == "zoo":
             name = str(rng.choice(list(ZOO)))
             return parent.with_(forecast=name, order=int(rng.choice(list(ZOO[name]))), origin=name)
-        plan = parent.plan
-        for _ in range(2 if kind == "shift two" else 1):
-            plan = moved(plan, self.profile.steps, rng, anywhere=kind == "swap")
-        return parent.with_(plan=plan, origin=kind)
+        plans = []
+        for _ in range(DRAWS):
+            plan = parent.plan
+            for _ in range(2 if kind == "shift two" else 1):
+                plan = moved(plan, self.profile.steps, rng, anywhere=kind == "swap")
+            plans.append(plan)
+        return parent.with_(plan=min(plans, key=self.predicted), origin=kind)
 
     def random(self, calls: int, rng: np.random.Generator) -> Candidate:
         """Returns a candidate from anywhere."""
@@ -143,6 +161,11 @@ class Proposer:
             plan=(0, *sorted(map(int, steps))), history=int(rng.integers(1, 7)), ridge=ridge,
             features=FEATURES[rng.integers(len(FEATURES))], origin="random",
         )  # fmt: skip
+
+
+def deepest(candidate: Candidate) -> Candidate:
+    """Returns a candidate that uses all the outputs it can: nearly always better, and not always."""
+    return candidate.with_(forecast="matched", history=6, origin="history")
 
 
 def near(ridge: float, rng: np.random.Generator) -> float:

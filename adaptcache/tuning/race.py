@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["behind", "best", "chosen", "gain", "worth"]
 
-WORSE = 2.0  # times the error of the final latents, 3 dB, of the best by now
+WORSE = 1.25  # times the error of the final latents of the best by now: 1 dB
 SURE = 0.1  # p-value of the paired test that ends a trial
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from .bench import Bench
 from .candidate import Candidate
 from .proposals import Proposer, Seen
 from .race import WORSE, behind, best, worth
-from .storage import alive, heartbeats, optuna, worker
+from .storage import alive, heartbeats, optuna, storage_failure, worker
 from .target import Target
 
 __all__ = ["Search"]
@@ -43,6 +44,7 @@ class Search:
         trials: How many trials are made in all, by all workers, now and before.
         deadline: When no trial is begun any more, on the monotonic clock.
         progress: Told the stage, what is done and of how much.
+        turnstile: A context that one worker at a time is in, to take a trial.
     """
 
     study: Any
@@ -53,23 +55,39 @@ class Search:
     trials: int
     deadline: float
     progress: Progress
+    turnstile: Any
     exhausted: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Makes trials until all there should be are finished, or the time is over."""
-        while time.monotonic() < self.deadline:
+        """Makes trials until all there should be are finished, or the time is over.
+
+        Raises:
+            RuntimeError: The storage fails.
+        """
+        try:
+            while time.monotonic() < self.deadline and self.step():
+                self.progress("trials", len(self.finished()), self.trials)
+        except Exception as error:
+            if reason := storage_failure(error):
+                message = f"the storage of the trials failed: {reason}; resume when it is back"
+                raise RuntimeError(message) from None
+            raise
+
+    def step(self) -> bool:
+        """Makes one trial, or waits for those of others; False where there is nothing more to do."""
+        self.taking = ExitStack()
+        with self.taking:
+            self.taking.enter_context(self.turnstile)
             self.bury()
             trials = self.live()
-            self.progress("trials", len(self.finished()), self.trials)
-            waiting = [trial for trial in trials if trial.state.name == "WAITING"]
-            if not waiting and not (self.exhausted or not self.enqueue(trials)):
-                waiting = [trials]
-            if waiting:
+            waiting = any(trial.state.name == "WAITING" for trial in trials)
+            if waiting or (not self.exhausted and self.enqueue(trials)):
                 self.study.optimize(self.objective, n_trials=1, catch=(Dropped,))
-            elif any(self.lives(trial) for trial in trials):
-                time.sleep(PAUSE)  # it may die, and then its slot is open
-            else:
-                return
+                return True
+        if any(self.lives(trial) for trial in trials):
+            time.sleep(PAUSE)  # it may die, and then its slot is open
+            return True
+        return False
 
     def live(self) -> list[Any]:
         """Returns the trials that have a slot and did not fail."""
@@ -120,6 +138,7 @@ class Search:
         if "slot" not in trial.user_attrs:
             raise Dropped("another worker took what was waiting")
         trial.set_user_attr("worker", worker())
+        self.taking.close()  # the trial is ours: the next worker may take one
         candidate, slot = candidate_of(trial), trial.user_attrs["slot"]
         for other in self.live():
             same = candidate_of(other).key == candidate.key or other.user_attrs["slot"] == slot

@@ -6,11 +6,13 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alive", "heartbeats", "open_storage", "open_study", "optuna", "worker"]
+__all__ = [
+    "alive", "heartbeats", "open_storage", "open_study", "optuna", "storage_failure", "turnstile", "worker",
+]  # fmt: skip
 
 BEAT, GRACE = 60, 180  # seconds between the signs of life of a trial, and how long they may be missing
 WAIT = 60  # seconds for the lock of SQLite
@@ -45,7 +47,7 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
         ValueError: It cannot be opened.
     """
     library = optuna()
-    if where is None and folder is None:
+    if where in ("sqlite://", "sqlite:///:memory:") or (where is None and folder is None):
         return library.storages.InMemoryStorage()
     if where is None:
         assert folder is not None
@@ -87,6 +89,30 @@ def open_study(storage: Any, name: str, resume: bool) -> Any:
             "(--resume, resume=True), or take another seed"
         )
     return study
+
+
+def turnstile(storage: Any) -> Any:
+    """Returns a lock that one worker at a time holds while it takes a trial.
+
+    Databases see to that by themselves, but SQLite does not: there two workers can take the same trial.
+    The lock is given back by the system when a process dies.
+    """
+    backend = getattr(storage, "_backend", storage)  # optuna's cache in front of a database
+    where = str(getattr(backend, "url", ""))
+    if not where.startswith("sqlite:///"):
+        return nullcontext()
+    from filelock import FileLock
+
+    return FileLock(where.removeprefix("sqlite:///").split("?")[0] + ".lock")
+
+
+def storage_failure(error: BaseException | None) -> str:
+    """Returns what is wrong with the storage, if that was the cause of an error; optuna hides it at times."""
+    while error is not None:
+        if isinstance(error, optuna().exceptions.StorageInternalError):
+            return str(error.__cause__ or error).splitlines()[0][:200]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def heartbeats(study: Any) -> None:

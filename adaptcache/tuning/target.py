@@ -79,12 +79,25 @@ class Target:
         return tuple(sorted({min(steps - 1, max(1, round(steps / speed))) for speed in SPEEDS}))
 
     @property
+    def several(self) -> bool:
+        """Whether more than one number of calls is tried."""
+        return all(getattr(self, name) is None for name in WISHES if name != "min_psnr")
+
+    @property
+    def short(self) -> str:
+        """What a file for it is called."""
+        for name in WISHES:
+            if (value := getattr(self, name)) is not None:
+                unit = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency": "s"}
+                return f"{value:.3g}{unit.get(name, 'dB')}"
+        return "front"
+
+    @property
     def usual(self) -> int:
         """How many trials are made if nobody says."""
         if self.min_psnr is not None:
             return 80
-        wishes = (self.speed, self.budget, self.max_calls, self.max_latency)
-        return 120 if all(wish is None for wish in wishes) else 40
+        return 120 if self.several else 40
 
     def __str__(self) -> str:
         for name, unit in WISHES.items():
