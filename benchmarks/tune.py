@@ -34,7 +34,8 @@ from adaptcache.tuning import Target, begin
 from adaptcache.tuning.bench import full_images
 from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.finish import Finish, winners
-from adaptcache.tuning.proposals import Proposer, moved
+from adaptcache.tuning.moves import anywhere, moved
+from adaptcache.tuning.proposals import Proposer
 from adaptcache.tuning.race import best
 from adaptcache.tuning.search import Search
 
@@ -76,7 +77,8 @@ class Random(Proposer):
         return []
 
     def propose(self, slot: int, before: Any, taken: Any, shares: Any) -> Candidate:
-        return self.random(next(iter(shares)), np.random.default_rng([self.seed, slot]))
+        rng = np.random.default_rng([self.seed, slot])
+        return anywhere(next(iter(shares)), self.profile.steps, rng)
 
 
 def annealed(
@@ -99,7 +101,7 @@ def annealed(
         heat = HOT * (COLD / HOT) ** (trial / max(1, trials - 1))
         other = plan
         while other == plan or other[:forced] != plan[:forced]:
-            other = moved(plan, steps, rng, anywhere=rng.random() < 0.5)
+            other = moved(plan, steps, rng, far=rng.random() < 0.5)
         value = energy(other)
         if value < now or rng.random() < np.exp(-(value - now) / unit / heat):
             plan, now = other, value

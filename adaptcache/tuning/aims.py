@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .proposals import Proposer, Seen
-from .race import best
+from .proposals import Proposer
+from .race import Seen, best
 from .target import Target
 
 __all__ = ["aims", "calibrated"]

@@ -9,8 +9,7 @@ from ..profiling.store import Store
 from ..schedule import Schedule
 from .finish import Finish, winners
 from .front import Front, Point
-from .proposals import Seen
-from .race import gain
+from .race import Seen, gain
 from .search import Search
 
 __all__ = ["Tuned", "concluded"]

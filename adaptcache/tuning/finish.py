@@ -18,8 +18,7 @@ from .aims import calibrated
 from .bench import full_images
 from .candidate import Candidate
 from .front import Point
-from .proposals import Seen
-from .race import best, chosen, gain
+from .race import Seen, best, chosen, gain
 from .search import Search
 
 __all__ = ["Finish", "winners"]

@@ -16,11 +16,11 @@ from typing import Any
 from ..calibrate import Progress
 from .aims import aims
 from .bench import Bench
-from .candidate import Candidate
-from .proposals import Proposer, Seen
-from .race import WORSE, behind, best, worth
+from .proposals import Proposer
+from .race import Seen, worth
 from .storage import alive, heartbeats, optuna, storage_failure, worker
 from .target import Target
+from .trial import candidate_of, evaluated, seen_of
 
 __all__ = ["Search"]
 
@@ -94,6 +94,11 @@ class Search:
         known = self.study.get_trials(deepcopy=False)
         return [trial for trial in known if trial.state.name != "FAIL" and "slot" in trial.user_attrs]
 
+    def failed(self, slot: int) -> list[Any]:
+        """Returns the trials of a slot whose workers are no more."""
+        known = self.study.get_trials(deepcopy=False)
+        return [one for one in known if one.state.name == "FAIL" and one.user_attrs.get("slot") == slot]
+
     def bury(self) -> None:
         """Fails the trials of workers that are no more."""
         heartbeats(self.study)
@@ -124,7 +129,9 @@ class Search:
         before = self.finished(slot)
         taken = {candidate_of(trial).key for trial in trials}
         shares = aims(self.target, self.choices, self.proposer, before, taken)
-        candidate = self.proposer.propose(slot, before, taken, shares)
+        failed = [candidate_of(trial) for trial in self.failed(slot)]
+        again = [candidate for candidate in failed if candidate.key not in taken]
+        candidate = again[0] if again else self.proposer.propose(slot, before, taken, shares)
         if candidate is None:
             self.exhausted = True
             return False
@@ -145,47 +152,5 @@ class Search:
             if other.number < trial.number and same:
                 raise Dropped(f"trial {other.number} is the same")
         candidate.suggested(trial, self.proposer.profile.steps)
-        psnr = self.evaluated(trial, candidate, self.finished(slot))
+        psnr = evaluated(trial, self.bench, self.proposer, self.finished(slot))
         return float(candidate.calls), worth(psnr, self.target)
-
-    def evaluated(self, trial: Any, candidate: Candidate, before: Sequence[Seen]) -> list[float]:
-        """Returns the decibels of all select prompts, or gives up: `TrialPruned`."""
-
-        def give_up(why: str) -> Exception:
-            trial.set_user_attr("why", why[:500])
-            return optuna().TrialPruned(why)  # type: ignore[no-any-return]
-
-        leader, psnr = best(before, candidate.calls), list[float]()
-        first = candidate.key in {one.key for one in self.proposer.warm(candidate.calls)}
-        try:
-            rule, error = self.bench.rule(candidate)
-            if error is not None:
-                trial.set_user_attr("error", error)
-                if error > WORSE * (least := least_error(before, candidate.calls, error)):
-                    raise give_up(f"its final latents are {error / least:.1f} times as wrong")
-            for psnr in self.bench.judged(rule):
-                trial.set_user_attr("psnr", psnr)
-                short = leader is not None and len(psnr) < len(leader.psnr)
-                if leader and short and not first and behind(psnr, leader.psnr):
-                    raise give_up(f"worse than trial {leader.slot} after {len(psnr)} prompts")
-        except ValueError as failure:  # its runs end in nothing finite
-            raise give_up(str(failure)) from None
-        return psnr
-
-
-def least_error(before: Sequence[Seen], calls: int, default: float) -> float:
-    """Returns the least error of the final latents with so many calls."""
-    known = [one.error for one in before if one.error is not None and one.candidate.calls == calls]
-    return min(known, default=default)
-
-
-def candidate_of(trial: Any) -> Candidate:
-    """Returns what a trial tries."""
-    return Candidate.model_validate(trial.user_attrs["candidate"])
-
-
-def seen_of(trial: Any) -> Seen:
-    """Returns a finished trial as the proposer takes it."""
-    about = trial.user_attrs
-    value = trial.values[1] if trial.state.name == "COMPLETE" else None
-    return Seen(about["slot"], candidate_of(trial), value, tuple(about.get("psnr", ())), about.get("error"))
