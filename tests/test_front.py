@@ -191,3 +191,17 @@ def test_bad_words_are_one_line_before_anything_is_loaded(
     monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", None)
     code, _, err = run("tune", *words)
     assert code == 2 and complaint in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_workers_of_the_command_line_share_the_trials(run: Run, tmp_path: Path) -> None:
+    from adaptcache.tuning.storage import optuna
+
+    code, _, err = run("tune", "--speed", "2", *QUICK, "--trials", "24", "--workers", "2", "--out", "s.json")
+    assert code == 0 and "ended early" not in err, err
+    storage = f"sqlite:///{tmp_path}/home/tuning.db"
+    (name,) = optuna().get_all_study_names(storage)
+    trials = optuna().load_study(study_name=name, storage=storage).get_trials()
+    made = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    assert len({trial.user_attrs["slot"] for trial in made}) == len(made)
+    assert len({trial.user_attrs["worker"] for trial in made}) == 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import torch
 
@@ -17,7 +19,7 @@ __all__ = ["Workers"]
 class Workers:
     """Runs this command again, so and so often, until it is left.
 
-    A worker that dies costs nothing: its trial is made by another. All processors are shared out.
+    A worker that dies costs nothing: its trial is made by another. The threads are shared out.
 
     Arguments:
         count: How many others there are.
@@ -25,7 +27,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.running: list[subprocess.Popen[str]] = []
+        self.running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
     def start(self) -> None:
         """Starts them; not before the study and the full runs are there, so that none makes these again."""
@@ -33,13 +35,20 @@ class Workers:
             return
         threads = max(1, torch.get_num_threads() // (self.count + 1))
         torch.set_num_threads(threads)
+        root = str(Path(__file__).resolve().parents[2])  # the same copy of the package, however it was found
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
         command = [sys.executable, "-m", "adaptcache", *sys.argv[1:], "--join"]
         for _ in range(self.count):
+            complaints = tempfile.TemporaryFile()  # not a pipe: nobody reads while they work
             process = subprocess.Popen(
-                command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, text=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )  # fmt: skip
-            self.running.append(process)
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+            )
+            self.running.append((process, complaints))
 
     def __enter__(self) -> Self:
         return self
@@ -47,10 +56,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        for process in self.running:
+        for process, complaints in self.running:
             if kind is not None:
                 process.terminate()
-            complaint = process.communicate()[1]
+            process.wait()
+            with complaints:
+                complaints.seek(0)
+                lines = complaints.read().decode(errors="replace").strip().splitlines()
             if kind is None and process.returncode:
-                last = (complaint.strip().splitlines() or ["no word"])[-1]
+                last = lines[-1] if lines else f"code {process.returncode}"
                 warnings.warn(f"a worker ended early ({last}); the others made its trials", stacklevel=2)

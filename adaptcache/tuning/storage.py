@@ -56,7 +56,7 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
     try:
         if "://" in str(where):
             extra = {"connect_args": {"timeout": WAIT}} if str(where).startswith("sqlite") else {}
-            with quietly():
+            with quietly(), _lock(str(where)):  # two that begin at once would both make the tables
                 return library.storages.RDBStorage(
                     str(where), engine_kwargs=extra, heartbeat_interval=BEAT, grace_period=GRACE
                 )
@@ -97,13 +97,16 @@ def turnstile(storage: Any) -> Any:
     Databases see to that by themselves, but SQLite does not: there two workers can take the same trial.
     The lock is given back by the system when a process dies.
     """
-    backend = getattr(storage, "_backend", storage)  # optuna's cache in front of a database
-    where = str(getattr(backend, "url", ""))
-    if not where.startswith("sqlite:///"):
+    return _lock(str(getattr(storage, "url", "")))
+
+
+def _lock(url: str) -> Any:
+    """Returns the lock beside a SQLite file; nothing to wait for with another database."""
+    if not url.startswith("sqlite:///"):
         return nullcontext()
     from filelock import FileLock
 
-    return FileLock(where.removeprefix("sqlite:///").split("?")[0] + ".lock")
+    return FileLock(url.removeprefix("sqlite:///").split("?")[0] + ".lock")
 
 
 def storage_failure(error: BaseException | None) -> str:
@@ -130,7 +133,7 @@ def alive(name: str) -> bool | None:
     """Whether a worker is still there; None where it is on another machine."""
     node, _, rest = name.rpartition(" ")[0].rpartition(" ")
     number, since = rest, name.rpartition(" ")[2]
-    if node != platform.node() or not number.isdigit():
+    if node != platform.node() or not number.isdigit() or os.name == "nt":  # os.kill asks nothing there
         return None
     try:
         os.kill(int(number), 0)
