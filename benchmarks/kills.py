@@ -1,4 +1,4 @@
-"""Killed at random moments, tuning and calibrating go on: `python benchmarks/kills.py`.
+"""Killed at random moments, tuning and calibrating go on: `python -m benchmarks.kills`.
 
 A process that tunes (or calibrates) the demo model is killed by SIGKILL at a random moment of its work, and
 begun again, until it finishes. Its result must have the bytes of a run that nothing disturbed, and its
@@ -27,6 +27,7 @@ from adaptcache.presets.prompts import read_prompts
 from adaptcache.profiling.store import Store
 from adaptcache.tuning import tune
 from adaptcache.tuning.storage import optuna
+from tests.toy import Pipe
 
 __all__ = ["Work", "disturbed", "slots"]
 
@@ -59,7 +60,7 @@ def run(work: Work, folder: Path, after: float | None = None) -> float | None:
         taken = worked(child)
         if after is not None and taken >= after:
             os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
+        time.sleep(0.01)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGKILL:
         return None
@@ -118,13 +119,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=15, help="of each of both")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--toy", action="store_true", help="a pipeline that runs in milliseconds")
     options = parser.parse_args()
     preset, rng = resolve("emoji-flux"), np.random.default_rng(options.seed)
-    known, pipe = read_prompts(preset.prompts), preset.load_pipeline("cpu")
-    pipe.set_progress_bar_config(disable=True)
+    known = read_prompts(preset.prompts)
     prompts = [*known.calibration[:6], *known.held_out[:3]]
+    pipe = Pipe() if options.toy else preset.load_pipeline("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    call = {} if options.toy else dict(preset.call)
     table = Table("work", "seconds", "kills", "runs killed", "same bytes", "trials", "counted twice", "lost")
-    for name, work in works(pipe, dict(preset.call), prompts, options.trials).items():
+    for name, work in works(pipe, call, prompts, options.trials).items():
         with tempfile.TemporaryDirectory() as place:
             whole = Path(place) / "whole"
             seconds = run(work, whole) or 0.0
