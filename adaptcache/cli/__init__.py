@@ -20,6 +20,7 @@ from .models import models
 from .push import push
 from .report import report
 from .show import show
+from .tune import tune
 
 __all__ = ["app", "main"]
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, methods, lint, export, compare, report, push, demo):
+for verb in (calibrate, tune, generate, show, models, methods, lint, export, compare, report, push, demo):
     app.command()(verb)
 
 

@@ -12,19 +12,33 @@ from rich.table import Table
 from ..policies.gears import Gears
 from ..policies.plan import Plan
 from ..schedule import Schedule
+from .front import holds_front, show_front
 from .screen import out, print_json
 
 __all__ = ["describe", "show"]
 
 
 def show(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
+    schedule: Annotated[Path, typer.Argument(help="A schedule file, or a front that `tune` wrote.")],
+    pick: Annotated[
+        str | None, typer.Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", "-o", help="Where the picked schedule goes.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a schedule does, how good it is and where it came from.
+    """Say what a schedule does, how good it is and where it came from; or what a front has to pick from.
 
-    Example:  adaptcache show schedules/emoji-flux-28-2.8x.json
+    Examples:
+
+      adaptcache show schedules/emoji-flux-28-2.8x.json
+
+      adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
     """
+    if holds_front(schedule):
+        show_front(schedule, pick, to, json)
+        return
+    if pick is not None or to is not None:
+        raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
     loaded = Schedule.load(schedule)
     if json:
         print_json(loaded.model_dump(by_alias=True, exclude_none=True))
