@@ -94,7 +94,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_part_that_is_not_whole_is_measured_again(tmp_path: Path) -> None:
     expected = calibrated(tmp_path)
-    for pattern in ("batch-00001.safetensors", "influence.json", "profile.safetensors"):
+    for pattern in ("batch-00001.safetensors", "influence-00000.json", "profile.safetensors"):
         (file,) = tmp_path.rglob(pattern)
         file.write_bytes(file.read_bytes()[:-20])
     assert calibrated(tmp_path) == expected
