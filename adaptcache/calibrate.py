@@ -224,7 +224,7 @@ def validated(
             ).images
             check_images(images, start, "the full run")
             if store:
-                store.save_images(key, number, images)
+                store.save_images(key, images, number)
         truth[number] = images
 
     def planned(number: int) -> tuple[list[float], int]:

@@ -86,7 +86,7 @@ class Store:
         """Keeps the profile that the parts of a key add up to."""
         profile.save(self.folder / key / "profile.safetensors")
 
-    def load_images(self, key: str, number: int) -> list[np.ndarray] | None:
+    def load_images(self, key: str, number: int = 0) -> list[np.ndarray] | None:
         """Returns the decoded outputs of a batch, or None."""
         try:
             arrays = load_arrays(self.folder / key / f"images-{number:05d}.safetensors")
@@ -94,7 +94,7 @@ class Store:
             return None
         return [arrays[name] for name in sorted(arrays)]
 
-    def save_images(self, key: str, number: int, images: Sequence[np.ndarray]) -> None:
+    def save_images(self, key: str, images: Sequence[np.ndarray], number: int = 0) -> None:
         """Keeps the decoded outputs of a batch."""
         # Contiguous, as safetensors writes the memory and not the values.
         arrays = {f"{k:05d}": np.ascontiguousarray(image) for k, image in enumerate(images)}
