@@ -160,6 +160,22 @@ def fitted(
             )
         )  # fmt: skip
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
+    rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
+    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
+    return assembled(pipe, call, profile, rule, about)
+
+
+def assembled(
+    pipe: Any, call: Call, profile: Profile, rule: Rule, about: Mapping[str, Any] | None = None
+) -> Schedule:
+    """Returns the schedule of a rule with a plan: with the kernel, and with where it came from.
+
+    Arguments:
+        about: What its provenance says besides.
+    """
+    times = tuple(map(float, profile.times))
+    assert isinstance(rule.policy, Plan)
+    calls = len(rule.policy.steps(times))
     kernel = Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
@@ -168,15 +184,13 @@ def fitted(
     made = {
         "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
         **provenance(pipe), "steps": call.steps, "seed": call.seed,
-        "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
-        "history": fit.history, "ridge": fit.ridge,
+        "call": {k: described(v) for k, v in call.arguments.items()}, **(about or {}),
     }  # fmt: skip
-    denoiser = fingerprint(pipe)
     return Schedule(
         name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
-        denoiser=denoiser,
+        denoiser=fingerprint(pipe),
         grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
-        rules=(Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast),),
+        rules=(rule,),
         kernel=kernel,
         made=made,
     )

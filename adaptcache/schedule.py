@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from .certify import Certificate
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
 from .files.limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
@@ -169,6 +170,8 @@ class Evidence(Part):
         psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
         ssim: The same for structural similarity, where it was measured.
         speed: All steps over computed steps.
+        certificate: What was tested of a quality target.
+        verdict: Why nothing is skipped, where that is the result.
     """
 
     prompts: Line
@@ -177,6 +180,8 @@ class Evidence(Part):
     psnr: Summary
     ssim: Summary | None = None
     speed: FiniteFloat
+    certificate: Certificate | None = None
+    verdict: Line | None = None
 
 
 class Schedule(Part):

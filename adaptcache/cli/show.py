@@ -57,6 +57,10 @@ def describe(schedule: Schedule) -> None:
             f"{seen.psnr['mean']:.1f} dB on {seen.n} held-out prompts (5th percentile {seen.psnr['p05']:.1f})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
+        if seen.certificate:
+            view.add_row("certificate", escape(seen.certificate.sentence))
+        if seen.verdict:
+            view.add_row("verdict", escape(seen.verdict))
     else:
         view.add_row("evidence", "none: calibrate with held-out prompts")
     view.add_row(
