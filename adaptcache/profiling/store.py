@@ -32,7 +32,9 @@ def content_key(pipe: Any, call: Call, *more: Any) -> str:
     modules = {
         n: weights_hash([part]) for n, part in sorted(pipe.components.items()) if isinstance(part, nn.Module)
     }
-    scheduler = [type(pipe.scheduler).__name__, sorted(pipe.scheduler.config.items())]
+    # Names with an underscore are notes of diffusers', one of them in an order that changes by process.
+    settings = sorted(item for item in pipe.scheduler.config.items() if not item[0].startswith("_"))
+    scheduler = [type(pipe.scheduler).__name__, settings]
     parts = [
         LAYOUT,
         torch.__version__,
