@@ -13,6 +13,7 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..profiling.store import Store
+from ..ranks import joined
 from .screen import out, print_json, progress
 from .show import describe
 
@@ -84,40 +85,50 @@ def calibrate(
       adaptcache calibrate --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied --fit-on 80
 
       adaptcache calibrate --speed 4 --min-psnr 40 --certify --prompts emoji-varied
+      torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
     """
-    preset = resolve(model)
-    budgets = parsed_gears(gears)
-    if speed is None and budget is None and not budgets:
-        speed = 2.8
-    steps = preset.steps if steps is None else steps
-    kind = f"gears-{min_psnr or 0:g}dB" if budgets else f"{steps / calls_for(steps, budget, speed):.2g}x"
-    name = name or f"{preset.name}-{steps}-{kind}"
-    check_on = (1_000_000 if certify else 32) if check_on is None else check_on
-    target = check_writable(to or Path("schedules") / f"{name}.json")
-    known = read_prompts(prompts or preset.prompts)
-    pipe = preset.load_pipeline(device)
-    with progress() as report:
-        schedule = fit_schedule(
-            pipe,
-            known.calibration[:fit_on],
-            steps=steps,
-            speed=speed,
-            budget=budget,
-            call=preset.call,
-            held_out=known.held_out[:check_on],
-            seed=seed,
-            batch_size=batch_size or preset.batch_size,
-            teacher_steps=teacher_steps,
-            gears=budgets,
-            min_psnr=min_psnr,
-            at_most=at_most,
-            confidence=confidence,
-            certify=certify,
-            name=name,
-            store=Store() if cache else None,
-            progress=report,
-        )
-    schedule.save(target)
+    with joined() as ranks:
+        preset = resolve(model)
+        budgets = parsed_gears(gears)
+        if speed is None and budget is None and not budgets:
+            speed = 2.8
+        steps = preset.steps if steps is None else steps
+        kind = f"gears-{min_psnr or 0:g}dB" if budgets else f"{steps / calls_for(steps, budget, speed):.2g}x"
+        name = name or f"{preset.name}-{steps}-{kind}"
+        check_on = (1_000_000 if certify else 32) if check_on is None else check_on
+        target = to or Path("schedules") / f"{name}.json"
+        if ranks.rank == 0:
+            check_writable(target)
+        known = read_prompts(prompts or preset.prompts)
+        calibration = known.calibration[:fit_on]
+        share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
+        pipe = preset.load_pipeline(device or ranks.device)
+        with progress(shown=ranks.rank == 0) as report:
+            schedule = fit_schedule(
+                pipe,
+                calibration,
+                steps=steps,
+                speed=speed,
+                budget=budget,
+                call=preset.call,
+                held_out=known.held_out[:check_on],
+                seed=seed,
+                batch_size=batch_size or min(preset.batch_size, share),
+                teacher_steps=teacher_steps,
+                gears=budgets,
+                min_psnr=min_psnr,
+                at_most=at_most,
+                confidence=confidence,
+                certify=certify,
+                name=name,
+                store=Store() if cache else None,
+                ranks=ranks,
+                progress=report,
+            )
+        if ranks.rank == 0:
+            schedule.save(target)
+    if ranks.rank:
+        return
     if json:
         evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})

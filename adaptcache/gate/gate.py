@@ -25,6 +25,7 @@ from typing import Any
 
 from torch import nn
 
+from ..agreement import groups_of
 from ..clock import Step, first_step, times_of
 from ..errors import AttachError
 from ..sites.signals import entering
@@ -130,7 +131,8 @@ class Gate:
         if scheduler is self.scheduler:
             self._finish()  # a run of a loop of the caller's own was abandoned
             self._guard()
-            self.run = Run(threading.get_ident(), {id(scheduler): 0})
+            groups = groups_of(denoisers_of(self.pipe))
+            self.run = Run(threading.get_ident(), {id(scheduler): 0}, groups=groups)
             self.started = next(self._starts) + 1
         elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
             self.run.taken[id(scheduler)] = 0
@@ -141,7 +143,7 @@ class Gate:
         assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            step = Step(index, run.times, run.past, x=entering(args, kwargs), groups=run.groups)
             run.decide(self.visitor.computes(step) or index == 0)
         return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
@@ -177,7 +179,8 @@ class Gate:
         """Returns the step and the branch of the denoiser call under way; None outside of a run."""
         if (run := self.run) is None or not self.running or not run.calls:
             return None
-        return Step(run.taken[id(self.scheduler)], run.times, run.past), len(run.calls[-1]) - 1
+        index = run.taken[id(self.scheduler)]
+        return Step(index, run.times, run.past, groups=run.groups), len(run.calls[-1]) - 1
 
     def skipped(self) -> None:
         """Notes that the call under way skips what a finer site has to skip."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..agreement import Groups
 from .standin import StandIns
 
 __all__ = ["Run"]
@@ -22,6 +23,7 @@ class Run:
         past: The numbers of the computed steps, newest first.
         decided: Whether the denoiser is called, by step.
         calls: Whether a denoiser call was made, by step and branch.
+        groups: The process groups that run the denoiser together.
         sides: How many calls of ControlNets this step had.
         outputs: What branches returned last.
     """
@@ -32,6 +34,7 @@ class Run:
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)
     calls: list[list[bool]] = field(default_factory=list)
+    groups: Groups = ()
     sides: int = 0
     outputs: StandIns = field(default_factory=StandIns)
 
