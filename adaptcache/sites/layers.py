@@ -1,0 +1,119 @@
+"""The sites `attention`, `cross-attention`, `temporal-attention` and `mlp`: all layers of one type.
+
+A guard stands before each layer of the type, in every block. At a skipped step each of them returns the
+forecast of its own outputs; all around them runs as always. They decide together, once a step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forecasts.history import History
+from ..gate import Gate
+from ..schedule import Rule
+from .course import Course
+from .models import layers_of
+from .outputs import leading, put_together, taken_apart
+from .sentry import Sentry
+from .signals import entering
+
+__all__ = ["Layers", "compiled_around"]
+
+
+def compiled_around(denoiser: nn.Module, names: list[str]) -> str:
+    """Returns the name of a module that is compiled together with one of those named, or nothing."""
+    around = {".".join(name.split(".")[:end]) for name in names for end in range(name.count(".") + 1)}
+    for name in sorted(around):
+        if Sentry.compiled(denoiser.get_submodule(name)):
+            return name or type(denoiser).__name__
+    return ""
+
+
+class Layers:
+    """Skips all layers of one type of one denoiser by a rule.
+
+    What a dynamic policy looks at is what enters the first layer of a step's first branch, and what it
+    observes is what leaves it. A layer that was never computed in a branch, or on other shapes, is.
+    """
+
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+        self.denoiser, self.gate = denoiser, gate
+        self.layers = layers_of(denoiser, rule.site)
+        self.course = Course(rule)
+        self.end()
+
+    def stand(self, undo: ExitStack) -> None:
+        """Stands before the layers, until `undo` is closed."""
+        for name, layer in self.layers.items():
+            Sentry(layer, partial(self.call, name), self.gate).stand(undo)
+
+    def compiled(self) -> str:
+        """Returns the name of what is compiled around a layer, or nothing."""
+        return compiled_around(self.denoiser, list(self.layers))
+
+    def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
+        """A run has started; its first step may have gone through the layers already."""
+        self.course.begin(rule, times, gear)
+
+    def end(self) -> None:
+        """Lets go of tensors."""
+        self.course.end()
+        self.history = History(self.course.rule.forecast.depth)
+        self.holes: dict[Hashable, Any] = {}  # what a layer returned last, without its tensors
+        self.entered: dict[Hashable, torch.Size | None] = {}
+        self.past: dict[Hashable, tuple[int, ...]] = {}
+        self.place: tuple[int, int] | None = None
+
+    def call(self, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A layer was called."""
+        if (here := self.gate.here()) is None:  # somebody calls the denoiser outside of a pipeline's loop
+            return original(*args, **kwargs)
+        step, branch = here
+        leads = self.place != (step.index, branch)
+        if leads:  # the first layer in this call of the denoiser
+            self.place, self.times = (step.index, branch), Counter[str]()
+            self.computes = self.course.decide(step, branch, lambda: self.signal(args, kwargs))
+        key = (branch, name, self.times[name])
+        self.times[name] += 1
+        if not self.computes and self.entered.get(key, ()) == leading(args, kwargs):
+            return put_together(self.holes[key], self.forecasts(key))
+        output = original(*args, **kwargs)
+        found = self.keep(key, output)
+        self.entered[key] = leading(args, kwargs)
+        if leads and branch == 0 and found and self.computes:
+            self.course.observe(found[0])
+        return output
+
+    def signal(self, args: Any, kwargs: Any) -> Tensor | None:
+        """Returns what the policy reads."""
+        x = entering(args, kwargs) if self.course.rule.signal == "input" else None
+        return None if x is None else x.clone()
+
+    def keep(self, key: Hashable, output: Any) -> list[Tensor]:
+        """Notes what a layer returned, and returns its tensors."""
+        self.holes[key], found = taken_apart(output)
+        assert self.course.step is not None
+        for number, tensor in enumerate(found):
+            self.history.keep((key, number), None, tensor, self.course.step.x)
+        depth = self.course.rule.forecast.depth
+        self.past[key] = (self.course.step.index, *self.past.get(key, ()))[:depth]
+        return found
+
+    def forecasts(self, key: Hashable) -> list[Tensor]:
+        """Returns what is used instead of the tensors that a layer returns."""
+        assert self.course.step is not None
+        forecast, step = self.course.rule.forecast, replace(self.course.step, past=self.past[key])
+        found, number = [], 0
+        while (key, number) in self.history.lines:
+            known = self.history.known((key, number), None, step.x)
+            found.append(forecast.combine(known, step))
+            number += 1
+        return found
