@@ -144,6 +144,22 @@ def fitted(
             match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
         )
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
+    rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
+    return framed(
+        pipe, call, profile, (rule,), f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
+        prompts=len(prompts), history=fit.history, ridge=fit.ridge,
+    )  # fmt: skip
+
+
+def framed(
+    pipe: Any, call: Call, profile: Profile, rules: tuple[Rule, ...], name: str, **about: Any
+) -> Schedule:
+    """Returns fitted rules as a schedule that says what they were fitted on.
+
+    Arguments:
+        about: What else is kept of how it was made.
+    """
+    times = tuple(map(float, profile.times))
     kernel = Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
@@ -152,15 +168,13 @@ def fitted(
     made = {
         "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
         **provenance(pipe), "steps": call.steps, "seed": call.seed,
-        "call": {k: described(v) for k, v in call.arguments.items()}, "prompts": len(prompts),
-        "history": fit.history, "ridge": fit.ridge,
+        "call": {k: described(v) for k, v in call.arguments.items()}, **about,
     }  # fmt: skip
-    denoiser = fingerprint(pipe)
     return Schedule(
-        name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
-        denoiser=denoiser,
+        name=name,
+        denoiser=fingerprint(pipe),
         grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
-        rules=(Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast),),
+        rules=rules,
         kernel=kernel,
         made=made,
     )

@@ -113,7 +113,8 @@ class Rule(Part):
         tail: How many of the last blocks are always run, and left out of the site.
         span: Which part of the blocks is skipped, by depth: (0, 0.5) is the front half.
         output: Whether what leaves the blocks is forecast, and not what they add.
-        window: Skips only at times strictly between these two, whatever the policy says.
+        window: Skips only at times strictly between these two, whatever the policy says. If the first is
+            the higher one: only at times outside of them.
     """
 
     site: Site = "step"
@@ -133,17 +134,21 @@ class Rule(Part):
     def computes(self, state: Any, step: Step) -> bool:
         """Whether to compute at this step: what the policy says, where skipping is allowed."""
         says = self.policy.compute(state, step)  # asked at every step, as it may keep count
-        return says or (self.window is not None and not self.window[0] < step.t < self.window[1])
+        if says or self.window is None:
+            return says
+        low, high = self.window
+        return not (low < step.t < high if low < high else step.t > low or step.t < high)
 
     @model_validator(mode="after")
     def _site_has_the_signal(self) -> Self:
-        inside = self.head or self.tail or self.span or self.output or self.signal in ("modulated", "residual")
+        reads = self.signal in ("modulated", "residual")
+        inside = self.head or self.tail or self.span or self.output or reads
         if self.site not in ("blocks", "deep") and inside:
             raise ValueError(
                 f"the site {self.site!r} has no blocks, so no head, no tail and no {self.signal!r} signal: "
                 "use the site 'blocks', or a policy on the 'input'"
             )
-        if self.site == "deep" and (self.tail or self.span or self.signal in ("modulated", "residual")):
+        if self.site == "deep" and (self.tail or self.span or self.output or reads):
             raise ValueError("the site 'deep' has a head and no tail, no span and no signal but the input")
         if self.site == "blocks" and self.signal == "residual" and not self.head:
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
@@ -241,13 +246,12 @@ class Schedule(Part):
     @classmethod
     def _sites_do_not_overlap(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         sites = [rule.site for rule in rules]
-        inside = set(sites) - {"guidance"}  # a call that is not made skips nothing inside
-        apart = inside <= LAYERS.keys() or len(inside) == 1 and "step" not in inside
         groups = [rule for rule in rules if rule.site == "blocks"]
-        parts = sorted(rule.span or (0.0, 1.0) for rule in groups)
-        rest = [site for site in sites if site != "blocks"]
-        apart = apart and len(rest) == len(set(rest)) or len(rules) == 1
-        if not apart or any(before[1] > after[0] for before, after in itertools.pairwise(parts)):
+        spans = itertools.pairwise(sorted(rule.span or (0.0, 1.0) for rule in groups))
+        once = [site for site in sites if site != "blocks"]
+        # Layers of different types lie side by side, and a call that is not made skips nothing inside.
+        apart = set(sites) <= {"guidance", *LAYERS} or len(set(sites)) == 1
+        if not apart or len(once) > len(set(once)) or any(front[1] > rear[0] for front, rear in spans):
             raise ValueError(f"the sites overlap: {', '.join(sites)}; keep one rule")
         if len(groups) > 1 and any(rule.signal in ("modulated", "residual") for rule in groups):
             raise ValueError("groups of blocks decide by the 'input' or by nothing: one may skip a probe")

@@ -11,7 +11,6 @@ from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.mask import Mask
 from adaptcache.schedule import Rule, Schedule
 from adaptcache.sites.models import LAYERS, layers_of
-from adaptcache.sites.sentry import Sentry
 from tests.pipelines.latte import latte
 from tests.pipelines.table import TABLE, built, generated, grid_of
 
@@ -104,9 +103,7 @@ def test_only_the_layers_of_the_type_are_skipped_and_types_have_plans_of_their_o
     counts = {kind: 0 for kind in ("attention", "mlp")}
     for kind in counts:
         for layer in layers_of(pipe.transformer, kind).values():
-            layer.register_forward_hook(
-                lambda *_, kind=kind: counts.__setitem__(kind, counts[kind] + 1)
-            )
+            layer.register_forward_hook(lambda *_, kind=kind: counts.__setitem__(kind, counts[kind] + 1))
     attention, mlp = [1, 0, 0, 1, 0, 0, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0, 1, 1, 0, 1]
     both = schedule(masked("attention", attention), masked("mlp", mlp, "taylor", order=1))
     with adaptcache.attach(pipe, both) as handle:
@@ -147,8 +144,9 @@ def test_a_run_that_is_broken_off_leaves_the_next_one_as_it_was():
         whole = flux.run(pipe, STEPS)
         with pytest.raises(KeyboardInterrupt):
             pipe(
-                prompt_embeds=torch.randn(1, 5, 16), pooled_prompt_embeds=torch.randn(1, 8), height=16, width=16,
-                num_inference_steps=STEPS, output_type="latent", callback_on_step_end=stop,
+                prompt_embeds=torch.randn(1, 5, 16), pooled_prompt_embeds=torch.randn(1, 8),
+                height=16, width=16, num_inference_steps=STEPS, output_type="latent",
+                callback_on_step_end=stop,
             )  # fmt: skip
         assert torch.equal(flux.run(pipe, STEPS), whole)
         assert handle.report().sites["attention"][0] == 0
@@ -225,7 +223,9 @@ def test_t_gate_keeps_the_cross_attention_after_its_gate():
 
 def broadcast(pipe, **ranges):
     """Enables diffusers' Pyramid Attention Broadcast."""
-    windows = {f"{kind}_attention_timestep_skip_range": (100, 800) for kind in ("spatial", "temporal", "cross")}
+    windows = {
+        f"{kind}_attention_timestep_skip_range": (100, 800) for kind in ("spatial", "temporal", "cross")
+    }
     config = PyramidAttentionBroadcastConfig(
         **{f"{kind}_attention_block_skip_range": value for kind, value in ranges.items()}, **windows,
         # By default "transformer_blocks" is searched for, which is in "temporal_transformer_blocks" as well:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..calibrate import calibrate as fit_schedule
 from ..calibrate import calls_for
 from ..files import check_writable
+from ..methods import method_named
+from ..methods.calibrate import calibrate_method
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..profiling.store import Store
@@ -37,6 +39,10 @@ def calibrate(
     check_on: Annotated[
         int, typer.Option(help="Use at most this many held-out prompts; 0 checks nothing.", min=0)
     ] = 32,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Fit a published method instead of our own; `adaptcache methods` lists them."),
+    ] = None,
     teacher_steps: Annotated[
         int | None,
         typer.Option(help="Match a finer run of this many steps: corrects the sampler's error too."),
@@ -64,18 +70,26 @@ def calibrate(
       adaptcache calibrate --model flux --speed 2.8
 
       adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt
+
+      adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
     """
+    if method:
+        method_named(method)
+        if teacher_steps:
+            raise ValueError("published methods are fitted to the run itself: --method or --teacher-steps")
     preset = resolve(model)
     if speed is None and budget is None:
         speed = 2.8
     steps = preset.steps if steps is None else steps
     calls = calls_for(steps, budget, speed)
-    name = name or f"{preset.name}-{steps}-{steps / calls:.2g}x"
+    kind = f"-{method}" if method else ""
+    name = name or f"{preset.name}-{steps}{kind}-{steps / calls:.2g}x"
     target = check_writable(to or Path("schedules") / f"{name}.json")
     known = read_prompts(prompts or preset.prompts)
     pipe = preset.load_pipeline(device)
+    own: dict[str, Any] = {"method": method} if method else {"teacher_steps": teacher_steps}
     with progress() as report:
-        schedule = fit_schedule(
+        schedule = (calibrate_method if method else fit_schedule)(
             pipe,
             known.calibration[:fit_on],
             steps=steps,
@@ -85,10 +99,10 @@ def calibrate(
             held_out=known.held_out[:check_on],
             seed=seed,
             batch_size=batch_size or preset.batch_size,
-            teacher_steps=teacher_steps,
             name=name,
             store=Store() if cache else None,
             progress=report,
+            **own,
         )
     schedule.save(target)
     if json:

@@ -51,8 +51,12 @@ class History:
         for values in (line.past, line.past_x, line.past_signal):
             del values[self.depth :]
 
+    def drop(self, key: Hashable) -> None:
+        """Forgets a stream: its shapes are others now."""
+        self.lines.pop(key, None)
+
     def known(self, key: Hashable, x: Tensor | None, signal: Tensor | None = None) -> Known:
-        """Returns what a forecast can be made of; the last output stands where nothing that entered is kept."""
+        """Returns what a forecast can be made of; the last output stands for what entered if that is None."""
         line = self.lines[key]
         last = line.past[0]
         x0 = last if line.x0 is None else line.x0

@@ -112,6 +112,11 @@ class Blocks:
         now.step = replace(self.course.step, past=self.past.get(now.branch, ()))
         shape = now.entered[IMAGE].shape
         known = (now.branch, IMAGE) in self.history.lines and self.shapes.get(now.branch) == shape
+        if not known:  # or the batch has another size now
+            for name in now.entered:
+                self.history.drop((now.branch, name))
+            self.history.drop((now.branch, "tail"))
+            now.step = replace(now.step, past=())
         if says or not known:
             self.shapes[now.branch] = shape
             self.past[now.branch] = (index, *now.step.past)
@@ -182,4 +187,6 @@ class Blocks:
             self.history.keep(key, now.tail[IMAGE], found, now.step.x)
         elif now.branch == 0:
             known = self.history.known(key, now.tail[IMAGE], now.step.x)
-            self.rule.policy.verify(self.course.state, now.step, found, self.rule.forecast.combine(known, now.step))
+            self.rule.policy.verify(
+                self.course.state, now.step, found, self.rule.forecast.combine(known, now.step)
+            )

@@ -1,8 +1,8 @@
 """The site `deep`: the inner part of a U-Net, below a skip connection.
 
 At a skipped step the outermost layers run on the new latents, and everything deeper is replaced by the
-forecast of what it hands to the first layer after it. How many layers are outermost is the rule's `head`: with
-none, all that remains is the first convolution, the last layer on the way up, and the last convolution.
+forecast of what it hands to the first layer after it. How many layers are outermost is the rule's `head`:
+with none, all that remains is the first convolution, the last layer on the way up and the last convolution.
 
 References:
     | DeepCache (Ma et al., 2024), https://arxiv.org/abs/2312.00858
@@ -53,16 +53,17 @@ def deep_part(denoiser: nn.Module, head: int) -> list[nn.Module]:
     assert isinstance(down, nn.ModuleList) and isinstance(up, nn.ModuleList) and middle is not None
     units: list[tuple[nn.Module, list[nn.Module]]] = []
     for block in down:
-        units += [(block, layer) for layer in [*layers(block), *([d] for d in members(block, "downsamplers"))]]
+        units += [
+            (block, layer) for layer in [*layers(block), *([d] for d in members(block, "downsamplers"))]
+        ]
     if head > len(units):
         raise AttachError(f"this U-Net has {len(units)} layers on its way down, {head} are to run: too many")
-    before = head
     units.append((middle, [middle]))
     for block in up:
         own = layers(block)
         own[-1] = own[-1] + members(block, "upsamplers")
         units += [(block, layer) for layer in own]
-    deep = units[before : len(units) - head - 1]
+    deep = units[head : len(units) - head - 1]
     found: list[nn.Module] = []
     for block in (*down, middle, *up):
         inside = [layer for owner, layer in deep if owner is block]
@@ -134,7 +135,10 @@ class Deep:
         step, branch = self.here
         x = entering(args, kwargs) if self.course.rule.signal == "input" else None
         says = self.course.decide(step, branch, lambda: None if x is None else x.clone())
-        if says or self.shapes.get(branch) != leading(args, kwargs):
+        if self.shapes.get(branch) != leading(args, kwargs):  # or the batch has another size now
+            self.history.drop(branch)
+            self.past[branch], says = (), True
+        if says:
             self.past[branch] = (step.index, *self.past.get(branch, ()))
             self.shapes[branch] = leading(args, kwargs)
             return True
@@ -145,4 +149,6 @@ class Deep:
         assert self.course.step is not None
         step = replace(self.course.step, past=self.past[branch])
         known = self.history.known(branch, None, step.x)
-        return put_together(self.holes[len(self.modules) - 1], [self.course.rule.forecast.combine(known, step)])
+        return put_together(
+            self.holes[len(self.modules) - 1], [self.course.rule.forecast.combine(known, step)]
+        )

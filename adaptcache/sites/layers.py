@@ -21,7 +21,7 @@ from ..gate import Gate
 from ..schedule import Rule
 from .course import Course
 from .models import layers_of
-from .outputs import leading, put_together, taken_apart
+from .outputs import last_half, leading, put_together, taken_apart
 from .sentry import Sentry
 from .signals import entering
 
@@ -81,30 +81,48 @@ class Layers:
         if leads:  # the first layer in this call of the denoiser
             self.place, self.times = (step.index, branch), Counter[str]()
             self.computes = self.course.decide(step, branch, lambda: self.signal(args, kwargs))
-        key = (branch, name, self.times[name])
+        key, shape = (branch, name, self.times[name]), leading(args, kwargs)
         self.times[name] += 1
-        if not self.computes and self.entered.get(key, ()) == leading(args, kwargs):
+        if not self.computes and self.fits(key, shape):
             return put_together(self.holes[key], self.forecasts(key))
         output = original(*args, **kwargs)
-        found = self.keep(key, output)
-        self.entered[key] = leading(args, kwargs)
-        if leads and branch == 0 and found and self.computes:
-            self.course.observe(found[0])
+        found = self.keep(key, shape, output)
+        if leads and branch == 0:
+            self.course.made[-1] = True  # whatever was decided
+            if found and self.computes:
+                self.course.observe(found[0])
         return output
+
+    def fits(self, key: Hashable, shape: torch.Size | None) -> bool:
+        """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
+        known = self.entered.get(key)
+        if self.gate.half and known and shape and known[0] == 2 * shape[0]:
+            lines = [line for (own, _), line in self.history.lines.items() if own == key]
+            for line in lines:
+                line.past = last_half(line.past, known[0])
+            self.entered[key] = known = shape
+            self.holes[key] = put_together(self.holes[key], [line.past[0] for line in lines])
+            self.holes[key] = taken_apart(self.holes[key])[0]
+        return known is not None and known == shape
 
     def signal(self, args: Any, kwargs: Any) -> Tensor | None:
         """Returns what the policy reads."""
         x = entering(args, kwargs) if self.course.rule.signal == "input" else None
         return None if x is None else x.clone()
 
-    def keep(self, key: Hashable, output: Any) -> list[Tensor]:
-        """Notes what a layer returned, and returns its tensors."""
-        self.holes[key], found = taken_apart(output)
+    def keep(self, key: Hashable, shape: torch.Size | None, output: Any) -> list[Tensor]:
+        """Notes what a layer returned, and returns its tensors: of the half that is always computed."""
         assert self.course.step is not None
+        if self.gate.half is False and shape:
+            output, shape = last_half(output, shape[0]), torch.Size((shape[0] // 2, *shape[1:]))
+        self.holes[key], found = taken_apart(output)
+        if self.entered.get(key) != shape:  # the batch has another size now
+            self.entered[key], self.past[key] = shape, ()
+            for number in range(len(found)):
+                self.history.drop((key, number))
         for number, tensor in enumerate(found):
             self.history.keep((key, number), None, tensor, self.course.step.x)
-        depth = self.course.rule.forecast.depth
-        self.past[key] = (self.course.step.index, *self.past.get(key, ()))[:depth]
+        self.past[key] = (self.course.step.index, *self.past[key])[: self.course.rule.forecast.depth]
         return found
 
     def forecasts(self, key: Hashable) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["blank", "leading", "put_together", "taken_apart"]
+__all__ = ["blank", "last_half", "leading", "put_together", "taken_apart"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,14 @@ def leading(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Size | None
         if isinstance(value, Tensor):
             return value.shape
     return None
+
+
+def last_half(value: Any, count: int) -> Any:
+    """Returns a value with the second half of all its tensors that have so many samples."""
+    if isinstance(value, Tensor):
+        return value[count // 2 :] if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        return type(value)(**{name: last_half(part, count) for name, part in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(last_half(part, count) for part in value)
+    return value

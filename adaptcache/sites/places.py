@@ -16,6 +16,7 @@ from ..schedule import Rule
 from .blocks import Blocks
 from .course import Course
 from .deep import Deep
+from .guidance import Guidance
 from .layers import Layers
 from .models import LAYERS, layers_of
 from .sentry import Sentry
@@ -43,8 +44,10 @@ class Place(Protocol):
         """Lets go of tensors."""
 
 
-def place_of(rule: Rule, denoiser: nn.Module, gate: Gate) -> Place:
+def place_of(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> Place:
     """Returns the site of a rule in a denoiser."""
+    if rule.site == "guidance":
+        return Guidance(denoiser, gate, rule, alone)
     if rule.site == "blocks":
         return Blocks(denoiser, gate, rule)
     if rule.site == "deep":
@@ -61,13 +64,13 @@ def places_of(rules: Sequence[Rule], gate: Gate) -> list[tuple[int, Place]]:
     found: list[tuple[int, Place]] = []
     for denoiser in denoisers_of(gate.pipe):
         name = type(denoiser).__name__
-        if Sentry.compiled(denoiser):
+        if Sentry.compiled(denoiser) and {rule.site for rule in rules} != {"guidance"}:
             raise within(name, rules[0].site)
         for number, rule in enumerate(rules):
             if rule.site in LAYERS and not layers_of(denoiser, rule.site):
                 logger.info("%s has no layers for the site %r: nothing to skip there", name, rule.site)
                 continue
-            found.append((number, place_of(rule, denoiser, gate)))
+            found.append((number, place_of(rule, denoiser, gate, alone=len(rules) == 1)))
     if not found:
         sites = " or ".join(repr(rule.site) for rule in rules)
         raise AttachError(f"{name} has no layers for the site {sites}; use the site 'blocks' or 'step'")
