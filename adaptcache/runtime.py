@@ -155,6 +155,8 @@ class Runner:
         names = [rule.site for rule in self.schedule.rules]
         for number, place in self.places:
             rule = self.schedule.rules[number]
+            if not place.course.made:  # this run had no such calls
+                continue
             name = f"{rule.site} {rule.span}" if names.count(rule.site) > 1 else rule.site
             steps = {i for i, flag in enumerate(place.course.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))

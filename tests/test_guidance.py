@@ -32,7 +32,8 @@ def same(a, b):
 
 
 def close(a, b):
-    return all(torch.allclose(x, y, atol=2e-5, rtol=1e-5) for x, y in zip(a, b, strict=True))
+    """Whether tensors are equal but for rounding, which a batch of another size changes."""
+    return all((x - y).abs().max() < 2e-6 * max(y.abs().max(), 10) for x, y in zip(a, b, strict=True))
 
 
 def head(output):
@@ -204,7 +205,7 @@ def test_fastercache_of_a_distilled_model_is_that_of_diffusers(interval):
     full = flux.run(pipe, 12)
     with adaptcache.attach(pipe, Schedule.of("fastercache", interval={"attention": interval})) as handle:
         made = flux.run(pipe, 12)
-        assert set(handle.report().sites) == {"attention", "guidance"}
+        assert set(handle.report().sites) == {"attention"}
     faster(pipe, is_guidance_distilled=True, spatial_attention_block_skip_range=interval)
     peer = flux.run(pipe, 12)
     pipe.transformer.disable_cache()

@@ -62,7 +62,7 @@ class Method:
         for changes in self.more:
             knobs = dict(changes)
             kinds = {key: knobs.pop(key) for key in ("site", "policy", "forecast") if key in knobs}
-            drop = {"policy": POLICIES, "forecast": FORECASTS}
+            drop: dict[str, Mapping[str, Any]] = {"policy": POLICIES, "forecast": FORECASTS}
             kept = self.knobs
             for key in kinds.keys() & drop.keys():  # what was said of another kind does not hold for this one
                 kept = {k: v for k, v in kept.items() if k not in drop[key][getattr(self, key)].model_fields}

@@ -92,7 +92,7 @@ class Guidance:
         x = entering(args, kwargs)
         if self.entered is None and x is not None:  # its first call in this run
             self.entered = leading(args, kwargs)
-            self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
+            self.guided = is_guided(self.gate.pipe)
             a, b = x[: len(x) // 2], x[len(x) // 2 :]
             self.halved = self.guided and a.shape == b.shape and torch.equal(a, b)
         whole = self.gate.half is not None and leading(args, kwargs) == self.entered
@@ -155,3 +155,9 @@ class Guidance:
         holes, given = taken_apart(output)
         made = self.forecasts(1, given)
         return put_together(holes, [torch.cat(pair) for pair in zip(made, given, strict=True)])
+
+
+def is_guided(pipe: Any) -> bool:
+    """Whether a pipeline says, while it runs, that it guides with a second output."""
+    says = getattr(pipe, "do_classifier_free_guidance", None)
+    return bool((getattr(pipe, "guidance_scale", None) or 0) > 1 if says is None else says)

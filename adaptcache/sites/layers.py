@@ -68,6 +68,7 @@ class Layers:
         self.course.end()
         self.history = History(self.course.rule.forecast.depth)
         self.holes: dict[Hashable, Any] = {}  # what a layer returned last, without its tensors
+        self.counts: dict[Hashable, int] = {}  # how many tensors those are
         self.entered: dict[Hashable, torch.Size | None] = {}
         self.past: dict[Hashable, tuple[int, ...]] = {}
         self.place: tuple[int, int] | None = None
@@ -97,12 +98,12 @@ class Layers:
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
         known = self.entered.get(key)
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
-            lines = [line for (own, _), line in self.history.lines.items() if own == key]
+            lines = [self.history.lines[key, number] for number in range(self.counts[key])]
             for line in lines:
                 line.past = last_half(line.past, known[0])
             self.entered[key] = known = shape
-            self.holes[key] = put_together(self.holes[key], [line.past[0] for line in lines])
-            self.holes[key] = taken_apart(self.holes[key])[0]
+            halved = put_together(self.holes[key], [line.past[0] for line in lines])
+            self.holes[key] = taken_apart(halved)[0]
         return known is not None and known == shape
 
     def signal(self, args: Any, kwargs: Any) -> Tensor | None:
@@ -118,8 +119,9 @@ class Layers:
         self.holes[key], found = taken_apart(output)
         if self.entered.get(key) != shape:  # the batch has another size now
             self.entered[key], self.past[key] = shape, ()
-            for number in range(len(found)):
+            for number in range(self.counts.get(key, 0)):
                 self.history.drop((key, number))
+        self.counts[key] = len(found)
         for number, tensor in enumerate(found):
             self.history.keep((key, number), None, tensor, self.course.step.x)
         self.past[key] = (self.course.step.index, *self.past[key])[: self.course.rule.forecast.depth]
@@ -129,9 +131,5 @@ class Layers:
         """Returns what is used instead of the tensors that a layer returns."""
         assert self.course.step is not None
         forecast, step = self.course.rule.forecast, replace(self.course.step, past=self.past[key])
-        found, number = [], 0
-        while (key, number) in self.history.lines:
-            known = self.history.known((key, number), None, step.x)
-            found.append(forecast.combine(known, step))
-            number += 1
-        return found
+        keys = [(key, number) for number in range(self.counts[key])]
+        return [forecast.combine(self.history.known(one, None, step.x), step) for one in keys]
