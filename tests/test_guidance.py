@@ -174,6 +174,25 @@ def test_two_prompts_with_the_same_noise_are_not_taken_for_two_halves():
         assert handle.report().calls == ((True, True), (True, False)) * 2
 
 
+@pytest.mark.parametrize("more", [{}, {"true_cfg_scale": 1.0}])
+def test_two_prompts_of_a_distilled_model_are_not_taken_for_two_halves(more):
+    pipe = flux.pipeline()
+    row = dict(
+        prompt_embeds=torch.randn(2, 5, 16), pooled_prompt_embeds=torch.randn(2, 8), height=16, width=16,
+        num_inference_steps=4, output_type="latent", **more,
+    )  # fmt: skip
+
+    def run():
+        return pipe(**row, generator=[torch.Generator().manual_seed(0) for _ in range(2)]).images
+
+    full = run()
+    with adaptcache.attach(pipe, schedule([1, 0])), pytest.raises(AttachError, match="turn guidance on"):
+        run()
+    with adaptcache.attach(pipe, Schedule.of("fastercache", interval={"attention": 1})) as handle:
+        assert torch.equal(run(), full)
+        assert "attention" in handle.report().sites
+
+
 def faster(pipe, **knobs):
     """Enables diffusers' FasterCache."""
     pipe.transformer.enable_cache(

@@ -120,6 +120,18 @@ def test_dbcache_with_a_static_mask_is_that_of_cache_dit(order):
         assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
 
 
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_taylorseer_of_every_attention_is_that_of_diffusers(order):
+    config = TaylorSeerCacheConfig(
+        cache_interval=4, disable_cache_before_step=2, max_order=order, cache_identifiers=[r".*\.attn"],
+        taylor_factors_dtype=torch.float32,
+    )  # fmt: skip
+    knobs = dict(interval=4, warm_up=2, first_gap=2, order=order)
+    made, computed = ours(Schedule.of("taylorseer", site="attention", **knobs))
+    assert computed == list(range(STEPS))  # what is skipped lies within
+    assert differs(made) and same(theirs(config), made)
+
+
 @pytest.fixture(scope="module")
 def emoji():
     """The demo model, its call and a held-out prompt."""
@@ -182,3 +194,22 @@ def test_the_demo_model_runs_as_with_diffusers(emoji, name):
     apart, report = on_demo(emoji, config, schedule)
     skipped = [len(computed) < steps for computed in (report.sites or {"step": report.computed}).values()]
     assert any(skipped) and apart < 1e-3, apart
+
+
+@pytest.mark.slow
+def test_the_demo_model_runs_as_with_cache_dit(emoji):
+    cache_dit = pytest.importorskip("cache_dit")
+    pipe, call, prompts = emoji
+    mask = [1, 1, 1, 1, *([0, 1, 0, 0] * 6)]
+    full = call(pipe, prompts)
+    with adaptcache.attach(pipe, Schedule.of("scm", compute_steps=tuple(map(bool, mask)))) as handle:
+        made = call(pipe, prompts)
+        assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=call.steps,
+        steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=False,
+    )  # fmt: skip
+    other = resolve("emoji-flux").load_pipeline("cpu")
+    cache_dit.enable_cache(other, cache_config=config)
+    peer = call(other, prompts)
+    assert len(mask) == call.steps and float((made - peer).norm() / (made - full).norm()) < 1e-3

@@ -28,6 +28,8 @@ class Course:
     def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
         """A run has started; its first step may have been computed already."""
         self.rule, self.gear, self.state = rule, gear, rule.policy.init(times)
+        if not self.past:  # an expert that takes over later
+            self.made = []
         if self.seen is not None:
             self.rule.policy.observe(self.state, *self.seen)
 

@@ -78,7 +78,7 @@ class Guidance:
         self.past: dict[int, tuple[int, ...]] = {}  # by branch: one may begin late
         self.first: list[Tensor] = []  # what the first call of this step returned
         self.entered: torch.Size | None = None
-        self.halved = self.guided = False
+        self.halved = self.sure = self.guided = False
         self.holes: Any = None  # what a later call returned last, without its tensors
         self.gate.half = None
 
@@ -92,9 +92,14 @@ class Guidance:
         x = entering(args, kwargs)
         if self.entered is None and x is not None:  # its first call in this run
             self.entered = leading(args, kwargs)
-            self.guided = is_guided(self.gate.pipe)
-            a, b = x[: len(x) // 2], x[len(x) // 2 :]
-            self.halved = self.guided and a.shape == b.shape and torch.equal(a, b)
+            self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
+            self.halved = is_guided(self.gate.pipe) and twice(x)
+        elif self.gate.half is not None and not self.sure and x is not None:
+            # Two prompts that began with the same noise are told apart once a step was taken.
+            self.sure, self.halved = True, twice(x)
+            self.gate.half = False if self.halved else None
+            if not self.halved and self.alone:
+                raise AttachError(NONE.format(name=type(self.gate.pipe).__name__))
         whole = self.gate.half is not None and leading(args, kwargs) == self.entered
         if whole and not self.decides(step, 1, x):
             return self.half(original, args, kwargs)
@@ -158,6 +163,12 @@ class Guidance:
 
 
 def is_guided(pipe: Any) -> bool:
-    """Whether a pipeline says, while it runs, that it guides with a second output."""
+    """Whether a pipeline says that it may guide with a second output; distilled ones have a scale as well."""
     says = getattr(pipe, "do_classifier_free_guidance", None)
     return bool((getattr(pipe, "guidance_scale", None) or 0) > 1 if says is None else says)
+
+
+def twice(x: Tensor) -> bool:
+    """Whether a batch has two equal halves. Syncs the device."""
+    a, b = x[: len(x) // 2], x[len(x) // 2 :]
+    return a.shape == b.shape and torch.equal(a, b)

@@ -101,6 +101,7 @@ class Layers:
             lines = [self.history.lines[key, number] for number in range(self.counts[key])]
             for line in lines:
                 line.past = last_half(line.past, known[0])
+                line.past_signal = [None] * len(line.past_signal)  # of both halves
             self.entered[key] = known = shape
             halved = put_together(self.holes[key], [line.past[0] for line in lines])
             self.holes[key] = taken_apart(halved)[0]
