@@ -167,20 +167,28 @@ def fitted(
     policy = watched(Plan.of(plans[best], times), plans[best], profile)
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
-    return assembled(pipe, call, profile, rule, about)
+    return assembled(pipe, call, profile, (rule,), about)
 
 
 def assembled(
-    pipe: Any, call: Call, profile: Profile, rule: Rule, about: Mapping[str, Any] | None = None
+    pipe: Any,
+    call: Call,
+    profile: Profile,
+    rules: tuple[Rule, ...],
+    about: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> Schedule:
-    """Returns the schedule of a rule with a plan: with the kernel, and with where it came from.
+    """Returns fitted rules as a schedule: with the kernel, and with what they were fitted on.
 
     Arguments:
         about: What its provenance says besides.
+        name: What it is called. A plan has a name by itself.
     """
-    times = tuple(map(float, profile.times))
-    assert isinstance(rule.policy, Plan)
-    calls = len(rule.policy.steps(times))
+    times, policy = tuple(map(float, profile.times)), rules[0].policy
+    if not name:
+        assert isinstance(policy, Plan)
+        speed = len(times) / len(policy.steps(times))
+        name = f"{type(pipe).__name__}-{len(times)}-{speed:.3g}x"
     kernel = Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
@@ -192,10 +200,10 @@ def assembled(
         "call": {k: described(v) for k, v in call.arguments.items()}, **(about or {}),
     }  # fmt: skip
     return Schedule(
-        name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
+        name=name,
         denoiser=fingerprint(pipe),
         grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
-        rules=(rule,),
+        rules=rules,
         kernel=kernel,
         made=made,
     )
@@ -336,7 +344,9 @@ def calibrate(
     if not gears:
         calls_for(steps, budget, speed)
     if geared and ranks.size > 1:
-        raise ValueError(f"gears are calibrated in one process, not in {ranks.size}; start it without a launcher")
+        raise ValueError(
+            f"gears are calibrated in one process, not in {ranks.size}: start without a launcher"
+        )
     if name:
         checked_name(name)
     how = Call(steps, dict(call or {}), seed)

@@ -29,7 +29,7 @@ def search(storage: str, folder: str) -> Search:
 
 
 def worked(storage: str, folder: str, dies: bool) -> int:
-    """Works on a search until it is done; one worker is killed in its third trial. Returns the trials begun."""
+    """Works on a search until it is done, or is killed in its third trial; returns the trials begun."""
     own, begun = search(storage, folder), []
     made = own.objective
 

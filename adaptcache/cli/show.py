@@ -52,9 +52,14 @@ def describe(schedule: Schedule) -> None:
     view = Table(box=None, show_header=False)
     view.add_row("schedule", f"[bold]{escape(schedule.name)}[/]")
     view.add_row("fitted on", escape(f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"))
-    view.add_row(
-        "steps", f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
+    grid = (
+        f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
+        if times
+        else ""
     )
+    view.add_row("steps", grid or "any: nothing was fitted")
+    for one in schedule.rules if rule.site != "step" else ():
+        view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
     view.add_row("policy", rule.policy.type)
     if isinstance(rule.policy, Plan):
         for number, gear in enumerate(rule.policy.gears):

@@ -17,6 +17,7 @@ Three things change while a gate is open, and change back when it closes:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -57,6 +58,10 @@ class Gate:
         self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
         self.closed = False
         self.calls: list[list[bool]] = []  # of the last run
+        # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
+        # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
+        self.within: dict[int, Callable[..., Any]] = {}
+        self.half: bool | None = None
         self._undo, self._guards = ExitStack(), ExitStack()
         self._caller = threading.RLock()  # held while the pipeline is called
 
@@ -145,6 +150,8 @@ class Gate:
         if index == len(run.decided):
             step = Step(index, run.times, run.past, x=entering(args, kwargs), groups=run.groups)
             run.decide(self.visitor.computes(step) or index == 0)
+        if within := self.within.get(id(module)):
+            original = functools.partial(within, original)
         return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
     def step(self, move: Move) -> Any:
