@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from .forecasts.history import History
 from .gate import Gate, Update
 from .gate.watch import denoisers_of
 from .policies.plan import Plan
-from .provenance.compatibility import graded
+from .provenance.compatibility import graded, graded_call
 from .provenance.findings import Grade, explained, worst
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
@@ -26,6 +28,7 @@ from .sites.blocks import Blocks
 __all__ = ["Handle", "Report", "attach", "runner_for"]
 
 logger = logging.getLogger(__name__)
+GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Report:
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
-            where nothing was fitted.
+        evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
+            ran at a guidance or size nobody measured, "none" where nothing was fitted.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -69,6 +72,7 @@ class Runner:
         self.evidence = "calibrated"
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
         self.blocks: list[Blocks] = []  # one a denoiser, if that is the site
+        self.unmeasured, self.warned = False, set[str]()  # of the call under way; of all calls
         self.end()
 
     def stand(self, gate: Gate) -> ExitStack:
@@ -82,11 +86,25 @@ class Runner:
                     site.stand(undo)
             return undo.pop_all()
 
+    def called(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
+        """A run is asked for: warns once of what nobody measured, or refuses it."""
+        found = graded_call(self.schedule, pipe, arguments)
+        if found and self.strict:
+            raise ScheduleError(explained(self.schedule, found))
+        self.unmeasured = bool(found)
+        for finding in found:
+            if finding.what not in self.warned:
+                self.warned.add(finding.what)
+                warnings.warn(explained(self.schedule, [finding]), stacklevel=5)
+
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
+            if len(self.rules) >= GRIDS:
+                del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         fitted = "calibrated" if self.schedule.grid.times else "none"
-        self.evidence = fitted if self._native(times) else "extrapolated"
+        own = self._native(times) and not self.unmeasured
+        self.evidence = fitted if own else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
@@ -150,7 +168,7 @@ class Handle:
     def __init__(self, pipe: Any, runner: Runner) -> None:
         self._runner = runner
         with ExitStack() as undo:
-            self._gate = Gate(pipe, runner).open()
+            self._gate = Gate(pipe, runner, partial(runner.called, pipe)).open()
             undo.callback(self._gate.close)
             undo.push(runner.stand(self._gate))
             self._undo = undo.pop_all()
@@ -162,6 +180,8 @@ class Handle:
 
     @gear.setter
     def gear(self, gear: int) -> None:
+        if self._gate.run is not None:
+            raise AttachError("a run is going on, with weights of its own gear: set another one between runs")
         self._runner.gear = checked_gear(self._runner.schedule, gear)
 
     def report(self) -> Report:
@@ -227,4 +247,6 @@ def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 
         warnings.warn(explained(schedule, found), stacklevel=3)
     elif found:
         logger.info(explained(schedule, found))
-    return Runner(schedule, strict, gear)
+    runner = Runner(schedule, strict, gear)
+    runner.warned |= {finding.what for finding in found}
+    return runner
