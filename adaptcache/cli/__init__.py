@@ -12,6 +12,7 @@ from .. import __version__
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
+from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .lint import lint
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, methods, lint, export, compare, report, push, demo):
+for verb in (calibrate, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo):
     app.command()(verb)
 
 
