@@ -14,6 +14,7 @@ from adaptcache.presets import resolve
 from adaptcache.schedule import Schedule
 
 SHIPPED = str(Path(__file__).parent.parent / "schedules" / "emoji-flux-28-4x.json")
+SMALL = ("--set", "height=32", "--set", "width=32", "--set", "guidance_scale=1.0")
 QUICK = ("--check-on", "1", "--steps", "8")
 
 
@@ -46,7 +47,7 @@ def test_on_a_fine_tune_it_says_what_differs_and_prints_json(
     tmp_path: Path,
 ) -> None:
     Schedule.load(SHIPPED).save_pretrained(tmp_path / "theirs")
-    words = ("--model", str(fine_tune), "--prompts", str(fine_tune / "mine.txt"), "--json")
+    words = ("--model", str(fine_tune), "--prompts", str(fine_tune / "mine.txt"), "--json", *SMALL)
     code, out, err = run("evaluate", *words, "-s", SHIPPED, "-s", str(tmp_path / "theirs"), *QUICK)
     assert code == 0 and "warning" not in err
     said = json.loads(out)
@@ -67,6 +68,8 @@ def test_on_a_fine_tune_it_says_what_differs_and_prints_json(
         (("-s", SHIPPED, "--model", "fluks"), "no model 'fluks'"),
         (("-s", SHIPPED, "--prompts", "none.txt"), "no prompt file none.txt"),
         (("-s", SHIPPED, "--out", "scores.gif.txt"), "scores.gif.txt"),
+        (("-s", SHIPPED, "--set", "height"), "--set takes NAME=VALUE"),
+        (("-s", SHIPPED, "--set", "prompt=x"), "sets prompt itself"),
         ((), "--schedule"),
     ],
 )

@@ -18,6 +18,10 @@ from .show import describe
 
 __all__ = ["calibrate"]
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
 
 
@@ -30,6 +34,7 @@ def calibrate(
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    settings: Set = None,
     prompts: Annotated[
         str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
     ] = None,
@@ -63,9 +68,9 @@ def calibrate(
 
       adaptcache calibrate --model flux --speed 2.8
 
-      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt
+      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
     """
-    preset = resolve(model)
+    preset = resolve(model).called_with(settings or [])
     if speed is None and budget is None:
         speed = 2.8
     steps = preset.steps if steps is None else steps

@@ -20,7 +20,7 @@ from ..provenance.compatibility import graded
 from ..provenance.findings import Finding, Grade, explained, worst
 from ..report.picture import side_by_side
 from ..schedule import Schedule
-from .calibrate import Model
+from .calibrate import Model, Set
 from .screen import out, print_json, progress, table
 
 __all__ = ["evaluate"]
@@ -37,6 +37,7 @@ def evaluate(
     ] = None,
     check_on: Annotated[int, typer.Option(help="Use at most this many of the prompts.", min=1)] = 32,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    settings: Set = None,
     seed: Annotated[int, typer.Option(help="Noise of the first prompt.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts in one run.", min=1)] = 1,
     device: Annotated[
@@ -61,7 +62,7 @@ def evaluate(
       adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --check-on 8 --out scores.png
     """
     schedules = [_loaded(source) for source in schedule]
-    preset = resolve(model)
+    preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
     held_out = known.held_out[:check_on]
     if to:
