@@ -97,7 +97,7 @@ class Preset(BaseModel):
         """Returns the preset with other arguments of the pipeline's call.
 
         Arguments:
-            settings: Words like "height=768": numbers, true, false, lists and quoted text are read as in TOML,
+            settings: Words like "height=768": numbers, true, false, lists and quoted text as in TOML,
                 anything else is text.
 
         Raises:
