@@ -26,6 +26,7 @@ from .profiling.influence import with_influence
 from .profiling.profile import Profile
 from .profiling.record import Trajectory, batches, record
 from .profiling.store import Store, content_key, described
+from .provenance.compatibility import other_cache
 from .provenance.fingerprint import fingerprint, provenance
 from .ranks import ALONE, Ranks
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
@@ -98,6 +99,11 @@ def measure(
         raise ValueError(f"nothing can be skipped in {call.steps} steps; calibrate with 2 or more")
     if call.steps > KERNEL_STEPS:
         raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {call.steps}: take fewer")
+    if name := other_cache(pipe):
+        raise ValueError(
+            f"{name} is on in this pipeline: its full runs would not be full; turn it off "
+            "(pipe.transformer.disable_cache()), then calibrate"
+        )
     if not prompts:
         raise ValueError("no calibration prompts; one is the least, 8 or more are better")
     key = content_key(pipe, call, prompts, batch_size, finer) if store else ""

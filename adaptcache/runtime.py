@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from .errors import AttachError, ScheduleError
 from .forecasts.history import History
 from .gate import Gate, Update
 from .policies.base import Account
-from .provenance.compatibility import graded
+from .provenance.compatibility import graded, graded_call
 from .provenance.findings import Grade, explained, worst
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
@@ -27,6 +28,7 @@ from .sites.places import Place, places_of, uncompiled
 __all__ = ["Handle", "Report", "attach", "runner_for"]
 
 logger = logging.getLogger(__name__)
+GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Report:
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
-            where nothing was fitted.
+        evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
+            ran at a guidance or size nobody measured, "none" where nothing was fitted.
         gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
         why: How that came about, where it was chosen during the run.
         sites: The numbers of the steps at which each site inside of the denoiser was computed.
@@ -85,6 +87,7 @@ class Runner:
         self.original = schedule
         self.follow(gear)
         self.places: list[tuple[int, Place]] = []  # inside of denoisers, with the number of the rule
+        self.unmeasured, self.warned = False, set[str]()  # of the call under way; of all calls
         self.end()
 
     def follow(self, gear: int | None) -> None:
@@ -103,11 +106,25 @@ class Runner:
                     place.stand(undo)
             return undo.pop_all()
 
+    def called(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
+        """A run is asked for: warns once of what nobody measured, or refuses it."""
+        found = graded_call(self.schedule, pipe, arguments)
+        if found and self.strict:
+            raise ScheduleError(explained(self.schedule, found))
+        self.unmeasured = bool(found)
+        for finding in found:
+            if finding.what not in self.warned:
+                self.warned.add(finding.what)
+                warnings.warn(explained(self.schedule, [finding]), stacklevel=5)
+
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
+            if len(self.rules) >= GRIDS:
+                del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         fitted = "calibrated" if self.schedule.grid.times else "none"
-        self.evidence = fitted if self._native(times) else "extrapolated"
+        own = self._native(times) and not self.unmeasured
+        self.evidence = fitted if own else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
@@ -188,7 +205,7 @@ class Handle:
     def __init__(self, pipe: Any, runner: Runner) -> None:
         self._runner = runner
         with ExitStack() as undo:
-            self._gate = Gate(pipe, runner).open()
+            self._gate = Gate(pipe, runner, partial(runner.called, pipe)).open()
             undo.callback(self._gate.close)
             undo.push(runner.stand(self._gate))
             self._undo = undo.pop_all()
@@ -200,6 +217,8 @@ class Handle:
 
     @gear.setter
     def gear(self, gear: int | None) -> None:
+        if self._gate.run is not None:
+            raise AttachError("a run is going on, with weights of its own gear: set another one between runs")
         self._runner.follow(gear)
 
     def report(self) -> Report:
@@ -265,4 +284,5 @@ def runner_for(
         warnings.warn(explained(schedule, found), stacklevel=3)
     elif found:
         logger.info(explained(schedule, found))
+    runner.warned |= {finding.what for finding in found}
     return runner

@@ -13,6 +13,7 @@ from ..ranks import RankError, launched
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
+from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .lint import lint
@@ -38,7 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, tune, generate, show, models, methods, lint, export, compare, report, push, demo):
+VERBS = (
+    calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo,
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -21,6 +21,10 @@ from .show import describe
 
 __all__ = ["calibrate"]
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
 
 
@@ -33,6 +37,7 @@ def calibrate(
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    settings: Set = None,
     prompts: Annotated[
         str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
     ] = None,
@@ -86,7 +91,7 @@ def calibrate(
 
       adaptcache calibrate --model flux --speed 2.8
 
-      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt
+      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
 
       adaptcache calibrate --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied --fit-on 80
 
@@ -103,7 +108,7 @@ def calibrate(
     with joined() as ranks:
         if method and ranks.size > 1:
             raise ValueError("published methods are fitted in one process; start it without a launcher")
-        preset = resolve(model)
+        preset = resolve(model).called_with(settings or [])
         budgets = parsed_gears(gears)
         if speed is None and budget is None and not budgets:
             speed = 2.8
