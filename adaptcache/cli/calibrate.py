@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from json import loads as json_of
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..calibrate import calibrate as fit_schedule
 from ..calibrate import calls_for
 from ..files import check_writable
-from ..presets import resolve
+from ..presets import OURS, resolve
 from ..presets.prompts import read_prompts
+from ..presets.sampler import with_sampler
 from ..profiling.store import Store
 from .screen import out, print_json, progress
 from .show import describe
@@ -19,6 +21,30 @@ from .show import describe
 __all__ = ["calibrate"]
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
+
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Another sampler: a scheduler class of diffusers. [default: the pipeline's]"),
+]
+CallSettings = Annotated[
+    list[str], typer.Option("--set", help="An argument of the pipeline: true_cfg_scale=3. May be repeated.")
+]
+
+
+def parsed(settings: list[str]) -> dict[str, Any]:
+    """Returns arguments of a pipeline from NAME=VALUE, with values as in JSON; others are text."""
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"--set takes NAME=VALUE, say true_cfg_scale=3; got {setting!r}")
+        if name.strip() in OURS:
+            raise ValueError(f"--set {name.strip()}: adaptcache sets that itself")
+        try:
+            arguments[name.strip()] = json_of(value)
+        except ValueError:
+            arguments[name.strip()] = value
+    return arguments
 
 
 def calibrate(
@@ -30,6 +56,8 @@ def calibrate(
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    scheduler: Scheduler = None,
+    settings: CallSettings = [],  # noqa: B006
     prompts: Annotated[
         str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
     ] = None,
@@ -73,7 +101,8 @@ def calibrate(
     name = name or f"{preset.name}-{steps}-{steps / calls:.2g}x"
     target = check_writable(to or Path("schedules") / f"{name}.json")
     known = read_prompts(prompts or preset.prompts)
-    pipe = preset.load_pipeline(device)
+    arguments = {**preset.call, **parsed(settings)}
+    pipe = with_sampler(preset.load_pipeline(device), scheduler)
     with progress() as report:
         schedule = fit_schedule(
             pipe,
@@ -81,7 +110,7 @@ def calibrate(
             steps=steps,
             speed=speed,
             budget=budget,
-            call=preset.call,
+            call=arguments,
             held_out=known.held_out[:check_on],
             seed=seed,
             batch_size=batch_size or preset.batch_size,
