@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from .trial import Trial, kept, latent_error, run
 from .work import BlockCounter
 
 __all__ = ["Bench", "Progress"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, done, of
 NEARLY = 1.01  # a method that runs a little around the blocks at every step is not sent a whole call down
@@ -121,9 +124,18 @@ class Bench:
         return found, Cost(peer.name, own, sweeping.work / self.call_work, len(found))
 
     def lines(self, peer: Peer, budgets: Mapping[float, int]) -> tuple[list[Line], Cost | None]:
-        """Returns a line for each budget: the best setting at or below it, on the held-out prompts."""
+        """Returns a line for each budget, with a note where the method does not run here, or breaks."""
         if why := peer.missing(self.case):
             return [Line(peer.name, budget, note=why) for budget in budgets], None
+        try:
+            return self.best(peer, budgets)
+        except Exception as error:  # another's code on this model: the other methods are to go on
+            logger.warning("%s broke", peer.name, exc_info=True)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            return [Line(peer.name, budget, note=f"broke: {reason}") for budget in budgets], None
+
+    def best(self, peer: Peer, budgets: Mapping[float, int]) -> tuple[list[Line], Cost]:
+        """Returns a line for each budget: the best setting at or below it, on the held-out prompts."""
         lines = list[Line]()
         found, cost = self.chosen(peer, list(budgets.values()))
         for budget, calls in budgets.items():

@@ -1,7 +1,7 @@
 """Does an image still show what its caption says? A small classifier tells, for the demo model's captions.
 
 `calibration.demo.scorer` trains it on the drawings that the demo model was trained on. It knows which of the
-common emoji is drawn, and on which background.
+common emoji is drawn, and on which background; and what is blurred or two at once it takes for neither.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Scorer(nn.Module):
         for before, width in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True):
             stride = 1 if before == 3 else 2
             layers += [nn.Conv2d(before, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
+        spoiled = 1  # a name more: blurred pictures, and two at once
         # Not pooled to one value: where something is drawn tells as much as what
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.name = nn.Sequential(
-            nn.Linear(4 * WIDTHS[-1], EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, len(self.names))
+            nn.Linear(4 * WIDTHS[-1], EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, len(self.names) + spoiled)
         )
         self.background = nn.Linear(4 * WIDTHS[-1], len(self.backgrounds))
 
@@ -63,7 +64,8 @@ class Scorer(nn.Module):
         """
         pictures = torch.from_numpy(np.stack(images)).float().movedim(-1, 1).clamp(0, 1) * 2 - 1
         names, backgrounds = (scores.argmax(1).tolist() for scores in self(pictures))
-        guesses = [(self.names[a], self.backgrounds[b]) for a, b in zip(names, backgrounds, strict=True)]
+        known = [*self.names, None]
+        guesses = [(known[a], self.backgrounds[b]) for a, b in zip(names, backgrounds, strict=True)]
         return float(np.mean([guess == named(p) for guess, p in zip(guesses, prompts, strict=True)]))
 
     def knows(self, prompts: Sequence[Prompt]) -> bool:

@@ -42,8 +42,9 @@ class DBCache(Peer):
         order = own.pop("taylorseer_order", 0)
         calibrator = forecast_of("taylorseer" if order else self.forecast, order)
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps, **own
-        )
+            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps,
+            enable_separate_cfg=case.branches > 1, **own,
+        )  # fmt: skip
         cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
         try:
             yield Ready(case.call)
