@@ -9,21 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from ..call import Call
-from ..compare import OURS, Line, methods_of
+from ..compare import methods_of
 from ..compare import compare as run_comparison
 from ..compare.shown import shows_for
-from ..files import check_writable, dump_json, write_atomically
+from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
-from ..report.picture import save_output, side_by_side
 from .calibrate import CallSettings, Model, Scheduler, parsed
+from .folder import write_folder
 from .screen import out, print_json, progress
-from .table import cost_table, line_table, write_markdown
+from .table import cost_table, line_table
 
 __all__ = ["compare"]
 
-ROWS = 6  # of contact sheets
 WIDEST = 150  # columns of a table: narrower screens wrap its lines, none of it is cut off
 
 
@@ -84,13 +83,7 @@ def compare(
             "finer": finer, "measure": shown, **result.data()}  # fmt: skip
     data["left_out"] |= {"shown": why} if why else {}
     if to:
-        shown_images = _save(to, result.images)
-        files = {**data, "prompts": list(held_out), "images": shown_images}
-        write_atomically(to / "comparison.json", dump_json(files))
-        write_markdown(to / "comparison.md", result.lines, result.costs, result.steps, shown)
-        for share, schedule in result.schedules.items():
-            schedule.save(to / f"{preset.name}-{result.steps}-{share:g}.json")
-        _draw(to, result.lines, result.images, list(held_out), shares)
+        write_folder(to, result, data, held_out, preset.name)
     if json:
         print_json(data)
         return
@@ -115,33 +108,3 @@ def _shares(text: str) -> list[float]:
     if bad := [share for share in shares if not 0 < share < 1]:
         raise ValueError(f"a budget is a fraction of the calls, between 0 and 1; got {bad[0]:g}")
     return sorted(set(shares), reverse=True)
-
-
-def _save(folder: Path, images: dict[str, Any]) -> dict[str, list[str]]:
-    """Writes the images of the first prompts, and returns their names by method and budget."""
-    names: dict[str, list[str]] = {}
-    if images["full run"][0].ndim == 3:
-        for number, (label, made) in enumerate(images.items()):
-            names[label] = [f"images/{number:02d}-{k}.png" for k in range(min(ROWS, len(made)))]
-            for name, image in zip(names[label], made, strict=False):
-                save_output(image, folder / name)
-    return names
-
-
-def _draw(
-    folder: Path, lines: list[Line], images: dict[str, Any], prompts: list[Any], shares: list[float]
-) -> None:
-    from ..compare.pareto import draw
-
-    draw(lines, folder / "pareto.png")
-    full = images["full run"]
-    if full[0].ndim != 3:
-        return
-    for share in shares:
-        made = {name: images[f"{name} {share:g}"] for name in {line.method: 0 for line in lines}
-                if f"{name} {share:g}" in images}  # fmt: skip
-        ours = made.pop(OURS, None)
-        columns = {**made, "full run": full} | ({OURS: ours} if ours else {})
-        if len(columns) > 1:
-            shown = {name: column[:ROWS] for name, column in columns.items()}
-            side_by_side(list(map(str, prompts[:ROWS])), shown, folder / f"sheet-{share:g}.png")

@@ -16,8 +16,8 @@ from ..schedule import Kernel
 __all__ = ["change_curve", "error_curve", "heat_map", "uri"]
 
 DARKEST = 4.0  # decades of difference that the heat map spans
-WIDTH, HEIGHT = 640, 200
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 30  # margins
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 12, 34  # margins
 LEAST = 1e-12
 
 
