@@ -1,4 +1,4 @@
-"""Drives a headless Chromium by the WebDriver protocol (https://www.w3.org/TR/webdriver2/), over plain HTTP."""
+"""Drives a headless Chromium by WebDriver (https://www.w3.org/TR/webdriver2/), which is plain HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ class Browser:
                 break
         options = {
             "binary": next(filter(None, map(shutil.which, BROWSERS))),
-            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={self.width},{HEIGHT}"],
+            "args": [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--window-size={self.width},{HEIGHT}",
+            ],
         }
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         try:

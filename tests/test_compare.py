@@ -72,7 +72,7 @@ def test_every_method_starts_from_the_same_noise_and_leaves_the_pipeline_as_it_w
     for knobs in PEERS[name].settings(case)[:2]:
         made = by(case, name, knobs)
         assert all(torch.equal(a, b) for a, b in zip(made.noise, full.noise, strict=True))
-        assert calls(made, full) <= STEPS + 1e-9
+        assert calls(made, full) <= STEPS * 1.01  # TeaCache's signal costs a little at every step
     again = run(case.pipe, CALL, PROMPTS[:1])
     assert torch.equal(again.latents[0], full.latents[0]) and again.work == full.work
 
@@ -133,7 +133,7 @@ def test_a_line_through_two_outputs_is_one_step_of_adams_bashforth(case: Case) -
 
 def test_a_missing_package_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(PEERS["DBCache"]), "needs", "no-such-package")
-    result = module.compare(tiny_flux(), CALL, embedded(2), embedded(1, seed=5), [0.5], methods=["DBCache"])
+    result = module.compare(tiny_flux(), CALL, embedded(1), embedded(1, seed=5), [0.5], methods=["DBCache"])
     (line,) = [line for line in result.lines if line.method == "DBCache"]
     assert "pip install no-such-package" in line.note and line.psnr is None
 
@@ -207,8 +207,8 @@ def test_views_weigh_once() -> None:
 
 
 def test_settings_between_two_on_both_sides_of_a_budget_are_tried_next() -> None:
-    found = [(8.0, 50.0, {"t": 0.1, "w": 1}), (5.0, 40.0, {"t": 0.4, "w": 1}), (2.0, 20.0, {"t": 1.6, "w": 1}),
-             (3.0, 20.0, {"t": 0.1, "w": 2})]  # fmt: skip
+    tried = [(8.0, 0.1, 1), (5.0, 0.4, 1), (2.0, 1.6, 1), (3.0, 0.1, 2)]
+    found = [(calls, 30.0, {"t": t, "w": w}) for calls, t, w in tried]
     assert between(found, "t", [6]) == [{"t": 0.2, "w": 1}]
     assert between(found, "t", [6, 4]) == [{"t": 0.2, "w": 1}, {"t": 0.8, "w": 1}]
     assert between(found, "t", [1, 9]) == []

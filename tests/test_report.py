@@ -68,7 +68,8 @@ def comparison(tmp_path: Path) -> Path:
             "shown": 1.0, "memory": 7168}  # fmt: skip
     other = {"method": "DBCache", "budget": 0.5, "psnr": None, "note": "not installed"}
     data = {"lines": [line, other], "prompts": ["a cat", "a dog"], "held_out": 2, "swept": 1, "finer": 10,
-            "measure": "share shown", "rows": [1], "images": {"full run": ["a.png"], "adaptcache 0.5": ["b.png"]}}  # fmt: skip
+            "measure": "share shown", "rows": [1],
+            "images": {"full run": ["a.png"], "adaptcache 0.5": ["b.png"]}}  # fmt: skip
     (tmp_path / "comparison.json").write_text(json.dumps(data))
     return tmp_path
 
@@ -146,7 +147,10 @@ def test_the_plot_has_a_line_a_method_and_ours_on_top() -> None:
 
     lines = [line("full run", 8, 100), line("adaptcache", 4, 60), line("AB2", 2, 30), line("AB2", 4, 40)]
     plot = pareto([*lines, {"method": "PAB", "calls": None, "psnr": None}], "psnr")
-    assert plot and [method["name"] for method in plot["methods"]] == ["AB2", "adaptcache"]  # drawn last: on top
+    assert plot and [method["name"] for method in plot["methods"]] == [
+        "AB2",
+        "adaptcache",
+    ]  # drawn last: on top
     (few, many), (ours,) = (method["points"] for method in plot["methods"])
     assert few["x"] < many["x"] == ours["x"] and few["y"] > many["y"] > ours["y"]  # y grows downwards
     assert pareto(lines, "exact") is None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..call import Call
-from ..compare import methods_of
 from ..compare import compare as run_comparison
+from ..compare import methods_of
 from ..compare.shown import shows_for
 from ..files import check_writable
 from ..presets import resolve

@@ -43,7 +43,13 @@ def cost_rows(costs: Sequence[Cost], steps: int) -> Rows:
         calls = sum(cost.calibration.values())
         parts = ", ".join(f"{stage} {work:.0f}" for stage, work in cost.calibration.items())
         total = calls + cost.settings
-        row = [cost.method, f"{calls:.0f}", str(cost.tried or ""), f"{cost.settings:.0f}", f"{total / steps:.0f}"]
+        row = [
+            cost.method,
+            f"{calls:.0f}",
+            str(cost.tried or ""),
+            f"{cost.settings:.0f}",
+            f"{total / steps:.0f}",
+        ]
         rows.append([*row, parts if len(cost.calibration) > 1 else ""])
     return ["method", "calibration", "settings", "their calls", "in full runs", "of the calibration"], rows
 

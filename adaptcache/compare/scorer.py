@@ -84,7 +84,7 @@ def load_scorer(path: str | Path) -> Scorer:
     """Reads a scorer that `calibration.demo.scorer` wrote, in float32."""
     with safe_open(str(path), framework="pt") as file:
         about: dict[str, Any] = json.loads(file.metadata()["about"])
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}
     scorer = Scorer(about["names"], about["backgrounds"])
     scorer.load_state_dict(weights)
     return scorer.eval()

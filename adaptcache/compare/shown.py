@@ -56,11 +56,13 @@ def clip_score() -> Shows:
 
     model = CLIPModel.from_pretrained(CLIP, local_files_only=True)
     processor = CLIPProcessor.from_pretrained(CLIP, local_files_only=True)
-    metric = CLIPScore(lambda: (model, processor))  # type: ignore[arg-type]
+    metric = CLIPScore(lambda: (model, processor))
 
     def shown(prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
         frames = [image if image.ndim == 3 else image[len(image) // 2] for image in images]
-        pixels = [torch.from_numpy((frame.clip(0, 1) * 255).round()).byte().movedim(-1, 0) for frame in frames]
+        pixels = [
+            torch.from_numpy((frame.clip(0, 1) * 255).round()).byte().movedim(-1, 0) for frame in frames
+        ]
         metric.reset()
         metric.update(pixels, [str(prompt) for prompt in prompts])
         return float(metric.compute())

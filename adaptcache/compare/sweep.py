@@ -12,9 +12,7 @@ __all__ = ["Tried", "between"]
 Tried = tuple[float, float, Knobs]  # calls, decibels and the setting
 
 
-def between(
-    found: Sequence[Tried], knob: str, budgets: Sequence[int]
-) -> list[Knobs]:
+def between(found: Sequence[Tried], knob: str, budgets: Sequence[int]) -> list[Knobs]:
     """Returns settings in the middle, on a log scale, of the two nearest to each budget on both sides.
 
     Arguments:

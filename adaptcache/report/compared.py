@@ -57,19 +57,19 @@ def pareto(lines: Sequence[dict[str, Any]], measure: str) -> dict[str, Any] | No
             found.setdefault(line["method"], []).append((line["calls"], line[measure]["mean"]))
     if not found:
         return None
-    calls, decibels = zip(*(point for points in found.values() for point in points), strict=True)
+    calls, decibels = ([point[k] for points in found.values() for point in points] for k in (0, 1))
     low, high = 5 * math.floor(min(decibels) / 5), 5 * math.ceil(max(decibels) / 5)
     least, most = min(calls) * 0.95, max(calls) * 1.05
     high += 5 * (low == high)
 
     def across(value: float) -> float:
-        share = math.log(value / least) / math.log(most / least)
+        share: float = math.log(value / least) / math.log(most / least)
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def down(value: float) -> float:
         return round(TOP + (high - value) * (HEIGHT - TOP - BOTTOM) / (high - low), 1)
 
-    methods = []
+    methods: list[dict[str, Any]] = []
     for name, points in found.items():
         dots = [
             {"x": across(x), "y": down(y), "text": f"{name}: {y:.1f} dB, {x:.1f} calls"}
@@ -120,7 +120,9 @@ def rows_of(
         pictures = [
             [(label, picture(folder, images[label][number])) for label in labels] for labels in (ours, others)
         ]
-        rows.append({"prompt": prompt, "full": picture(folder, full), "ours": pictures[0], "others": pictures[1]})
+        rows.append(
+            {"prompt": prompt, "full": picture(folder, full), "ours": pictures[0], "others": pictures[1]}
+        )
     return rows
 
 

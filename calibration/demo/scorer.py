@@ -1,4 +1,4 @@
-"""Train the scorer of the demo model's images: `python -m calibration.demo.scorer` (a few minutes; needs npm).
+"""Train the scorer of the demo model's images: `python -m calibration.demo.scorer` (minutes; needs npm).
 
 It learns from the drawings themselves and from what the demo model's autoencoder makes of them, moved and
 noisy. A share is spoiled, by blurring or by mixing two, and belongs to a class of its own: such pictures are
@@ -73,12 +73,10 @@ def mixed(pictures: torch.Tensor, apart: int = 1) -> torch.Tensor:
 @torch.no_grad()
 def accuracy(scorer: Scorer, pictures: torch.Tensor, name: torch.Tensor, colour: torch.Tensor) -> float:
     """Share of pictures with both guesses right."""
-    right = [
-        (names.argmax(1) == n) & (colours.argmax(1) == c)
-        for (names, colours), n, c in (
-            (scorer(p), n, c) for p, n, c in zip(*(x.split(256) for x in (pictures, name, colour)), strict=True)
-        )
-    ]
+    right = []
+    for part, n, c in zip(*(values.split(256) for values in (pictures, name, colour)), strict=True):
+        names, colours = scorer(part)
+        right.append((names.argmax(1) == n) & (colours.argmax(1) == c))
     return float(torch.cat(right).float().mean())
 
 
@@ -92,7 +90,9 @@ def train(steps: int = STEPS) -> tuple[Scorer, dict[str, float]]:
     dice = torch.Generator().manual_seed(0)
     names, pictures = load_drawings()
     n, colours = pictures.shape[:2]
-    name, colour = (x.flatten() for x in torch.meshgrid(torch.arange(n), torch.arange(colours), indexing="ij"))
+    name, colour = (
+        x.flatten() for x in torch.meshgrid(torch.arange(n), torch.arange(colours), indexing="ij")
+    )
     flat, held_out = pictures.flatten(0, 1), (name + colour) % 12 == 0
     decoded = through_vae(flat)
     both = torch.stack([flat, decoded])

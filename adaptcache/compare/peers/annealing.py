@@ -48,7 +48,7 @@ class BudCache(Zoo):
             error = sum(float((a - b).square().sum()) for a, b in pairs)
             return error / sum(float(b.square().sum()) for _, b in pairs)
 
-        return [{"plan": annealed(case.call.steps, calls, loss)} for calls in case.calls]
+        return [{"plan": annealed(case.call.steps, calls, loss, TRIALS)} for calls in case.calls]
 
     def rule(self, case: Case, knobs: Knobs) -> Rule:
         plan = set(knobs["plan"])
@@ -67,9 +67,7 @@ def finals(case: Case, visitor: Runner | None) -> list[Tensor]:
     return [track[0] for track in meter.latents]
 
 
-def annealed(
-    steps: int, calls: int, loss: Callable[[Sequence[int]], float], trials: int = TRIALS
-) -> list[int]:
+def annealed(steps: int, calls: int, loss: Callable[[Sequence[int]], float], trials: int) -> list[int]:
     """Returns the plan with the smallest loss that simulated annealing came by.
 
     Arguments:

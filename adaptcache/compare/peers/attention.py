@@ -49,7 +49,9 @@ class Pyramid(Peer):
         pipe = case.pipe
         own = {**knobs, "cross_attention_block_skip_range": knobs["spatial_attention_block_skip_range"]}
         own["cross_attention_timestep_skip_range"] = knobs["spatial_attention_timestep_skip_range"]
-        config = PyramidAttentionBroadcastConfig(**own, current_timestep_callback=lambda: pipe.current_timestep)
+        config = PyramidAttentionBroadcastConfig(
+            **own, current_timestep_callback=lambda: pipe.current_timestep
+        )
         with cached(pipe, config):
             yield Ready(case.call)
 
@@ -77,7 +79,9 @@ class FasterCache(Pyramid):
 
         pipe, own = case.pipe, dict(knobs)
         weight = own.pop("weight")
-        logging.getLogger("diffusers.hooks.faster_cache").setLevel(logging.ERROR)  # it is experimental, it says
+        logging.getLogger("diffusers.hooks.faster_cache").setLevel(
+            logging.ERROR
+        )  # it is experimental, it says
         config = FasterCacheConfig(
             **own, is_guidance_distilled=True, attention_weight_callback=lambda _: weight,
             current_timestep_callback=lambda: pipe.current_timestep,

@@ -36,7 +36,9 @@ class DBCache(Peer):
     def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
         import cache_dit
 
-        for logger in [name for name in logging.root.manager.loggerDict if name.lower().startswith("cache_dit")]:
+        for logger in [
+            name for name in logging.root.manager.loggerDict if name.lower().startswith("cache_dit")
+        ]:
             logging.getLogger(logger).setLevel(logging.ERROR)  # it tells of every block it hooks
         own = dict(knobs)
         order = own.pop("taylorseer_order", 0)

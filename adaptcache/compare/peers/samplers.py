@@ -17,6 +17,7 @@ from .base import Case, Knobs, Peer, Ready
 
 __all__ = ["AdamsBashforth", "Dpm", "Fewer", "UniPC"]
 
+
 class Fewer(Peer):
     """The pipeline's own sampler with as many steps as there are calls."""
 

@@ -71,7 +71,7 @@ def signal(case: Case) -> str:
 
 def watched(case: Case) -> list[tuple[float, float]]:
     """Returns the changes of signal and output from step to step, on full runs of the calibration prompts."""
-    policy = Watching(threshold=0.0, coefficients=(1.0,), on=signal(case))  # type: ignore[arg-type]
+    policy = Watching(threshold=0.0, coefficients=(1.0,), on=signal(case))
     rule = rule_of("teacache", coefficients=(1.0,), threshold=0.0, on=signal(case))
     runner = follower(rule.model_copy(update={"policy": policy}))
     run(case.pipe, case.call, case.prompts, runner)

@@ -120,7 +120,7 @@ class Learned(Zoo):
 
     def settings(self, case: Case) -> list[Knobs]:
         errors, steps = pair_errors(case.profile.kernel), case.call.steps
-        found = []
+        found = list[Knobs]()
         for calls in case.calls:
             plans = {"even": even(steps, calls), "best": best_plan(errors, case.profile.sensitivity, calls)}
             for (planner, plan), history in itertools.product(plans.items(), (2, 3, 4)):
