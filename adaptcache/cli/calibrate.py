@@ -14,6 +14,7 @@ from ..methods import method_named
 from ..methods.calibrate import calibrate_method
 from ..presets import resolve
 from ..presets.prompts import read_prompts
+from ..presets.sampler import with_sampler
 from ..profiling.store import Store
 from ..ranks import joined
 from .screen import out, print_json, progress
@@ -27,6 +28,11 @@ Set = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
 
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Another sampler: a scheduler class of diffusers. [default: the pipeline's]"),
+]
+
 
 def calibrate(
     model: Model = "emoji-flux",
@@ -37,6 +43,7 @@ def calibrate(
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    scheduler: Scheduler = None,
     settings: Set = None,
     prompts: Annotated[
         str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
@@ -122,7 +129,7 @@ def calibrate(
         known = read_prompts(prompts or preset.prompts)
         calibration = known.calibration[:fit_on]
         share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
-        pipe = preset.load_pipeline(device or ranks.device)
+        pipe = with_sampler(preset.load_pipeline(device or ranks.device), scheduler)
         ours: dict[str, Any] = {
             "teacher_steps": teacher_steps, "gears": budgets, "min_psnr": min_psnr, "at_most": at_most,
             "confidence": confidence, "certify": certify, "ranks": ranks,
