@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model wheel clean
+.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model video-model notebooks wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ support: $(VENV)/.installed ## measure and write the table of supported pipeline
 
 demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cores; needs npm)
 	$(BIN)/python -m calibration.demo
+
+video-model: $(VENV)/.installed ## train the video demo model again (needs npm)
+	$(BIN)/python -m calibration.demo_video
 
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -16,13 +16,14 @@ from ..files import check_writable, dump_json, write_atomically
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..profiling.store import Store
-from ..report.picture import save_output, side_by_side
+from ..report.picture import save_output, side_by_side, strip
 from .calibrate import Model
 from .screen import out, print_json, progress
 
 __all__ = ["compare"]
 
 ROWS = 6  # of contact sheets
+DRAWN = (3, 4)  # dimensions of an image and of a clip; sound has fewer
 
 
 def compare(
@@ -113,13 +114,13 @@ def _table(lines: list[Line]) -> Table:
 
 
 def _save(folder: Path, images: dict[str, Any]) -> dict[str, list[str]]:
-    """Writes the images of the first prompts, and returns their names by method and budget."""
+    """Writes the images of the first prompts, clips as strips; returns their names by method and budget."""
     names: dict[str, list[str]] = {}
-    if images["full run"][0].ndim == 3:
+    if images["full run"][0].ndim in DRAWN:
         for number, (label, made) in enumerate(images.items()):
             names[label] = [f"images/{number:02d}-{k}.png" for k in range(min(ROWS, len(made)))]
             for name, image in zip(names[label], made, strict=False):
-                save_output(image, folder / name)
+                save_output(strip(image), folder / name)
     return names
 
 
@@ -130,7 +131,7 @@ def _draw(
 
     draw(lines, folder / "pareto.png")
     full = images["full run"]
-    if full[0].ndim != 3:
+    if full[0].ndim not in DRAWN:
         return
     for share in shares:
         made = {name: images[f"{name} {share:g}"] for name in {line.method: 0 for line in lines}
