@@ -48,6 +48,9 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnin
 schedules: $(VENV)/.installed ## fit the schedules that ship again
 	for speed in 2 2.8 4 5.6; do $(BIN)/adaptcache calibrate --speed $$speed || exit; done
 
+notebooks: $(VENV)/.installed-notebooks ## execute the notebooks into build/notebooks
+	$(BIN)/python -m notebooks.execute
+
 support: $(VENV)/.installed ## measure and write the table of supported pipelines, docs/support.md
 	$(BIN)/python -m docs.support
 
@@ -77,6 +80,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed
+	@$(PIP) --editable '.[notebooks]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -45,6 +45,4 @@ def load_training_set(basis: Basis, tokenizer: T5Tokenizer) -> Captioned:
         basis.encode(film(scenes.part(first, first + PORTION))).half()
         for first in trange(0, CLIPS, PORTION, desc="encoding clips", mininterval=2)
     ]
-    return Captioned(
-        torch.cat(parts), tokenize(tokenizer, scenes.captions()), tokenize(tokenizer, [""])
-    )
+    return Captioned(torch.cat(parts), tokenize(tokenizer, scenes.captions()), tokenize(tokenizer, [""]))

@@ -24,7 +24,7 @@ STEPS, GUIDANCE = 30, 3.0
 
 
 def generate(pipeline: WanPipeline, prompts: list[str], **options: object) -> np.ndarray:
-    """Generate one clip a prompt, in one batch, the i-th from seed i, with shape (n, FRAMES, SIZE, SIZE, 3)."""
+    """Generate one clip a prompt, in one batch, the i-th from seed i: (n, FRAMES, SIZE, SIZE, 3)."""
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     return pipeline(
         prompts,

@@ -21,9 +21,7 @@ def load_tokenizer(folder: Path) -> T5Tokenizer:
     return T5Tokenizer.from_pretrained(folder / "tokenizer")
 
 
-def train_transformer(
-    folder: Path, basis: Basis, steps: int = STEPS, minutes: float = math.inf
-) -> Trainer:
+def train_transformer(folder: Path, basis: Basis, steps: int = STEPS, minutes: float = math.inf) -> Trainer:
     """Train, or continue from the last checkpoint.
 
     Args:

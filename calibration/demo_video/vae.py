@@ -16,7 +16,7 @@ EXCERPT = 5  # frames: half a clip says as much about decoding as a whole one
 PORTION = 64
 LEARNING_RATE = 1e-3
 ROUGHNESS = 0.05  # noise on the latents, as a transformer's are not exact either
-STEADY = 256.0  # in a channel that says nothing: so loud that normalising changes the others by less than 0.1 %
+STEADY = 256.0  # in a channel that says nothing: so loud that normalising hardly changes the others
 QUIET = 0.02  # what silu is given, as silu(x) is x / 2 near 0
 BEFORE = 34  # channels of the encoder: two for each latent channel, one steady, one spare
 
