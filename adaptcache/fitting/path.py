@@ -126,7 +126,7 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
     n, best, least = len(sensitivity), list[list[int]](), np.inf
     spaced = np.unique(np.geomspace(1, max(n // 2, 1), BEGINNINGS).round().astype(int)).tolist()
     for rest in itertools.combinations(spaced, shared - 1):
-        if max(calls) > n - max(rest, default=0) - 1 + shared:
+        if min(calls) < shared or max(calls) > n - max(rest, default=0) - 1 + shared:
             continue
         plans = [best_plan(errors, sensitivity, count, (0, *rest)) for count in calls]
         costs = [plan_cost(errors, sensitivity, plan) for plan in plans]
