@@ -7,9 +7,10 @@ came before it. So nothing is lost, and nothing is counted twice.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,12 +83,22 @@ class Search:
             trials = self.live()
             waiting = any(trial.state.name == "WAITING" for trial in trials)
             if waiting or (not self.exhausted and self.enqueue(trials)):
-                self.study.optimize(self.objective, n_trials=1, catch=(Dropped,))
+                self.attempt()
                 return True
         if any(self.lives(trial) for trial in trials):
             time.sleep(PAUSE)  # it may die, and then its slot is open
             return True
         return False
+
+    def attempt(self) -> None:
+        """Makes one trial. Of a worker that was thought dead meanwhile, say asleep, it does not count."""
+        try:
+            self.study.optimize(self.objective, n_trials=1, catch=(Dropped,))
+        except optuna().exceptions.UpdateFinishedTrialError:
+            return
+        except ValueError as error:
+            if not re.match(r"Cannot tell a (COMPLETE|PRUNED|FAIL) trial", str(error)):
+                raise
 
     def live(self) -> list[Any]:
         """Returns the trials that have a slot and did not fail."""
@@ -105,7 +116,8 @@ class Search:
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.name == "RUNNING" and alive(trial.user_attrs.get("worker", "")) is False:
                 state = optuna().trial.TrialState.FAIL
-                self.study.tell(trial.number, state=state, skip_if_finished=True)
+                with suppress(optuna().exceptions.UpdateFinishedTrialError):  # another one was quicker
+                    self.study.tell(trial.number, state=state, skip_if_finished=True)
 
     def lives(self, trial: Any) -> bool:
         """Whether somebody works on a trial."""
