@@ -91,7 +91,7 @@ class Search:
         return False
 
     def attempt(self) -> None:
-        """Makes one trial; SQLite may give it to two workers at once, and the first to finish counts."""
+        """Makes one trial. Of a worker that was thought dead meanwhile, say asleep, it does not count."""
         try:
             self.study.optimize(self.objective, n_trials=1, catch=(Dropped,))
         except optuna().exceptions.UpdateFinishedTrialError:
