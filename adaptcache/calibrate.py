@@ -143,6 +143,7 @@ def fitted(
         matchings.append(
             match(pipe, call, prompts, plan, profile, runs, fit=fit, batch_size=batch_size, progress=watch)
         )
+        watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
     rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
     return framed(
