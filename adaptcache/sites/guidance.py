@@ -97,7 +97,8 @@ class Guidance:
         elif self.gate.half is not None and not self.sure and x is not None:
             # Two prompts that began with the same noise are told apart once a step was taken.
             self.sure, self.halved = True, twice(x)
-            self.gate.half = False if self.halved else None
+            if not self.halved:
+                self.gate.half, self.course.made = None, []
             if not self.halved and self.alone:
                 raise AttachError(NONE.format(name=type(self.gate.pipe).__name__))
         whole = self.gate.half is not None and leading(args, kwargs) == self.entered
