@@ -158,7 +158,7 @@ def fit_gears(
     forecast = matched(pipe, call, prompts, plans, measurement, fit, batch_size, progress)
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
-    plain = assembled(pipe, call, profile, Rule(policy=Plan(gears=gears), forecast=forecast), about)
+    plain = assembled(pipe, call, profile, (Rule(policy=Plan(gears=gears), forecast=forecast),), about)
     rows = [look_rows(profile.kernel, plan) for plan in plans]
     truth = landed_images(
         pipe, call, prompts, measurement.runs, batch_size,

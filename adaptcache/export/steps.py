@@ -29,7 +29,14 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         ScheduleError: The policy decides by what it sees in a run.
     """
     schedule, gear = driven(schedule, gear, guard=False)  # exported is one plan, not the choice among them
-    policy = schedule.rules[0].policy
+    rule = schedule.rules[0]
+    policy = rule.policy
+    if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
+        sites = ", ".join(dict.fromkeys(rule.site for rule in schedule.rules))
+        raise ScheduleError(
+            f"{schedule.name} skips parts of the denoiser ({sites}), and no engine can be told so here; "
+            "export a schedule for whole steps"
+        )
     times = schedule.grid.times if times is None else times
     if getattr(policy, "signal", "none") != "none":
         raise ScheduleError(
@@ -38,6 +45,6 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         )
     state, past = policy.init(times), [0]
     for i in range(1, len(times)):
-        if policy.compute(state, Step(i, times, tuple(reversed(past)), gear)):
+        if rule.computes(state, Step(i, times, tuple(reversed(past)), gear)):
             past.append(i)
     return past

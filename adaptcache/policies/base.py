@@ -64,7 +64,8 @@ class Policy(ABC, BaseModel):
     def compute(self, state: Any, step: Step) -> bool:
         """Whether to compute at this step. Asked at every step after the first, which is always computed.
 
-        Reads at most one number from the device.
+        Reads at most one number from the device, by `worst(values, step.groups)`: so the ranks that run
+        a denoiser together decide alike.
         """
 
     def observe(self, state: Any, step: Step, output: Tensor) -> None:

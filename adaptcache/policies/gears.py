@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
+from ..agreement import highest
 from ..clock import Step
 from ..fitting.looks import look_rows
 from .base import Account
@@ -85,7 +86,8 @@ class Gears(Plan):
 
     def compute(self, state: Course, step: Step) -> bool:  # type: ignore[override]
         if state.choice is not None:
-            alarm, state.gear = divmod(int(state.choice), ALARM)
+            # Of ranks that run one denoiser together the slowest gear is taken, and an alarm is heard by all.
+            alarm, state.gear = divmod(int(highest(state.choice, step.groups)), ALARM)
             state.choice = None
             if alarm:
                 state.alarms.append(step.past[0])
