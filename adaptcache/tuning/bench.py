@@ -83,7 +83,7 @@ class Bench:
         )  # fmt: skip
         times = tuple(map(float, measurement.profile.times))
         every = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate())
-        base = assembled(pipe, call, measurement.profile, every)
+        base = assembled(pipe, call, measurement.profile, (every,))
         return cls(pipe, call, sets, measurement, batch_size, base, truth)
 
     def rule(self, candidate: Candidate, *, everything: bool = False) -> tuple[Rule, float | None]:

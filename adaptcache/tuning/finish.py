@@ -62,7 +62,7 @@ class Finish:
             **(matched if candidate.forecast == "matched" else {}),
             "tuning": {**self.about, **more},
         }
-        return assembled(bench.pipe, bench.call, bench.measurement.profile, rule, about)
+        return assembled(bench.pipe, bench.call, bench.measurement.profile, (rule,), about)
 
     def point(self, winner: Seen, start: Seen) -> Point:
         """Returns a point of the front, without evidence."""
@@ -124,5 +124,5 @@ class Finish:
         )
         seen = self.evidence(steps, [CEILING] * count, certificate=certificate, verdict=verdict)
         about = {"prompts": len(bench.sets.calibration), "tuning": self.about}
-        base = assembled(bench.pipe, bench.call, bench.measurement.profile, bench.base.rules[0], about)
+        base = assembled(bench.pipe, bench.call, bench.measurement.profile, bench.base.rules, about)
         return base.model_copy(update={"evidence": seen})

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ..calibrate import calls_for
-from ..certify import check_claim, prompts_needed
+from ..certify import Claim, prompts_needed
 
 __all__ = ["Target", "seconds"]
 
@@ -45,7 +45,7 @@ class Target:
         if self.max_latency is not None and not 0 < self.max_latency < math.inf:
             raise ValueError(f"max latency must be above 0 seconds, got {self.max_latency:g}")
         if self.min_psnr is not None:
-            check_claim(self.min_psnr, self.at_most, self.confidence)
+            Claim(self.min_psnr, self.at_most, self.confidence)  # raises where it makes no sense
 
     def check(self, steps: int, report: int) -> None:
         """Raises what would come up after hours of work.
