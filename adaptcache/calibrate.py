@@ -159,6 +159,7 @@ def fitted(
                 fit=fit, batch_size=batch_size, ranks=ranks, progress=watch,
             )
         )  # fmt: skip
+        watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
     rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
