@@ -62,9 +62,8 @@ def main() -> None:
         "progress": tally.progress,
     }  # fmt: skip
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)
-    tally.progress(f"matching {given.calls} calls", 1, 1)  # what was left open after the last forecast
     each = given.prompts * given.calls
-    plans = (tally.stages[f"matching {given.calls} calls"] + tally.stages["held-out, full"]) // each
+    plans = tally.stages[f"matching {given.calls} calls"] // each
     expected = formula(given.steps, given.calls, given.prompts, given.held_out, plans)
     print(f"{'calibrate':28} {'counted':>8} {'formula':>8}")
     for stage, value in expected.items():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from adaptcache.errors import ScheduleError
 from adaptcache.files.limits import checked_name, parse_json, plain
+from adaptcache.presets import Preset
 from adaptcache.profiling.profile import Profile
 from adaptcache.schedule import LARGEST, Schedule
 from tests.fuzz.artifacts import kinds
@@ -72,6 +73,13 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(LARGEST * 1000)
     with pytest.raises(ScheduleError, match="more than 1,048,576 bytes"):
         Schedule.load(path)
+
+
+def test_a_preset_with_a_key_of_many_parts_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_bytes((b"a.b." * 800 + b"c = 1\n") * 5)
+    with pytest.raises(ValueError, match="more than 200 dots"):
+        Preset.load(path)
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
