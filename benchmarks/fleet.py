@@ -74,7 +74,9 @@ def main() -> None:
     print(f"\n{'tune':28} {'counted':>8}")
     for stage, value in tally.stages.items():
         print(f"{stage:28} {value:8}")
-    print(f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls each")
+    print(
+        f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m tests.kills [times]`: kills a calibration on its way, again and again; the bytes stay the same.
+"""`python -m tests.kills [times]`: kills a calibration on its way, again and again.
 
-Each time a process calibrates where the last one was killed, and gets SIGKILL in the middle of one of its next
-writes. At last it is let to its end, and its files are compared with those of a calibration nobody killed.
+Each time a process calibrates where the last one was killed, and gets SIGKILL in the middle of one of its
+next writes. At last one is let to its end, and its files are compared with those of one nobody killed.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def main() -> int:
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     with tempfile.TemporaryDirectory() as folder:
         killed, same = kills(times, Path(folder))
-    print(f"{killed} of {times} calibrations were killed in the middle of a write; "
-          f"the last one's files are {'the same bytes as' if same else 'NOT'} those of one that nobody killed")  # fmt: skip
+    print(f"{killed} of {times} calibrations were killed in the middle of a write")
+    print(f"the last one's files are {'' if same else 'NOT '}the same bytes as those of one nobody killed")
     return int(not same or killed < times)
 
 
