@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from . import __version__
+from .adaptive.learn import watched
+from .adaptive.targets import checked_claim, checked_gears, claimed
 from .call import Call, Prompt
+from .certify import Claim
 from .files.limits import KERNEL_STEPS, checked_name
 from .fitting.kernel import pair_errors
 from .fitting.path import best_plan
@@ -23,6 +26,7 @@ from .profiling.influence import with_influence
 from .profiling.profile import Profile
 from .profiling.record import Trajectory, batches, record
 from .profiling.store import Store, content_key, described
+from .provenance.compatibility import other_cache
 from .provenance.fingerprint import fingerprint, provenance
 from .ranks import ALONE, Ranks
 from .schedule import Evidence, Grid, Kernel, Rule, Schedule
@@ -95,6 +99,11 @@ def measure(
         raise ValueError(f"nothing can be skipped in {call.steps} steps; calibrate with 2 or more")
     if call.steps > KERNEL_STEPS:
         raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {call.steps}: take fewer")
+    if name := other_cache(pipe):
+        raise ValueError(
+            f"{name} is on in this pipeline: its full runs would not be full; turn it off "
+            "(pipe.transformer.disable_cache()), then calibrate"
+        )
     if not prompts:
         raise ValueError("no calibration prompts; one is the least, 8 or more are better")
     key = content_key(pipe, call, prompts, batch_size, finer) if store else ""
@@ -161,22 +170,31 @@ def fitted(
         )  # fmt: skip
         watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    rule = Rule(policy=Plan.of(plans[best], times), forecast=matchings[best].forecast)
+    policy = watched(Plan.of(plans[best], times), plans[best], profile)
+    rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
-    return assembled(pipe, call, profile, rule, about)
+    return assembled(pipe, call, profile, (rule,), about)
 
 
 def assembled(
-    pipe: Any, call: Call, profile: Profile, rule: Rule, about: Mapping[str, Any] | None = None
+    pipe: Any,
+    call: Call,
+    profile: Profile,
+    rules: tuple[Rule, ...],
+    about: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> Schedule:
-    """Returns the schedule of a rule with a plan: with the kernel, and with where it came from.
+    """Returns fitted rules as a schedule: with the kernel, and with what they were fitted on.
 
     Arguments:
         about: What its provenance says besides.
+        name: What it is called. A plan has a name by itself.
     """
-    times = tuple(map(float, profile.times))
-    assert isinstance(rule.policy, Plan)
-    calls = len(rule.policy.steps(times))
+    times, policy = tuple(map(float, profile.times)), rules[0].policy
+    if not name:
+        assert isinstance(policy, Plan)
+        speed = len(times) / len(policy.steps(times))
+        name = f"{type(pipe).__name__}-{len(times)}-{speed:.3g}x"
     kernel = Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
@@ -188,10 +206,10 @@ def assembled(
         "call": {k: described(v) for k, v in call.arguments.items()}, **(about or {}),
     }  # fmt: skip
     return Schedule(
-        name=f"{type(pipe).__name__}-{len(times)}-{len(times) / calls:.3g}x",
+        name=name,
         denoiser=fingerprint(pipe),
         grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
-        rules=(rule,),
+        rules=rules,
         kernel=kernel,
         made=made,
     )
@@ -216,6 +234,7 @@ def validated(
     batch_size: int = 1,
     finer: int = 1,
     first: int = 0,
+    claim: Claim | None = None,
     store: Store | None = None,
     ranks: Ranks = ALONE,
     progress: Progress = silent,
@@ -224,6 +243,7 @@ def validated(
 
     Arguments:
         first: The number of the first held-out prompt: its noise is not that of a calibration prompt.
+        claim: What they should show; where they do not, the schedule computes everything.
         ranks: Who shares the batches.
     """
     count, jobs = len(held_out), list(batches(held_out, batch_size))
@@ -254,14 +274,15 @@ def validated(
     ranks.each(len(jobs), full, told("held-out, full"))
     results = ranks.each(len(jobs), planned, told("held-out, by schedule"))
     calls, steps = sum(calls for _, calls in results) // len(jobs), len(schedule.grid.times)
+    values = [value for found, _ in results for value in found]
     evidence = Evidence(
         prompts=f"{count} held-out",
         n=count,
         calls=(calls, steps),
-        psnr=summary([value for values, _ in results for value in values]),
+        psnr=summary(values),
         speed=steps / calls,
     )
-    return schedule.model_copy(update={"evidence": evidence})
+    return claimed(schedule, evidence, values, claim)
 
 
 def calibrate(
@@ -276,6 +297,11 @@ def calibrate(
     seed: int = 0,
     batch_size: int = 1,
     teacher_steps: int | None = None,
+    gears: Sequence[float] = (),
+    min_psnr: float | None = None,
+    at_most: float = 0.05,
+    confidence: float = 0.95,
+    certify: bool = False,
     fit: Fit = Fit(),  # noqa: B008 - frozen
     name: str | None = None,
     store: Store | None = None,
@@ -296,6 +322,12 @@ def calibrate(
         batch_size: How many prompts a run has: as many as fit are fastest.
         teacher_steps: Steps of the reference, a multiple of `steps`: above it the schedule corrects the
             sampler's own error as well.
+        gears: Budgets of several plans, among which each run chooses by what it sees; instead of `speed`.
+        min_psnr: Decibels against the full run that a prompt should reach, for gears and certificates.
+        at_most: The share of prompts that may stay below it.
+        confidence: How sure a certificate has to be.
+        certify: Test this on the held-out prompts. A schedule that does not pass computes everything, and
+            says why.
         fit: What the forecast may use.
         name: What the schedule is called.
         store: Where profiles are kept, so that another target costs seconds; None keeps none.
@@ -309,17 +341,33 @@ def calibrate(
         >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512})
         >>> schedule.save("mine.json")
     """
-    calls_for(steps, budget, speed)  # a bad target should not cost a profile
-    if name:
-        checked_name(name)
     finer, rest = divmod(teacher_steps or steps, steps)
     if rest or finer < 1:
         raise ValueError(f"teacher steps must be a multiple of the {steps} steps, got {teacher_steps}")
+    # A bad target should not cost a profile.
+    claim = checked_claim(min_psnr, at_most, confidence, certify, bool(gears), len(held_out))
+    geared = checked_gears(steps, gears, budget, speed, finer) if gears else []
+    if not gears:
+        calls_for(steps, budget, speed)
+    if geared and ranks.size > 1:
+        raise ValueError(
+            f"gears are calibrated in one process, not in {ranks.size}: start without a launcher"
+        )
+    if name:
+        checked_name(name)
     how = Call(steps, dict(call or {}), seed)
     measurement = measure(
         pipe, how, prompts,
         batch_size=batch_size, finer=finer, store=store, ranks=ranks, progress=progress,
     )  # fmt: skip
+    if geared and claim:
+        from .adaptive.calibrate import calibrated_gears
+
+        schedule = calibrated_gears(
+            pipe, how, prompts, held_out, measurement, geared, claim, certify=certify, fit=fit,
+            batch_size=batch_size, store=store, progress=progress,
+        )  # fmt: skip
+        return schedule.model_copy(update={"name": name}) if name else schedule
     calls = calls_for(measurement.profile.steps, budget, speed)
     schedule = fitted(
         pipe, how, prompts, measurement, calls,
@@ -330,6 +378,6 @@ def calibrate(
     if held_out:
         schedule = validated(
             pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts),
-            store=store, ranks=ranks, progress=progress,
+            claim=claim, store=store, ranks=ranks, progress=progress,
         )  # fmt: skip
     return schedule

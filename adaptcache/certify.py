@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from scipy.stats import beta
 
-__all__ = ["Certificate", "certify", "check_claim", "prompts_needed", "upper_bound"]
+__all__ = ["Certificate", "Claim", "certify", "prompts_needed", "upper_bound"]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -71,13 +72,35 @@ class Certificate(BaseModel):
         return self.sentence
 
 
-def check_claim(target: float, at_most: float, confidence: float) -> None:
-    """Raises where a claim cannot be tested by any number of prompts."""
-    if not math.isfinite(target):
-        raise ValueError(f"the target must be a number of decibels, got {target}; say 35")
-    for name, value, say in (("at most", at_most, 0.05), ("confidence", confidence, 0.95)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
+@dataclass(frozen=True)
+class Claim:
+    """What is to be shown: at most a share of prompts falls below a target.
+
+    Arguments:
+        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
+        at_most: The share of prompts that may stay below it.
+        confidence: How sure the statement has to be.
+    """
+
+    target: float
+    at_most: float = 0.05
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.target):
+            raise ValueError(f"the target must be a number of decibels, got {self.target}; say 35")
+        for name, value, say in (("at most", self.at_most, 0.05), ("confidence", self.confidence, 0.95)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
+
+    def check_enough(self, prompts: int) -> None:
+        """Raises where not even runs without a failure could show it."""
+        if prompts < (need := prompts_needed(self.at_most, self.confidence)):
+            claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.at_most:g} % fail"
+            raise ValueError(
+                f"{prompts} held-out prompts cannot show {claim}: {need} are the least; give more, or allow "
+                "a larger share (--at-most)"
+            )
 
 
 def upper_bound(failures: int, n: int, confidence: float) -> float:
@@ -119,7 +142,7 @@ def certify(
     Raises:
         ValueError: The claim cannot be tested, or values are missing or not numbers.
     """
-    check_claim(target, at_most, confidence)
+    Claim(target, at_most, confidence)  # checks them
     table = np.asarray(values, dtype=float)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"needs values with shape (settings, prompts), got {table.shape}")

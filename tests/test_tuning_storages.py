@@ -29,7 +29,7 @@ def search(storage: str, folder: str) -> Search:
 
 
 def worked(storage: str, folder: str, dies: bool) -> int:
-    """Works on a search until it is done; returns the trials begun. One worker may be killed in its third."""
+    """Works on a search until it is done, or is killed in its third trial; returns the trials begun."""
     own, begun = search(storage, folder), []
     made = own.objective
 

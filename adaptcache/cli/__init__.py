@@ -14,6 +14,7 @@ from ..ranks import RankError, launched
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
+from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .lint import lint
@@ -22,6 +23,7 @@ from .models import models
 from .push import push
 from .report import report
 from .show import show
+from .tune import tune
 
 __all__ = ["app", "main"]
 
@@ -38,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, methods, lint, export, compare, report, push, demo):
+VERBS = (
+    calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo,
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -40,7 +40,7 @@ def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
             bars.start()  # not before there is something to draw: an error is to be one line
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=of)
-        bars.update(tasks[stage], completed=done)
+        bars.update(tasks[stage], completed=done, total=of)
 
     try:
         yield report

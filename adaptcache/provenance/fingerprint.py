@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..agreement import sharded
+from ..errors import AttachError
 from ..gate.watch import denoisers_of
 from ..schedule import Denoiser
 
@@ -26,7 +27,11 @@ def fingerprint(pipe: Any) -> Denoiser:
     modules = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe)]
     config = hashlib.sha256()
     for module in modules:
-        settings: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        if not isinstance(settings := getattr(module, "config", None), Mapping):
+            raise AttachError(
+                f"{type(module).__name__} has no config, so it is no denoiser of diffusers: "
+                "unwrap it (.module), and wrap pipelines instead"
+            )
         known = {key: value for key, value in settings.items() if not key.startswith("_")}
         config.update(json.dumps(known, sort_keys=True, default=str).encode())
     return Denoiser(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .proposals import Proposer, Seen
-from .race import best
+from .proposals import Proposer
+from .race import Seen, best
 from .target import Target
 
 __all__ = ["aims", "calibrated"]
@@ -47,7 +47,9 @@ def aims(
 
 
 def calibrated(seen: Sequence[Seen], proposer: Proposer, calls: int) -> Seen | None:
-    """Returns the trial of what `calibrate` would return: of the planner's plans the one that ends closest."""
+    """Returns the trial of what `calibrate` would return: of the planner's plans the closest in the end."""
     keys = {candidate.key for candidate in proposer.warm(calls)}
-    known = [one for one in seen if one.candidate.key in keys and one.error is not None and one.worth is not None]
+    known = [
+        one for one in seen if one.candidate.key in keys and one.error is not None and one.worth is not None
+    ]
     return min(known, key=lambda one: one.error or 0.0, default=None)

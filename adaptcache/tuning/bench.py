@@ -36,7 +36,7 @@ def full_images(
     pipe: Any, call: Call, prompts: Sequence[Prompt], first: int, batch_size: int, store: Store | None,
     progress: Any = lambda done: None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Returns the decoded images of full runs, from the store if they are there; as `validated` keeps them."""
+    """Returns the decoded images of full runs, from the store if they are there, as `validated` does."""
     key = content_key(pipe, call, prompts, batch_size, 1, first, "images") if store else ""
     known = store.load_images(key) if store else None
     if known is None:
@@ -82,7 +82,7 @@ class Bench:
         )  # fmt: skip
         times = tuple(map(float, measurement.profile.times))
         every = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate())
-        base = assembled(pipe, call, measurement.profile, every)
+        base = assembled(pipe, call, measurement.profile, (every,))
         return cls(pipe, call, sets, measurement, batch_size, base, truth)
 
     def rule(self, candidate: Candidate, *, everything: bool = False) -> tuple[Rule, float | None]:

@@ -9,8 +9,8 @@ from ..profiling.store import Store
 from ..schedule import Schedule
 from .finish import Finish, winners
 from .front import Front, Point
-from .proposals import Seen
-from .race import gain
+from .latency import seconds_of
+from .race import Seen, gain
 from .search import Search
 
 __all__ = ["Tuned", "concluded"]
@@ -63,7 +63,7 @@ def concluded(search: Search, store: Store | None = None, name: str | None = Non
         if len(search.choices) == 1:
             chosen = 0
             gained = _gained(finish, *found[0], values[0]) if values else None
-            sentence = _compared(points[0], gained)
+            sentence = _compared(points[0], gained) + _timed(search, points[0])
     schedule = (schedule or points[-1].schedule).model_copy(update={"name": name})
     front = Front(
         name=name, target=str(search.target), trials=done, seed=seed, chosen=chosen, points=tuple(points)
@@ -107,6 +107,14 @@ def _compared(point: Point, gained: tuple[float, float] | None) -> str:
         return f"{point.calls} calls: no trial was surely better than what calibrate returns, so it is that."
     chosen = f"{point.calls} calls: {point.gain:+.2f} dB over calibrate on the prompts it was chosen by"
     return chosen + (f", {gained[0]:+.2f} ± {gained[1]:.2f} dB on held-out prompts." if gained else ".")
+
+
+def _timed(search: Search, point: Point) -> str:
+    """Says how long an image takes, where that was asked for."""
+    bench = search.bench
+    if search.target.max_latency is None:
+        return ""
+    return f" One image takes {seconds_of(bench.pipe, bench.call, bench.sets.fit[0], point.schedule):.3g} s."
 
 
 def _certified(finish: Finish, points: Sequence[Point]) -> tuple[list[Point], int | None, Schedule, str]:

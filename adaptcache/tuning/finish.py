@@ -18,8 +18,7 @@ from .aims import calibrated
 from .bench import full_images
 from .candidate import Candidate
 from .front import Point
-from .proposals import Seen
-from .race import best, chosen, gain
+from .race import Seen, best, chosen, gain
 from .search import Search
 
 __all__ = ["Finish", "winners"]
@@ -63,7 +62,7 @@ class Finish:
             **(matched if candidate.forecast == "matched" else {}),
             "tuning": {**self.about, **more},
         }
-        return assembled(bench.pipe, bench.call, bench.measurement.profile, rule, about)
+        return assembled(bench.pipe, bench.call, bench.measurement.profile, (rule,), about)
 
     def point(self, winner: Seen, start: Seen) -> Point:
         """Returns a point of the front, without evidence."""
@@ -85,9 +84,7 @@ class Finish:
             bench.pipe, bench.call, held_out, first, bench.batch_size, self.store,
             lambda done: progress("held-out, full", done, len(held_out)),
         )  # fmt: skip
-        made = generate(
-            bench.pipe, bench.call, held_out, schedule, batch_size=bench.batch_size, offset=first
-        )
+        made = generate(bench.pipe, bench.call, held_out, schedule, batch_size=bench.batch_size, offset=first)
         check_images(made.images, first, "the run by the schedule")
         return [psnr(a, b) for a, b in zip(made.images, truth, strict=True)]
 
@@ -105,7 +102,8 @@ class Finish:
         assert target.min_psnr is not None
         return certify(
             np.array(values), target.min_psnr, target.at_most, target.confidence,
-            settings=[f"{point.calls} calls" for point in points], prompts=f"{len(values[0])} held-out prompts",
+            settings=[f"{point.calls} calls" for point in points],
+            prompts=f"{len(values[0])} held-out prompts",
         )  # fmt: skip
 
     def passes(self, values: Sequence[float]) -> bool:
@@ -126,5 +124,5 @@ class Finish:
         )
         seen = self.evidence(steps, [CEILING] * count, certificate=certificate, verdict=verdict)
         about = {"prompts": len(bench.sets.calibration), "tuning": self.about}
-        base = assembled(bench.pipe, bench.call, bench.measurement.profile, bench.base.rules[0], about)
+        base = assembled(bench.pipe, bench.call, bench.measurement.profile, bench.base.rules, about)
         return base.model_copy(update={"evidence": seen})

@@ -54,7 +54,7 @@ class Front(Part):
         >>> front.pick("10").schedule.save("ten-calls.json")
     """
 
-    front: Literal[1] = FORMAT
+    front: Literal[1] = 1
     name: Name
     target: Line
     trials: Count
@@ -100,7 +100,9 @@ class Front(Part):
         try:
             data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
         except OSError as error:
-            raise ScheduleError(f"cannot read {path}: {error.strerror}; `adaptcache tune` writes one") from None
+            raise ScheduleError(
+                f"cannot read {path}: {error.strerror}; `adaptcache tune` writes one"
+            ) from None
         except ValueError as error:
             raise ScheduleError(f"{path} is not JSON ({error}): is it a front?") from None
         if not is_front(data):

@@ -35,11 +35,10 @@ def most_calls(limit: float, steps: int, seconds: Callable[[int], float]) -> int
     low, high = 1, steps
     if (least := seconds(1)) > limit:
         raise ValueError(
-            f"a run takes {least:.2f} s with a single denoiser call, so {limit:g} s cannot be met by skipping "
-            "calls: take a smaller size, another dtype, or torch.compile"
+            f"a run takes {least:.2f} s with a single denoiser call, so {limit:g} s cannot be met by "
+            "skipping calls: take a smaller size, another dtype, or torch.compile"
         )
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if seconds(middle) <= limit else (low, middle - 1)
     return low
-

@@ -37,7 +37,9 @@ def draw(front: Front, path: str | Path) -> Path:
         axes.plot(counts, [psnr["p05"] for _, psnr in held_out], marker="v", label="5th percentile, held-out")
     if front.chosen is not None:
         point = front.points[front.chosen]
-        axes.scatter([point.calls], [point.select["mean"]], s=160, facecolors="none", edgecolors="red", zorder=4)
+        axes.scatter(
+            [point.calls], [point.select["mean"]], s=160, facecolors="none", edgecolors="red", zorder=4
+        )
     axes.set_title(f"{front.name}: {front.target}", fontsize=10)
     axes.set_xlabel("denoiser calls")
     axes.set_ylabel("PSNR against the full run, dB")

@@ -17,36 +17,18 @@ from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan
 from ..profiling.profile import Profile
 from .candidate import FEATURES, ZOO, Candidate
+from .moves import anywhere, deepest, moved, near
+from .race import Seen
 
-__all__ = ["Proposer", "Seen"]
+__all__ = ["Proposer"]
 
-FARTHEST = 3  # steps that one move shifts a call by
 LEADERS = 3  # of these the neighbours are tried
+DRAWS = 4  # moves of a plan, of which the closed form's favourite is tried
 TRIES = 200  # before a draw that was tried before is given up
-LEAST, MOST = 1e-9, 1e-1  # of the ridge
 MOVES = {  # kinds of a step from a parent, and how often
-    "shift": 0.45, "shift two": 0.15, "swap": 0.1, "history": 0.08, "features": 0.04, "ridge": 0.08,
-    "planner": 0.06, "zoo": 0.04,
+    "shift": 0.5, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.08,
+    "planner": 0.06, "zoo": 0.02,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A finished trial.
-
-    Arguments:
-        slot: Its place in the search.
-        candidate: What it tried.
-        worth: What it was found to be worth, higher is better; None where it was pruned.
-        psnr: Decibels by select prompt, as far as they were measured.
-        error: Of the final latents, where weights were matched.
-    """
-
-    slot: int
-    candidate: Candidate
-    worth: float | None
-    psnr: tuple[float, ...] = ()
-    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +52,14 @@ class Proposer:
     def planned(self, trust: float, calls: int) -> tuple[int, ...]:
         """Returns the plan of the closed form, with the measured influence trusted to a degree."""
         return tuple(best_plan(self.errors, self.profile.sensitivity**trust, calls))
+
+    def predicted(self, plan: tuple[int, ...]) -> float:
+        """Returns the error of a plan in the closed form, with the measured influence trusted by half."""
+        weights, total = np.sqrt(self.profile.sensitivity), 0.0
+        for step in set(range(self.profile.steps)) - set(plan):
+            last, *more = [call for call in reversed(plan) if call < step][:2]
+            total += float(self.errors[more[0] if more else last, last, step] * weights[step])
+        return total
 
     def warm(self, calls: int) -> list[Candidate]:
         """Returns what is tried first: all that `calibrate` would choose from."""
@@ -102,14 +92,18 @@ class Proposer:
         for wanted in rng.choice(list(shares), len(shares), replace=False, p=weights / weights.sum()):
             if pending := self.pending(int(wanted), taken):
                 return pending[0]
+            if wanted == self.profile.steps:
+                continue  # nothing is skipped: all candidates are one
             known = [seen for seen in before if seen.candidate.calls == wanted and seen.worth is not None]
             leaders = sorted(known, key=lambda seen: (-(seen.worth or 0.0), seen.slot))[:LEADERS]
+            if leaders and (made := deepest(leaders[0].candidate)).key not in taken:
+                return made
             for attempt in range(TRIES):
                 if leaders and attempt < TRIES // 2:
                     parent = leaders[min(int(rng.geometric(0.6)) - 1, len(leaders) - 1)]
                     made = self.neighbour(parent.candidate, rng)
                 else:
-                    made = self.random(int(wanted), rng)
+                    made = anywhere(int(wanted), self.profile.steps, rng)
                 if made.key not in taken:
                     return made
         return None
@@ -121,7 +115,9 @@ class Proposer:
             history = int(np.clip(parent.history + rng.choice([-1, 1, 2]), 1, 6))
             return parent.with_(forecast="matched", history=history, origin="history")
         if kind == "features":
-            return parent.with_(forecast="matched", features=FEATURES[rng.integers(len(FEATURES))], origin=kind)
+            return parent.with_(
+                forecast="matched", features=FEATURES[rng.integers(len(FEATURES))], origin=kind
+            )
         if kind == "ridge":
             return parent.with_(forecast="matched", ridge=near(parent.ridge, rng), origin=kind)
         if kind == "planner":
@@ -130,40 +126,10 @@ class Proposer:
         if kind == "zoo":
             name = str(rng.choice(list(ZOO)))
             return parent.with_(forecast=name, order=int(rng.choice(list(ZOO[name]))), origin=name)
-        plan = parent.plan
-        for _ in range(2 if kind == "shift two" else 1):
-            plan = moved(plan, self.profile.steps, rng, anywhere=kind == "swap")
-        return parent.with_(plan=plan, origin=kind)
-
-    def random(self, calls: int, rng: np.random.Generator) -> Candidate:
-        """Returns a candidate from anywhere."""
-        steps = 1 + rng.choice(self.profile.steps - 1, size=calls - 1, replace=False)
-        ridge = float(f"{10 ** rng.uniform(np.log10(LEAST), np.log10(MOST)):.3g}")
-        return Candidate(
-            plan=(0, *sorted(map(int, steps))), history=int(rng.integers(1, 7)), ridge=ridge,
-            features=FEATURES[rng.integers(len(FEATURES))], origin="random",
-        )  # fmt: skip
-
-
-def near(ridge: float, rng: np.random.Generator) -> float:
-    """Returns a ridge within a factor of 30, with three digits, so that files keep it whole."""
-    return float(f"{np.clip(ridge * 10 ** rng.uniform(-1.5, 1.5), LEAST, MOST):.3g}")
-
-
-def moved(
-    plan: tuple[int, ...], steps: int, rng: np.random.Generator, anywhere: bool = False
-) -> tuple[int, ...]:
-    """Returns a plan with one call, but the first, at another step: near by, or anywhere.
-
-    Arguments:
-        plan: The computed steps.
-        steps: Of the run.
-        rng: What to draw from.
-        anywhere: Whether the call may go to any step.
-    """
-    free = sorted(set(range(1, steps)) - set(plan))
-    if len(plan) < 2 or not free:
-        return plan
-    call = int(rng.choice(plan[1:]))
-    reach = [step for step in free if anywhere or abs(step - call) <= FARTHEST]
-    return tuple(sorted({*plan, int(rng.choice(reach))} - {call})) if reach else plan
+        plans = []
+        for _ in range(DRAWS):
+            plan = parent.plan
+            for _ in range(2 if kind == "shift two" else 1):
+                plan = moved(plan, self.profile.steps, rng, far=kind == "swap")
+            plans.append(plan)
+        return parent.with_(plan=min(plans, key=self.predicted), origin=kind)

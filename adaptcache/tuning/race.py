@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from .proposals import Seen
+    from .candidate import Candidate
     from .target import Target
 
-__all__ = ["behind", "best", "chosen", "gain", "worth"]
+__all__ = ["Seen", "behind", "best", "chosen", "gain", "hopeless", "worth"]
 
-WORSE = 2.0  # times the error of the final latents, 3 dB, of the best by now
+WORSE = 1.25  # times the error of the final latents of the best by now: 1 dB
 SURE = 0.1  # p-value of the paired test that ends a trial
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A finished trial.
+
+    Arguments:
+        slot: Its place in the search.
+        candidate: What it tried.
+        worth: What it was found to be worth, higher is better; None where it was pruned.
+        psnr: Decibels by select prompt, as far as they were measured.
+        error: Of the final latents, where weights were matched.
+    """
+
+    slot: int
+    candidate: Candidate
+    worth: float | None
+    psnr: tuple[float, ...] = ()
+    error: float | None = None
 
 
 def worth(psnr: Sequence[float], target: Target) -> float:
@@ -31,6 +51,14 @@ def best(seen: Sequence[Seen], calls: int) -> Seen | None:
     """Returns the best of the finished trials with so many calls; the first of equals."""
     known = [one for one in seen if one.candidate.calls == calls and one.worth is not None]
     return min(known, key=lambda one: (-(one.worth or 0.0), one.slot), default=None)
+
+
+def hopeless(error: float | None, seen: Sequence[Seen], calls: int) -> str:
+    """Says why final latents are too far off for images to be worth looking at; empty where they are not."""
+    known = [one.error for one in seen if one.error is not None and one.candidate.calls == calls]
+    if error is None or not known or error <= WORSE * min(known):
+        return ""
+    return f"its final latents are {error / min(known):.1f} times as wrong as the best"
 
 
 def behind(psnr: Sequence[float], leader: Sequence[float]) -> bool:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..calibrate import Progress
 from .aims import aims
 from .bench import Bench
-from .candidate import Candidate
-from .proposals import Proposer, Seen
-from .race import WORSE, behind, best, worth
-from .storage import alive, heartbeats, optuna, worker
+from .proposals import Proposer
+from .race import Seen, worth
+from .storage import alive, heartbeats, optuna, storage_failure, worker
 from .target import Target
+from .trial import candidate_of, evaluated, seen_of
 
 __all__ = ["Search"]
 
@@ -45,6 +45,7 @@ class Search:
         trials: How many trials are made in all, by all workers, now and before.
         deadline: When no trial is begun any more, on the monotonic clock.
         progress: Told the stage, what is done and of how much.
+        turnstile: A context that one worker at a time is in, to take a trial.
     """
 
     study: Any
@@ -55,26 +56,42 @@ class Search:
     trials: int
     deadline: float
     progress: Progress
+    turnstile: Any
     exhausted: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Makes trials until all there should be are finished, or the time is over."""
-        while time.monotonic() < self.deadline:
+        """Makes trials until all there should be are finished, or the time is over.
+
+        Raises:
+            RuntimeError: The storage fails.
+        """
+        try:
+            while time.monotonic() < self.deadline and self.step():
+                self.progress("trials", len(self.finished()), self.trials)
+        except Exception as error:
+            if reason := storage_failure(error):
+                message = f"the storage of the trials failed: {reason}; resume when it is back"
+                raise RuntimeError(message) from None
+            raise
+
+    def step(self) -> bool:
+        """Makes one trial, or waits for those of others; False where there is nothing more to do."""
+        self.taking = ExitStack()
+        with self.taking:
+            self.taking.enter_context(self.turnstile)
             self.bury()
             trials = self.live()
-            self.progress("trials", len(self.finished()), self.trials)
-            waiting = [trial for trial in trials if trial.state.name == "WAITING"]
-            if not waiting and not (self.exhausted or not self.enqueue(trials)):
-                waiting = [trials]
-            if waiting:
+            waiting = any(trial.state.name == "WAITING" for trial in trials)
+            if waiting or (not self.exhausted and self.enqueue(trials)):
                 self.attempt()
-            elif any(self.lives(trial) for trial in trials):
-                time.sleep(PAUSE)  # it may die, and then its slot is open
-            else:
-                return
+                return True
+        if any(self.lives(trial) for trial in trials):
+            time.sleep(PAUSE)  # it may die, and then its slot is open
+            return True
+        return False
 
     def attempt(self) -> None:
-        """Makes one trial; SQLite may give it to two workers at once, and the first to finish counts."""
+        """Makes one trial. Of a worker that was thought dead meanwhile, say asleep, it does not count."""
         try:
             self.study.optimize(self.objective, n_trials=1, catch=(Dropped,))
         except optuna().exceptions.UpdateFinishedTrialError:
@@ -87,6 +104,11 @@ class Search:
         """Returns the trials that have a slot and did not fail."""
         known = self.study.get_trials(deepcopy=False)
         return [trial for trial in known if trial.state.name != "FAIL" and "slot" in trial.user_attrs]
+
+    def failed(self, slot: int) -> list[Any]:
+        """Returns the trials of a slot whose workers are no more."""
+        known = self.study.get_trials(deepcopy=False)
+        return [one for one in known if one.state.name == "FAIL" and one.user_attrs.get("slot") == slot]
 
     def bury(self) -> None:
         """Fails the trials of workers that are no more."""
@@ -119,7 +141,9 @@ class Search:
         before = self.finished(slot)
         taken = {candidate_of(trial).key for trial in trials}
         shares = aims(self.target, self.choices, self.proposer, before, taken)
-        candidate = self.proposer.propose(slot, before, taken, shares)
+        failed = [candidate_of(trial) for trial in self.failed(slot)]
+        again = [candidate for candidate in failed if candidate.key not in taken]
+        candidate = again[0] if again else self.proposer.propose(slot, before, taken, shares)
         if candidate is None:
             self.exhausted = True
             return False
@@ -133,53 +157,12 @@ class Search:
         if "slot" not in trial.user_attrs:
             raise Dropped("another worker took what was waiting")
         trial.set_user_attr("worker", worker())
+        self.taking.close()  # the trial is ours: the next worker may take one
         candidate, slot = candidate_of(trial), trial.user_attrs["slot"]
         for other in self.live():
             same = candidate_of(other).key == candidate.key or other.user_attrs["slot"] == slot
             if other.number < trial.number and same:
                 raise Dropped(f"trial {other.number} is the same")
         candidate.suggested(trial, self.proposer.profile.steps)
-        psnr = self.evaluated(trial, candidate, self.finished(slot))
+        psnr = evaluated(trial, self.bench, self.proposer, self.finished(slot))
         return float(candidate.calls), worth(psnr, self.target)
-
-    def evaluated(self, trial: Any, candidate: Candidate, before: Sequence[Seen]) -> list[float]:
-        """Returns the decibels of all select prompts, or gives up: `TrialPruned`."""
-
-        def give_up(why: str) -> Exception:
-            trial.set_user_attr("why", why[:500])
-            return optuna().TrialPruned(why)  # type: ignore[no-any-return]
-
-        leader, psnr = best(before, candidate.calls), list[float]()
-        first = candidate.key in {one.key for one in self.proposer.warm(candidate.calls)}
-        try:
-            rule, error = self.bench.rule(candidate)
-            if error is not None:
-                trial.set_user_attr("error", error)
-                if error > WORSE * (least := least_error(before, candidate.calls, error)):
-                    raise give_up(f"its final latents are {error / least:.1f} times as wrong")
-            for psnr in self.bench.judged(rule):
-                trial.set_user_attr("psnr", psnr)
-                short = leader is not None and len(psnr) < len(leader.psnr)
-                if leader and short and not first and behind(psnr, leader.psnr):
-                    raise give_up(f"worse than trial {leader.slot} after {len(psnr)} prompts")
-        except ValueError as failure:  # its runs end in nothing finite
-            raise give_up(str(failure)) from None
-        return psnr
-
-
-def least_error(before: Sequence[Seen], calls: int, default: float) -> float:
-    """Returns the least error of the final latents with so many calls."""
-    known = [one.error for one in before if one.error is not None and one.candidate.calls == calls]
-    return min(known, default=default)
-
-
-def candidate_of(trial: Any) -> Candidate:
-    """Returns what a trial tries."""
-    return Candidate.model_validate(trial.user_attrs["candidate"])
-
-
-def seen_of(trial: Any) -> Seen:
-    """Returns a finished trial as the proposer takes it."""
-    about = trial.user_attrs
-    value = trial.values[1] if trial.state.name == "COMPLETE" else None
-    return Seen(about["slot"], candidate_of(trial), value, tuple(about.get("psnr", ())), about.get("error"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..calibrate import Measurement
 from ..call import Prompt
-from ..profiling.record import Trajectory, batches
+from ..profiling.record import Trajectory
 from ..profiling.store import feed
 
 __all__ = ["Sets", "head", "split"]
@@ -52,8 +52,8 @@ def split(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> Sets:
         first = seen.setdefault(digest.hexdigest(), number)
         if first != number:
             raise ValueError(
-                f"prompts {first} and {number} are the same ({str(prompt)[:60]!r}): what is fitted on must not "
-                "be what is judged by; leave one out"
+                f"prompts {first} and {number} are the same ({str(prompt)[:60]!r}): what is fitted on must "
+                "not be what is judged by; leave one out"
             )
     half = (len(prompts) + 1) // 2
     return Sets(prompts[:half], prompts[half:], held_out)
@@ -78,7 +78,8 @@ def head(measurement: Measurement, count: int, batch_size: int) -> Measurement:
         influence=profile.influence[:count],
     )
     runs: list[Trajectory] = []
-    for (first, batch), run in zip(batches(range(every), batch_size), measurement.runs, strict=True):  # type: ignore[type-var]
+    for first, run in zip(range(0, every, batch_size), measurement.runs, strict=True):
+        samples = min(batch_size, every - first)
         if first < count:
-            runs.append(run.head(min(len(batch), count - first), of=len(batch)))
+            runs.append(run.head(min(samples, count - first), of=samples))
     return Measurement(part, runs)

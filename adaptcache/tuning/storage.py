@@ -6,11 +6,13 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alive", "heartbeats", "open_storage", "open_study", "optuna", "worker"]
+__all__ = [
+    "alive", "heartbeats", "open_storage", "open_study", "optuna", "storage_failure", "turnstile", "worker",
+]  # fmt: skip
 
 BEAT, GRACE = 60, 180  # seconds between the signs of life of a trial, and how long they may be missing
 WAIT = 60  # seconds for the lock of SQLite
@@ -45,7 +47,7 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
         ValueError: It cannot be opened.
     """
     library = optuna()
-    if where is None and folder is None:
+    if where in ("sqlite://", "sqlite:///:memory:") or (where is None and folder is None):
         return library.storages.InMemoryStorage()
     if where is None:
         assert folder is not None
@@ -54,7 +56,7 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
     try:
         if "://" in str(where):
             extra = {"connect_args": {"timeout": WAIT}} if str(where).startswith("sqlite") else {}
-            with quietly():
+            with quietly(), _lock(str(where)):  # two that begin at once would both make the tables
                 return library.storages.RDBStorage(
                     str(where), engine_kwargs=extra, heartbeat_interval=BEAT, grace_period=GRACE
                 )
@@ -89,6 +91,33 @@ def open_study(storage: Any, name: str, resume: bool) -> Any:
     return study
 
 
+def turnstile(storage: Any) -> Any:
+    """Returns a lock that one worker at a time holds while it takes a trial.
+
+    Databases see to that by themselves, but SQLite does not: there two workers can take the same trial.
+    The lock is given back by the system when a process dies.
+    """
+    return _lock(str(getattr(storage, "url", "")))
+
+
+def _lock(url: str) -> Any:
+    """Returns the lock beside a SQLite file; nothing to wait for with another database."""
+    if not url.startswith("sqlite:///"):
+        return nullcontext()
+    from filelock import FileLock
+
+    return FileLock(url.removeprefix("sqlite:///").split("?")[0] + ".lock")
+
+
+def storage_failure(error: BaseException | None) -> str:
+    """Returns what is wrong with the storage, if that was the cause of an error; optuna hides it at times."""
+    while error is not None:
+        if isinstance(error, optuna().exceptions.StorageInternalError):
+            return str(error.__cause__ or error).splitlines()[0][:200]
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def heartbeats(study: Any) -> None:
     """Fails trials whose worker gave no sign of life, on whatever machine, where the storage knows."""
     with quietly():
@@ -104,7 +133,7 @@ def alive(name: str) -> bool | None:
     """Whether a worker is still there; None where it is on another machine."""
     node, _, rest = name.rpartition(" ")[0].rpartition(" ")
     number, since = rest, name.rpartition(" ")[2]
-    if node != platform.node() or not number.isdigit():
+    if node != platform.node() or not number.isdigit() or os.name == "nt":  # os.kill asks nothing there
         return None
     try:
         os.kill(int(number), 0)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ..calibrate import calls_for
-from ..certify import check_claim, prompts_needed
+from ..certify import Claim, prompts_needed
 
 __all__ = ["Target", "seconds"]
 
@@ -45,7 +45,7 @@ class Target:
         if self.max_latency is not None and not 0 < self.max_latency < math.inf:
             raise ValueError(f"max latency must be above 0 seconds, got {self.max_latency:g}")
         if self.min_psnr is not None:
-            check_claim(self.min_psnr, self.at_most, self.confidence)
+            Claim(self.min_psnr, self.at_most, self.confidence)  # raises where it makes no sense
 
     def check(self, steps: int, report: int) -> None:
         """Raises what would come up after hours of work.
@@ -79,12 +79,25 @@ class Target:
         return tuple(sorted({min(steps - 1, max(1, round(steps / speed))) for speed in SPEEDS}))
 
     @property
+    def several(self) -> bool:
+        """Whether more than one number of calls is tried."""
+        return all(getattr(self, name) is None for name in WISHES if name != "min_psnr")
+
+    @property
+    def short(self) -> str:
+        """What a file for it is called."""
+        for name in WISHES:
+            if (value := getattr(self, name)) is not None:
+                unit = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency": "s"}
+                return f"{value:.3g}{unit.get(name, 'dB')}"
+        return "front"
+
+    @property
     def usual(self) -> int:
         """How many trials are made if nobody says."""
         if self.min_psnr is not None:
             return 80
-        wishes = (self.speed, self.budget, self.max_calls, self.max_latency)
-        return 120 if all(wish is None for wish in wishes) else 40
+        return 120 if self.several else 40
 
     def __str__(self) -> str:
         for name, unit in WISHES.items():

@@ -20,7 +20,7 @@ from .latency import most_calls, seconds_of
 from .proposals import Proposer
 from .search import Search
 from .sets import head, split
-from .storage import open_storage, open_study
+from .storage import open_storage, open_study, turnstile
 from .target import Target
 
 __all__ = ["begin", "tune"]
@@ -48,17 +48,17 @@ def begin(
     known = [list(sets.fit), list(sets.select), list(held_out) if target.min_psnr is not None else []]
     name = "adaptcache-" + content_key(pipe, how, *known, repr(target), batch_size, LAYOUT)
     study = open_study(place, name, resume)
-    measurement = measure(
-        pipe, how, list(prompts), batch_size=batch_size, store=store, progress=progress
-    )
+    measurement = measure(pipe, how, list(prompts), batch_size=batch_size, store=store, progress=progress)
     profile = head(measurement, len(sets.fit), batch_size).profile
     proposer = Proposer(profile, seed)
     bench = Bench.of(pipe, how, sets, measurement, batch_size, store, progress)
     choices = _choices(study, bench, target, proposer)
     if target.min_psnr is None and trials < (needed := sum(len(proposer.warm(calls)) for calls in choices)):
-        raise ValueError(f"the first {needed} trials are what calibrate chooses from: give more than {trials}")
+        raise ValueError(
+            f"the first {needed} trials are what calibrate chooses from: give more than {trials}"
+        )
     deadline = time.monotonic() + (timeout or math.inf)
-    return Search(study, bench, proposer, target, choices, trials, deadline, progress)
+    return Search(study, bench, proposer, target, choices, trials, deadline, progress, turnstile(place))
 
 
 def _choices(study: Any, bench: Bench, target: Target, proposer: Proposer) -> tuple[int, ...]:
