@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from .certify import Certificate
 from .clock import Step
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
@@ -168,6 +169,8 @@ class Rule(Part):
         gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
         if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
+        if self.policy.type == "gears" and self.site != "step":
+            raise ValueError(f"gears are chosen at the site 'step', not at {self.site!r}")
         return self
 
 
@@ -205,6 +208,8 @@ class Evidence(Part):
         psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
         ssim: The same for structural similarity, where it was measured.
         speed: All steps over computed steps.
+        certificate: What was tested of a quality target.
+        verdict: Why nothing is skipped, where that is the result.
     """
 
     prompts: Line
@@ -213,6 +218,8 @@ class Evidence(Part):
     psnr: Summary
     ssim: Summary | None = None
     speed: FiniteFloat
+    certificate: Certificate | None = None
+    verdict: Line | None = None
 
 
 class Schedule(Part):

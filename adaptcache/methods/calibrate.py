@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..calibrate import Progress, calls_for, framed, measure, silent, validated
+from ..calibrate import Progress, assembled, calls_for, measure, silent, validated
 from ..call import Call, Prompt
 from ..files.limits import checked_name
 from ..profiling.layers import layer_errors
@@ -70,7 +70,9 @@ def calibrate_method(
         rules = by_layers(pipe, how, prompts, [part.site for part in chosen.parts], share, progress, knobs)
     else:
         rules = fitted_rules(method, profile, budget=share, **knobs)
-    schedule = framed(pipe, how, profile, rules, name or method, prompts=len(prompts), method=method)
+    schedule = assembled(
+        pipe, how, profile, rules, {"prompts": len(prompts), "method": method}, name or method
+    )
     if held_out:
         schedule = validated(
             pipe, how, held_out, schedule, batch_size=batch_size, first=len(prompts), store=store,
