@@ -1,4 +1,4 @@
-"""What caching itself costs: `python -m benchmarks.overhead [--model demo large flux-dev] [--compile]`.
+"""What caching itself costs: `python -m benchmarks.overhead --help`.
 
 Prints, for FLUX denoisers with random weights: the time of a computed step, of a skipped one (a weighted
 sum of four outputs and two latents, and the pipeline around it) and of attach; and at some budgets the

@@ -17,6 +17,7 @@ Three things change while a gate is open, and change back when it closes:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from typing import Any
 
 from torch import nn
 
+from ..agreement import groups_of
 from ..clock import Step, first_step, times_of
 from ..errors import AttachError
 from ..sites.signals import entering
@@ -71,6 +73,10 @@ class Gate:
         self.apart = False  # while a callback has its say
         self.closed = False
         self.calls: list[list[bool]] = []  # of the last run
+        # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
+        # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
+        self.within: dict[int, Callable[..., Any]] = {}
+        self.half: bool | None = None
         self._undo, self._guards = ExitStack(), ExitStack()
         self.caller = threading.RLock()  # held while the pipeline is called
 
@@ -132,7 +138,8 @@ class Gate:
         if scheduler is self.scheduler:
             self.finish()  # a run of a loop of the caller's own was abandoned
             self._guard()
-            self.run = Run(threading.get_ident(), {id(scheduler): 0})
+            groups = groups_of(denoisers_of(self.pipe))
+            self.run = Run(threading.get_ident(), {id(scheduler): 0}, groups=groups)
             self.started = next(self._starts) + 1
         elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
             self.run.taken[id(scheduler)] = 0
@@ -143,8 +150,10 @@ class Gate:
         assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            step = Step(index, run.times, run.past, x=entering(args, kwargs), groups=run.groups)
             run.decide(self.visitor.computes(step) or index == 0)
+        if within := self.within.get(id(module)):
+            original = functools.partial(within, original)
         return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
     def step(self, move: Move) -> Any:
@@ -182,7 +191,8 @@ class Gate:
         """Returns the step and the branch of the denoiser call under way; None outside of a run."""
         if (run := self.run) is None or not self.running or not run.calls:
             return None
-        return Step(run.taken[id(self.scheduler)], run.times, run.past), len(run.calls[-1]) - 1
+        index = run.taken[id(self.scheduler)]
+        return Step(index, run.times, run.past, groups=run.groups), len(run.calls[-1]) - 1
 
     def skipped(self) -> None:
         """Notes that the call under way skips what a finer site has to skip."""

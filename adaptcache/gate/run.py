@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import Groups
 from .standin import StandIns
 
 __all__ = ["Run"]
@@ -25,6 +26,7 @@ class Run:
         past: The numbers of the computed steps, newest first.
         decided: Whether the denoiser is called, by step.
         calls: Whether a denoiser call was made, by step and branch.
+        groups: The process groups that run the denoiser together.
         sides: How many calls of ControlNets this step had.
         outputs: What branches returned last.
         graph: Whether gradients are kept through the run: what the scheduler landed on wants them.
@@ -36,6 +38,7 @@ class Run:
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)
     calls: list[list[bool]] = field(default_factory=list)
+    groups: Groups = ()
     sides: int = 0
     outputs: StandIns = field(default_factory=StandIns)
     graph: bool = False

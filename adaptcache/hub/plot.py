@@ -17,6 +17,8 @@ INK, SOFT, FILL = "#1b1f24", "#8c959f", "#2f6feb"
 DECIBELS = 10  # between two lines of the grid
 TEXT = 13
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def plot(schedules: Mapping[str, Schedule]) -> bytes:
     """Returns a PNG: decibels over the share of calls, mean and 5th percentile, and a strip a schedule.
@@ -37,7 +39,7 @@ def plot(schedules: Mapping[str, Schedule]) -> bytes:
     return buffer.getvalue()
 
 
-def _chart(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, schedules: Mapping[str, Schedule]) -> None:
+def _chart(draw: ImageDraw.ImageDraw, font: Font, schedules: Mapping[str, Schedule]) -> None:
     seen = [(name, s.evidence) for name, s in schedules.items() if s.evidence]
     values = [value for _, evidence in seen for value in evidence.psnr.values()]
     low, high = DECIBELS * (min(values) // DECIBELS), DECIBELS * (max(values) // DECIBELS + 1)
@@ -68,9 +70,7 @@ def _levels(psnr: Mapping[str, float]) -> tuple[float, float]:
     return psnr["mean"], psnr["p05"]
 
 
-def _strip(
-    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, y: float, name: str, schedule: Schedule
-) -> None:
+def _strip(draw: ImageDraw.ImageDraw, font: Font, y: float, name: str, schedule: Schedule) -> None:
     policy, times = schedule.rules[0].policy, schedule.grid.times
     draw.text((GAP, y + ROW / 2), (name or "default")[:24], fill=INK, font=font, anchor="lm")
     if not isinstance(policy, Plan) or not times:

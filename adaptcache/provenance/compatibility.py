@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..agreement import sharded
 from ..files import dump_json
 from ..forecasts.matched import Matched
 from ..gate.watch import denoisers_of
@@ -103,8 +104,8 @@ def _denoiser(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
 
 def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
     here, made = provenance(pipe), schedule.made
-    if any(parameter.is_meta for part in denoisers_of(pipe) for parameter in part.parameters()):
-        return Finding("weights", Grade.FINE, "cannot be compared with weights that are offloaded")
+    if any(weight.is_meta or sharded(weight) for part in denoisers_of(pipe) for weight in part.parameters()):
+        return Finding("weights", Grade.FINE, "cannot be compared with weights that are offloaded or sharded")
     loras = made.get("loras", [])
     if here["loras"] != loras:
         names = " and ".join(", ".join(names) or "none" for names in (loras, here["loras"]))
