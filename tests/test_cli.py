@@ -69,6 +69,11 @@ def test_help_shows_an_example(run: Run, verb: str) -> None:
     assert code == 0 and "adaptcache " + (verb or "demo") in out
 
 
+def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    assert run("models")[0] == 0
+
+
 def refused(result: tuple[int, str, str], complaint: str) -> None:
     code, out, err = result
     assert code == 2 and out == ""
