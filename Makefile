@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model wheel clean
+.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model video-model notebooks wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,11 +48,17 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnin
 schedules: $(VENV)/.installed ## fit the schedules that ship again
 	for speed in 2 2.8 4 5.6; do $(BIN)/adaptcache calibrate --speed $$speed || exit; done
 
+notebooks: $(VENV)/.installed-notebooks ## execute the notebooks into build/notebooks
+	$(BIN)/python -m notebooks.execute
+
 support: $(VENV)/.installed ## measure and write the table of supported pipelines, docs/support.md
 	$(BIN)/python -m docs.support
 
 demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cores; needs npm)
 	$(BIN)/python -m calibration.demo
+
+video-model: $(VENV)/.installed ## train the video demo model again (needs npm)
+	$(BIN)/python -m calibration.demo_video
 
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
@@ -74,6 +80,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed
+	@$(PIP) --editable '.[notebooks]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import CALL, embedded, tiny_flux
 
-from adaptcache.cli.calibrate import parsed
 from adaptcache.presets.sampler import sampler, with_sampler
 
 DPM = "DPMSolverMultistepScheduler"
@@ -44,18 +43,6 @@ def test_what_cannot_be_is_said() -> None:
     before = pipe.scheduler
     assert with_sampler(pipe, None).scheduler is before
     assert with_sampler(pipe, "FlowMatchEulerDiscreteScheduler").scheduler is before
-
-
-def test_settings_are_read_as_json_where_they_are() -> None:
-    given = parsed(["true_cfg_scale=3", 'negative_prompt=""', "guidance_scale=1.5", "style=oil", "x=[1, 2]"])
-    assert given == {
-        "true_cfg_scale": 3, "negative_prompt": "", "guidance_scale": 1.5, "style": "oil", "x": [1, 2],
-    }  # fmt: skip
-    for wrong in ("true_cfg_scale", "=3", "a b=3"):
-        with pytest.raises(ValueError, match="NAME=VALUE"):
-            parsed([wrong])
-    with pytest.raises(ValueError, match="sets that itself"):
-        parsed(["num_inference_steps=3"])
 
 
 def test_a_negative_prompt_serves_a_whole_batch() -> None:

@@ -16,7 +16,7 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
-from .calibrate import CallSettings, Model, Scheduler, parsed
+from .calibrate import Model, Scheduler, Set
 from .folder import write_folder
 from .screen import out, print_json, progress
 from .table import cost_table, line_table
@@ -32,7 +32,7 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names, separated by commas. [default: all]")] = "",
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
     scheduler: Scheduler = None,
-    settings: CallSettings = [],  # noqa: B006
+    settings: Set = None,
     prompts: Annotated[str | None, typer.Option(help="A prompt file, or the name of one.")] = None,
     fit_on: Annotated[int, typer.Option(help="Calibration prompts at most.", min=1)] = 16,
     sweep_on: Annotated[int, typer.Option(help="Prompts to choose settings of others on.", min=1)] = 8,
@@ -63,10 +63,9 @@ def compare(
     """
     shares = _shares(budgets)
     names = methods_of([name.strip() for name in methods.split(",") if name.strip()])
-    preset = resolve(model)
+    preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
     held_out = known.held_out[:check_on]
-    arguments = {**preset.call, **parsed(settings)}
     if to:
         check_writable(to / "comparison.json")
         if importlib.util.find_spec("matplotlib") is None:  # said now, not after an hour
@@ -75,11 +74,11 @@ def compare(
     pipe = with_sampler(preset.load_pipeline(device), scheduler)
     with progress() as report:
         result = run_comparison(
-            pipe, Call(preset.steps if steps is None else steps, arguments), known.calibration[:fit_on],
+            pipe, Call(preset.steps if steps is None else steps, preset.call), known.calibration[:fit_on],
             held_out, shares, methods=names, sweep_on=sweep_on, batch_size=batch_size or preset.batch_size,
             finer=finer, shows=shows, progress=report,
         )  # fmt: skip
-    data = {"model": preset.name, "scheduler": type(pipe.scheduler).__name__, "call": arguments,
+    data = {"model": preset.name, "scheduler": type(pipe.scheduler).__name__, "call": preset.call,
             "finer": finer, "measure": shown, **result.data()}  # fmt: skip
     data["left_out"] |= {"shown": why} if why else {}
     if to:

@@ -9,12 +9,13 @@ from typing import Any
 from ..call import Prompt
 from ..compare import OURS, Comparison, Line
 from ..files import dump_json, write_atomically
-from ..report.picture import save_output, side_by_side
+from ..report.picture import save_output, side_by_side, strip
 from .table import write_markdown
 
 __all__ = ["write_folder"]
 
 ROWS = 6  # prompts whose images are kept
+DRAWN = (3, 4)  # dimensions of an image and of a clip; sound has fewer
 
 
 def write_folder(
@@ -49,13 +50,13 @@ def worst(lines: list[Line], prompts: int) -> list[int]:
 
 
 def save_images(folder: Path, images: dict[str, Any], rows: list[int]) -> dict[str, list[str]]:
-    """Writes the images of some prompts, and returns their names by method and budget."""
+    """Writes the images of some prompts, clips as strips; returns their names by method and budget."""
     names: dict[str, list[str]] = {}
-    if images["full run"][0].ndim == 3:
+    if images["full run"][0].ndim in DRAWN:
         for number, (label, made) in enumerate(images.items()):
             names[label] = [f"images/{number:02d}-{row}.png" for row in rows]
             for name, row in zip(names[label], rows, strict=True):
-                save_output(made[row], folder / name)
+                save_output(strip(made[row]), folder / name)
     return names
 
 
@@ -65,7 +66,7 @@ def draw(folder: Path, lines: list[Line], images: dict[str, Any], prompts: Seque
 
     draw_pareto(lines, folder / "pareto.png")
     full = images["full run"]
-    if full[0].ndim != 3:
+    if full[0].ndim not in DRAWN:
         return
     for share in {line.budget: 0 for line in lines if line.budget < 1}:
         made = {name: images[f"{name} {share:g}"] for name in {line.method: 0 for line in lines}

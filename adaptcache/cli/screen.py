@@ -26,8 +26,11 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function that is told the stage, what is done and of how much, and draws a bar a stage."""
+    if not shown:
+        yield lambda stage, done, of: None
+        return
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
     tasks: dict[str, Any] = {}

@@ -71,7 +71,7 @@ def _no_folder(folder: Path, preset: "Preset") -> str:
     if folder == preset.folder and preset.checkpoint.startswith("demo/"):
         return (
             f"the demo model's folder {folder} {what}; install adaptcache-diffusers again, "
-            "or train the model in a checkout: make demo-model"
+            "or train it in a checkout: make demo-model, make video-model"
         )
     return f"{folder} {what}; give the folder that a diffusers pipeline was saved to"
 

@@ -41,7 +41,7 @@ def report(schedule: Schedule, comparison: str | Path | None = None) -> str:
     kernel, strips = schedule.kernel, _strips(schedule)
     computed = [cell["index"] for cell in strips[0]["cells"] if cell["computed"]] if strips else []
     calls = schedule.evidence.calls[0] if schedule.evidence else len(computed)
-    certificate = getattr(schedule.evidence, "certificate", None)
+    evidence = schedule.evidence
     return page.from_string(text).render(
         schedule=schedule,
         strips=strips,
@@ -49,7 +49,8 @@ def report(schedule: Schedule, comparison: str | Path | None = None) -> str:
         changes=change_curve(kernel, computed) if kernel and len(kernel.times) > 1 else None,
         heat=heat_map(kernel) if kernel else None,
         forecast=schedule.rules[0].forecast.model_dump(exclude={"table"}),
-        certificate=getattr(certificate, "sentence", None),
+        certificate=evidence.certificate.sentence if evidence and evidence.certificate else None,
+        verdict=evidence.verdict if evidence else None,
         comparison=comparison_of(Path(comparison), calls) if comparison else None,
     )
 

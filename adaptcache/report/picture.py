@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_image
 
-__all__ = ["save_output", "side_by_side"]
+__all__ = ["save_output", "side_by_side", "strip"]
 
 GAP, HEAD, CAPTION = 8, 26, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
+FRAMES = 5  # of a clip are shown
 
 
 def side_by_side(
@@ -24,15 +25,18 @@ def side_by_side(
 
     Arguments:
         prompts: The captions.
-        columns: Images by heading, one a prompt, with values in [0, 1] and shape (H, W, 3).
+        columns: Images by heading, one a prompt, with values in [0, 1] and shape (H, W, 3), or clips
+            with shape (F, H, W, 3), of which some frames are shown.
         path: The PNG file.
         gain: By how much differences are amplified.
     """
+    clips = next(iter(columns.values()))[0].ndim == 4
+    columns = {heading: [strip(image) for image in images] for heading, images in columns.items()}
     truth, cached = list(columns.values())[-2:]
     difference = [np.clip(np.abs(a - b) * gain, 0, 1) for a, b in zip(truth, cached, strict=True)]
     table = {**columns, f"difference x {gain:g}": difference}
     height, width = truth[0].shape[:2]
-    scale = max(1, round(LEAST / max(height, width)))
+    scale = max(1, round((LEAST / 2 if clips else LEAST) / (height if clips else max(height, width))))
     height, width = height * scale, width * scale
     size = (CAPTION + len(table) * (width + GAP), HEAD + len(prompts) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
@@ -49,6 +53,14 @@ def side_by_side(
         text = "\n".join(textwrap.wrap(prompt, 24)[: height // 18])
         draw.text((GAP, HEAD + line * (height + GAP)), text, fill="black", font=font)
     return write_image(path, sheet)
+
+
+def strip(output: np.ndarray) -> np.ndarray:
+    """Returns some frames of a clip with shape (F, H, W, C) side by side; an image as it is."""
+    if output.ndim != 4:
+        return output
+    chosen = np.linspace(0, len(output) - 1, min(FRAMES, len(output))).round().astype(int)
+    return np.concatenate(output[chosen], axis=1)
 
 
 def save_output(output: np.ndarray, path: str | Path) -> Path:

@@ -82,26 +82,29 @@ def caption(name: str, background: str) -> str:
     return f"{name} noto style {background} background"
 
 
-def _render(body: str) -> np.ndarray:
-    """Render an icon, with shape (SIZE, SIZE, 4), straight alpha, in [0, 1]."""
+def _render(body: str, size: int) -> np.ndarray:
+    """Render an icon, with shape (size, size, 4), straight alpha, in [0, 1]."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128">{body}</svg>'
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     return np.asarray(picture, dtype=np.float32) / 255
 
 
-def load_emoji() -> tuple[list[str], np.ndarray]:
+def load_emoji(size: int = SIZE) -> tuple[list[str], np.ndarray]:
     """Load the emoji, rendering them on the first call.
+
+    Args:
+        size: Height and width in pixels.
 
     Returns:
         names: Caption names, of length n.
-        rgba: Pictures with shape (n, SIZE, SIZE, 4), straight alpha, in [0, 1].
+        rgba: Pictures with shape (n, size, size, 4), straight alpha, in [0, 1].
     """
-    cache = DATA / f"noto-{VERSION}-{SIZE}px.npz"
+    cache = DATA / f"noto-{VERSION}-{size}px.npz"
     if not cache.exists():
         icons = select_icons()
         bodies = tqdm(icons.values(), desc="rendering emoji", unit="emoji")
-        rgba = np.stack([_render(body) for body in bodies])
+        rgba = np.stack([_render(body, size) for body in bodies])
         np.savez_compressed(cache, names=np.array(list(icons)), rgba=rgba.astype(np.float16))
     with np.load(cache) as stored:
         return stored["names"].tolist(), stored["rgba"].astype(np.float32)

@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from torch import nn
 
 from .data import HERE
 from .model import TextToImage
@@ -30,7 +31,7 @@ def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: 
         work: Where the training keeps its tokenizers.
     """
     tokenizer, tokenizer_2 = load_tokenizers(work)
-    model, vae = copy.deepcopy((model, vae))  # .to() below would halve the caller's weights too
+    model, vae = copy.deepcopy((model, vae))  # writing would halve the caller's weights too
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=vae,
@@ -40,9 +41,16 @@ def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: 
         tokenizer_2=tokenizer_2,
         transformer=model.transformer,
     )
+    write_pipeline(pipeline, folder)
+
+
+def write_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline in float16, replacing what is in `folder`; its weights are changed."""
     pipeline.to(torch.float16)
-    # T5EncoderModel asks for float32 in places; the folder is float16 throughout.
-    pipeline.text_encoder_2.half()
+    # Models ask for float32 in places; the folder is float16 throughout.
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            nn.Module.half(part)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)

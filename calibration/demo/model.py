@@ -88,14 +88,6 @@ class TextToImage(nn.Module):
         predicted = self(noisy, sigma, clip_ids, t5_ids)
         return nn.functional.mse_loss(predicted, pack(noise - latents))
 
-    def split_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split into the matrices of the transformer's blocks (for Muon) and the rest."""
-        matrices, rest = [], []
-        for name, parameter in self.named_parameters():
-            in_block = name.startswith("transformer.") and "_blocks." in name
-            (matrices if in_block and parameter.ndim == 2 else rest).append(parameter)
-        return matrices, rest
-
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """Pack latents with shape (batch, 4, 16, 16) into tokens with shape (batch, 64, 16)."""

@@ -34,20 +34,22 @@ def generate(pipeline: FluxPipeline, prompts: list[str], **options: object) -> l
     ).images
 
 
-def lay_out(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
-    """Put enlarged pictures on a grid, each with its label below."""
-    tile = SIZE * ZOOM
-    rows = -(-len(pictures) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (tile + 8) + 8, rows * (tile + LABEL + 8) + 8), "white")
+def lay_out(
+    pictures: list[Image.Image], labels: list[str], columns: int = COLUMNS, zoom: int = ZOOM
+) -> Image.Image:
+    """Put enlarged pictures of one size on a grid, each with its label below."""
+    width, height = (side * zoom for side in pictures[0].size)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + LABEL + 8) + 8), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        left = 8 + index % COLUMNS * (tile + 8)
-        top = 8 + index // COLUMNS * (tile + LABEL + 8)
-        sheet.paste(picture.resize((tile, tile), Image.Resampling.NEAREST), (left, top))
-        while draw.textlength(label, font) > tile:
+        left = 8 + index % columns * (width + 8)
+        top = 8 + index // columns * (height + LABEL + 8)
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        while draw.textlength(label, font) > width:
             label = label.rstrip(".")[:-1].rstrip() + "..."
-        middle = left + tile // 2
-        draw.text((middle, top + tile + 3), label, fill="black", font=font, anchor="ma")
+        middle = left + width // 2
+        draw.text((middle, top + height + 3), label, fill="black", font=font, anchor="ma")
     return sheet
 
 

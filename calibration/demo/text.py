@@ -4,6 +4,7 @@ import json
 import string
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,10 +29,9 @@ CLIP_VOCABULARY = 2048
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()&+/#*%$@"
 
 
-def _words() -> Counter:
-    """Count the words of all captions."""
-    names, _ = load_emoji()
-    return Counter(word for name in names for colour in BACKGROUNDS for word in caption(name, colour).split())
+def count_words(captions: Iterable[str]) -> Counter:
+    """Count the words of captions."""
+    return Counter(word for text in captions for word in text.split())
 
 
 def _lowercase_charsmap() -> bytes:
@@ -45,12 +45,12 @@ def _lowercase_charsmap() -> bytes:
     return ModelProto.FromString(model).normalizer_spec.precompiled_charsmap
 
 
-def build_t5_tokenizer() -> T5Tokenizer:
+def build_t5_tokenizer(words: Counter) -> T5Tokenizer:
     """Build a unigram tokenizer: known words whole, unknown ones in characters."""
     # A whole word must score higher than any way to spell it.
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -12.0)]
     pieces += [(character, -12.0) for character in CHARACTERS]
-    pieces += [(f"▁{word}", -1.0) for word, _ in _words().most_common()]
+    pieces += [(f"▁{word}", -1.0) for word, _ in words.most_common()]
     return T5Tokenizer(
         vocab=pieces,
         extra_ids=0,
@@ -59,7 +59,7 @@ def build_t5_tokenizer() -> T5Tokenizer:
     )
 
 
-def build_clip_tokenizer() -> CLIPTokenizer:
+def build_clip_tokenizer(words: Counter) -> CLIPTokenizer:
     """Train a small byte-level BPE on the words of the captions."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<|startoftext|>", "<|endoftext|>"]
@@ -72,7 +72,7 @@ def build_clip_tokenizer() -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    bpe.train_from_iterator(_words().elements(), trainer)
+    bpe.train_from_iterator(words.elements(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocabulary = dict(learned["vocab"])
     # Training keeps only endings it has seen; any other letter may end a word too.
@@ -90,8 +90,10 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """
     clip_folder, t5_folder = folder / "tokenizer", folder / "tokenizer_2"
     if not t5_folder.exists():
-        build_clip_tokenizer().save_pretrained(clip_folder)
-        build_t5_tokenizer().save_pretrained(t5_folder)
+        names, _ = load_emoji()
+        words = count_words(caption(name, colour) for name in names for colour in BACKGROUNDS)
+        build_clip_tokenizer(words).save_pretrained(clip_folder)
+        build_t5_tokenizer(words).save_pretrained(t5_folder)
     return CLIPTokenizer.from_pretrained(clip_folder), T5Tokenizer.from_pretrained(t5_folder)
 
 

@@ -1,20 +1,23 @@
-"""Training of the transformer and its text encoders by rectified flow."""
+"""Training of a transformer and its text encoders by rectified flow, for the image and the video demo."""
 
 import copy
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 from tqdm import tqdm
 
 from .batches import load_training_set
 from .model import TextToImage
 from .text import load_tokenizers
 
+Batch = tuple[torch.Tensor, ...]
 STEPS = 2500
 EMA = 0.99
 DECAY_FROM = 0.9  # share of the training after which the learning rates fall to zero
@@ -25,12 +28,12 @@ class Trainer:
     """The model, its average and its optimisers, resumable from a checkpoint.
 
     Args:
-        folder: Where `checkpoint.pt` and the log are kept.
-        model: The freshly built model.
+        folder: Where `checkpoint.pt` is kept.
+        model: The freshly built model, with a `loss` of a batch and a `transformer`.
     """
 
-    def __init__(self, folder: Path, model: TextToImage) -> None:
-        matrices, rest = model.split_parameters()
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        matrices, rest = split_parameters(model)
         self.folder, self.model, self.average = folder, model, copy.deepcopy(model)
         self.optimizers = [
             torch.optim.Muon(matrices, 2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -65,11 +68,11 @@ class Trainer:
         torch.save(stored, partial)
         os.replace(partial, self.path)
 
-    def update(self, batch: tuple[torch.Tensor, ...], progress: float) -> float:
+    def update(self, batch: Batch, progress: float) -> float:
         """Make one step.
 
         Args:
-            batch: What `Captioned.batch` returns.
+            batch: What the model's `loss` takes.
             progress: Share of the training that is done, in [0, 1]; sets the learning rates.
 
         Returns:
@@ -91,6 +94,36 @@ class Trainer:
         self.step += 1
         return loss.item()
 
+    def run(self, batch: Callable[[int], Batch], steps: int, minutes: float = math.inf) -> None:
+        """Train up to whichever limit is nearer; the learning rate decays towards it.
+
+        Args:
+            batch: Returns what a step is shown, given its number.
+            steps: Number of optimiser steps, with those made before.
+            minutes: Wall-clock limit, with the minutes spent before.
+        """
+        self.model.transformer.compile()  # about 15 % faster steps after a minute of compiling
+        bar = tqdm(total=steps, initial=self.step, desc="training transformer", mininterval=10)
+        while (progress := max(self.step / steps, self.seconds / (60 * minutes))) < 1:
+            start = time.monotonic()
+            self.losses.append(self.update(batch(self.step), progress))
+            self.seconds += time.monotonic() - start
+            bar.update()
+            bar.set_postfix(loss=f"{fmean(self.losses[-50:]):.4f}", refresh=False)
+            if self.step % CHECKPOINT_EVERY == 0:
+                self.save()
+        self.save()
+        bar.close()
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split into the matrices of the transformer's blocks (for Muon) and the rest."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        in_block = name.startswith("transformer.") and "blocks." in name
+        (matrices if in_block and parameter.ndim == 2 else rest).append(parameter)
+    return matrices, rest
+
 
 def train_transformer(
     folder: Path, vae: AutoencoderKL, steps: int = STEPS, minutes: float = math.inf
@@ -109,20 +142,5 @@ def train_transformer(
     torch.manual_seed(0)
     clip_tokenizer, t5_tokenizer = load_tokenizers(folder)
     trainer = Trainer(folder, TextToImage(clip_tokenizer, t5_tokenizer))
-    trainer.model.transformer.compile()  # about 15 % faster steps after a minute of compiling
-    data = load_training_set(vae, clip_tokenizer, t5_tokenizer)
-    bar = tqdm(total=steps, initial=trainer.step, desc="training transformer", mininterval=10)
-    while True:
-        progress = max(trainer.step / steps, trainer.seconds / (60 * minutes))
-        if progress >= 1:
-            break
-        start = time.monotonic()
-        trainer.losses.append(trainer.update(data.batch(trainer.step), progress))
-        trainer.seconds += time.monotonic() - start
-        bar.update()
-        bar.set_postfix(loss=f"{fmean(trainer.losses[-50:]):.4f}", refresh=False)
-        if trainer.step % CHECKPOINT_EVERY == 0:
-            trainer.save()
-    trainer.save()
-    bar.close()
+    trainer.run(load_training_set(vae, clip_tokenizer, t5_tokenizer).batch, steps, minutes)
     return trainer

@@ -2,15 +2,17 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
 from torch.nn import functional
 from tqdm import trange
 
 from .data import BACKGROUNDS, load_emoji, paint
 
+Autoencoder = AutoencoderKL | AutoencoderKLWan
 STEPS = 2200
 BATCH = 16
 LEARNING_RATE = 2e-3
@@ -47,32 +49,37 @@ def _edges(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _loss(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     posterior = vae.encode(pictures).latent_dist
     decoded = vae.decode(posterior.sample()).sample
-    # L1 on the gradients keeps the outlines sharp, which 32 pixels live by.
-    pairs = zip(_edges(decoded), _edges(pictures), strict=True)
-    edges = sum(functional.l1_loss(*pair) for pair in pairs)
     kl = posterior.kl().mean() / pictures[0].numel()
-    return functional.l1_loss(decoded, pictures) + 0.5 * edges + 1e-3 * kl
+    return difference(decoded, pictures) + 1e-3 * kl
+
+
+def difference(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """L1, on the gradients too: that keeps the outlines sharp, which 32 pixels live by."""
+    pairs = zip(_edges(decoded), _edges(pictures), strict=True)
+    return functional.l1_loss(decoded, pictures) + 0.5 * sum(functional.l1_loss(*pair) for pair in pairs)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+def encode(vae: Autoencoder, pictures: torch.Tensor, portion: int = 256) -> torch.Tensor:
     """Encode pictures to latent means, in portions.
 
     Args:
         vae: The trained autoencoder.
-        pictures: Pictures with shape (n, 3, 32, 32) in [-1, 1].
+        pictures: Pictures with shape (n, 3, 32, 32) in [-1, 1], or clips with shape (n, 3, frames, 32, 32).
+        portion: How many to encode at once.
 
     Returns:
-        Unscaled latents with shape (n, 4, 16, 16).
+        Unscaled latents, for pictures with shape (n, 4, 16, 16).
     """
-    return torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(256)])
+    return torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(portion)])
 
 
 @torch.no_grad()
-def measure_psnr(vae: AutoencoderKL, pictures: torch.Tensor) -> float:
-    """Mean PSNR in dB of decoded pictures, for a range of [0, 1]."""
-    decoded = torch.cat([vae.decode(part).sample for part in encode(vae, pictures).split(256)])
-    error = ((decoded.clamp(-1, 1) - pictures) / 2).square().mean(dim=(1, 2, 3))
+def measure_psnr(vae: Autoencoder, pictures: torch.Tensor, portion: int = 256) -> float:
+    """Mean PSNR in dB of decoded pictures or clips, for a range of [0, 1]."""
+    latents = encode(vae, pictures, portion)
+    decoded = torch.cat([vae.decode(part).sample for part in latents.split(portion)])
+    error = ((decoded.clamp(-1, 1) - pictures) / 2).square().flatten(1).mean(dim=1)
     return float((-10 * error.log10()).mean())
 
 
@@ -90,26 +97,46 @@ def train_vae(folder: Path, steps: int = STEPS) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(folder).eval()
     torch.manual_seed(0)
     pictures = load_pictures()
-    vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05
-    )
-    flat, start = pictures.flatten(0, 1), time.monotonic()
+    vae, flat = build_vae(), pictures.flatten(0, 1)
+    minutes = fit(vae, lambda step: _loss(vae, flat[torch.randint(len(flat), (BATCH,))]), steps)
+    latents = encode(vae, flat[::5])
+    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    keep(vae, folder, {"steps": steps, "minutes": minutes, "psnr": measure_psnr(vae, flat[::5])})
+    return vae
+
+
+def fit(
+    vae: Autoencoder, loss_of: Callable[[int], torch.Tensor], steps: int, rate: float = LEARNING_RATE
+) -> float:
+    """Train an autoencoder of pictures or clips, and leave it in evaluation mode.
+
+    Args:
+        vae: The freshly built autoencoder; what needs no gradient is left as it is.
+        loss_of: Returns the loss of a step, given its number.
+        steps: Number of optimiser steps.
+        rate: The highest learning rate.
+
+    Returns:
+        The minutes it took.
+    """
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    start = time.monotonic()
     bar = trange(steps, desc="training VAE", mininterval=2)
-    for _ in bar:
-        loss = _loss(vae, flat[torch.randint(len(flat), (BATCH,))])
+    for step in bar:
+        loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    minutes = (time.monotonic() - start) / 60
     vae.eval()
-    latents = encode(vae, flat[::5])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    return (time.monotonic() - start) / 60
+
+
+def keep(vae: Autoencoder, folder: Path, measured: dict[str, float]) -> None:
+    """Write the weights and what was measured; `measured.json` last, as it says that all is there."""
     vae.save_pretrained(folder)
-    measured = {"steps": steps, "minutes": minutes, "psnr": measure_psnr(vae, flat[::5])}
     (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-    return vae

@@ -37,7 +37,7 @@ class Watching(Polynomial):
     def observe(self, state: Trail, step: Step, output: Tensor) -> None:
         if step.x is not None and state.anchor is not None and state.output is not None:
             pair = relative_change(step.x, state.anchor), relative_change(output, state.output)
-            self._pairs.append((worst(pair[0]), worst(pair[1])))
+            self._pairs.append((worst(pair[0], step.groups), worst(pair[1], step.groups)))
         super().observe(state, step, output.clone())
 
 

@@ -6,6 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ...clock import Step
 from ...errors import AttachError
@@ -13,7 +14,7 @@ from ...fitting.kernel import pair_errors
 from ...fitting.path import best_plan
 from ...forecasts.matched import Matched
 from ...gate.watch import denoisers_of
-from ...methods import rule_of
+from ...methods import rules_of
 from ...policies.plan import Plan
 from ...policies.uniform import Uniform
 from ...runtime import Runner
@@ -24,6 +25,12 @@ from .base import Case, Knobs, Peer, Ready
 __all__ = ["DiCache", "EasyCache", "HiCache", "Learned", "Zoo", "even", "follower", "rule_of"]
 
 NEAR = 2  # plans tried for each budget
+
+
+def rule_of(name: str, **knobs: Any) -> Rule:
+    """Returns the rule of a published method that has one."""
+    (rule,) = rules_of(name, **knobs)
+    return rule
 
 
 class Zoo(Peer):
