@@ -64,8 +64,15 @@ class Call:
         extra = {name: value for name, value in extra.items() if name in known}
         with own_noise():
             torch.manual_seed(self.seed + first)  # some schedulers take no generator
-            result: Sequence[Any] = pipe(**extra | dict(self.arguments) | _merged(prompts))
+            result: Sequence[Any] = pipe(**extra | self._spread(len(prompts)) | _merged(prompts))
         return result
+
+    def _spread(self, samples: int) -> dict[str, Any]:
+        """Returns the arguments for so many samples: not all pipelines repeat a negative prompt."""
+        one = {name: value for name, value in self.arguments.items()
+               if name.startswith("negative_prompt") and isinstance(value, str)}  # fmt: skip
+        many = {name: [value] * samples for name, value in one.items()} if samples > 1 else {}
+        return dict(self.arguments) | many
 
 
 def own_noise() -> AbstractContextManager[None]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .agreement import Groups
+
 __all__ = ["Step", "first_step", "times_of"]
 
 
@@ -28,6 +30,7 @@ class Step:
         track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
         x: What enters the site, or what the policy reads there instead (`Policy.signal`); None where
             nobody reads it. With shape (B, *).
+        groups: The process groups that run the denoiser together, and have to decide alike.
     """
 
     index: int
@@ -36,6 +39,7 @@ class Step:
     gear: int = 0
     track: int = 0
     x: Tensor | None = field(default=None, compare=False, repr=False)
+    groups: Groups = field(default=(), compare=False, repr=False)
 
     @property
     def t(self) -> float:

@@ -72,8 +72,8 @@ def compared(
         progress: Told the stage, what is done and of how much.
 
     Returns:
-        One row for each schedule and one for as many steps, in turn; the images of the full run and of
-        each schedule.
+        A row for the full run, then one for each schedule and one for as many steps, in turn; and what was
+        generated, an entry a row.
     """
 
     def made(name: str, how: Call, schedule: Schedule | None = None) -> Generation:
@@ -84,10 +84,10 @@ def compared(
 
     generate(pipe, call, prompts[:batch_size], batch_size=batch_size)  # warms up: first runs are slow
     full = made("full run", call)
-    rows, images = [row("full run", full, full)], [full]
+    names, all_made = ["full run"], [full]
     for schedule in schedules:
-        images.append(made(schedule.name, call, schedule))
-        rows.append(row(schedule.name, images[-1], full))
-        fewer = replace(call, steps=rows[-1].calls)
-        rows.append(row(f"{fewer.steps} steps", made(f"{fewer.steps} steps", fewer), full))
-    return rows, images
+        all_made.append(made(schedule.name, call, schedule))
+        fewer = replace(call, steps=all_made[-1].calls)
+        all_made.append(made(f"{fewer.steps} steps", fewer))
+        names += [schedule.name, f"{fewer.steps} steps"]
+    return [row(name, one, full) for name, one in zip(names, all_made, strict=True)], all_made

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
 from .clock import Step
+from .drive import driven
 from .errors import AttachError, ScheduleError
 from .forecasts.history import History
 from .gate import Gate, Update
-from .gate.watch import denoisers_of
-from .policies.plan import Plan
-from .provenance.compatibility import graded
+from .policies.base import Account
+from .provenance.compatibility import graded, graded_call
 from .provenance.findings import Grade, explained, worst
 from .replan import replanned, same_grid
 from .schedule import Rule, Schedule
-from .sites.blocks import Blocks
+from .sites.places import Place, places_of, uncompiled
 
 __all__ = ["Handle", "Report", "attach", "runner_for"]
 
 logger = logging.getLogger(__name__)
+GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,18 @@ class Report:
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" on the schedule's own grid, "extrapolated" where it was planned anew, "none"
-            where nothing was fitted.
+        evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
+            ran at a guidance or size nobody measured, "none" where nothing was fitted.
+        gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
+        why: How that came about, where it was chosen during the run.
+        sites: The numbers of the steps at which each site inside of the denoiser was computed.
     """
 
     calls: tuple[tuple[bool, ...], ...]
     evidence: str
+    gear: int = 0
+    why: str = ""
+    sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def made(self) -> int:
@@ -58,40 +67,70 @@ class Report:
 
     def __str__(self) -> str:
         strip = "".join("█" if any(branches) else "·" for branches in self.calls)
-        return f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"
+        lines = [f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"]
+        lines[0] += f"; {self.why}" if self.why else ""
+        for name, steps in self.sites.items():
+            marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
+            lines.append(f"{marks}  {name}")
+        return "\n".join(lines)
 
 
 class Runner:
     """Follows the rule of a schedule; holds all state of a run."""
 
-    def __init__(self, schedule: Schedule, strict: bool, gear: int) -> None:
-        self.schedule, self.strict, self.gear = schedule, strict, gear
+    def __init__(
+        self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
+    ) -> None:
+        self.strict, self.guard = strict, guard
         self.evidence = "calibrated"
-        self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
-        self.blocks: list[Blocks] = []  # one a denoiser, if that is the site
+        self.state: Any = None
+        self.original = schedule
+        self.follow(gear)
+        self.places: list[tuple[int, Place]] = []  # inside of denoisers, with the number of the rule
+        self.unmeasured, self.warned = False, set[str]()  # of the call under way; of all calls
         self.end()
+
+    def follow(self, gear: int | None) -> None:
+        """Follows one gear from the next run on, or the one that is chosen on the way."""
+        self.schedule, self.gear = driven(self.original, gear, self.guard)
+        self.account = Account(self.gear)
+        self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
     def stand(self, gate: Gate) -> ExitStack:
         """Stands at the sites inside of the denoisers, if the schedule has any, until that is closed."""
-        rule = self.schedule.rules[0]
         with ExitStack() as undo:
-            undo.callback(self.blocks.clear)
-            if rule.site == "blocks":
-                self.blocks[:] = [Blocks(denoiser, gate, rule) for denoiser in denoisers_of(gate.pipe)]
-                for site in self.blocks:
-                    site.stand(undo)
+            undo.callback(self.places.clear)
+            if self.schedule.rules[0].site != "step":
+                self.places[:] = places_of(self.schedule.rules, gate)
+                for _, place in self.places:
+                    place.stand(undo)
             return undo.pop_all()
+
+    def called(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
+        """A run is asked for: warns once of what nobody measured, or refuses it."""
+        found = graded_call(self.schedule, pipe, arguments)
+        if found and self.strict:
+            raise ScheduleError(explained(self.schedule, found))
+        self.unmeasured = bool(found)
+        for finding in found:
+            if finding.what not in self.warned:
+                self.warned.add(finding.what)
+                warnings.warn(explained(self.schedule, [finding]), stacklevel=5)
 
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
+            if len(self.rules) >= GRIDS:
+                del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         fitted = "calibrated" if self.schedule.grid.times else "none"
-        self.evidence = fitted if self._native(times) else "extrapolated"
+        own = self._native(times) and not self.unmeasured
+        self.evidence = fitted if own else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
-        for site in self.blocks:
-            site.begin(self.rule, times, self.gear)
+        for number, place in self.places:
+            uncompiled(place)
+            place.begin(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
     def _native(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -112,7 +151,7 @@ class Runner:
         return anew
 
     def computes(self, step: Step) -> bool:
-        if self.blocks:
+        if self.places:
             return True  # the denoiser is called, and decides inside
         self.x = None
         if self.schedule.rules[0].signal != "none":
@@ -122,13 +161,14 @@ class Runner:
                 )
             self.x = step.x.clone()  # policies compare it with that of later steps
         step = replace(step, gear=self.gear, x=self.x)
-        return step.index == 0 or self.rule.policy.compute(self.state, step)
+        return step.index == 0 or self.rule.computes(self.state, step)
 
     def update(self, update: Update) -> Tensor:
-        if self.blocks:
+        if self.places:
             return update.move.u
         self.history.see(update, self.x)
-        step = replace(update.step, gear=self.gear, track=update.track, x=self.x)
+        gear = self.rule.policy.gear(self.state, self.gear)
+        step = replace(update.step, gear=gear, track=update.track, x=self.x)
         if not update.computed:
             return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
         if update.track == 0:
@@ -139,9 +179,24 @@ class Runner:
         """Nothing to learn from at run time."""
 
     def end(self) -> None:
+        if self.state is not None:
+            self.account = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x = History(0), None, None
-        for site in self.blocks:
-            site.end()
+        for _, place in self.places:
+            place.end()
+
+    def sites(self) -> dict[str, tuple[int, ...]]:
+        """Returns the steps at which each site inside of the denoisers was computed."""
+        made: dict[str, tuple[int, ...]] = {}
+        names = [rule.site for rule in self.schedule.rules]
+        for number, place in self.places:
+            rule = self.schedule.rules[number]
+            if not place.course.made:  # this run had no such calls
+                continue
+            name = f"{rule.site} {rule.span}" if names.count(rule.site) > 1 else rule.site
+            steps = {i for i, flag in enumerate(place.course.made) if flag}
+            made[name] = tuple(sorted(steps.union(made.get(name, ()))))
+        return made
 
 
 class Handle:
@@ -150,25 +205,28 @@ class Handle:
     def __init__(self, pipe: Any, runner: Runner) -> None:
         self._runner = runner
         with ExitStack() as undo:
-            self._gate = Gate(pipe, runner).open()
+            self._gate = Gate(pipe, runner, partial(runner.called, pipe)).open()
             undo.callback(self._gate.close)
             undo.push(runner.stand(self._gate))
             self._undo = undo.pop_all()
 
     @property
     def gear(self) -> int:
-        """Which plan of the schedule is followed; may be set between runs."""
-        return self._runner.gear
+        """Which plan the last run followed. May be set between runs; None lets the schedule choose."""
+        return self._runner.account.gear
 
     @gear.setter
-    def gear(self, gear: int) -> None:
-        self._runner.gear = checked_gear(self._runner.schedule, gear)
+    def gear(self, gear: int | None) -> None:
+        if self._gate.run is not None:
+            raise AttachError("a run is going on, with weights of its own gear: set another one between runs")
+        self._runner.follow(gear)
 
     def report(self) -> Report:
         """Returns what the last run did."""
         run = self._gate.run
         calls = run.calls if run is not None else self._gate.calls
-        return Report(tuple(map(tuple, calls)), self._runner.evidence)
+        account, sites = self._runner.account, self._runner.sites()
+        return Report(tuple(map(tuple, calls)), self._runner.evidence, account.gear, account.why(), sites)
 
     def close(self) -> None:
         """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
@@ -183,29 +241,26 @@ class Handle:
         self.close()
 
 
-def checked_gear(schedule: Schedule, gear: int) -> int:
-    """Returns the number of a gear, negative ones counted from the end."""
-    policy = schedule.rules[0].policy
-    gears = len(policy.gears) if isinstance(policy, Plan) else 1
-    if not -gears <= gear < gears:
-        raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
-    return gear % gears
-
-
-def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0) -> Handle:
+def attach(
+    pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int | None = None, guard: bool = False
+) -> Handle:
     """Runs a pipeline by a schedule until the returned handle is closed.
 
     Arguments:
         pipe: A diffusers pipeline with a scheduler and a transformer or unet.
         schedule: What `adaptcache.calibrate` or `Schedule.load` returned.
         strict: Refuse grids the schedule was not fitted on, and other weights, where it would warn.
-        gear: Which plan to follow, from the fastest (0).
+        gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
+            each prompt, and is the fastest of others.
+        guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
+            weights, another kind of prompt), the run shifts to a slower gear, or computes everything.
 
     Returns:
         A handle that is a context manager.
 
     Raises:
-        ScheduleError: The schedule was fitted on another denoiser class.
+        ScheduleError: The schedule was fitted on another denoiser class, or has nothing for the guard.
+        LookupError: It has no such gear.
         AttachError: The pipeline cannot be watched, or is already.
 
     Example:
@@ -213,12 +268,14 @@ def attach(pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int = 0
         ...     image = pipe("a lighthouse in a storm").images[0]
         >>> print(handle.report())
     """
-    return Handle(pipe, runner_for(pipe, schedule, strict, gear))
+    return Handle(pipe, runner_for(pipe, schedule, strict, gear, guard))
 
 
-def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 0) -> Runner:
+def runner_for(
+    pipe: Any, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
+) -> Runner:
     """Returns the visitor that follows a schedule, after checking that it fits the pipeline; see `attach`."""
-    gear = checked_gear(schedule, gear)
+    runner = Runner(schedule, strict, gear, guard)
     found = graded(schedule, pipe)
     grade = worst(found)
     if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
@@ -227,4 +284,5 @@ def runner_for(pipe: Any, schedule: Schedule, strict: bool = False, gear: int = 
         warnings.warn(explained(schedule, found), stacklevel=3)
     elif found:
         logger.info(explained(schedule, found))
-    return Runner(schedule, strict, gear)
+    runner.warned |= {finding.what for finding in found}
+    return runner

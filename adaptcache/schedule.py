@@ -6,6 +6,7 @@ that are not finite, grids that do not fall and more of anything than `adaptcach
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
@@ -20,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from .certify import Certificate
+from .clock import Step
 from .errors import ScheduleError
 from .files import dump_json, write_atomically
 from .files.limits import KERNEL_STEPS, STEPS, checked_name, falling, parse_json, plain, read_bytes
@@ -27,6 +30,7 @@ from .forecasts import FORECASTS, Forecast
 from .forecasts.matched import Matched
 from .policies import POLICIES, Policy
 from .policies.plan import Plan
+from .sites.models import LAYERS
 from .sites.signals import Signal
 
 __all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
@@ -48,6 +52,9 @@ Times = Annotated[
 ]
 Name = Annotated[str, AfterValidator(checked_name)]
 Line = Annotated[str, Field(max_length=4096)]  # as long as a path may be
+Site = Literal[
+    "step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"
+]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -97,34 +104,64 @@ class Rule(Part):
     """What to do at one site: when to compute, and what to use instead.
 
     Arguments:
-        site: "step" is the whole guided output. "blocks" is what the denoiser's blocks add to its hidden
-            states; it costs what stands around the blocks at every step.
+        site: Where it skips. "step" is the whole guided output, "blocks" what the denoiser's blocks add to
+            its hidden states, "deep" the inner part of a U-Net, "attention" and the like the outputs of
+            all layers of a type, "guidance" the second denoiser call of a step; see docs/methods.md.
         policy: When to compute.
         forecast: What to use instead.
-        head: How many of the first blocks are always run, as a probe, and left out of the site.
+        head: How many of the first blocks are always run, as a probe, and left out of the site. Of a
+            U-Net: how many layers on the way down, and as many and one on the way up.
         tail: How many of the last blocks are always run, and left out of the site.
+        span: Which part of the blocks is skipped, by depth: (0, 0.5) is the front half.
+        output: Whether what leaves the blocks is forecast, and not what they add.
+        window: Skips only at times strictly between these two, whatever the policy says. If the first is
+            the higher one: only at times outside of them.
     """
 
-    site: Literal["step", "blocks"] = "step"
+    site: Site = "step"
     policy: AnyPolicy
     forecast: AnyForecast
     head: Annotated[int, Field(ge=0)] = 0
     tail: Annotated[int, Field(ge=0)] = 0
+    span: tuple[Time, Time] | None = None
+    output: Literal[True] | None = None
+    window: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @property
     def signal(self) -> Signal:
         """What has to be given to the policy, or to the forecast if only that reads one."""
         return self.policy.signal if self.policy.signal != "none" else self.forecast.signal
 
+    def computes(self, state: Any, step: Step) -> bool:
+        """Whether to compute at this step: what the policy says, where skipping is allowed."""
+        says = self.policy.compute(state, step)  # asked at every step, as it may keep count
+        if says or self.window is None:
+            return says
+        low, high = self.window
+        return not (low < step.t < high if low < high else step.t > low or step.t < high)
+
     @model_validator(mode="after")
     def _site_has_the_signal(self) -> Self:
-        if self.site == "step" and (self.head or self.tail or self.signal in ("modulated", "residual")):
+        reads = self.signal in ("modulated", "residual")
+        inside = self.head or self.tail or self.span or self.output or reads
+        if self.site not in ("blocks", "deep") and inside:
             raise ValueError(
-                f"the site 'step' has no blocks, so no head, no tail and no {self.signal!r} signal: "
+                f"the site {self.site!r} has no blocks, so no head, no tail and no {self.signal!r} signal: "
                 "use the site 'blocks', or a policy on the 'input'"
             )
+        if self.site == "deep" and (self.tail or self.span or self.output or reads):
+            raise ValueError("the site 'deep' has a head and no tail, no span and no signal but the input")
         if self.site == "blocks" and self.signal == "residual" and not self.head:
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
+        if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):
+            raise ValueError(f"the span {self.span} has to rise, and goes with no head and no tail")
+        if self.site not in ("step", "blocks") and (
+            self.forecast.keeps_latents or isinstance(self.forecast, Matched)
+        ):
+            raise ValueError(
+                f"the site {self.site!r} keeps what left it and not what entered, which the forecast "
+                f"{self.forecast.type!r} is made of; use 'extrapolate', 'taylor' or another one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -132,6 +169,8 @@ class Rule(Part):
         gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
         if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
+        if self.policy.type == "gears" and self.site != "step":
+            raise ValueError(f"gears are chosen at the site 'step', not at {self.site!r}")
         return self
 
 
@@ -169,6 +208,8 @@ class Evidence(Part):
         psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
         ssim: The same for structural similarity, where it was measured.
         speed: All steps over computed steps.
+        certificate: What was tested of a quality target.
+        verdict: Why nothing is skipped, where that is the result.
     """
 
     prompts: Line
@@ -177,6 +218,8 @@ class Evidence(Part):
     psnr: Summary
     ssim: Summary | None = None
     speed: FiniteFloat
+    certificate: Certificate | None = None
+    verdict: Line | None = None
 
 
 class Schedule(Part):
@@ -201,7 +244,7 @@ class Schedule(Part):
     name: Name
     denoiser: Denoiser = Denoiser()
     grid: Grid = Grid()
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=4)]
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
     kernel: Kernel | None = None
     evidence: Evidence | None = None
     made: Annotated[dict[str, Any], AfterValidator(plain)] = Field(default_factory=dict)
@@ -209,8 +252,16 @@ class Schedule(Part):
     @field_validator("rules")
     @classmethod
     def _sites_do_not_overlap(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        if len(rules) > 1:  # the two sites there are lie one within the other
-            raise ValueError(f"the sites overlap: {', '.join(rule.site for rule in rules)}; keep one rule")
+        sites = [rule.site for rule in rules]
+        groups = [rule for rule in rules if rule.site == "blocks"]
+        spans = itertools.pairwise(sorted(rule.span or (0.0, 1.0) for rule in groups))
+        once = [site for site in sites if site != "blocks"]
+        # Layers of different types lie side by side, and a call that is not made skips nothing inside.
+        apart = set(sites) <= {"guidance", *LAYERS} or len(set(sites)) == 1
+        if not apart or len(once) > len(set(once)) or any(front[1] > rear[0] for front, rear in spans):
+            raise ValueError(f"the sites overlap: {', '.join(sites)}; keep one rule")
+        if len(groups) > 1 and any(rule.signal in ("modulated", "residual") for rule in groups):
+            raise ValueError("groups of blocks decide by the 'input' or by nothing: one may skip a probe")
         return rules
 
     @model_validator(mode="after")
@@ -236,9 +287,9 @@ class Schedule(Part):
         Example:
             >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
         """
-        from .methods import rule_of
+        from .methods import rules_of
 
-        return cls(name=method, rules=(rule_of(method, **knobs),))
+        return cls(name=method, rules=rules_of(method, **knobs))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -20,7 +20,7 @@ from adaptcache.policies.plan import Plan
 from adaptcache.provenance.fingerprint import fingerprint
 from adaptcache.schedule import Grid, Rule, Schedule
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # spinning threads crawl on busy machines
 
 STEPS = 8
 CALL = Call(STEPS, {"height": 16, "width": 16})

@@ -205,8 +205,96 @@ def test_the_models_of_the_table_exist_and_return_what_it_says(name):
 UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between
 
 
+def group(span, mask, **knobs):
+    policy = {"type": "mask", "compute_steps": list(map(bool, mask))}
+    return Rule(site="blocks", span=span, policy=policy, forecast={"type": "extrapolate"}, **knobs)
+
+
+def written_out(pipe, first, last, mask, output):
+    """Reuse of a group of double blocks written out, until the returned function is called."""
+    blocks, step, kept = pipe.transformer.transformer_blocks[first : last + 1], [-1], {}
+
+    def forward(number, own):
+        def run(hidden_states, encoder_hidden_states, **kwargs):
+            if number == 0:
+                step[0] += 1
+                kept["in"] = encoder_hidden_states, hidden_states
+            if mask[step[0]]:
+                left = own(hidden_states, encoder_hidden_states, **kwargs)
+            else:
+                left = encoder_hidden_states, hidden_states
+            if number == len(blocks) - 1:
+                if mask[step[0]]:
+                    kept["added"] = [b - a for a, b in zip(kept["in"], left, strict=True)]
+                    kept["left"] = left
+                elif output:
+                    left = kept["left"]
+                else:
+                    left = tuple(a + b for a, b in zip(left, kept["added"], strict=True))
+            return left
+
+        return run
+
+    for number, block in enumerate(blocks):
+        block.forward = forward(number, block.forward)
+    return lambda: [block.__dict__.pop("forward") for block in blocks]
+
+
+@pytest.mark.parametrize("output", [None, True])
+def test_a_group_in_the_middle_is_the_loop_written_out(output):
+    pipe = flux.pipeline(double=4, single=2)
+    mask = [1, 0, 0, 1, 0, 1, 1, 0, 0, 1]
+    counts = counted(pipe)
+    with adaptcache.attach(pipe, Schedule(name="g", rules=(group((0.2, 0.5), mask, output=output),))):
+        made = flux.run(pipe, STEPS)
+    assert counts == [STEPS, 5, 5, STEPS, STEPS, STEPS]
+    undo = written_out(pipe, 1, 2, mask, output)
+    assert torch.allclose(flux.run(pipe, STEPS), made, atol=1e-6)
+    undo()
+    assert not torch.equal(flux.run(pipe, STEPS), made)
+
+
+def test_delta_dit_skips_the_rear_first_and_then_the_front():
+    pipe = flux.pipeline(double=2, single=2)
+    counts = counted(pipe)
+    with adaptcache.attach(pipe, Schedule.of("delta-dit", interval=2)) as handle:
+        made = flux.run(pipe, STEPS)
+        report = handle.report()
+        assert torch.equal(flux.run(pipe, STEPS), made)
+    late = [i for i, t in enumerate(1 - i / STEPS for i in range(STEPS)) if t < 0.5]
+    front, rear = (report.sites[f"blocks ({span})"] for span in ("0.0, 0.5", "0.5, 1.0"))
+    assert set(rear) == {i for i in range(STEPS) if i % 2 == 0 or i >= late[0] - 1}
+    assert set(front) == {i for i in range(STEPS) if i % 2 == 0 or i < late[0]}
+    assert counts == [2 * len(front)] * 2 + [2 * len(rear)] * 2
+
+
+def test_blockdance_reuses_what_left_the_front_in_late_steps():
+    pipe = flux.pipeline(double=2, single=2)
+    counts = counted(pipe)
+    with adaptcache.attach(pipe, Schedule.of("blockdance", window=(0.05, 0.75))) as handle:
+        flux.run(pipe, STEPS)
+        made = handle.report().sites["blocks"]
+    assert made[:4] == (0, 1, 2, 4) and counts == [len(made)] * 3 + [STEPS]
+
+
+def test_spans_that_have_no_block_and_groups_with_a_probe_are_refused():
+    pipe = flux.pipeline()
+    with pytest.raises(AttachError, match="has none of 4 blocks"):
+        adaptcache.attach(pipe, Schedule(name="g", rules=(group((0.5, 0.6), [1]),)))
+    with pytest.raises(ValueError, match="has to rise"):
+        group((0.5, 0.5), [1])
+    with pytest.raises(ValueError, match="no head and no tail"):
+        group((0.5, 0.6), [1], head=1)
+    Schedule(name="g", rules=(group((0.5, 1), [1]), group((0, 0.5), [1])))
+    with pytest.raises(ValueError, match="overlap"):
+        Schedule(name="g", rules=(group((0.4, 1), [1]), group((0, 0.5), [1])))
+    probed = Schedule.of("teacache", model="flux").rules[0].model_copy(update={"span": (0.5, 1.0)})
+    with pytest.raises(ValueError, match="skip a probe"):
+        Schedule(name="g", rules=(probed, group((0, 0.5), [1])))
+
+
 def test_overlapping_sites_are_an_error():
-    step = Schedule.of("fora").rules[0]
+    step = Schedule.of("easycache").rules[0]
     with pytest.raises(ValueError, match="overlap"):
         Schedule(name="both", rules=(step, schedule().rules[0]))
     assert isinstance(step, Rule)

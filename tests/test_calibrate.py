@@ -106,6 +106,13 @@ def test_the_key_of_a_profile_knows_weights_scheduler_call_and_prompts(
     assert len(keys) == 5
 
 
+def test_the_key_of_a_profile_is_the_same_in_every_process(pipe: FluxPipeline) -> None:
+    key, defaults = content_key(pipe, CALL, ["a"]), pipe.scheduler.config["_use_default_values"]
+    assert len(defaults) > 1  # in the order of a set, which changes from process to process
+    pipe.scheduler.register_to_config(_use_default_values=defaults[::-1])
+    assert content_key(pipe, CALL, ["a"]) == key
+
+
 def test_another_grid_is_planned_anew_from_the_kernel(pipe: FluxPipeline, prompts: list) -> None:
     schedule = calibrated(pipe, prompts, budget=0.5)
     call = type(CALL)(12, ARGUMENTS)

@@ -63,7 +63,7 @@ def test_models_lists_the_presets(run: Run) -> None:
     assert {"emoji-flux", "flux", "flux-schnell"} <= {preset["name"] for preset in json.loads(out)}
 
 
-@pytest.mark.parametrize("verb", ["", "calibrate", "generate", "show", "models", "demo"])
+@pytest.mark.parametrize("verb", ["", "calibrate", "generate", "evaluate", "show", "models", "demo"])
 def test_help_shows_an_example(run: Run, verb: str) -> None:
     code, out, _ = run(*filter(None, [verb]), "--help")
     assert code == 0 and "adaptcache " + (verb or "demo") in out

@@ -15,7 +15,7 @@ from adaptcache.files.limits import checked_name, parse_json, plain
 from adaptcache.profiling.profile import Profile
 from adaptcache.schedule import LARGEST, Schedule
 from tests.fuzz.artifacts import kinds
-from tests.fuzz.trial import trial
+from tests.fuzz.trial import meter, trial
 
 KINDS = kinds()
 SEED = json.loads(KINDS["schedule"].seeds[0])
@@ -96,3 +96,13 @@ def test_json_that_cannot_be_written_again_is_refused(text: str) -> None:
 def test_what_is_only_kept_has_to_be_small_and_plain(value: Any) -> None:
     with pytest.raises(ValueError):
         plain({"deep": [value]})
+
+
+def test_the_meter_sees_what_one_input_takes_and_forgets_it() -> None:
+    def taken(megabytes: int) -> float:
+        grown = meter()
+        bytearray(b"x") * (megabytes * 2**20)
+        return grown()
+
+    assert taken(80) > 60
+    assert taken(1) < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 from conftest import STEPS
 from hub_stand_in import Hub, serving
 from huggingface_hub import ModelCard, constants, errors
+from PIL import Image
 from test_export import kernel, schedule
 
 import adaptcache
 from adaptcache.errors import ScheduleError
+from adaptcache.files import dump_json
 from adaptcache.hub import CONFIG
 from adaptcache.hub.card import END, card
 from adaptcache.hub.errors import HubError
+from adaptcache.hub.plot import plot
 from adaptcache.schedule import Evidence, Schedule
 
 REPO = "user/emoji-schedules"
@@ -95,6 +99,25 @@ def test_the_card_says_what_the_hub_needs_to_know(fitted: Schedule, tmp_path: Pa
     assert "guidance_scale=3.5" in text and "num_inference_steps=9" in text
 
 
+def test_the_card_shows_a_plot_with_a_strip_for_each_schedule(fitted: Schedule, tmp_path: Path) -> None:
+    fitted.save_pretrained(tmp_path)
+    assert "](plot.png)" in (tmp_path / "README.md").read_text()
+    one = Image.open(tmp_path / "plot.png").convert("RGB")
+    unmeasured = fitted.model_copy(update={"evidence": None})
+    unmeasured.save_pretrained(tmp_path, name="fast")
+    two = Image.open(tmp_path / "plot.png").convert("RGB")
+    assert two.height == one.height + 26 and two.width == one.width
+
+    def filled(image: Image.Image, row: int) -> int:
+        """Counts the filled cells of a strip along its middle."""
+        y = image.height - 14 - 26 * row - 13
+        lit = [image.getpixel((x, y)) == (47, 111, 235) for x in range(190, image.width)]
+        return sum(now and not before for before, now in itertools.pairwise([False, *lit]))
+
+    assert filled(one, 0) == filled(two, 0) == filled(two, 1) == 3
+    assert plot({"": unmeasured.model_copy(update={"rules": Schedule.of("teacache", model="flux").rules})})
+
+
 def test_a_folder_is_no_base_model_and_a_name_breaks_no_table(fitted: Schedule) -> None:
     denoiser = fitted.denoiser.model_copy(update={"checkpoint": "/home/me/flux"})
     bad = fitted.model_copy(update={"denoiser": denoiser, "name": "a|b\n# c"})
@@ -124,7 +147,7 @@ def test_what_is_pushed_is_loaded_elsewhere_with_the_same_bytes(
     address = fitted.push_to_hub(REPO, token=hub.token)
     assert address.endswith(f"/{REPO}/commit/{hub.sha(REPO)}")
     assert hub.messages == ["Upload test with adaptcache"]
-    assert set(hub.repos[REPO][-1]) == {CONFIG, "README.md"}
+    assert set(hub.repos[REPO][-1]) == {CONFIG, "README.md", "plot.png"}
     assert hub.repos[REPO][-1][CONFIG] == fitted.save(tmp_path / "x.json").read_bytes()
     assert Schedule.from_pretrained(REPO) == Schedule.load(tmp_path / "x.json")
 
@@ -132,7 +155,7 @@ def test_what_is_pushed_is_loaded_elsewhere_with_the_same_bytes(
 def test_a_second_schedule_joins_the_first_on_one_card(hub: Hub, fitted: Schedule) -> None:
     fitted.push_to_hub(REPO, token=hub.token)
     fitted.model_copy(update={"name": "fast one"}).push_to_hub(REPO, name="fast", token=hub.token)
-    assert set(hub.repos[REPO][-1]) == {CONFIG, f"fast/{CONFIG}", "README.md"}
+    assert set(hub.repos[REPO][-1]) == {CONFIG, f"fast/{CONFIG}", "README.md", "plot.png"}
     assert Schedule.from_pretrained(REPO, "fast").name == "fast one"
     text = hub.repos[REPO][-1]["README.md"].decode()
     assert "(default)" in text and "`fast`" in text
@@ -163,6 +186,17 @@ def test_a_download_can_be_kept_elsewhere(hub: Hub, fitted: Schedule, tmp_path: 
     Schedule.from_pretrained(REPO, cache_dir=tmp_path / "mine")
     assert list((tmp_path / "mine").rglob(CONFIG))
     assert not list((tmp_path / "cache").rglob(CONFIG))
+
+
+def test_schedules_in_a_subfolder_of_a_repository_of_weights_are_found(hub: Hub, fitted: Schedule) -> None:
+    one, fast = f"schedules/{CONFIG}", f"schedules/fast/{CONFIG}"
+    text = dump_json(fitted.model_dump(by_alias=True, exclude_none=True))
+    quick = fitted.model_copy(update={"name": "quick"}).model_dump(by_alias=True, exclude_none=True)
+    hub.repos["user/weights"] = [{"model_index.json": b"{}", one: text, fast: dump_json(quick)}]
+    assert Schedule.from_pretrained("user/weights", subfolder="schedules").name == "test"
+    assert Schedule.from_pretrained("user/weights", "fast", subfolder="schedules").name == "quick"
+    with pytest.raises(HubError, match=r"no adaptcache_config.json; it has schedules/adaptcache_config"):
+        Schedule.from_pretrained("user/weights")
 
 
 def test_a_private_repository_needs_the_token(hub: Hub, fitted: Schedule, tmp_path: Path) -> None:

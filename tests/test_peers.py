@@ -3,12 +3,21 @@
 import flux
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
 import adaptcache
+from adaptcache.call import Call
 from adaptcache.forecasts.taylor import Taylor
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import read_prompts
 from adaptcache.schedule import Schedule
 
 STEPS = 12
@@ -109,3 +118,98 @@ def test_dbcache_with_a_static_mask_is_that_of_cache_dit(order):
     with adaptcache.attach(pipe, Schedule(name="dbcache", rules=(rule,))) as handle:
         assert torch.allclose(flux.run(pipe, STEPS), peer, atol=2e-5)
         assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_taylorseer_of_every_attention_is_that_of_diffusers(order):
+    config = TaylorSeerCacheConfig(
+        cache_interval=4, disable_cache_before_step=2, max_order=order, cache_identifiers=[r".*\.attn"],
+        taylor_factors_dtype=torch.float32,
+    )  # fmt: skip
+    knobs = dict(interval=4, warm_up=2, first_gap=2, order=order)
+    made, computed = ours(Schedule.of("taylorseer", site="attention", **knobs))
+    assert computed == list(range(STEPS))  # what is skipped lies within
+    assert differs(made) and same(theirs(config), made)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    """The demo model, its call and a held-out prompt."""
+    preset = resolve("emoji-flux")
+    pipe = preset.load_pipeline("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, Call(preset.steps, preset.call), read_prompts(preset.prompts).held_out[:1]
+
+
+def on_demo(emoji, config, schedule):
+    """Returns how far both latents are apart, over how far caching moves them, and what we computed."""
+    pipe, call, prompts = emoji
+    full = call(pipe, prompts)
+    with adaptcache.attach(pipe, schedule) as handle:
+        made = call(pipe, prompts)
+        report = handle.report()
+    pipe.transformer.enable_cache(config)
+    try:
+        peer = call(pipe, prompts)
+    finally:
+        pipe.transformer.disable_cache()
+    assert torch.equal(call(pipe, prompts), full)
+    return float((made - peer).norm() / (made - full).norm()), report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["magcache", "fbcache", "taylorseer", "pab", "fastercache"])
+def test_the_demo_model_runs_as_with_diffusers(emoji, name):
+    pipe, steps = emoji[0], emoji[1].steps
+    ratios = FLUX_MAG_RATIOS.tolist()
+    here = {"current_timestep_callback": lambda: pipe.current_timestep}
+    identifiers = ("transformer_blocks",)
+    config, schedule = {
+        "magcache": lambda: (
+            MagCacheConfig(
+                threshold=0.24, max_skip_steps=5, retention_ratio=0.1, num_inference_steps=steps,
+                mag_ratios=ratios,
+            ),
+            Schedule.of("magcache", ratios=tuple(ratios), threshold=0.24, max_skip=5, retention=0.1),
+        ),
+        "fbcache": lambda: (FirstBlockCacheConfig(threshold=0.1), Schedule.of("fbcache", threshold=0.1)),
+        "taylorseer": lambda: (
+            TaylorSeerCacheConfig(
+                cache_interval=4, disable_cache_before_step=3, max_order=1, use_lite_mode=True,
+                taylor_factors_dtype=torch.float32,
+            ),
+            Schedule.of("taylorseer", interval=4, warm_up=3, first_gap=2, order=1),
+        ),
+        "pab": lambda: (
+            PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=3, **here),
+            Schedule.of("pab", interval=3),
+        ),
+        "fastercache": lambda: (
+            FasterCacheConfig(
+                is_guidance_distilled=True, spatial_attention_block_identifiers=identifiers, **here
+            ),
+            Schedule.of("fastercache"),
+        ),
+    }[name]()  # fmt: skip
+    apart, report = on_demo(emoji, config, schedule)
+    skipped = [len(computed) < steps for computed in (report.sites or {"step": report.computed}).values()]
+    assert any(skipped) and apart < 1e-3, apart
+
+
+@pytest.mark.slow
+def test_the_demo_model_runs_as_with_cache_dit(emoji):
+    cache_dit = pytest.importorskip("cache_dit")
+    pipe, call, prompts = emoji
+    mask = [1, 1, 1, 1, *([0, 1, 0, 0] * 6)]
+    full = call(pipe, prompts)
+    with adaptcache.attach(pipe, Schedule.of("scm", compute_steps=tuple(map(bool, mask)))) as handle:
+        made = call(pipe, prompts)
+        assert handle.report().computed == [i for i, flag in enumerate(mask) if flag]
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=0, num_inference_steps=call.steps,
+        steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=False,
+    )  # fmt: skip
+    other = resolve("emoji-flux").load_pipeline("cpu")
+    cache_dit.enable_cache(other, cache_config=config)
+    peer = call(other, prompts)
+    assert len(mask) == call.steps and float((made - peer).norm() / (made - full).norm()) < 1e-3

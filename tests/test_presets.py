@@ -138,6 +138,17 @@ def test_a_preset_does_not_change():
         HUB.steps = 3  # type: ignore[misc]
 
 
+def test_arguments_of_the_call_are_set_by_words():
+    preset = HUB.called_with(["height=768", "guidance_scale=5.0", "eta=0", "sigmas=[1.0, 0.5]", "mode=fast"])
+    assert preset.call == {
+        "height": 768, "guidance_scale": 5.0, "eta": 0, "sigmas": [1.0, 0.5], "mode": "fast"
+    }  # fmt: skip
+    assert HUB.call == {} and preset.called_with(["height=64"]).call["height"] == 64
+    for bad in ("height", "=3", "a b=3", "prompt=x"):
+        with pytest.raises(ValueError, match=r"NAME=VALUE|sets prompt itself"):
+            HUB.called_with([bad])
+
+
 # Finding a preset
 
 

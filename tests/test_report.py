@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +15,9 @@ from PIL import Image
 
 from adaptcache.errors import ScheduleError
 from adaptcache.report import report, write_report
-from adaptcache.schedule import Kernel, Schedule
+from adaptcache.report.compared import pareto
+from adaptcache.report.curves import change_curve
+from adaptcache.schedule import Evidence, Kernel, Schedule
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -60,9 +64,11 @@ def comparison(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (4, 4), "red").save(tmp_path / name)
     line = {"method": "adaptcache", "budget": 0.5, "psnr": {"mean": 41.25, "p05": 39.0}, "calls": 4.0,
-            "speed": 1.9, "note": ""}  # fmt: skip
+            "speed": 1.9, "note": "", "each": [41.25, 39.5], "exact": {"mean": 38.0, "p05": 36.0},
+            "shown": 1.0, "memory": 7168}  # fmt: skip
     other = {"method": "DBCache", "budget": 0.5, "psnr": None, "note": "not installed"}
-    data = {"lines": [line, other], "prompts": ["a cat"], "held_out": 1, "swept": 1,
+    data = {"lines": [line, other], "prompts": ["a cat", "a dog"], "held_out": 2, "swept": 1, "finer": 10,
+            "measure": "share shown", "rows": [1],
             "images": {"full run": ["a.png"], "adaptcache 0.5": ["b.png"]}}  # fmt: skip
     (tmp_path / "comparison.json").write_text(json.dumps(data))
     return tmp_path
@@ -89,14 +95,25 @@ def test_what_a_schedule_says_is_text_and_never_code(schedule: Schedule) -> None
 
 def test_the_curve_has_a_point_a_step_and_falls_with_it(schedule: Schedule) -> None:
     heights = [float(a["cy"] or 0) for a in Page(report(schedule)).all("circle")]
-    assert len(heights) == len(schedule.grid.times) and heights == sorted(heights)
+    changes, errors = heights[: len(schedule.grid.times) - 1], heights[len(schedule.grid.times) - 1 :]
+    assert len(errors) == len(schedule.grid.times) and errors == sorted(errors)
+    assert len(set(changes)) == 1  # all outputs are as far apart: sqrt(0.2)
+
+
+def test_the_change_of_an_output_is_its_distance_from_the_one_before(schedule: Schedule) -> None:
+    assert schedule.kernel
+    points = change_curve(schedule.kernel, [0, 1, 3])["points"]
+    assert [point["step"] for point in points] == list(range(1, len(schedule.grid.times)))
+    assert {point["value"] for point in points} == {f"{0.2**0.5:.3g}"}
+    assert [point["step"] for point in points if point["on"]] == [1, 3]
 
 
 def test_a_comparison_brings_its_numbers_and_a_slider_for_each_image(
     schedule: Schedule, comparison: Path
 ) -> None:
     text = report(schedule, comparison)
-    assert "41.2" in text and "not installed" in text and "a cat" in text
+    assert "41.2" in text and "not installed" in text and "10 times the steps" in text
+    assert "<h3>a dog</h3>" in text and "<h3>a cat</h3>" not in text  # the images kept are of the second
     page = Page(text)
     assert len(page.all("input", type="range")) == 1 and page.all("img", alt="adaptcache 0.5")
 
@@ -116,3 +133,45 @@ def test_a_schedule_without_kernel_or_evidence_has_a_report_too(tmp_path: Path) 
 def test_another_folder_is_no_comparison(schedule: Schedule, tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="no comparison"):
         report(schedule, tmp_path)
+
+
+def test_the_worst_prompts_come_first(schedule: Schedule, comparison: Path) -> None:
+    text = report(schedule, comparison)
+    bars = text[text.index('class="bars"') :]
+    assert bars.index("a dog") < bars.index("39.5") < bars.index("a cat") < bars.index("41.2")
+
+
+def test_the_plot_has_a_line_a_method_and_ours_on_top() -> None:
+    def line(method: str, calls: float, decibels: float) -> dict[str, object]:
+        return {"method": method, "calls": calls, "psnr": {"mean": decibels}}
+
+    lines = [line("full run", 8, 100), line("adaptcache", 4, 60), line("AB2", 2, 30), line("AB2", 4, 40)]
+    plot = pareto([*lines, {"method": "PAB", "calls": None, "psnr": None}], "psnr")
+    assert plot and [method["name"] for method in plot["methods"]] == [
+        "AB2",
+        "adaptcache",
+    ]  # drawn last: on top
+    (few, many), (ours,) = (method["points"] for method in plot["methods"])
+    assert few["x"] < many["x"] == ours["x"] and few["y"] > many["y"] > ours["y"]  # y grows downwards
+    assert pareto(lines, "exact") is None
+
+
+def test_a_certificate_is_shown_as_its_sentence(schedule: Schedule) -> None:
+    class Certified(Evidence):
+        certificate: object = None
+
+    class Certificate:
+        sentence = "with 95 % confidence at most 5 % of prompts fall below 35 dB"
+
+    evidence = Certified(
+        prompts="x", n=2, calls=(4, 8), psnr={"mean": 40.0, "p05": 38.0}, speed=2.0, certificate=Certificate()
+    )
+    assert Certificate.sentence in report(schedule.model_copy(update={"evidence": evidence}))
+    assert 'class="certificate"' not in report(schedule)
+
+
+def test_large_images_are_shown_smaller(schedule: Schedule, comparison: Path) -> None:
+    Image.new("RGB", (2000, 1000), "red").save(comparison / "a.png")
+    uri = next(a["src"] for a in Page(report(schedule, comparison)).all("img", alt="full run"))
+    with Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))) as image:
+        assert image.size == (320, 160)

@@ -9,9 +9,11 @@ import warnings
 import typer
 
 from .. import __version__
+from ..ranks import RankError, launched
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
+from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .lint import lint
@@ -20,11 +22,14 @@ from .models import models
 from .push import push
 from .report import report
 from .show import show
+from .tune import tune
 
 __all__ = ["app", "main"]
 
 # What typer raises for words it does not understand; it gives the class no name.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+SHARED = ("calibrate",)  # verbs that several processes can share
 
 app = typer.Typer(
     help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
@@ -34,7 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (calibrate, generate, show, models, methods, lint, export, compare, report, push, demo):
+VERBS = (
+    calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo,
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 
 
@@ -46,6 +54,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
@@ -54,6 +63,9 @@ def options(
     ),
 ) -> None:
     """Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule."""
+    verb = context.invoked_subcommand
+    if launched()[1] > 1 and verb not in SHARED:
+        raise ValueError(f"{verb} runs in one process; start it without torchrun or accelerate launch")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
     if not debug:
         quiet()
@@ -68,7 +80,13 @@ def quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+
+
+def complain(line: str) -> None:
+    """Prints a line on stderr, once where there are several processes."""
+    if launched()[0] == 0:
+        print(line, file=sys.stderr)
 
 
 def main() -> None:
@@ -79,11 +97,15 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except UsageError as error:
-        print(f"error: {error.format_message()} Try --help.", file=sys.stderr)  # type: ignore[attr-defined]
+        complain(f"error: {error.format_message()} Try --help.")  # type: ignore[attr-defined]
         sys.exit(2)
     except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError) as error:
         if debug:
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
-        print("error: " + " ".join(str(message).split()), file=sys.stderr)
+        line = "error: " + " ".join(str(message).split())
+        if isinstance(error, RankError) and error.rank is None:  # nobody knows whether rank 0 still lives
+            print(line, file=sys.stderr)
+        else:
+            complain(line)
         sys.exit(2)

@@ -56,10 +56,11 @@ def demo(
             )
             schedule.save(to / f"{name}.json")
             schedules.append(schedule)
-        rows, images = compared(
+        rows, made = compared(
             pipe, call, held_out, schedules, first=len(known.calibration), progress=report
         )  # fmt: skip
-    columns = {"full run": images[0].images[:pictures], rows[3].name: images[2].images[:pictures]}
+    cached, fewer = len(rows) - 2, len(rows) - 1  # at the smallest budget, where there is most to see
+    columns = {rows[i].name: made[i].images[:pictures] for i in (fewer, 0, cached)}
     side_by_side(held_out[:pictures], columns, picture)
     out.print(
         f"\n{len(held_out)} held-out prompts, {call.steps} steps, against the full run with the same noise:\n"

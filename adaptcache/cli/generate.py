@@ -14,7 +14,7 @@ from ..generate import generate as run
 from ..presets import resolve
 from ..report.picture import save_output, side_by_side
 from ..schedule import Schedule
-from .calibrate import Model
+from .calibrate import Model, Set
 from .screen import out, print_json, progress, table
 
 __all__ = ["generate"]
@@ -28,6 +28,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="The noise.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    settings: Set = None,
     compare: Annotated[
         bool, typer.Option(help="Also run in full; write both, and their difference.")
     ] = False,
@@ -43,7 +44,7 @@ def generate(
 
       adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
     """
-    preset = resolve(model)
+    preset = resolve(model).called_with(settings or [])
     fitted = Schedule.load(schedule) if schedule else None
     if compare and fitted is None:
         raise ValueError("--compare needs a --schedule to compare with the full run")

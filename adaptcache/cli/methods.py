@@ -29,5 +29,5 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     for name, method in METHODS.items():
         needs = f"profile, or 1 of {len(models[name])} models" if method.needs == "model" else method.needs
         paper = method.paper.removeprefix("https://").removeprefix("arxiv.org/abs/")
-        view.add_row(name, method.kind, method.site, method.policy, method.forecast, needs, paper)
+        view.add_row(name, method.kind, method.sites, method.policy, method.forecast, needs, paper)
     out.print(view)

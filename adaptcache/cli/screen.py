@@ -26,8 +26,11 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function that is told the stage, what is done and of how much, and draws a bar a stage."""
+    if not shown:
+        yield lambda stage, done, of: None
+        return
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
     tasks: dict[str, Any] = {}
@@ -37,7 +40,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.start()  # not before there is something to draw: an error is to be one line
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=of)
-        bars.update(tasks[stage], completed=done)
+        bars.update(tasks[stage], completed=done, total=of)
 
     try:
         yield report

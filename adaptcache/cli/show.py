@@ -9,21 +9,36 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..policies.gears import Gears
 from ..policies.plan import Plan
 from ..schedule import Schedule
+from .front import holds_front, show_front
 from .screen import out, print_json
 
 __all__ = ["describe", "show"]
 
 
 def show(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
+    schedule: Annotated[Path, typer.Argument(help="A schedule file, or a front that `tune` wrote.")],
+    pick: Annotated[
+        str | None, typer.Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", "-o", help="Where the picked schedule goes.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a schedule does, how good it is and where it came from.
+    """Say what a schedule does, how good it is and where it came from; or what a front has to pick from.
 
-    Example:  adaptcache show schedules/emoji-flux-28-2.8x.json
+    Examples:
+
+      adaptcache show schedules/emoji-flux-28-2.8x.json
+
+      adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
     """
+    if holds_front(schedule):
+        show_front(schedule, pick, to, json)
+        return
+    if pick is not None or to is not None:
+        raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
     loaded = Schedule.load(schedule)
     if json:
         print_json(loaded.model_dump(by_alias=True, exclude_none=True))
@@ -37,9 +52,14 @@ def describe(schedule: Schedule) -> None:
     view = Table(box=None, show_header=False)
     view.add_row("schedule", f"[bold]{escape(schedule.name)}[/]")
     view.add_row("fitted on", escape(f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"))
-    view.add_row(
-        "steps", f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
+    grid = (
+        f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
+        if times
+        else ""
     )
+    view.add_row("steps", grid or "any: nothing was fitted")
+    for one in schedule.rules if rule.site != "step" else ():
+        view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
     view.add_row("policy", rule.policy.type)
     if isinstance(rule.policy, Plan):
         for number, gear in enumerate(rule.policy.gears):
@@ -47,6 +67,16 @@ def describe(schedule: Schedule) -> None:
             strip = "".join("█" if i in steps else "·" for i in range(len(times)))
             name = "plan" if len(rule.policy.gears) == 1 else f"gear {number}"
             view.add_row(name, f"{strip}  {len(steps)} of {len(times)} calls, budget {gear.budget:.2f}")
+    if isinstance(rule.policy, Gears):
+        wanted = f"{rule.policy.target:g} dB, by a margin of {rule.policy.margin:g} dB"
+        view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
+        r2 = [[look.guess.r2 for look in looks if look.guess] for looks in rule.policy.watch]
+        shown = "  ".join(
+            f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2)
+        )
+        view.add_row("guesses, held-out R2", shown)
+    if isinstance(rule.policy, Plan) and rule.policy.watch is not None:
+        view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")
     view.add_row(
         "forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items())
     )
@@ -57,6 +87,10 @@ def describe(schedule: Schedule) -> None:
             f"{seen.psnr['mean']:.1f} dB on {seen.n} held-out prompts (5th percentile {seen.psnr['p05']:.1f})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
+        if seen.certificate:
+            view.add_row("certificate", escape(seen.certificate.sentence))
+        if seen.verdict:
+            view.add_row("verdict", escape(seen.verdict))
     else:
         view.add_row("evidence", "none: calibrate with held-out prompts")
     view.add_row(

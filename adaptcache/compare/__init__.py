@@ -6,26 +6,24 @@ budget the best one that stays at or below it is measured on held-out prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..calibrate import Measurement, calls_for, fitted, measure
+from ..calibrate import calls_for
 from ..call import Call, Prompt
-from ..policies.plan import Plan
 from ..profiling.record import twin
-from ..profiling.store import Store
-from ..runtime import Runner
-from ..schedule import Evidence, Schedule
-from .bench import Bench, Line, Progress
+from ..schedule import Schedule
+from .bench import Bench, Progress
+from .line import Cost, Line
+from .ours import OURS, Fitted, fit_ours, measure_ours, plan_of
 from .peers import PEERS, Case
+from .shown import Shows
+from .solution import no_solution
 
-__all__ = ["OURS", "Comparison", "Line", "compare", "methods_of"]
-
-
-OURS = "adaptcache"
+__all__ = ["OURS", "Comparison", "Cost", "Line", "compare", "methods_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Comparison:
         held_out: Prompts everything was measured on.
         swept: Calibration prompts the settings were tried on.
         lines: One for each budget and method.
+        costs: What each method cost before its first use.
+        left_out: Measures that were not taken, and why.
         images: Decoded images of the full run, under "full run", and of each method and budget.
         schedules: Our schedules, by budget.
     """
@@ -45,6 +45,8 @@ class Comparison:
     held_out: int
     swept: int
     lines: list[Line]
+    costs: list[Cost]
+    left_out: dict[str, str]
     images: dict[str, list[np.ndarray]]
     schedules: dict[float, Schedule]
 
@@ -53,6 +55,7 @@ class Comparison:
         return {
             "steps": self.steps, "held_out": self.held_out, "swept": self.swept,
             "lines": [{**asdict(line), "knobs": dict(line.knobs)} for line in self.lines],
+            "costs": [asdict(cost) for cost in self.costs], "left_out": self.left_out,
         }  # fmt: skip
 
 
@@ -78,8 +81,8 @@ def compare(
     methods: Sequence[str] = (),
     sweep_on: int = 8,
     batch_size: int = 1,
-    fit_batch: int = 1,
-    store: Store | None = None,
+    finer: int = 0,
+    shows: Shows | None = None,
     progress: Progress = lambda stage, done, of: None,
 ) -> Comparison:
     """Measures our schedules and other methods at the same budgets.
@@ -92,52 +95,40 @@ def compare(
         budgets: Fractions of the denoiser calls.
         methods: Names of methods; none means all.
         sweep_on: Try settings on at most this many calibration prompts.
-        batch_size: Prompts in a run. Some methods decide for a batch, and do worse on large ones.
-        fit_batch: Prompts in a run while our schedules are fitted.
-        store: Where profiles are kept.
+        batch_size: Prompts in a run. Methods that decide during the run have one, whatever this says.
+        finer: Also compare with a run of so many times the steps; 0 does not.
+        shows: Tells which share of images show what their captions say.
         progress: Told the stage, what is done and of how much.
     """
     names = methods_of(methods)
     allowed = {budget: calls_for(call.steps, budget) for budget in budgets}
-    own, schedules, plans = twin(pipe), dict[float, Schedule](), dict[int, list[int]]()
-    if OURS in names:
-        given = measure(pipe, call, calibration, batch_size=fit_batch, store=store, progress=progress)
-        schedules = _schedules(pipe, call, calibration, given, allowed, fit_batch, progress)
-        for budget, schedule in schedules.items():
-            policy = schedule.rules[0].policy
-            assert isinstance(policy, Plan)
-            plans[allowed[budget]] = policy.steps(schedule.grid.times)
-    case = Case(own, call, tuple(allowed.values()), calibration[:sweep_on], plans)
-    bench = Bench(case, held_out, len(calibration), batch_size, progress)
-    lines = [bench.line("full run", 1.0, bench.full, {}, 0)]
-    for budget, schedule in list(schedules.items()):
-        trial = bench.measured(f"{OURS} {budget:g}", call, Runner(schedule, False, 0))
-        line = bench.line(OURS, budget, trial, {"plan": plans[allowed[budget]]}, 0)
-        lines.append(line)
-        schedules[budget] = with_evidence(schedule, line, allowed[budget], len(held_out))
+    fits, profiled = Fitted(), {name for name in names if name != OURS and PEERS[name].profiled}
+    if OURS in names or profiled:
+        ours = allowed if OURS in names else {}
+        fits = fit_ours(pipe, call, calibration, ours, batch_size=batch_size, progress=progress)
+    plans = {allowed[budget]: plan_of(schedule) for budget, schedule in fits.schedules.items()}
+    case = Case(twin(pipe), call, tuple(allowed.values()), calibration[:sweep_on], plans, fits.profile)
+    bench = Bench(case, held_out, len(calibration), batch_size, progress, shows)
+    left_out = {}
+    if finer and (why := no_solution(case.pipe.scheduler)):
+        left_out["exact"] = why
+    elif finer:
+        bench.many_steps(finer)
+    lines, costs, schedules = measure_ours(bench, fits)
+    lines.insert(0, bench.line("full run", 1.0, bench.full, call, None))
     for name in names:
         if name != OURS:
-            lines += bench.lines(PEERS[name], allowed)
+            found, cost = bench.lines(PEERS[name], allowed)
+            lines += found
+            costs += [with_profile(cost, bench, fits) if name in profiled else cost] if cost else []
     order = {budget: place for place, budget in enumerate([1.0, *budgets])}
     lines.sort(key=lambda line: order[line.budget])
-    return Comparison(call.steps, len(held_out), len(case.prompts), lines, bench.images, schedules)
-
-
-def with_evidence(schedule: Schedule, line: Line, calls: int, prompts: int) -> Schedule:
-    """Returns the schedule with what the comparison measured of it."""
-    steps = len(schedule.grid.times)
-    assert line.psnr is not None
-    evidence = Evidence(
-        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=line.psnr, speed=steps / calls
+    return Comparison(
+        call.steps, len(held_out), len(case.prompts), lines, costs, left_out, bench.images, schedules
     )
-    return schedule.model_copy(update={"evidence": evidence})
 
 
-def _schedules(
-    pipe: Any, call: Call, prompts: Sequence[Prompt], given: Measurement, allowed: Mapping[float, int],
-    batch_size: int, progress: Progress,
-) -> dict[float, Schedule]:  # fmt: skip
-    return {
-        budget: fitted(pipe, call, prompts, given, calls, batch_size=batch_size, progress=progress)
-        for budget, calls in allowed.items()
-    }
+def with_profile(cost: Cost, bench: Bench, fits: Fitted) -> Cost:
+    """Returns a cost with that of the profile the method was fitted to."""
+    profile = {stage: work / bench.call_work for stage, work in fits.profiling.items()}
+    return replace(cost, calibration=profile | cost.calibration)

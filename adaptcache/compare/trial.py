@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,30 +13,12 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Prompt
-from ..gate import Gate, Update
-from ..generate import Stopwatch
+from ..gate import Gate
 from ..profiling.record import Progress, batches
+from .meter import Meter, Scales, unseen
 from .work import BlockCounter
 
-__all__ = ["Trial", "latent_error", "run"]
-
-
-class Meter(Stopwatch):
-    """Times a run, and keeps its noise and where it ends."""
-
-    def __init__(self, inner: Any = None) -> None:
-        super().__init__(inner)
-        self.noise: list[Tensor] = []
-        self.latents: list[Tensor] = []
-
-    def update(self, update: Update) -> Tensor:
-        if update.step.index == 0:
-            self.noise.append(update.move.x.detach().cpu())
-        return super().update(update)
-
-    def landed(self, update: Update, y: Tensor) -> None:
-        if update.step.index == len(update.step.times) - 1:
-            self.latents.append(y.detach().float().cpu())
+__all__ = ["Trial", "kept", "latent_error", "run"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,7 @@ class Trial:
 
     Arguments:
         images: One array a prompt, with values in [0, 1].
-        latents: The final latents, a tensor for each batch and track.
+        latents: The final latents of all prompts, a tensor for each track.
         noise: The latents of the first step, likewise.
         loop: Seconds in the denoising loop, summed over batches.
         total: Seconds in the pipeline.
@@ -88,14 +71,39 @@ def run(
             gate = Gate(pipe, meter).open()
             since = time.perf_counter()
             try:
-                images += list(np.asarray(call(pipe, batch, first + start, output_type="np")))
+                with standing(visitor, gate):
+                    images += list(np.asarray(call(pipe, batch, first + start, output_type="np")))
             finally:
                 gate.close()
             total += time.perf_counter() - since
             calls += sum(any(branches) for branches in gate.calls)
             runs += 1
             progress(start + len(batch))
-    return Trial(images, meter.latents, meter.noise, meter.seconds, total, calls / runs, counter.work)
+    noise, latents = ([torch.cat(track) for track in part] for part in (meter.noise, meter.latents))
+    return Trial(images, latents, noise, meter.seconds, total, calls / runs, counter.work)
+
+
+def standing(visitor: Any, gate: Gate) -> AbstractContextManager[Any]:
+    """Stands at the sites inside of the denoiser, for visitors that have any."""
+    stand = getattr(visitor, "stand", None)
+    context: AbstractContextManager[Any] = stand(gate) if stand else nullcontext()
+    return context
+
+
+def kept(pipe: Any, call: Call, prompt: Prompt, visitor: Any = None) -> int:
+    """Returns the most bytes that a run of one prompt keeps from one step to the next.
+
+    The pipeline's own latents and embeddings are part of it: take off what the full run keeps.
+    """
+    scales = Scales(visitor)
+    with unseen(), torch.no_grad():
+        scales.gate = Gate(pipe, scales).open()
+        try:
+            with standing(visitor, scales.gate):
+                call(pipe, [prompt])
+        finally:
+            scales.gate.close()
+    return scales.most
 
 
 def latent_error(trial: Trial, full: Trial) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..clock import Step
+from ..drive import driven
 from ..errors import ScheduleError
-from ..runtime import checked_gear
 from ..schedule import Schedule
 
 __all__ = ["computed_steps", "moved"]
@@ -28,7 +28,15 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     Raises:
         ScheduleError: The policy decides by what it sees in a run.
     """
-    policy, gear = schedule.rules[0].policy, checked_gear(schedule, gear)
+    schedule, gear = driven(schedule, gear, guard=False)  # exported is one plan, not the choice among them
+    rule = schedule.rules[0]
+    policy = rule.policy
+    if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
+        sites = ", ".join(dict.fromkeys(rule.site for rule in schedule.rules))
+        raise ScheduleError(
+            f"{schedule.name} skips parts of the denoiser ({sites}), and no engine can be told so here; "
+            "export a schedule for whole steps"
+        )
     times = schedule.grid.times if times is None else times
     if getattr(policy, "signal", "none") != "none":
         raise ScheduleError(
@@ -37,6 +45,6 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         )
     state, past = policy.init(times), [0]
     for i in range(1, len(times)):
-        if policy.compute(state, Step(i, times, tuple(reversed(past)), gear)):
+        if rule.computes(state, Step(i, times, tuple(reversed(past)), gear)):
             past.append(i)
     return past

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from .kernel import Array
 
-__all__ = ["best_plan", "minmax_plan", "reuse_costs"]
+__all__ = ["best_plan", "minmax_plan", "plan_cost", "reuse_costs", "shared_plans"]
+
+BEGINNINGS = 12  # steps that a shared beginning is made of, denser at the start
 
 
-def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
+def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[int] = (0,)) -> list[int]:
     """Returns the computed steps with the smallest sum of weighted forecast errors.
 
     A skipped step costs the error of forecasting it from the last two computed steps, times its
@@ -20,6 +25,7 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
             alone where a == b, with shape (N, N, N).
         sensitivity: What an error at each step does to the end result, with shape (N,).
         calls: How many steps to compute, from 1 to N.
+        prefix: The first of them, where these are given: rising, from 0.
 
     Returns:
         `calls` rising step numbers; the first is 0.
@@ -27,6 +33,8 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
     n = len(sensitivity)
     if not 1 <= calls <= n:
         raise ValueError(f"calls must be in [1, {n}] for {n} steps, got {calls}")
+    if not len(prefix) <= calls <= n - prefix[-1] - 1 + len(prefix):
+        raise ValueError(f"no plan of {calls} calls in {n} steps begins with {list(prefix)}")
     # cost[a, b, j]: of skipping everything between b and j when a, b are the last two computed.
     after = np.arange(n)[None, :] > np.arange(n)[:, None]  # (b, i)
     summed = np.cumsum(np.where(after, errors * sensitivity, 0.0), axis=2)
@@ -35,9 +43,9 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
         cost[:, b, b + 1] = 0.0
         cost[:, b, b + 2 :] = summed[:, b, b + 1 :]
     best = np.full((n, n), np.inf)  # best[a, b]: cheapest way to have computed a, b as the last two
-    best[0, 0] = 0.0
+    best[prefix[-2] if len(prefix) > 1 else 0, prefix[-1]] = 0.0
     came_from = []
-    for _ in range(calls - 1):
+    for _ in range(calls - len(prefix)):
         through = best[:, :, None] + cost[:, :, :n]  # (a, b, j)
         came_from.append(through.argmin(axis=0))
         best = through.min(axis=0)
@@ -46,7 +54,7 @@ def best_plan(errors: Array, sensitivity: Array, calls: int) -> list[int]:
     for previous in reversed(came_from):
         a, b = int(previous[a, b]), a
         plan.append(b)
-    return plan[::-1]
+    return [*prefix[:-1], *plan[::-1]]
 
 
 def reuse_costs(errors: Array, sensitivity: Array) -> Array:
@@ -92,3 +100,42 @@ def minmax_plan(costs: Array, calls: int) -> list[int]:
         best = ways
     ends = [(sorted((*word, float(costs[i, n])), reverse=True), way) for i, (word, way) in best.items()]
     return list(min(ends)[1])
+
+
+def plan_cost(errors: Array, sensitivity: Array, plan: Sequence[int]) -> float:
+    """Returns the sum of weighted forecast errors of a plan: what `best_plan` makes small."""
+    total = 0.0
+    for i in sorted(set(range(len(sensitivity))) - set(plan)):
+        known = [c for c in plan if c < i]
+        total += sensitivity[i] * errors[known[-2] if len(known) > 1 else known[-1], known[-1], i]
+    return float(total)
+
+
+def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared: int) -> list[list[int]]:
+    """Returns plans with rising numbers of calls that begin alike.
+
+    Of many beginnings in the first half of the run the one is taken that costs the plans least: the smallest
+    sum of the logarithms of their costs.
+
+    Arguments:
+        errors: As for `best_plan`, with shape (N, N, N).
+        sensitivity: As for `best_plan`, with shape (N,).
+        calls: How many steps each plan computes.
+        shared: How many computed steps they share.
+    """
+    n, best, least = len(sensitivity), list[list[int]](), np.inf
+    spaced = np.unique(np.geomspace(1, max(n // 2, 1), BEGINNINGS).round().astype(int)).tolist()
+    for rest in itertools.combinations(spaced, shared - 1):
+        if min(calls) < shared or max(calls) > n - max(rest, default=0) - 1 + shared:
+            continue
+        plans = [best_plan(errors, sensitivity, count, (0, *rest)) for count in calls]
+        costs = [plan_cost(errors, sensitivity, plan) for plan in plans]
+        total = float(np.log(np.maximum(costs, np.finfo(float).tiny)).sum())
+        if total < least:
+            best, least = plans, total
+    if not best:
+        raise ValueError(
+            f"no plans of {', '.join(map(str, calls))} calls in {n} steps share {shared}: "
+            f"share fewer, or take budgets of {shared} calls and more"
+        )
+    return best

@@ -1,6 +1,7 @@
 """What to use instead: one file a method."""
 
 from .adams_bashforth import AdamsBashforth
+from .bands import Bands
 from .base import Forecast, Known, Weights
 from .chebyshev import Chebyshev
 from .dmd import DynamicModes
@@ -10,6 +11,7 @@ from .frequency import Frequency
 from .gamma import Gamma
 from .hermite import Hermite
 from .matched import Matched
+from .momentum import Momentum
 from .newton import Newton
 from .offset import Offset
 from .open_loop import OpenLoop
@@ -21,6 +23,7 @@ __all__ = ["FORECASTS", "Forecast", "Known", "Weights"]
 
 FORECASTS: dict[str, type[Forecast]] = {
     "adams-bashforth": AdamsBashforth,
+    "bands": Bands,
     "chebyshev": Chebyshev,
     "dmd": DynamicModes,
     "extrapolate": Extrapolate,
@@ -29,6 +32,7 @@ FORECASTS: dict[str, type[Forecast]] = {
     "gamma": Gamma,
     "hermite": Hermite,
     "matched": Matched,
+    "momentum": Momentum,
     "newton": Newton,
     "offset": Offset,
     "open-loop": OpenLoop,

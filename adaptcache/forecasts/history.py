@@ -40,22 +40,27 @@ class History:
         """Notes what entered at the first step."""
         self.lines[key] = Line(x0=x.clone())
 
-    def keep(self, key: Hashable, x: Tensor, output: Tensor, signal: Tensor | None = None) -> None:
-        """Notes a computed step."""
-        line = self.lines[key]
+    def keep(self, key: Hashable, x: Tensor | None, output: Tensor, signal: Tensor | None = None) -> None:
+        """Notes a computed step; without what entered, for sites whose forecasts do not need it."""
+        line = self.lines.setdefault(key, Line()) if x is None else self.lines[key]
         # Cloned: guiders work in place, and CUDA graphs reuse the memory of their outputs.
         line.past.insert(0, output.clone())
         line.past_signal.insert(0, signal)
-        if self.latents:
+        if self.latents and x is not None:
             line.past_x.insert(0, x.clone())
         for values in (line.past, line.past_x, line.past_signal):
             del values[self.depth :]
 
-    def known(self, key: Hashable, x: Tensor, signal: Tensor | None = None) -> Known:
-        """Returns what a forecast can be made of."""
+    def drop(self, key: Hashable) -> None:
+        """Forgets a stream: its shapes are others now."""
+        self.lines.pop(key, None)
+
+    def known(self, key: Hashable, x: Tensor | None, signal: Tensor | None = None) -> Known:
+        """Returns what a forecast can be made of; the last output stands for what entered if that is None."""
         line = self.lines[key]
-        assert line.x0 is not None
-        return Known(line.past, x, line.x0, line.past_x, signal, line.past_signal)
+        last = line.past[0]
+        x0 = last if line.x0 is None else line.x0
+        return Known(line.past, last if x is None else x, x0, line.past_x, signal, line.past_signal)
 
     def see(self, update: Update, signal: Tensor | None = None) -> None:
         """Notes what there is to keep of a step."""

@@ -17,14 +17,16 @@ Three things change while a gate is open, and change back when it closes:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
+from ..agreement import groups_of
 from ..clock import Step, first_step, times_of
 from ..errors import AttachError
 from ..sites.signals import entering
@@ -34,6 +36,7 @@ from .visit import Update, Visitor
 from .watch import (
     SIDES,
     Guard,
+    check_plain,
     denoisers_of,
     named,
     plain,
@@ -50,23 +53,42 @@ class Gate:
 
     _starts = itertools.count()
 
-    def __init__(self, pipe: Any, visitor: Visitor) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        visitor: Visitor,
+        called: Callable[[Mapping[str, Any]], None] = lambda arguments: None,
+    ) -> None:
+        """Prepares a gate.
+
+        Arguments:
+            pipe: The pipeline.
+            visitor: Who decides.
+            called: Told the arguments of each call of the pipeline before it is made; may refuse it.
+        """
         self.pipe, self.visitor, self.scheduler = pipe, visitor, getattr(pipe, "scheduler", None)
+        self.called = called
         self.run: Run | None = None  # set from `set_timesteps` to the last step
         self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
+        self.apart = False  # while a callback has its say
         self.closed = False
         self.calls: list[list[bool]] = []  # of the last run
+        # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
+        # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
+        self.within: dict[int, Callable[..., Any]] = {}
+        self.half: bool | None = None
         self._undo, self._guards = ExitStack(), ExitStack()
-        self._caller = threading.RLock()  # held while the pipeline is called
+        self.caller = threading.RLock()  # held while the pipeline is called
 
     @property
     def running(self) -> bool:
-        """Whether a run is going on in this thread."""
-        return self.run is not None and self.run.thread == threading.get_ident()
+        """Whether a run is going on in this thread, and it is its loop that is heard."""
+        return self.run is not None and self.run.thread == threading.get_ident() and not self.apart
 
     def open(self) -> Gate:
         """Starts watching; changes nothing when it raises."""
         denoisers_of(self.pipe)
+        check_plain(self.scheduler)
         for part in (self.pipe, self.scheduler):
             if watched_by(part):
                 name = type(part).__name__
@@ -87,7 +109,7 @@ class Gate:
         """Puts everything back. Safe to call twice."""
         self.closed = True
         self._undo.close()
-        self._finish()
+        self.finish()
 
     def _guard(self) -> None:
         """Guards the modules the pipeline has now: they may have been compiled since the last run."""
@@ -101,36 +123,23 @@ class Gate:
             self._guards = undo.pop_all()
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Stands around a call of the pipeline."""
-        if not self._caller.acquire(blocking=False):
-            raise AttachError(
-                "this pipeline is used by two threads at once; give each thread a pipeline of its own "
-                "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
-            )
-        before = self.started
+    def aside(self) -> Iterator[None]:
+        """Stands around what is not the pipeline's loop: a callback may call the denoiser, or a pipeline."""
+        before, self.apart = self.apart, True
         try:
-            if self.pipe.scheduler is not self.scheduler:
-                raise AttachError(
-                    f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} after attach; "
-                    "close() the handle and attach again"
-                )
             yield
-            if self.started == before:
-                name = type(self.pipe).__name__
-                raise AttachError(
-                    f"{name} did not use its scheduler: nothing could be skipped; close() the handle"
-                )
         finally:
-            self._finish()  # broken off, or stopped before the end of the grid
-            self._caller.release()
+            self.apart = before
 
     def start(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a run starts."""
+        if self.apart:
+            return
         if scheduler is self.scheduler:
-            self._finish()  # a run of a loop of the caller's own was abandoned
+            self.finish()  # a run of a loop of the caller's own was abandoned
             self._guard()
-            self.run = Run(threading.get_ident(), {id(scheduler): 0})
+            groups = groups_of(denoisers_of(self.pipe))
+            self.run = Run(threading.get_ident(), {id(scheduler): 0}, groups=groups)
             self.started = next(self._starts) + 1
         elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
             self.run.taken[id(scheduler)] = 0
@@ -141,14 +150,16 @@ class Gate:
         assert run is not None
         index = run.taken[id(self.scheduler)]
         if index == len(run.decided):
-            step = Step(index, run.times, run.past, x=entering(args, kwargs))
+            step = Step(index, run.times, run.past, x=entering(args, kwargs), groups=run.groups)
             run.decide(self.visitor.computes(step) or index == 0)
+        if within := self.within.get(id(module)):
+            original = functools.partial(within, original)
         return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
 
     def step(self, move: Move) -> Any:
         """`scheduler.step` was called: hand it the output that the visitor chooses."""
         run, scheduler = self.run, move.scheduler
-        if run is None or (scheduler is not self.scheduler and not self.running):
+        if run is None or self.apart or (scheduler is not self.scheduler and not self.running):
             return move.make(move.u)
         if not self.running:
             raise AttachError("this pipeline is used by two threads at once; give each thread its own")
@@ -156,7 +167,8 @@ class Gate:
         if index >= len(run.decided):
             raise AttachError(
                 f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
-                "adaptcache needs a pipeline that calls its denoiser before each step of its own scheduler"
+                "adaptcache needs a pipeline that calls its denoiser before each step of its own scheduler, "
+                "and loops that take turns in one thread need a denoiser each"
             )
         if not run.times:
             first = first_step(self.scheduler, move.bound.arguments["timestep"])
@@ -165,26 +177,30 @@ class Gate:
         track = list(run.taken).index(id(scheduler))
         update = Update(Step(index, run.times, run.past), track, move, run.decided[index])
         result = move.make(self.visitor.update(update))
-        self.visitor.landed(update, landing(result))
+        y = landing(result)
+        self.visitor.landed(update, y)
+        run.graph = y.requires_grad
         run.taken[id(scheduler)] += 1
         if scheduler is self.scheduler and run.decided[index]:
             run.past = (index, *run.past)
         if all(taken == len(run.times) for taken in run.taken.values()):
-            self._finish()
+            self.finish()
         return result
 
     def here(self) -> tuple[Step, int] | None:
         """Returns the step and the branch of the denoiser call under way; None outside of a run."""
         if (run := self.run) is None or not self.running or not run.calls:
             return None
-        return Step(run.taken[id(self.scheduler)], run.times, run.past), len(run.calls[-1]) - 1
+        index = run.taken[id(self.scheduler)]
+        return Step(index, run.times, run.past, groups=run.groups), len(run.calls[-1]) - 1
 
     def skipped(self) -> None:
         """Notes that the call under way skips what a finer site has to skip."""
         assert self.run is not None
         self.run.calls[-1][-1] = False
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """The run is over, or was abandoned. Safe to call twice."""
         if self.run is not None:
             self.calls, self.run = self.run.calls, None
             self.visitor.end()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..agreement import Groups
 from .standin import StandIns
 
 __all__ = ["Run"]
@@ -22,8 +26,10 @@ class Run:
         past: The numbers of the computed steps, newest first.
         decided: Whether the denoiser is called, by step.
         calls: Whether a denoiser call was made, by step and branch.
+        groups: The process groups that run the denoiser together.
         sides: How many calls of ControlNets this step had.
         outputs: What branches returned last.
+        graph: Whether gradients are kept through the run: what the scheduler landed on wants them.
     """
 
     thread: int
@@ -32,8 +38,10 @@ class Run:
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)
     calls: list[list[bool]] = field(default_factory=list)
+    groups: Groups = ()
     sides: int = 0
     outputs: StandIns = field(default_factory=StandIns)
+    graph: bool = False
 
     def decide(self, computes: bool) -> None:
         """Begins a step that is computed or skipped."""
@@ -52,7 +60,8 @@ class Run:
         """
         number = self.sides if side else len(self.calls[-1])
         others = [(side, earlier) for earlier in range(number)]
-        found = () if self.decided[-1] else self.outputs.find((side, number), others, args, kwargs)
+        made = self.decided[-1] or (not self.graph and wants_gradient(args, kwargs))
+        found = () if made else self.outputs.find((side, number), others, args, kwargs)
         if side:
             self.sides += 1
         else:
@@ -62,3 +71,13 @@ class Run:
         output = original(*args, **kwargs)
         self.outputs.keep((side, number), args, kwargs, output)
         return output
+
+
+def wants_gradient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the first tensor of a call wants a gradient.
+
+    If the run itself keeps none, the call is differentiated on its own, to guide the latents: nothing that
+    was returned earlier will do.
+    """
+    first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    return torch.is_grad_enabled() and first is not None and first.requires_grad

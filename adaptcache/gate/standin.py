@@ -7,7 +7,7 @@ that ends can halve a batch, or call a branch for the first time: then it is cut
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,18 @@ class StandIns:
     def keep(self, branch: Hashable, args: Any, kwargs: Any, output: Any) -> None:
         """Notes what a branch returned."""
         self._kept[branch] = (lead(args, kwargs), output)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yields the tensors that are kept."""
+        rest: list[Any] = [output for _, output in self._kept.values()]
+        while rest:
+            value = rest.pop()
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, Mapping):
+                rest += value.values()
+            elif isinstance(value, (list, tuple)):
+                rest += value
 
     def find(self, branch: Hashable, others: Sequence[Hashable], args: Any, kwargs: Any) -> tuple[Any, ...]:
         """Returns a stand-in, in a tuple that is empty where there is none and the call has to be made.

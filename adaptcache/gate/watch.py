@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..errors import AttachError
+from .calling import arguments_of, calling, heard_apart
 from .move import Move
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def named(pipe: Any, names: tuple[str, ...]) -> list[nn.Module]:
     """Returns the modules a pipeline has under these names."""
     parts = [getattr(pipe, name, None) for name in names]
     return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def check_plain(scheduler: Any) -> None:
+    """Raises where somebody else replaced a method of this very scheduler: then a gate would hear nothing."""
+    if replaced := sorted({"step", "set_timesteps"} & vars(scheduler).keys()):
+        raise AttachError(
+            f"{' and '.join(replaced)} of this {type(scheduler).__name__} was replaced on the object itself "
+            "(by another library?), so its steps cannot be watched; take that off before attach"
+        )
 
 
 class Guard:
@@ -130,8 +140,8 @@ def watch_pipeline(pipe: Any, gate: Gate, undo: ExitStack) -> None:
 
     @functools.wraps(base.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with gate.calling():
-            return base.__call__(self, *args, **kwargs)
+        with calling(gate, arguments_of(base.__call__, self, *args, **kwargs)):
+            return base.__call__(self, *args, **heard_apart(gate, kwargs))
 
     disguise(pipe, base, gate, undo, __call__=__call__)
 

@@ -1,7 +1,7 @@
 """Schedules in folders and on the Hugging Face hub, in the manner of diffusers' configurations.
 
 A folder holds one schedule as `adaptcache_config.json`, further ones as `<name>/adaptcache_config.json`,
-and a model card.
+a model card and its plot.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from ..files import write_atomically
 from ..schedule import Schedule
 from .card import card
 from .errors import HubError, explained
+from .plot import plot
 
 __all__ = ["CONFIG", "from_pretrained", "push_to_hub", "save_pretrained"]
 
-CONFIG, CARD = "adaptcache_config.json", "README.md"
+CONFIG, CARD, PLOT = "adaptcache_config.json", "README.md", "plot.png"
 
 
 def save_pretrained(
     schedule: Schedule, folder: str | Path, *, name: str | None = None, repo: str | None = None
 ) -> Path:
-    """Writes a schedule into a folder, and the card of all schedules there.
+    """Writes a schedule into a folder, and the card and plot of all schedules there.
 
     Arguments:
         schedule: The schedule.
@@ -46,6 +47,7 @@ def save_pretrained(
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
     schedules = {key: Schedule.load(file) for key, file in found.items()}
     text = card(schedules, repo or folder.name, before)
+    write_atomically(folder / PLOT, plot(schedules))
     write_atomically(folder / CARD, text.encode())
     return path
 
@@ -127,7 +129,7 @@ def push_to_hub(
         save_pretrained(schedule, folder, name=name, repo=repo)
         done = api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, create_pr=create_pr,
-            allow_patterns=[_location(name), CARD],
+            allow_patterns=[_location(name), CARD, PLOT],
             commit_message=message or f"Upload {schedule.name} with adaptcache",
         )  # fmt: skip
     return str(done.pr_url if create_pr else done.commit_url)

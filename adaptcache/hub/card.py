@@ -21,6 +21,8 @@ the others. They hold no weights of the model; it is loaded from where it always
 
 {table}
 
+![Quality over the share of calls, and the computed steps of each schedule](plot.png)
+
 Measured on prompts that were not used for fitting, against the full run with the same noise. Evidence holds
 for the checkpoint, steps, size and guidance below, and for prompts like those measured; nothing else is
 promised.

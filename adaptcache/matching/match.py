@@ -11,11 +11,12 @@ in a thread of its own, on a twin of the pipeline, in lockstep.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +33,12 @@ from ..profiling.influence import relative
 from ..profiling.profile import Profile
 from ..profiling.record import Progress, Trajectory, batches, twin
 from ..profiling.statistics import check_finite, part
+from ..ranks import ALONE, Ranks
 from .lockstep import Lockstep
 
 __all__ = ["Fit", "Matching", "match", "target_of"]
+
+Given = TypeVar("Given")
 
 FLAT = 1e-6  # below this slope, relative to the latents, a step does not depend on the model output
 
@@ -73,12 +77,16 @@ class Moments:
     """What one batch gives at a meeting: inner products, summed over its samples.
 
     Arguments:
-        update: Where the run is.
+        index: The number of the step.
+        track: Which scheduler.
+        past: The numbers of the computed steps, newest first.
         gram: Of the K features with each other, with shape (K, K).
         moment: Of the features with the target, with shape (K,).
     """
 
-    update: Update
+    index: int
+    track: int
+    past: tuple[int, ...]
     gram: Array
     moment: Array
 
@@ -151,7 +159,7 @@ def moments_of(
         energy = float(b @ b) or 1.0
         gram += (a @ a.T).cpu().numpy() / energy
         moment += (a @ b).cpu().numpy() / energy
-    return Moments(update, gram, moment)
+    return Moments(update.step.index, update.track, update.step.past, gram, moment)
 
 
 def named(weights: Array, fit: Fit) -> Weights:
@@ -177,6 +185,7 @@ def match(
     *,
     fit: Fit = Fit(),
     batch_size: int = 1,
+    ranks: Ranks = ALONE,
     progress: Progress = lambda done: None,
 ) -> Matching:
     """Fits the weights of one plan.
@@ -187,20 +196,24 @@ def match(
         prompts: The P prompts of the profile.
         plan: The numbers of the computed steps; the first is 0.
         profile: What was measured on these prompts; gives the open-loop weights.
-        runs: The reference trajectories, one a batch.
+        runs: The reference trajectories of this rank's batches.
         fit: What the forecast may use.
         batch_size: The one used for the profile.
+        ranks: Who shares the batches: at each meeting the inner products are summed over all of them.
         progress: Told the number of steps done after each forecast.
 
     Returns:
         The forecast, and the error its runs end with.
     """
-    n = profile.steps
-    table: list[list[tuple[float, ...]]] = [[() for _ in range(n)] for _ in runs[0].u]
+    n, jobs = profile.steps, list(batches(prompts, batch_size))
+    own = ranks.own(len(jobs))
+    tracks = max(ranks.exchange(len(runs[0].u) if runs else 0))
+    table: list[list[tuple[float, ...]]] = [[() for _ in range(n)] for _ in range(tracks)]
 
-    def solve(given: list[Moments]) -> Array:
-        index, track = given[0].update.step.index, given[0].update.track
-        known = list(given[0].update.step.past[: fit.history])
+    def solve(mine: list[Moments]) -> Array:
+        given = in_order(ranks.exchange(mine))
+        index, track = given[0].index, given[0].track
+        known = list(given[0].past[: fit.history])
         sources = known + [{"x": n + index, "x0": n}[name] for name in fit.features]
         prior = open_loop(profile.gram.mean(axis=0), index, sources)
         gram = np.sum([moments.gram for moments in given], axis=0)
@@ -210,19 +223,17 @@ def match(
         progress(index + 1)
         return weights
 
-    jobs = list(batches(prompts, batch_size))
-    team: Lockstep[Moments, Array] = Lockstep(len(jobs), solve)
-
-    errors = [0.0] * len(jobs)
+    team: Lockstep[Moments, Array] = Lockstep(max(len(own), 1), solve)
+    errors = [0.0] * len(own)
 
     def follow(member: int) -> None:
-        first, batch = jobs[member]
+        first, batch = jobs[own[member]]
         follower = Follower(plan, fit, runs[member], len(batch), first)
         follower.meet = partial(met, team, member)
-        own = twin(pipe)
-        gate = Gate(own, follower).open()
+        other = twin(pipe)
+        gate = Gate(other, follower).open()
         try:
-            call(own, batch, first)
+            call(other, batch, first)
         finally:
             gate.close()
         if not math.isfinite(follower.error):
@@ -231,7 +242,16 @@ def match(
             )
         errors[member] = follower.error * len(batch) / len(prompts)
 
-    with own_noise():
-        team.run([partial(follow, member) for member in range(len(jobs))])
+    if own:
+        with own_noise():
+            team.run([partial(follow, member) for member in range(len(own))])
+    else:  # more ranks than batches: this one only listens
+        for _ in range((n - len(plan)) * tracks):
+            solve([])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
-    return Matching(forecast, sum(errors))
+    return Matching(forecast, sum(in_order(ranks.exchange(errors))))
+
+
+def in_order(given: list[list[Given]]) -> list[Given]:
+    """Returns what ranks give for each of their batches, in the order of the batches."""
+    return [value for turn in itertools.zip_longest(*given) for value in turn if value is not None]

@@ -3,6 +3,7 @@
 from .base import Policy
 from .codebook import Codebook
 from .drift import Drift
+from .gears import Gears
 from .growing import Growing
 from .learned import Learned
 from .local_error import LocalError
@@ -23,6 +24,7 @@ __all__ = ["POLICIES", "Policy"]
 POLICIES: dict[str, type[Policy]] = {
     "codebook": Codebook,
     "drift": Drift,
+    "gears": Gears,
     "growing": Growing,
     "learned": Learned,
     "local-error": LocalError,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +16,20 @@ from ..sites.signals import Signal
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
 
-__all__ = ["Policy"]
+__all__ = ["Account", "Policy"]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a policy chose in a run.
+
+    Arguments:
+        gear: The plan that was followed last.
+        why: Says how it came about; may read from the device, so it is called after the run.
+    """
+
+    gear: int
+    why: Callable[[], str] = str
 
 
 class Policy(ABC, BaseModel):
@@ -37,11 +52,20 @@ class Policy(ABC, BaseModel):
         """Returns the state of a new run on a grid of times with shape (N,)."""
         return None
 
+    def gear(self, state: Any, chosen: int) -> int:
+        """Returns the plan that is followed now: `chosen` by the user, but for policies that choose."""
+        return chosen
+
+    def account(self, state: Any, chosen: int) -> Account:
+        """Returns what was chosen in this run."""
+        return Account(self.gear(state, chosen))
+
     @abstractmethod
     def compute(self, state: Any, step: Step) -> bool:
         """Whether to compute at this step. Asked at every step after the first, which is always computed.
 
-        Reads at most one number from the device.
+        Reads at most one number from the device, by `worst(values, step.groups)`: so the ranks that run
+        a denoiser together decide alike.
         """
 
     def observe(self, state: Any, step: Step, output: Tensor) -> None:

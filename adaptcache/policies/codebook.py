@@ -65,7 +65,7 @@ class Codebook(Policy):
 
     def compute(self, state: Pace, step: Step) -> bool:
         if state.rate is not None:
-            rate, state.rate = worst(state.rate), None
+            rate, state.rate = worst(state.rate, step.groups), None
             ahead = next((skip for bound, skip in self.table if rate < bound * self.scale), 1)
             state.due = state.index + ahead
         return step.index >= state.due

@@ -88,7 +88,8 @@ class Learned(Policy):
         old = state.anchor.flatten(1).float()
         change = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
         gone = step.times[step.past[0]] - step.t
-        return math.exp(self.predict((step.t, gone, math.log(worst(change) + TINY)))) >= self.threshold
+        seen = math.log(worst(change, step.groups) + TINY)
+        return math.exp(self.predict((step.t, gone, seen))) >= self.threshold
 
     def observe(self, state: Trail, step: Step, output: Tensor) -> None:
         state.anchor = step.x

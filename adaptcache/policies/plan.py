@@ -13,20 +13,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..clock import Step
 from ..files.limits import GEARS, STEPS, falling
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan, minmax_plan, reuse_costs
 from .base import Policy
+from .look import Look
 
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
 
-__all__ = ["Gear", "Plan"]
+__all__ = ["Gear", "Plan", "Watch"]
 
 Time = Annotated[float, Field(ge=0, le=1)]
+
+
+Watch = Annotated[
+    tuple[Annotated[tuple[Look, ...], Field(max_length=STEPS)], ...], Field(min_length=1, max_length=GEARS)
+]
 
 
 class Gear(BaseModel):
@@ -50,10 +56,24 @@ class Plan(Policy):
 
     Arguments:
         gears: Plans with rising budgets; the runtime is told which one to follow.
+        watch: What a guard looks at, by gear and computed step after the first; None where it has nothing.
     """
 
     type: Literal["plan"] = "plan"
     gears: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
+    watch: Watch | None = None
+
+    @model_validator(mode="after")
+    def _watches_its_gears(self) -> Self:
+        if self.watch is not None:
+            steps = [len(gear.compute) for gear in self.gears]
+            if len(self.watch) != len(steps) or any(
+                len(looks) >= most for looks, most in zip(self.watch, steps, strict=True)
+            ):
+                raise ValueError("there is at most one look for each computed step after a gear's first")
+            if any(look.depth > k + 2 for looks in self.watch for k, look in enumerate(looks)):
+                raise ValueError("a look weighs more outputs than are computed by then")
+        return self
 
     @classmethod
     def of(cls, steps: Sequence[int], times: tuple[float, ...]) -> Self:

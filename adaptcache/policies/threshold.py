@@ -93,7 +93,7 @@ class Threshold(Policy):
         state.total = state.total + score if self.accumulates else score
         if self.forced(step):
             return True
-        value = worst(state.total)
+        value = worst(state.total, step.groups)
         return value > self.threshold if self.inclusive else value >= self.threshold
 
     def observe(self, state: Trail, step: Step, output: Tensor) -> None:

@@ -46,8 +46,9 @@ class Uniform(Policy):
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
-        """Returns the interval that comes nearest to the budget."""
+        """Returns the interval that comes nearest to the budget, or the warm-up if the interval is given."""
         from ..methods.replay import calls_of
 
-        made = [cls(interval=interval, **knobs) for interval in range(1, profile.steps + 1)]
+        free = "warm_up" if "interval" in knobs else "interval"
+        made = [cls(**{free: value}, **knobs) for value in range(1, profile.steps + 1)]
         return min(made, key=lambda policy: abs(calls_of(policy, profile) - budget * profile.steps))

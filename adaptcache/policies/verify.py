@@ -60,7 +60,7 @@ class Verify(Policy):
             return True
         progress = step.index / max(len(step.times) - 1, 1)
         allowed = max(self.least, self.threshold * self.decay**progress)
-        return error is not None and worst(error) > allowed
+        return error is not None and worst(error, step.groups) > allowed
 
     def verify(self, state: Doubt, step: Step, found: Tensor, expected: Tensor) -> None:
         state.error = relative_change(expected, found)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -91,6 +92,27 @@ class Preset(BaseModel):
             raise ValueError(f"{path} cannot be read as a preset: {error.strerror}") from error
         except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested too deeply
             raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+    def called_with(self, settings: Sequence[str]) -> Self:
+        """Returns the preset with other arguments of the pipeline's call.
+
+        Arguments:
+            settings: Words like "height=768": numbers, true, false, lists and quoted text as in TOML,
+                anything else is text.
+
+        Raises:
+            ValueError: One of them is not NAME=VALUE, or sets what adaptcache sets itself.
+        """
+        call = dict(self.call)
+        for words in settings:
+            name, equals, value = words.partition("=")
+            if not (equals and name.isidentifier()):
+                raise ValueError(f"--set takes NAME=VALUE, say height=768; got {words[:80]!r}")
+            try:
+                call[name] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                call[name] = value
+        return type(self).model_validate({**self.model_dump(), "call": self._leaves_ours(call)})
 
     @property
     def folder(self) -> Path | None:

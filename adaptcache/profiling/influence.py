@@ -13,6 +13,7 @@ from torch import Tensor
 from ..call import Call, Prompt
 from ..clock import Step
 from ..gate import Gate, Update
+from ..ranks import ALONE, Ranks
 from .profile import Profile
 from .record import Progress, Trajectory, twin
 
@@ -69,9 +70,10 @@ def with_influence(
     call: Call,
     prompts: Sequence[Prompt],
     profile: Profile,
-    run: Trajectory,
+    run: Trajectory | None,
     *,
     kept: Parts | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = lambda done: None,
 ) -> Profile:
     """Measures the influence of each step on one batch: N - 1 runs of half the length on average.
@@ -81,26 +83,54 @@ def with_influence(
         call: How to call it.
         prompts: A few prompts of the profile, in one batch.
         profile: The profile to complete.
-        run: Their reference trajectory.
+        run: Their reference trajectory; only rank 0 needs it.
         kept: Where values are kept as they are measured, and taken from when all is done again.
+        ranks: Who shares the runs.
         progress: Told the number of steps done after each run.
 
     Returns:
         The profile with an influence of shape (1, N). Step 0 is always computed and has the largest.
     """
-    own, values = twin(pipe), kept.load_influence(profile.steps) if kept else [0.0]
-    for at in range(len(values), profile.steps):
-        nudge = Nudge(at, run)
+    own, reference = twin(pipe), shared(run, ranks)
+    known: dict[int, float] = {}
+    for found in ranks.exchange(kept.load_influence() if kept else {}):
+        known |= found
+    missing = [at for at in range(1, profile.steps) if at not in known]
+
+    def work(number: int) -> float:
+        nudge = Nudge(missing[number], reference)
         gate = Gate(own, nudge).open()
         try:
             call(own, prompts)
         finally:
             gate.close()
-        value = nudge.final / max(nudge.error, LEAST)
-        # A forecast that makes the run overflow is as bad as any that was seen.
-        values.append(value if math.isfinite(value) else max(values))
+        known[missing[number]] = nudge.final / max(nudge.error, LEAST)
         if kept:
-            kept.save_influence(values)
-        progress(at)
+            kept.save_influence(known)
+        return known[missing[number]]
+
+    before = profile.steps - 1 - len(missing)
+    measured = ranks.each(len(missing), work, lambda done: progress(before + done))
+    known |= dict(zip(missing, measured, strict=True))
+    values = [0.0]
+    for at in range(1, profile.steps):
+        # A forecast that makes the run overflow is as bad as any that was seen.
+        values.append(known[at] if math.isfinite(known[at]) else max(values))
     values[0] = max(values)
     return replace(profile, influence=np.array([values]))
+
+
+def shared(run: Trajectory | None, ranks: Ranks) -> Trajectory:
+    """Returns what a nudge needs of the trajectory that rank 0 has, on all ranks; a tensor at a time."""
+    if ranks.size == 1:
+        assert run is not None
+        return run
+    times, tracks = ranks.first((run.times, len(run.u)) if run else ((), 0))
+
+    def value(kind: str, track: int, at: int) -> Tensor:
+        found: Tensor | None = ranks.first(getattr(run, kind)[track][at] if run else None)
+        assert found is not None
+        return found
+
+    u = [[value("u", track, at) for at in range(len(times))] for track in range(tracks)]
+    return Trajectory(times, u, y=[[value("y", track, -1)] for track in range(tracks)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,15 @@ Rows = list[dict[str, np.ndarray]]
 
 
 class Parts:
-    """The finished parts of one profile, in a folder. Files that are not whole are measured again."""
+    """The finished parts of one profile, in a folder. Files that are not whole are measured again.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Arguments:
+        folder: Where they are; ranks may share it, or have one each.
+        rank: Who writes: each rank has a file of its own for the influence.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
 
     def load(self, number: int) -> tuple[Trajectory, Rows] | None:
         """Returns the trajectory of a batch and the statistics of its samples, or None."""
@@ -50,26 +55,28 @@ class Parts:
         tensors["times"] = torch.tensor(run.times, dtype=torch.float64)
         write_atomically(self._batch(number), save(tensors))
 
-    def runs(self, prompts: int) -> list[Trajectory] | None:
-        """Returns the trajectories of all batches, or None where some of the prompts' are missing."""
+    def runs(self, numbers: Iterable[int]) -> list[Trajectory] | None:
+        """Returns the trajectories of the batches with these numbers, or None where one is missing."""
         runs: list[Trajectory] = []
-        while prompts > 0 and (found := self.load(len(runs))):
+        for number in numbers:
+            if (found := self.load(number)) is None:
+                return None
             runs.append(found[0])
-            prompts -= len(found[1])
-        return runs if prompts == 0 else None
+        return runs
 
-    def load_influence(self, steps: int) -> list[float]:
-        """Returns the influence of the first steps, as far as it was measured; at most of N steps."""
-        try:
-            values = json.loads((self.folder / "influence.json").read_text())
-            known = [float(value) for value in values]
-        except (OSError, ValueError, TypeError):
-            return [0.0]
-        return known[:steps] if known and all(map(math.isfinite, known)) else [0.0]
+    def load_influence(self) -> dict[int, float]:
+        """Returns the influence of each step that was measured so far, by any rank that wrote here."""
+        known: dict[int, float] = {}
+        for path in sorted(self.folder.glob("influence-*.json")):
+            try:
+                known |= {int(step): float(value) for step, value in json.loads(path.read_text()).items()}
+            except (OSError, ValueError, TypeError, AttributeError):
+                continue
+        return known
 
-    def save_influence(self, values: list[float]) -> None:
-        """Keeps the influence of the first steps, to the last bit."""
-        write_atomically(self.folder / "influence.json", json.dumps(values).encode())
+    def save_influence(self, values: dict[int, float]) -> None:
+        """Keeps the influence of steps, to the last bit."""
+        write_atomically(self.folder / f"influence-{self.rank:05d}.json", json.dumps(values).encode())
 
     def _batch(self, number: int) -> Path:
         return self.folder / f"batch-{number:05d}.safetensors"

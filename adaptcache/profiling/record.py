@@ -14,6 +14,7 @@ from torch import Tensor
 from ..call import Call, Prompt
 from ..clock import Step
 from ..gate import Gate, Update
+from ..ranks import ALONE, Ranks
 from .profile import Profile
 from .statistics import check_finite, statistics
 from .teacher import refined
@@ -119,6 +120,7 @@ def record(
     batch_size: int = 1,
     finer: int = 1,
     kept: Parts | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = lambda done: None,
 ) -> tuple[Profile, list[Trajectory]]:
     """Runs the pipeline in full and measures how its outputs change from step to step.
@@ -130,33 +132,38 @@ def record(
         batch_size: How many prompts a run has.
         finer: Steps of the reference in each step of the grid: above 1 it is a finer teacher.
         kept: Where batches are kept as they finish, and taken from when all is done again.
+        ranks: Who shares the batches.
         progress: Told the number of prompts done after each run.
 
     Returns:
-        The profile (without influence), and the trajectories, one a batch.
+        The profile of all prompts (without influence), and the trajectories of this rank's batches.
     """
     own = twin(pipe)
     own.scheduler = refined(own.scheduler, finer)
     runs: list[Trajectory] = []
-    rows: list[dict[str, np.ndarray]] = []
-    for number, (first, batch) in enumerate(batches(prompts, batch_size)):
+    jobs = list(batches(prompts, batch_size))
+
+    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]]]:
+        first, batch = jobs[number]
         found = kept.load(number) if kept else None
         if found is None:
             run = full_run(own, call, batch, first, finer)
             found = run, statistics(run, len(batch), first)
             if kept:
                 kept.save(number, *found)
-        run, known = found
-        if runs and runs[0].times != run.times:
+        runs.append(found[0])
+        return found[0].times, found[1]
+
+    done = ranks.each(len(jobs), work, lambda done: progress(min(done * batch_size, len(prompts))))
+    for (first, _), (grid, _) in zip(jobs, done, strict=True):
+        if grid != done[0][0]:
             raise ValueError(
-                f"prompt {first} runs on another grid ({len(run.times)} steps) than prompt 0 "
-                f"({len(runs[0].times)}): calibrate with one size and one number of steps"
+                f"prompt {first} runs on another grid ({len(grid)} steps) than prompt 0 "
+                f"({len(done[0][0])}): calibrate with one size and one number of steps"
             )
-        runs.append(run)
-        rows += known
-        progress(first + len(batch))
+    rows = [row for _, known in done for row in known]
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    times = np.array(runs[0].times)
+    times = np.array(done[0][0])
     return Profile(times=times, influence=np.zeros((0, len(times))), **arrays), runs
 
 

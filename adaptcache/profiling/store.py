@@ -21,11 +21,10 @@ from ..files import write_atomically
 from ..provenance.fingerprint import weights_hash
 from .parts import Parts
 from .profile import Profile
-from .record import Trajectory
 
 __all__ = ["Store", "content_key"]
 
-LAYOUT = 3  # raise it when what is stored changes
+LAYOUT = 4  # raise it when what is stored changes
 
 
 def content_key(pipe: Any, call: Call, *more: Any) -> str:
@@ -33,7 +32,9 @@ def content_key(pipe: Any, call: Call, *more: Any) -> str:
     modules = {
         n: weights_hash([part]) for n, part in sorted(pipe.components.items()) if isinstance(part, nn.Module)
     }
-    scheduler = [type(pipe.scheduler).__name__, sorted(pipe.scheduler.config.items())]
+    # Names with an underscore are notes of diffusers', one of them in an order that changes by process.
+    settings = sorted(item for item in pipe.scheduler.config.items() if not item[0].startswith("_"))
+    scheduler = [type(pipe.scheduler).__name__, settings]
     parts = [
         LAYOUT,
         torch.__version__,
@@ -72,36 +73,34 @@ class Store:
         home = os.environ.get("ADAPTCACHE_HOME") or Path.home() / ".cache" / "adaptcache"
         self.folder = Path(folder or home)
 
-    def parts(self, key: str) -> Parts:
-        """Returns what is done of the profile of a key, to be added to."""
-        return Parts(self.folder / key)
+    def parts(self, key: str, rank: int = 0) -> Parts:
+        """Returns what is done of the profile of a key, to be added to by a rank."""
+        return Parts(self.folder / key, rank)
 
-    def load_runs(self, key: str) -> tuple[Profile, list[Trajectory]] | None:
-        """Returns the profile and the trajectories of a key, or None."""
+    def load_profile(self, key: str) -> Profile | None:
+        """Returns the profile of a key, or None."""
         try:
-            profile = Profile.load(self.folder / key / "profile.safetensors")
+            return Profile.load(self.folder / key / "profile.safetensors")
         except ValueError:
             return None  # not there, or not whole: it is measured again
-        runs = self.parts(key).runs(len(profile.gram))
-        return (profile, runs) if runs else None
 
     def save_profile(self, key: str, profile: Profile) -> None:
         """Keeps the profile that the parts of a key add up to."""
         profile.save(self.folder / key / "profile.safetensors")
 
-    def load_images(self, key: str) -> list[np.ndarray] | None:
-        """Returns the decoded outputs of a key, or None."""
+    def load_images(self, key: str, number: int = 0) -> list[np.ndarray] | None:
+        """Returns the decoded outputs of a batch, or None."""
         try:
-            arrays = load_arrays(self.folder / key / "images.safetensors")
+            arrays = load_arrays(self.folder / key / f"images-{number:05d}.safetensors")
         except (OSError, SafetensorError):
             return None
         return [arrays[name] for name in sorted(arrays)]
 
-    def save_images(self, key: str, images: Sequence[np.ndarray]) -> None:
-        """Keeps decoded outputs."""
+    def save_images(self, key: str, images: Sequence[np.ndarray], number: int = 0) -> None:
+        """Keeps the decoded outputs of a batch."""
         # Contiguous, as safetensors writes the memory and not the values.
         arrays = {f"{k:05d}": np.ascontiguousarray(image) for k, image in enumerate(images)}
-        write_atomically(self.folder / key / "images.safetensors", save_arrays(arrays))
+        write_atomically(self.folder / key / f"images-{number:05d}.safetensors", save_arrays(arrays))
 
 
 def described(value: Any) -> Any:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..agreement import sharded
 from ..files import dump_json
 from ..forecasts.matched import Matched
 from ..gate.watch import denoisers_of
@@ -13,7 +14,7 @@ from ..schedule import Schedule
 from .findings import Finding, Grade
 from .fingerprint import checkpoint_of, fingerprint, provenance
 
-__all__ = ["graded"]
+__all__ = ["graded", "graded_call", "other_cache"]
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "image_guidance_scale")
 SIZE = ("height", "width", "num_frames", "audio_end_in_s")
@@ -42,11 +43,48 @@ def graded(
         The differences, worst first; none where all is as it was.
     """
     found = [*_denoiser(schedule, pipe), *_pipeline(schedule, pipe), *_scheduler(schedule, pipe)]
+    found += _other_cache(pipe)
     if call is not None:
         found += _call(schedule, pipe, call)
     if steps is not None and len(schedule.grid.times) not in (0, steps):
         found.append(Finding("steps", *_anew(schedule, f"{len(schedule.grid.times)} steps", f"{steps}")))
     return sorted(found, key=lambda finding: -finding.grade)
+
+
+def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> list[Finding]:
+    """Returns what in one call of an attached pipeline nobody measured; steps are looked at when it runs.
+
+    Arguments:
+        schedule: The schedule.
+        pipe: The pipeline.
+        arguments: What it is called with, by name; sizes that are left to the pipeline are not compared.
+    """
+    made = schedule.made.get("call") or {}
+    chosen = {name for name in SIZE if arguments.get(name) is not None and made.get(name) is not None}
+    given = {name: value for name, value in arguments.items() if name not in SIZE or name in chosen}
+    sizes = {name: made[name] for name in SIZE if name in made and name not in chosen}
+    found = [*_other_cache(pipe), *_call(schedule, pipe, {**given, **sizes})]
+    return [finding for finding in found if finding.grade >= Grade.WARNED]
+
+
+def other_cache(pipe: Any) -> str:
+    """Returns the name of a cache of diffusers or cache-dit that is on in a denoiser; "" where none is."""
+    for denoiser in denoisers_of(pipe):
+        module = getattr(denoiser, "_orig_mod", denoiser)
+        if (config := getattr(module, "_cache_config", None)) is not None:
+            return type(config).__name__.removesuffix("Config")
+        if getattr(module, "_is_cached", False):
+            return "cache-dit"
+    return ""
+
+
+def _other_cache(pipe: Any) -> Iterator[Finding]:
+    if name := other_cache(pipe):
+        says = (
+            f"would run on top of {name}, which skips on its own at the steps that are computed and does not "
+            "see the others: nobody measured that; turn one of the two off"
+        )
+        yield Finding("cache", Grade.WARNED, says)
 
 
 def _denoiser(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
@@ -66,8 +104,8 @@ def _denoiser(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
 
 def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
     here, made = provenance(pipe), schedule.made
-    if any(parameter.is_meta for part in denoisers_of(pipe) for parameter in part.parameters()):
-        return Finding("weights", Grade.FINE, "cannot be compared with weights that are offloaded")
+    if any(weight.is_meta or sharded(weight) for part in denoisers_of(pipe) for weight in part.parameters()):
+        return Finding("weights", Grade.FINE, "cannot be compared with weights that are offloaded or sharded")
     loras = made.get("loras", [])
     if here["loras"] != loras:
         names = " and ".join(", ".join(names) or "none" for names in (loras, here["loras"]))

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..agreement import sharded
+from ..errors import AttachError
 from ..gate.watch import denoisers_of
 from ..schedule import Denoiser
 
@@ -25,15 +27,26 @@ def fingerprint(pipe: Any) -> Denoiser:
     modules = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe)]
     config = hashlib.sha256()
     for module in modules:
-        settings: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        if not isinstance(settings := getattr(module, "config", None), Mapping):
+            raise AttachError(
+                f"{type(module).__name__} has no config, so it is no denoiser of diffusers: "
+                "unwrap it (.module), and wrap pipelines instead"
+            )
         known = {key: value for key, value in settings.items() if not key.startswith("_")}
         config.update(json.dumps(known, sort_keys=True, default=str).encode())
     return Denoiser(
-        class_name=type(modules[0]).__name__,
+        class_name=_class_name(modules[0]),
         config_hash=config.hexdigest()[:16],
         weights_hash=weights_hash(modules),
         checkpoint=checkpoint_of(pipe),
     )
+
+
+def _class_name(module: nn.Module) -> str:
+    """Returns the name of a module's class, as it was before FSDP made a subclass of it."""
+    kinds = type(module).__mro__
+    own = [kind for kind in kinds if not any(base.__name__ == "FSDPModule" for base in kind.__mro__)]
+    return own[0].__name__
 
 
 def provenance(pipe: Any) -> dict[str, Any]:
@@ -60,6 +73,8 @@ def weights_hash(modules: Sequence[nn.Module]) -> str:
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            if sharded(tensor):  # to look at it, all processes would have to
+                continue
             flat = tensor.detach().flatten()
             few = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
             if not few.is_meta:  # offloaded: the values are elsewhere

@@ -13,14 +13,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..clock import Step
 from ..errors import AttachError
 from ..forecasts.history import History
 from ..gate import Gate
-from ..gate.watch import Guard
+from ..policies import Policy
 from ..schedule import Rule
+from .course import Course
 from .models import IMAGE, model_of
 from .sentry import Sentry
 from .streams import Pass, Streams, added, as_returned, returned, streams_of
@@ -29,56 +30,58 @@ __all__ = ["Blocks"]
 
 
 class Blocks:
-    """Skips the blocks of one denoiser by a rule.
+    """Skips a group of neighbouring blocks of one denoiser by a rule: all, or those in the middle.
 
     One decision a step, made at its first branch: the others follow. A branch that was never computed is.
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
-        if Guard.compiled(denoiser):
-            raise AttachError(
-                f"this {type(denoiser).__name__} is compiled as a whole: nothing can be skipped inside of "
-                "a graph; compile its blocks (compile_repeated_blocks), or use the site 'step'"
-            )
-        self.gate, self.rule, self.model = gate, rule, model_of(denoiser)
+        self.denoiser, self.gate, self.rule, self.model = denoiser, gate, rule, model_of(denoiser)
         self.blocks: list[nn.Module] = [b for name in self.model.blocks for b in getattr(denoiser, name)]
-        self.first, self.last = rule.head, len(self.blocks) - 1 - rule.tail
+        count = len(self.blocks)
+        low, high = rule.span or (0.0, 1.0)
+        self.first, self.last = rule.head or round(low * count), (round(high * count) - rule.tail) - 1
         if self.last < self.first:
-            raise AttachError(
-                f"{rule.head} + {rule.tail} of {len(self.blocks)} blocks always run: nothing is left to skip"
-            )
-        self.gear = 0
-        self.state: Any = None
-        self.now: Pass | None = None
-        self.seen: tuple[Step, Tensor] | None = None  # of the first step, where it came before `begin`
-        self.past: tuple[int, ...] = ()
+            kept = f"{rule.head} + {rule.tail} of {count} blocks always run"
+            kept = f"the span {rule.span} has none of {count} blocks" if rule.span else kept
+            raise AttachError(f"{kept}: nothing is left to skip")
+        # Some policies check a skip by what blocks after it make of the forecast.
+        self.verifies = rule.tail > 0 and type(rule.policy).verify is not Policy.verify
+        numbers = set(range(self.first, self.last + 1))
+        numbers |= {self.last + 1, count - 1} if self.verifies else set()
+        self.numbers = sorted(numbers | ({0} if rule.signal == "residual" else set()))
+        self.course = Course(rule)
         self.end()
         self.arity: dict[int, int] = {}  # how many tensors a block returns; 0: one, not in a tuple
 
     def stand(self, undo: ExitStack) -> None:
         """Stands before the blocks, until `undo` is closed."""
-        if any(Sentry.of(block) for block in self.blocks):
-            raise AttachError("the blocks of this denoiser are attached already; close() that handle first")
-        for number, block in enumerate(self.blocks):
-            Sentry(block, partial(self.call, number)).stand(undo)
+        for number in self.numbers:
+            Sentry(self.blocks[number], partial(self.call, number), self.gate).stand(undo)
+
+    def compiled(self) -> str:
+        """Returns the name of what is compiled around the blocks, or nothing."""
+        return type(self.denoiser).__name__ if Sentry.compiled(self.denoiser) else ""
 
     def begin(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
         """A run has started; its first step may have gone through the blocks already."""
-        self.rule, self.gear, self.state = rule, gear, rule.policy.init(times)
-        if self.seen is not None:
-            self.rule.policy.observe(self.state, *self.seen)
+        self.rule = rule
+        self.course.begin(rule, times, gear)
 
     def end(self) -> None:
         """Lets go of tensors."""
         forecast = self.rule.forecast
-        self.history, self.past = History(forecast.depth, forecast.keeps_latents), ()
-        self.state, self.now, self.seen = None, None, None
+        self.course.end()
+        self.history = History(forecast.depth, forecast.keeps_latents)
+        self.past: dict[int, tuple[int, ...]] = {}  # by branch: one may begin late
+        self.shapes: dict[int, torch.Size] = {}
+        self.now: Pass | None = None
 
     def call(
         self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         """A block was called."""
-        if number == 0:
+        if number == self.numbers[0]:
             here = self.gate.here()
             streams = streams_of(self.model, block, args, kwargs)
             self.now = None if here is None else Pass(here[0], here[1], streams)
@@ -97,25 +100,27 @@ class Blocks:
         self.arity[number] = len(output) if isinstance(output, tuple) else 0
         if number == self.last:
             self.learn(now, returned(self.model, output))
-        if number == len(self.blocks) - 1 and self.rule.tail:
+        if self.verifies and number == len(self.blocks) - 1:
             self.check(now, added(now.tail, returned(self.model, output))[IMAGE])
         return output
 
     def computes(self, now: Pass, block: nn.Module, args: Any, kwargs: Any) -> bool:
         """Whether the site is computed in this call of the denoiser."""
-        index, first = now.step.index, now.branch == 0
-        if first:
-            signal = self.signal(now, block, args, kwargs)
-            self.step = replace(now.step, past=self.past, gear=self.gear, x=signal)
-            self.step = replace(now.step, past=self.past, gear=self.gear, x=signal)
-            # The first step has no past, and an expert that takes over in the middle has none of its own.
-            self.computed = not self.past or self.rule.policy.compute(self.state, self.step)
-            if self.computed:
-                self.past = (index, *self.past)
-        now.step = self.step
-        line = self.history.lines.get((now.branch, IMAGE))
-        known = line is not None and bool(line.past) and line.past[0].shape == now.entered[IMAGE].shape
-        return self.computed or not known
+        index = now.step.index
+        says = self.course.decide(now.step, now.branch, lambda: self.signal(now, block, args, kwargs))
+        assert self.course.step is not None
+        now.step = replace(self.course.step, past=self.past.get(now.branch, ()))
+        shape = now.entered[IMAGE].shape
+        known = (now.branch, IMAGE) in self.history.lines and self.shapes.get(now.branch) == shape
+        if not known:  # or the batch has another size now
+            for name in now.entered:
+                self.history.drop((now.branch, name))
+            self.history.drop((now.branch, "tail"))
+            now.step = replace(now.step, past=())
+        if says or not known:
+            self.shapes[now.branch] = shape
+            self.past[now.branch] = (index, *now.step.past)
+        return says or not known
 
     def signal(self, now: Pass, block: nn.Module, args: Any, kwargs: Any) -> Tensor | None:
         """Returns what the policy reads."""
@@ -145,16 +150,14 @@ class Blocks:
 
     def learn(self, now: Pass, output: Streams) -> None:
         """Notes what the site added."""
-        residuals = added(now.entered, output)
-        for name, residual in residuals.items():
+        found = output if self.rule.output else added(now.entered, output)
+        for name, residual in found.items():
             key = (now.branch, name)
             if key not in self.history.lines:
                 self.history.enter(key, now.entered[name])
             self.history.keep(key, now.entered[name], residual, now.step.x)
-        if now.branch == 0 and now.step.index == 0 and not now.step.times:
-            self.seen = now.step, residuals[IMAGE]
-        elif now.branch == 0:
-            self.rule.policy.observe(self.state, now.step, residuals[IMAGE])
+        if now.branch == 0:
+            self.course.observe(found[IMAGE])
 
     def forecast(self, now: Pass, through: Streams) -> Streams:
         """Returns what leaves the site: what went through it, and the forecast of what it adds."""
@@ -166,7 +169,9 @@ class Blocks:
                 known = self.history.known(key, now.entered[name], now.step.x)
                 extra = self.rule.forecast.combine(known, now.step)
                 before = value.shape[1] - extra.shape[1] if value.ndim == 3 else 0
-                if before:  # text and image in one sequence: the image comes last
+                if self.rule.output:
+                    leaving[name] = extra
+                elif before:  # text and image in one sequence: the image comes last
                     leaving[name] = value.clone()
                     leaving[name][:, before:] += extra
                 else:
@@ -182,4 +187,6 @@ class Blocks:
             self.history.keep(key, now.tail[IMAGE], found, now.step.x)
         elif now.branch == 0:
             known = self.history.known(key, now.tail[IMAGE], now.step.x)
-            self.rule.policy.verify(self.state, now.step, found, self.rule.forecast.combine(known, now.step))
+            self.rule.policy.verify(
+                self.course.state, now.step, found, self.rule.forecast.combine(known, now.step)
+            )

@@ -1,7 +1,8 @@
-"""What is known of denoiser classes, as data; only the site `blocks` needs it."""
+"""What is known of denoiser classes and their layers, as data; the site `step` needs none of it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from ..errors import AttachError
 
-__all__ = ["MODELS", "Model", "model_of"]
+__all__ = ["LAYERS", "MODELS", "Model", "layers_of", "model_of"]
 
 IMAGE, TEXT = "hidden_states", "encoder_hidden_states"
 
@@ -69,3 +70,45 @@ def model_of(denoiser: nn.Module) -> Model:
         "'step', which needs no knowledge, or add a line to adaptcache.sites.models "
         f"(known: {', '.join(MODELS)})"
     )
+
+
+# Layers are found by what diffusers' own PyramidAttentionBroadcastConfig goes by: the names of the lists
+# their blocks are in, the classes of attention, and `is_cross_attention`, where a class has it.
+IN_BLOCKS = re.compile(r"(^|[._])(blocks|layers)\.")
+TEMPORAL = re.compile(r"temporal_transformer_blocks|motion_modules")
+ATTENTION = {"Attention", "MochiAttention", "AttentionModuleMixin"}
+CROSS_NAME = re.compile(r"(^|\.)(\w*attn2|cross_attn|\w+_to_\w+_attn)$")
+MLP_NAME = re.compile(r"(^|\.)((img_|txt_|audio_|proj_)?(ff|ffn|mlp)|ff_(context|i|t)|feed_forward)$")
+
+LAYERS = {
+    "attention": "self-attention, in space where there is one in time too",
+    "temporal-attention": "self-attention in time",
+    "cross-attention": "attention to the text",
+    "mlp": "feed-forward",
+}
+
+
+def layer_type(name: str, module: nn.Module) -> str | None:
+    """Returns which of LAYERS a module of a denoiser is, by its name and class; None if it is none."""
+    if not IN_BLOCKS.search(name):
+        return None
+    if any(kind.__name__ in ATTENTION for kind in type(module).__mro__):
+        cross = getattr(module, "is_cross_attention", None)
+        if cross or (cross is None and CROSS_NAME.search(name)):
+            return "cross-attention"
+        return "temporal-attention" if TEMPORAL.search(name) else "attention"
+    return "mlp" if MLP_NAME.search(name) else None
+
+
+def layers_of(denoiser: nn.Module, site: str) -> dict[str, nn.Module]:
+    """Returns the layers of a type by name, in the order they are defined; none within another layer."""
+    found: dict[str, nn.Module] = {}
+    within = "\0"
+    for name, module in denoiser.named_modules():
+        if name.startswith(within):
+            continue
+        if kind := layer_type(name, module):
+            within = f"{name}."
+            if kind == site:
+                found[name] = module
+    return found

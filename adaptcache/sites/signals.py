@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..agreement import Groups, highest
+
 __all__ = ["Signal", "entering", "relative_change", "worst"]
 
 # "none": nothing, so nothing is paid; "input": what enters the site; "modulated": that, after the first
@@ -38,10 +40,15 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
     return (new - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)
 
 
-def worst(values: Tensor) -> float:
+def worst(values: Tensor, groups: Groups) -> float:
     """Returns the largest value of a batch: the one number a decision reads from the device.
 
-    The sample that changes most decides for its batch: quality before speed. Not-a-number counts as
-    infinite, so that a broken run is computed and not forecast.
+    The sample that changes most decides for its batch, and for those of all ranks that run the denoiser
+    together: quality before speed. Not-a-number counts as infinite, so that a broken run is computed and
+    not forecast.
+
+    Arguments:
+        values: With any shape.
+        groups: `step.groups`.
     """
-    return float(values.max().nan_to_num(nan=float("inf")))
+    return float(highest(values.max().float().nan_to_num(nan=float("inf")), groups))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...call import Call, Prompt
+from ...gate import Gate
 from ...gate.watch import denoisers_of
+from ..meter import Meter
 from ..work import blocks_of
+
+if TYPE_CHECKING:
+    from ...profiling.profile import Profile
 
 __all__ = ["Case", "Knobs", "Peer", "Ready"]
 
@@ -28,6 +34,7 @@ class Case:
         calls: The budgets, in denoiser calls.
         prompts: Calibration prompts, for peers that are calibrated.
         plans: The numbers of the steps our schedules compute, by calls.
+        measured: The profile of the calibration prompts, for peers that are `profiled`.
     """
 
     pipe: Any
@@ -35,11 +42,28 @@ class Case:
     calls: tuple[int, ...]
     prompts: Sequence[Prompt]
     plans: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    measured: Profile | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """The profile of the calibration prompts."""
+        assert self.measured is not None, "only for peers that say they are profiled"
+        return self.measured
 
     @property
     def blocks(self) -> int:
         """How many blocks a denoiser call has."""
         return len(blocks_of(denoisers_of(self.pipe)[0]))
+
+    @functools.cached_property
+    def branches(self) -> int:
+        """How many denoiser calls a step has: 2 where guidance calls it twice."""
+        gate = Gate(self.pipe, Meter()).open()
+        try:
+            replace(self.call, steps=2)(self.pipe, self.prompts[:1])
+        finally:
+            gate.close()
+        return max(map(len, gate.calls))
 
 
 @dataclass(frozen=True)
@@ -56,11 +80,24 @@ class Ready:
 
 
 class Peer(ABC):
-    """A method with knobs. It is told apart by `name`; `needs` is the package it comes from."""
+    """A method with knobs.
+
+    Arguments:
+        name: What tells it apart.
+        about: What it is.
+        needs: The package it comes from.
+        alone: Whether it decides during the run: then each prompt is a run of its own, as a batch would be
+            decided for by its worst prompt, or by its mean.
+        fine: A knob with which the calls fall; between two settings on both sides of a budget more are tried.
+        profiled: Whether it is fitted to a profile.
+    """
 
     name: ClassVar[str]
     about: ClassVar[str]
     needs: ClassVar[str] = "diffusers"
+    alone: ClassVar[bool] = False
+    fine: ClassVar[str] = ""
+    profiled: ClassVar[bool] = False
 
     def missing(self, case: Case) -> str | None:
         """Returns why the method cannot run here, or None."""

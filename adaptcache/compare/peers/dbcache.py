@@ -1,4 +1,4 @@
-"""cache-dit: DBCache, with TaylorSeer, and by a fixed mask of steps."""
+"""cache-dit: DBCache, with its forecasts (TaylorSeer, FoCa, DMD), and by a fixed mask of steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
 from .base import Case, Knobs, Peer, Ready
 
-__all__ = ["DBCache", "DBCacheTaylor", "StaticMask"]
+__all__ = ["DBCache", "DBCacheDmd", "DBCacheFoca", "DBCacheTaylor", "StaticMask"]
 
-THRESHOLDS = (0.02, 0.04, 0.08, 0.14, 0.24, 0.4, 0.7, 1.2)
+THRESHOLDS = (0.03, 0.08, 0.2, 0.5, 1.2)
 WARMUPS = (1, 3)
 
 
@@ -21,6 +22,9 @@ class DBCache(Peer):
     name = "DBCache"
     about = "cache-dit; decides for each prompt"
     needs = "cache-dit"
+    alone = True
+    fine = "residual_diff_threshold"
+    forecast: ClassVar[str] = ""  # what cache-dit calls a calibrator
 
     def settings(self, case: Case) -> list[Knobs]:
         return [
@@ -32,13 +36,17 @@ class DBCache(Peer):
     def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
         import cache_dit
 
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)  # it tells of every block it hooks
+        for logger in [
+            name for name in logging.root.manager.loggerDict if name.lower().startswith("cache_dit")
+        ]:
+            logging.getLogger(logger).setLevel(logging.ERROR)  # it tells of every block it hooks
         own = dict(knobs)
-        order = own.pop("taylorseer_order", None)
-        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+        order = own.pop("taylorseer_order", 0)
+        calibrator = forecast_of("taylorseer" if order else self.forecast, order)
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps, **own
-        )
+            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps,
+            enable_separate_cfg=case.branches > 1, **own,
+        )  # fmt: skip
         cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
         try:
             yield Ready(case.call)
@@ -46,14 +54,41 @@ class DBCache(Peer):
             cache_dit.disable_cache(case.pipe)
 
 
+def forecast_of(name: str, order: int) -> Any:
+    """Returns the configuration of one of cache-dit's forecasts; None reuses."""
+    import cache_dit
+
+    match name:
+        case "taylorseer":
+            return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order)
+        case "foca":
+            return cache_dit.FoCaCalibratorConfig()
+        case "dmd":
+            return cache_dit.DMDCalibratorConfig()
+    return None
+
+
 class DBCacheTaylor(DBCache):
     """DBCache that forecasts by a Taylor series instead of reusing."""
 
     name = "DBCache + TaylorSeer"
-    about = "cache-dit; decides for each prompt"
 
     def settings(self, case: Case) -> list[Knobs]:
         return [{**knobs, "taylorseer_order": 1} for knobs in super().settings(case)]
+
+
+class DBCacheFoca(DBCache):
+    """DBCache that forecasts by an ODE step, https://arxiv.org/abs/2508.16211"""
+
+    name = "DBCache + FoCa"
+    forecast = "foca"
+
+
+class DBCacheDmd(DBCache):
+    """DBCache that forecasts by dynamic modes: after four evenly spaced computed steps, before by Taylor."""
+
+    name = "DBCache + DMD"
+    forecast = "dmd"
 
 
 class StaticMask(DBCache):
@@ -61,6 +96,8 @@ class StaticMask(DBCache):
 
     name = "static mask"
     about = "cache-dit, fixed steps"
+    alone = False
+    fine = ""
 
     def settings(self, case: Case) -> list[Knobs]:
         steps, plans = case.call.steps, list[list[int]]()

@@ -11,7 +11,7 @@ from .magcache import cached
 
 __all__ = ["FirstBlock"]
 
-THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6, 1.0)
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 
 
 class FirstBlock(Peer):
@@ -19,6 +19,8 @@ class FirstBlock(Peer):
 
     name = "FirstBlockCache"
     about = "diffusers; decides for each prompt"
+    alone = True
+    fine = "threshold"
 
     def missing(self, case: Case) -> str | None:
         if not hasattr(denoisers_of(case.pipe)[0], "enable_cache"):

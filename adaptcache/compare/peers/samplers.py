@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import diffusers
 from torch import Tensor
 
 from ...clock import Step
 from ...gate import Update
+from ...presets.sampler import FLOW, sampler
 from .base import Case, Knobs, Peer, Ready
 
 __all__ = ["AdamsBashforth", "Dpm", "Fewer", "UniPC"]
-
-FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 class Fewer(Peer):
@@ -98,7 +95,7 @@ class Multistep(Peer):
     @contextmanager
     def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
         before = case.pipe.scheduler
-        case.pipe.scheduler = sampler(self.kind, before, knobs["solver_order"])
+        case.pipe.scheduler = sampler(self.kind, before, solver_order=knobs["solver_order"])
         try:
             yield Ready(replace(case.call, steps=knobs["steps"]))
         finally:
@@ -119,22 +116,3 @@ class Dpm(Multistep):
     name = "DPM++ 2M"
     about = "fewer steps, DPM-Solver++ of order 2"
     kind = "DPMSolverMultistepScheduler"
-
-
-def sampler(kind: str, before: Any, order: int) -> Any:
-    """Returns a sampler of another kind for the model and the noise levels of a pipeline's scheduler."""
-    base: Any = getattr(diffusers, kind)
-    if type(before).__name__ != FLOW:
-        return base.from_config(before.config, solver_order=order)
-    dynamic = bool(before.config.use_dynamic_shifting)
-
-    class Shifted(base):  # type: ignore[misc]
-        @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
-        def set_timesteps(self, *args: Any, mu: float | None = None, **kwargs: Any) -> None:
-            # Flux always hands over mu; these samplers want none where the shift is fixed
-            super().set_timesteps(*args, **({"mu": mu} if dynamic else {}), **kwargs)
-
-    Shifted.__name__ = base.__name__
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    shift = {"flow_shift": before.config.shift, "use_dynamic_shifting": dynamic}
-    return Shifted(solver_order=order, **flow, **shift)

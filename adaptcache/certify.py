@@ -1,0 +1,162 @@
+"""Says how sure a quality target is: Learn-then-Test with exact binomial bounds.
+
+A target is "at most 5 % of prompts fall below 35 dB, with 95 % confidence". Settings are tested in an order
+that is fixed before the held-out prompts are looked at, from the slowest to the fastest, and the first one
+that fails ends the tests. So the last one that passed is chosen at no price in confidence: a setting that
+misses the target passes in at most one of twenty draws of the prompts, however many are in the line.
+
+References:
+    | Learn then Test (Angelopoulos et al., 2021), https://arxiv.org/abs/2110.01052
+    | Clopper and Pearson, 1934, https://doi.org/10.1093/biomet/26.4.404
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from scipy.stats import beta
+
+__all__ = ["Certificate", "Claim", "certify", "prompts_needed", "upper_bound"]
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Certificate(BaseModel):
+    """What was tested on held-out prompts, and what came of it.
+
+    Arguments:
+        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
+        at_most: The share of prompts that may stay below it.
+        confidence: How sure the statement is.
+        prompts: The name of the prompt set.
+        n: How many held-out prompts were tested.
+        certified: The position of the fastest setting that passed, counted from the slowest (0); None where
+            not even the slowest did.
+        setting: What that setting is called; where none passed, the one that failed.
+        failures: How many of the prompts stay below the target in that setting.
+        upper: The upper bound of their share, at this confidence for that setting alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: FiniteFloat
+    at_most: Share
+    confidence: Share
+    prompts: Annotated[str, Field(max_length=4096)]
+    n: Annotated[int, Field(ge=1, le=2**53)]
+    certified: Annotated[int, Field(ge=0, le=4096)] | None = None
+    setting: Annotated[str, Field(max_length=200)]
+    failures: Annotated[int, Field(ge=0, le=2**53)]
+    upper: Annotated[float, Field(ge=0, le=1)]
+
+    @property
+    def sentence(self) -> str:
+        """What is known, and what is not covered, for people."""
+        claim = f"at most {100 * self.at_most:g} % of prompts fall below {self.target:g} dB"
+        tested = f"with {self.setting} {self.failures} of {self.n} did, of {self.prompts}"
+        sure = f"{100 * self.confidence:g} % confidence"
+        if self.certified is None:
+            return f"Not certified with {sure} that {claim}: {tested}."
+        return (
+            f"With {sure} {claim}: {tested}. This covers prompts drawn like these, with this checkpoint, "
+            "call and steps: no other kind of prompt, no other weights or LoRA, no other size or guidance."
+        )
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be shown: at most a share of prompts falls below a target.
+
+    Arguments:
+        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
+        at_most: The share of prompts that may stay below it.
+        confidence: How sure the statement has to be.
+    """
+
+    target: float
+    at_most: float = 0.05
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.target):
+            raise ValueError(f"the target must be a number of decibels, got {self.target}; say 35")
+        for name, value, say in (("at most", self.at_most, 0.05), ("confidence", self.confidence, 0.95)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
+
+    def check_enough(self, prompts: int) -> None:
+        """Raises where not even runs without a failure could show it."""
+        if prompts < (need := prompts_needed(self.at_most, self.confidence)):
+            claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.at_most:g} % fail"
+            raise ValueError(
+                f"{prompts} held-out prompts cannot show {claim}: {need} are the least; give more, or allow "
+                "a larger share (--at-most)"
+            )
+
+
+def upper_bound(failures: int, n: int, confidence: float) -> float:
+    """Returns the exact upper bound of a share (Clopper and Pearson), one-sided.
+
+    The true share lies above it in at most 1 - confidence of all draws of n prompts.
+    """
+    if not 0 <= failures <= n or n < 1:
+        raise ValueError(f"{failures} of {n} prompts cannot have failed")
+    return 1.0 if failures == n else float(beta.ppf(confidence, failures + 1, n - failures))
+
+
+def prompts_needed(at_most: float, confidence: float) -> int:
+    """Returns the least number of prompts that can certify a share, where none of them fails."""
+    # Rounded first: 1 - 0.95 is not 0.05 to the last bit, and the quotient may be a whole number.
+    return math.ceil(round(math.log(1 - confidence) / math.log(1 - at_most), 9))
+
+
+def certify(
+    values: ArrayLike,
+    target: float,
+    at_most: float = 0.05,
+    confidence: float = 0.95,
+    *,
+    settings: Sequence[str] = (),
+    prompts: str = "held-out prompts",
+) -> Certificate:
+    """Tests settings from the slowest to the fastest, and stops at the first that fails.
+
+    Arguments:
+        values: Decibels by setting and prompt, with shape (S, P). The settings' order, slow to fast, must
+            not come from these prompts, nor may anything have been fitted to them.
+        target: Decibels that a prompt should reach.
+        at_most: The share of prompts that may stay below.
+        confidence: How sure the statement has to be.
+        settings: What the settings are called: S names.
+        prompts: The name of the prompt set.
+
+    Raises:
+        ValueError: The claim cannot be tested, or values are missing or not numbers.
+    """
+    Claim(target, at_most, confidence)  # checks them
+    table = np.asarray(values, dtype=float)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(f"needs values with shape (settings, prompts), got {table.shape}")
+    if np.isnan(table).any():
+        raise ValueError("some of the values are not numbers: leave those prompts out, in all settings")
+    names = list(settings) or [f"setting {k}" for k in range(len(table))]
+    if len(names) != len(table):
+        raise ValueError(f"{len(names)} names for {len(table)} settings: give one each")
+    failures = (table < target).sum(axis=1)
+    bounds = [upper_bound(int(failed), table.shape[1], confidence) for failed in failures]
+    passed = next((k for k, bound in enumerate(bounds) if bound > at_most), len(bounds))
+    shown = max(passed - 1, 0)
+    return Certificate(
+        target=target, at_most=at_most, confidence=confidence, prompts=prompts, n=table.shape[1],
+        certified=passed - 1 if passed else None,
+        setting=names[shown], failures=int(failures[shown]), upper=bounds[shown],
+    )  # fmt: skip

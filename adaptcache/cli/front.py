@@ -1,0 +1,69 @@
+"""Fronts on the screen: a line a point, and the one that is picked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..files import check_writable
+from ..files.limits import parse_json, read_bytes
+from ..tuning.front import LARGEST, Front, is_front
+from .screen import out, print_json
+
+__all__ = ["describe_front", "holds_front", "show_front"]
+
+
+def holds_front(path: Path) -> bool:
+    """Whether a file says that it is a front; what cannot be read is for others to complain about."""
+    try:
+        return is_front(parse_json(read_bytes(path, LARGEST)))
+    except (OSError, ValueError):
+        return False
+
+
+def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> None:
+    """Prints a front, or writes one of its schedules."""
+    front = Front.load(path)
+    if pick is None and to is None:
+        if json:
+            print_json(front.model_dump(by_alias=True, exclude_none=True))
+        else:
+            describe_front(front)
+        return
+    if pick is None:
+        raise ValueError("say which point to write: --pick 10 (calls) or --pick 35dB (quality)")
+    point = front.pick(pick)
+    where = point.schedule.save(check_writable(to or Path("schedules") / f"{point.schedule.name}.json"))
+    if json:
+        print_json({"schedule": str(where), "calls": point.calls, **point.select})
+    else:
+        out.print(f"{point.calls} calls, {point.select['mean']:.1f} dB; wrote {where}")
+
+
+def describe_front(front: Front) -> None:
+    """Prints a front for people."""
+    out.print(f"[bold]{escape(front.name)}[/]: {escape(front.target)}, {front.trials} trials")
+    view = Table(box=None, header_style="bold")
+    for heading in (
+        "",
+        "calls",
+        "speed",
+        "PSNR dB",
+        "5th pct",
+        "over calibrate",
+        "held-out",
+        "5th pct",
+        "found by",
+    ):
+        view.add_column(heading, justify="left" if heading in ("", "found by") else "right", no_wrap=True)
+    for number, point in enumerate(front.points):
+        seen, steps = point.schedule.evidence, len(point.schedule.grid.times)
+        held_out = (f"{seen.psnr['mean']:.1f}", f"{seen.psnr['p05']:.1f}") if seen else ("-", "-")
+        view.add_row(
+            "→" if number == front.chosen else "", str(point.calls), f"{steps / point.calls:.2f}x",
+            f"{point.select['mean']:.1f}", f"{point.select['p05']:.1f}", f"{point.gain:+.2f}", *held_out,
+            escape(point.origin),
+        )  # fmt: skip
+    out.print(view)

@@ -1,0 +1,168 @@
+"""Several plans with a shared beginning: which one a run follows is decided by what is seen on the way.
+
+After a computed step all gears that would have done the same so far are still open. Their guesses say, from
+the signals seen so far, how the run would end in each; the cheapest one that reaches the target is taken, or
+the slowest open one where none does. So a run may shift at any computed step, and whatever it does, it ends
+bit for bit as a run that was in its last gear from the start: weights depend on the steps computed so far.
+
+References:
+    | DiffCR (You et al., 2024), https://arxiv.org/abs/2412.16822 (ratios by sample, learned by gradients)
+    | SADA (Jiang et al., 2025), https://arxiv.org/abs/2507.17135 (a criterion at each step)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, FiniteFloat, model_validator
+from torch import Tensor
+
+from ..agreement import highest
+from ..clock import Step
+from ..fitting.looks import look_rows
+from .base import Account
+from .course import Course, explained
+from .look import signals_of
+from .plan import Plan, Watch
+
+if TYPE_CHECKING:
+    from ..profiling.profile import Profile
+
+__all__ = ["Gears"]
+
+PARTS = (0.6, 0.8, 1.0, 1.3, 1.7)  # of the budget, that gears of a profile have
+TARGETS = 16  # that are replayed for a budget
+NEVER = 1e6  # decibels that nothing promises
+ALARM = 1000  # added to the number of a gear that the guard chose: one number tells both
+
+
+class Gears(Plan):
+    """Follows the cheapest plan that promises the target.
+
+    One number is read from the device after a computed step, and none where nothing is left to choose. The
+    worst sample of a batch decides for all. Where the guard is on, an innovation outside of its band (other
+    weights, another domain) shifts the run to the slowest gear that is open; where it is in that already,
+    everything is computed from there on.
+
+    Arguments:
+        gears: Plans with rising budgets.
+        watch: What to look at, by gear and computed step after the first.
+        target: Decibels that the run should end with.
+        margin: Decibels that a guess has to lie above it.
+        start: The gear a run begins in, and stays in where there are no guesses.
+        guard: Whether innovations are compared with their bands.
+    """
+
+    type: Literal["gears"] = "gears"  # type: ignore[assignment]
+    watch: Watch
+    target: FiniteFloat
+    margin: FiniteFloat = 0.0
+    start: Annotated[int, Field(ge=0)] = 0
+    guard: bool = False
+
+    @model_validator(mode="after")
+    def _looks_at_each_step(self) -> Self:
+        if self.start >= len(self.gears):
+            raise ValueError(f"there is no gear {self.start} to start in: there are {len(self.gears)}")
+        budgets = [gear.budget for gear in self.gears]
+        if budgets != sorted(budgets):
+            raise ValueError("the budgets of gears have to rise")
+        return self
+
+    @classmethod
+    def staying(cls, plan: Plan, gear: int, guard: bool) -> Self:
+        """Returns the policy that stays in one gear, but for what the guard says."""
+        assert plan.watch is not None
+        silent = tuple(
+            tuple(look.model_copy(update={"guess": None}) for look in looks) for looks in plan.watch
+        )
+        return cls(gears=plan.gears, watch=silent, target=0.0, start=gear, guard=guard)
+
+    def init(self, times: tuple[float, ...]) -> Course:  # type: ignore[override]
+        return Course([self.steps(times, gear) for gear in range(len(self.gears))], self.start)
+
+    def compute(self, state: Course, step: Step) -> bool:  # type: ignore[override]
+        if state.choice is not None:
+            # Of ranks that run one denoiser together the slowest gear is taken, and an alarm is heard by all.
+            alarm, state.gear = divmod(int(highest(state.choice, step.groups)), ALARM)
+            state.choice = None
+            if alarm:
+                state.alarms.append(step.past[0])
+        return state.gear == len(state.plans) or step.index in state.plans[state.gear]
+
+    def gear(self, state: Course, chosen: int) -> int:
+        return min(state.gear, len(state.plans) - 1)
+
+    def account(self, state: Course, chosen: int) -> Account:
+        everything = state.gear == len(state.plans)
+        seen = tuple(state.expected), tuple(state.alarms)
+        return Account(
+            self.gear(state, chosen), partial(explained, self.target + self.margin, *seen, everything)
+        )
+
+    def observe(self, state: Course, step: Step, output: Tensor) -> None:
+        computed = sorted({*step.past, step.index})
+        seen = len(computed) - 2  # which of the looks
+        if state.gear == len(state.plans):
+            return
+        state.outputs.insert(0, output.clone())
+        looks = self.watch[state.gear]
+        if not 0 <= seen < len(looks):
+            return
+        del state.outputs[looks[seen].depth :]
+        state.signals.append(signals_of(looks[seen].rows, state.outputs))
+        opened = [g for g, plan in enumerate(state.plans) if [i for i in plan if i <= step.index] == computed]
+        self._choose(state, step.index, seen, opened)
+
+    def _choose(self, state: Course, index: int, seen: int, opened: list[int]) -> None:
+        """Notes, on the device, which of the open gears to take."""
+        innovation = state.signals[-1][:, 0]
+        guesses = [self.watch[g][seen].guess for g in opened]
+        choice = torch.tensor(state.gear, device=innovation.device)
+        if len(opened) > 1 and all(guesses) and not state.alarms:
+            signals = torch.cat(state.signals, 1)
+            worst = torch.stack([guess.predict(signals).min() for guess in guesses if guess])
+            state.expected.append((index, opened, worst))
+            order = torch.arange(len(opened), device=worst.device)
+            good = torch.where(worst >= self.target + self.margin, order, len(opened) - 1)
+            # Not by indexing: a tensor of no dimensions is read from the device for that.
+            choice = torch.tensor(opened, device=worst.device).take(good.min())
+        elif not self.guard:
+            return
+        if self.guard:
+            low, high = self.watch[state.gear][seen].band
+            inside = ((innovation >= low) & (innovation <= high)).all()
+            slower = opened[-1] if opened[-1] > state.gear else len(state.plans)
+            choice = torch.where(inside, choice, slower + ALARM)
+        state.choice = choice
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+        """Learns from the profile alone: plans, guesses and the target that spends the budget.
+
+        Errors are those of the planner's model, so the decibels are those of no image.
+        `adaptcache.calibrate(gears=...)` runs the plans instead. Needs scikit-learn.
+        """
+        from ..adaptive.learn import learned
+        from ..fitting.kernel import pair_errors
+        from ..fitting.looks import qualities, signals_in
+        from ..fitting.path import shared_plans
+        from ..methods.replay import calls_of
+
+        n = profile.steps
+        calls = sorted({min(n, max(2, round(part * budget * n))) for part in PARTS} | {n})
+        plans = shared_plans(pair_errors(profile.kernel), profile.sensitivity, calls, 2)
+        gram = profile.gram[:, :n, :n]
+        rows = [look_rows(profile.kernel, plan) for plan in plans]
+        seen = [signals_in(gram, plan, looks) for plan, looks in zip(plans, rows, strict=True)]
+        ends = np.stack([qualities(gram, profile.sensitivity, plan) for plan in plans])
+        watch, guessed = learned(plans, rows, seen, ends)
+        times = tuple(map(float, profile.times))
+        gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
+        promised = np.concatenate([*guessed.values(), [NEVER]])
+        targets = [NEVER, *map(float, np.quantile(promised, np.linspace(0, 1, TARGETS), method="nearest"))]
+        made = [cls(gears=gears, watch=watch, target=target, **knobs) for target in targets]
+        return made[0] if budget == 1 else min(made, key=lambda one: abs(calls_of(one, profile) - budget * n))

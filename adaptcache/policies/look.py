@@ -1,0 +1,124 @@
+"""What is looked at after a computed step, and what it says about how the run will end.
+
+A signal is the decimal logarithm of the energy of a linear combination of the outputs computed so far, over
+the energy of the newest. The first one at each step is the *innovation*: how far a forecast of the output
+from the earlier ones would have been off. All is computed on the device, for each sample of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from torch import Tensor
+
+__all__ = ["Guess", "Look", "signals_of"]
+
+LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
+MOST = 64  # signals that a guess is made from
+
+Numbers = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
+Bump = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
+
+
+class Guess(BaseModel):
+    """Predicts how a run ends, in decibels: a regression of all signals so far, as plain numbers.
+
+    With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus
+    `square` times the products of its entries, plus bumps around the prompts it was fitted on.
+
+    Arguments:
+        low: The smallest signals of the calibration prompts: what is beyond is unknown, so it is clipped.
+        high: The largest ones.
+        centre: Their means.
+        scale: Their standard deviations.
+        constant: What is predicted where z is zero, but for bumps.
+        linear: The weights of z.
+        square: The weights of z_i z_j with i <= j, row by row; empty for a linear guess.
+        around: The centres of the bumps exp(-width |z - centre|^2); empty without.
+        heights: Their heights.
+        width: Their width, as above.
+        r2: The share of the variance explained on prompts that it was not fitted to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: Numbers
+    high: Numbers
+    centre: Numbers
+    scale: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(max_length=MOST)]
+    constant: FiniteFloat
+    linear: Numbers
+    square: Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST * (MOST + 1) // 2)] = ()
+    around: Annotated[tuple[Bump, ...], Field(max_length=1024)] = ()
+    heights: Annotated[tuple[FiniteFloat, ...], Field(max_length=1024)] = ()
+    width: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    r2: FiniteFloat
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Guess:
+        count = len(self.linear)
+        rows = (self.low, self.high, self.centre, self.scale, *self.around)
+        if any(len(row) != count for row in rows) or len(self.square) not in (0, count * (count + 1) // 2):
+            raise ValueError(f"the numbers of a guess from {count} signals do not agree in length")
+        if len(self.around) != len(self.heights):
+            raise ValueError(f"{len(self.around)} bumps have {len(self.heights)} heights")
+        return self
+
+    def predict(self, signals: Tensor) -> Tensor:
+        """Returns decibels for each sample, with shape (B,), from signals with shape (B, F)."""
+
+        def put(values: object) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=signals.device)
+
+        z = (signals.clamp(put(self.low), put(self.high)) - put(self.centre)) / put(self.scale)
+        value = self.constant + (z * put(self.linear)).sum(1)
+        if self.square:
+            i, j = torch.triu_indices(z.shape[1], z.shape[1], device=z.device)
+            value = value + (z[:, i] * z[:, j] * put(self.square)).sum(1)
+        if self.heights:
+            apart = (z[:, None] - put(self.around)).square().sum(2)
+            value = value + ((-self.width * apart).exp() * put(self.heights)).sum(1)
+        return value
+
+
+class Look(BaseModel):
+    """What to look at after one computed step of a gear.
+
+    Arguments:
+        rows: One row a signal: the weights of the outputs computed so far, newest first.
+        band: Between which values the innovation of the calibration prompts lies, with some room.
+        guess: How a run in this gear ends, from the signals of this step and those before.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Annotated[
+        tuple[Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=8)], ...],
+        Field(min_length=1, max_length=MOST),
+    ]
+    band: tuple[FiniteFloat, FiniteFloat]
+    guess: Guess | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many outputs are needed."""
+        return max(map(len, self.rows))
+
+
+def signals_of(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Tensor:
+    """Returns the signals of each sample, with shape (B, len(rows)). Reads nothing from the device.
+
+    Arguments:
+        rows: The weights of the outputs.
+        outputs: Those computed so far, newest first, with shape (B, *).
+    """
+    flat = [output.flatten(1).float() for output in outputs]
+    energy = flat[0].square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    found = []
+    for row in rows:
+        total = sum((value * weight for value, weight in zip(flat, row, strict=False)), torch.zeros(()))
+        found.append((total.square().sum(1) / energy).clamp_min(LEAST).log10())
+    return torch.stack(found, 1)

@@ -1,0 +1,75 @@
+"""Another sampler in a pipeline's stead, for the same model and the same noise levels."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+__all__ = ["sampler", "with_sampler"]
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+def sampler(kind: str, before: Any, **settings: Any) -> Any:
+    """Returns a sampler of another kind for the model and the noise levels of a pipeline's scheduler.
+
+    Arguments:
+        kind: The name of a scheduler class of diffusers.
+        before: The scheduler the pipeline has.
+        settings: Fields of the new one's configuration: solver_order, algorithm_type, ...
+
+    Raises:
+        LookupError: diffusers has no such scheduler.
+        ValueError: It cannot run a flow-matching model, and this is one.
+    """
+    import diffusers
+
+    base: Any = getattr(diffusers, kind, None)
+    if base is None or not hasattr(base, "set_timesteps"):
+        near = ", ".join(sorted(str(other.__name__) for other in getattr(before, "compatibles", [])))
+        raise LookupError(f"diffusers has no scheduler {kind!r}; for this pipeline there are {near}")
+    if not is_flow(before):
+        return base.from_config(before.config, **settings)
+    if kind == FLOW:
+        shift, dynamic = shift_of(before)
+        return base.from_config({**before.config, "shift": shift}, use_dynamic_shifting=dynamic, **settings)
+    return flow_sampler(base, before, settings)
+
+
+def flow_sampler(base: Any, before: Any, settings: dict[str, Any]) -> Any:
+    """Returns a sampler with the noise levels of a flow-matching one."""
+    shift, dynamic = shift_of(before)
+    known = base.__init__.__wrapped__ if hasattr(base.__init__, "__wrapped__") else base.__init__
+    if "use_flow_sigmas" not in known.__code__.co_varnames:
+        raise ValueError(
+            f"{base.__name__} cannot run a flow-matching model: it has no use_flow_sigmas; "
+            "DPMSolverMultistepScheduler and UniPCMultistepScheduler have"
+        )
+
+    class Shifted(base):  # type: ignore[misc]
+        @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
+        def set_timesteps(self, *args: Any, mu: float | None = None, **kwargs: Any) -> None:
+            # Flux always hands over mu; these samplers want none where the shift is fixed
+            super().set_timesteps(*args, **({"mu": mu} if dynamic else {}), **kwargs)
+
+    Shifted.__name__ = base.__name__
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return Shifted(**flow, flow_shift=shift, use_dynamic_shifting=dynamic, **settings)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler belongs to a flow-matching model."""
+    return type(scheduler).__name__ == FLOW or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def shift_of(scheduler: Any) -> tuple[float, bool]:
+    """Returns the shift of a flow-matching scheduler, and whether it depends on the size instead."""
+    config = scheduler.config
+    return float(config.get("shift", config.get("flow_shift", 1.0))), bool(config.get("use_dynamic_shifting"))
+
+
+def with_sampler(pipe: Any, kind: str | None) -> Any:
+    """Gives a pipeline a sampler of another kind, or leaves it as it is; returns the pipeline."""
+    if kind and kind != type(pipe.scheduler).__name__:
+        pipe.scheduler = sampler(kind, pipe.scheduler)
+    return pipe

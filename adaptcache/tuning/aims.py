@@ -1,0 +1,55 @@
+"""How many calls the next trial makes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from .proposals import Proposer
+from .race import Seen, best
+from .target import Target
+
+__all__ = ["aims", "calibrated"]
+
+
+def aims(
+    target: Target, choices: Sequence[int], proposer: Proposer, before: Sequence[Seen], taken: Collection[str]
+) -> dict[int, float]:
+    """Returns how often each number of calls is to be tried next.
+
+    First comes what `calibrate` would choose from, for one number of calls after the other. For a quality
+    these numbers are found by bisection, and then the fewest calls that reach it are tried, and one less.
+
+    Arguments:
+        target: What is asked for.
+        choices: The numbers of calls that may be tried, rising.
+        proposer: Of candidates.
+        before: The finished trials, in order.
+        taken: Keys of candidates that were proposed.
+    """
+    if target.min_psnr is None:
+        for calls in choices:
+            if proposer.pending(calls, taken):
+                return {calls: 1.0}
+        return dict.fromkeys(choices, 1.0)
+    low, high = -1, len(choices)  # positions: the most calls that miss the target, the fewest that reach it
+    for position, calls in enumerate(choices):
+        if leader := best(before, calls):
+            if (leader.worth or 0.0) >= target.min_psnr:
+                high = min(high, position)
+            else:
+                low = max(low, position)
+    if low > high:  # more calls did worse: noise, or trials that are still to come
+        low = high - 1
+    if high - low > 1:
+        return {choices[(low + high) // 2]: 1.0}
+    around = {low: 0.6, high: 0.4}
+    return {choices[position]: share for position, share in around.items() if 0 <= position < len(choices)}
+
+
+def calibrated(seen: Sequence[Seen], proposer: Proposer, calls: int) -> Seen | None:
+    """Returns the trial of what `calibrate` would return: of the planner's plans the closest in the end."""
+    keys = {candidate.key for candidate in proposer.warm(calls)}
+    known = [
+        one for one in seen if one.candidate.key in keys and one.error is not None and one.worth is not None
+    ]
+    return min(known, key=lambda one: one.error or 0.0, default=None)

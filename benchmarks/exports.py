@@ -1,0 +1,129 @@
+"""How good exports are in their own engines: `python -m benchmarks.exports [--prompts 8] [--write]`.
+
+The shipped schedules of the demo model, exported to stock diffusers and to cache-dit, and run there on
+held-out prompts: calls planned and made, the error of the final latents as the kernel predicts it and as it
+is, and the decoded images against the full run. `--write` puts the table into docs/engines.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import adaptcache
+from adaptcache.call import Call
+from adaptcache.export import export
+from adaptcache.export.measure import applied
+from adaptcache.metrics import psnr
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.profiling.influence import relative
+from adaptcache.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "engines.md"
+HEAD = "| schedule | engine | calls planned | made | latents, predicted | latents, measured | images |"
+BETWEEN = re.compile(r"(<!-- by benchmarks\.exports -->\n).*?(<!-- end -->)", re.S)
+
+# cache-dit runs last: what it leaves on the blocks when it is disabled makes diffusers' own cache wrong.
+RUN, SHOWN = ("diffusers", "adaptcache", "cache-dit"), ("diffusers", "cache-dit", "adaptcache")
+
+Made = tuple[list[torch.Tensor], list[np.ndarray]]  # final latents and decoded images, one a prompt
+
+
+def generated(pipe: Any, call: Call, prompts: list[str], first: int) -> Made:
+    """Runs prompts one by one and keeps the final latents besides the images."""
+    latents: list[torch.Tensor] = []
+
+    def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == call.steps - 1:
+            latents.append(tensors["latents"].clone())
+        return tensors
+
+    how = Call(call.steps, {**call.arguments, "callback_on_step_end": keep}, call.seed)
+    images = [
+        np.asarray(how(pipe, [prompt], first + number, output_type="np"))[0]
+        for number, prompt in enumerate(prompts)
+    ]
+    return latents, images
+
+
+def computing(pipe: Any, run: Callable[[], Made]) -> tuple[Made, int]:
+    """Runs and counts the passes of the second block's attention: engines always run the first block."""
+    passes = [0]
+
+    def count(*_: Any) -> None:
+        passes[0] += 1
+
+    hook = pipe.transformer.transformer_blocks[1].attn.register_forward_hook(count)
+    try:
+        return run(), passes[0]
+    finally:
+        hook.remove()
+
+
+def line(cells: list[str], made: Made, full: Made) -> str:
+    """Returns a row of the table."""
+    error = np.mean([relative(a, b) for a, b in zip(made[0], full[0], strict=True)])
+    quality = np.mean([psnr(a, b) for a, b in zip(made[1], full[1], strict=True)])
+    return "| " + " | ".join([*cells, f"{-10 * np.log10(error):.1f} dB", f"{quality:.1f} dB"]) + " |"
+
+
+def measured(pipe: Any, engine: str, schedule: Schedule, run: Callable[[], Made], full: Made) -> str:
+    """Returns the row of a schedule in one engine."""
+    if engine == "adaptcache":
+        with adaptcache.attach(pipe, schedule) as handle:
+            made, passes = computing(pipe, run)
+        planned, predicted = handle.report().made, ""
+    else:
+        exported = export(schedule, engine)
+        assert exported.mask is not None and exported.mask.expected is not None
+        with applied(pipe, exported):
+            made, passes = computing(pipe, run)
+        planned, predicted = exported.mask.calls, f"{exported.mask.expected:.1f} dB"
+    return line([schedule.name, engine, str(planned), f"{passes / len(made[0]):g}", predicted], made, full)
+
+
+def made_by(schedule: Schedule) -> int:
+    """Returns minus the calls a schedule makes: most calls first."""
+    evidence = schedule.evidence
+    return -evidence.calls[0] if evidence else 0
+
+
+def main() -> None:
+    """Measures every shipped schedule in every engine that runs here."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/engines.md")
+    arguments = parser.parse_args()
+    preset = resolve("emoji-flux")
+    known = read_prompts(preset.prompts)
+    pipe = preset.load_pipeline("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    call, prompts = Call(preset.steps, preset.call), list(known.held_out[: arguments.prompts])
+
+    def run() -> Made:
+        return generated(pipe, call, prompts, len(known.calibration))
+
+    full = run()
+    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("*.json")), key=made_by)
+    rows: dict[tuple[int, str], str] = {}
+    for engine in RUN:
+        for number, schedule in enumerate(schedules):
+            rows[number, engine] = measured(pipe, engine, schedule, run, full)
+            print(rows[number, engine], flush=True)
+    table = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
+    table += [rows[number, engine] for number in range(len(schedules)) for engine in SHOWN]
+    if arguments.write:
+        text = PAGE.read_text(encoding="utf-8")
+        assert BETWEEN.search(text)
+        PAGE.write_text(BETWEEN.sub("\\1" + "\n".join(table) + "\n\\2", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What gears are worth, and whether certificates keep their word: `python benchmarks/gears.py --cache DIR`.
+
+Runs the demo model by plans that stand alone and by plans that share their first computed steps, on 80
+calibration and 260 held-out prompts of mixed difficulty. All is kept in the cache, run by run, so that it can
+be stopped and continued. Then it prints
+
+1. for each target, the calls of the cheapest single plan with which 95 % of the held-out prompts reach it, of
+   gears, and of an oracle that knows for each prompt the cheapest gear that does (and may miss 5 % as well);
+2. how many certificates from random halves of the held-out prompts claim what is not so: judged by all of
+   them, as if there were no others, and by the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from adaptcache.adaptive.choose import MARGINS, chosen, least_margin
+from adaptcache.adaptive.gears import Trials
+from adaptcache.adaptive.learn import learned
+from adaptcache.adaptive.witness import Witness, decoded, landed_images
+from adaptcache.calibrate import assembled
+from adaptcache.call import Call
+from adaptcache.certify import certify
+from adaptcache.fitting.kernel import pair_errors
+from adaptcache.fitting.looks import look_rows
+from adaptcache.fitting.path import best_plan
+from adaptcache.matching import match
+from adaptcache.metrics import psnr
+from adaptcache.policies.gears import Gears
+from adaptcache.policies.look import signals_of
+from adaptcache.policies.plan import Plan
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.profiling.influence import with_influence
+from adaptcache.profiling.parts import Parts
+from adaptcache.profiling.profile import Profile
+from adaptcache.profiling.record import batches, record, twin
+from adaptcache.schedule import Rule
+
+FIT, PROMPTS, BATCH = 80, 340, 20
+TRUST = 0.5  # in the measured influence, for all plans alike
+SPLITS = 200
+
+
+class Bench:
+    """The demo model, its full runs, and what plans gave: from the cache, or run."""
+
+    def __init__(self, cache: Path, guidance: float) -> None:
+        preset, known = resolve("emoji-flux"), read_prompts("emoji-varied")
+        self.pipe, self.cache = preset.load_pipeline("cpu"), cache
+        self.prompts: list[Any] = [*known.calibration, *known.held_out][:PROMPTS]
+        arguments = dict(preset.call)
+        if guidance > 1:
+            arguments["true_cfg_scale"] = guidance
+            self.prompts = [{"prompt": text, "negative_prompt": ""} for text in self.prompts]
+        self.call = Call(preset.steps, arguments)
+        full, self.runs = record(
+            self.pipe, self.call, self.prompts, batch_size=BATCH, kept=Parts(cache / "full"),
+            progress=lambda done: print(f"full runs: {done} of {PROMPTS}"),
+        )  # fmt: skip
+        own = {f.name: getattr(full, f.name) for f in dataclasses.fields(Profile) if f.name != "about"}
+        fit = Profile(**{name: value if name == "times" else value[:FIT] for name, value in own.items()})
+        self.profile = self._influenced(fit)
+        self.truth = self._truth()
+
+    def _influenced(self, profile: Profile) -> Profile:
+        path = self.cache / "influence.npy"
+        if not path.exists():
+            few = self.prompts[:4]
+            profile = with_influence(
+                self.pipe, self.call, few, profile, self.runs[0].head(len(few), of=BATCH)
+            )
+            np.save(path, profile.influence)
+        return dataclasses.replace(profile, influence=np.load(path))
+
+    def _truth(self) -> np.ndarray:
+        path = self.cache / "truth.npy"
+        if not path.exists():
+            np.save(path, landed_images(self.pipe, self.call, self.prompts, self.runs, BATCH))
+        return np.asarray(np.load(path))
+
+    def plan(self, calls: int, prefix: Sequence[int] = (0,)) -> list[int]:
+        """Returns the plan of the calibration prompts with as many calls."""
+        errors, weights = pair_errors(self.profile.kernel), self.profile.sensitivity**TRUST
+        return best_plan(errors, weights, calls, prefix)
+
+    def ran(self, plan: list[int]) -> tuple[np.ndarray, torch.Tensor]:
+        """Returns decibels with shape (P,), and outputs at the computed steps with shape (P, K, *)."""
+        path = self.cache / f"plan-{'-'.join(map(str, plan))}.npz"
+        if not path.exists():
+            print("running", plan)
+            np.savez(path, plan=plan, **self._run(plan))
+        with np.load(path) as found:
+            return found["psnr"][:PROMPTS], torch.from_numpy(found["u"][:PROMPTS])
+
+    def _run(self, plan: list[int]) -> dict[str, np.ndarray]:
+        fitted = match(
+            self.pipe, self.call, self.prompts[:FIT], plan, self.profile, self.runs[: FIT // BATCH],
+            batch_size=BATCH,
+        )  # fmt: skip
+        times = tuple(map(float, self.profile.times))
+        rule = Rule(policy=Plan.of(plan, times), forecast=fitted.forecast)
+        witness = Witness(assembled(self.pipe, self.call, self.profile, rule), 0, ())
+        own, values, outputs = twin(self.pipe), list[float](), []
+        for first, batch in batches(self.prompts, BATCH):
+            images = decoded(own, self.call, batch, witness, first)
+            values += [psnr(a, b) for a, b in zip(images, self.truth[first:], strict=False)]
+            outputs.append(torch.stack(witness.outputs[::-1], 1).numpy())
+        return {"psnr": np.array(values), "u": np.concatenate(outputs)}
+
+
+class Learned:
+    """Gears fitted on the calibration prompts, and what they promise for the held-out ones."""
+
+    def __init__(self, bench: Bench, plans: list[list[int]]) -> None:
+        self.plans, self.calls = plans, np.array([len(plan) for plan in plans])
+        rows = [look_rows(bench.profile.kernel, plan) for plan in plans]
+        made = [bench.ran(plan) for plan in plans]
+        self.ends = np.stack([values for values, _ in made])
+        seen = [_signals(own, outputs) for own, (_, outputs) in zip(rows, made, strict=True)]
+        fit = [[part[:FIT] for part in one] for one in seen]
+        watch, self.guessed = learned(plans, rows, fit, self.ends[:, :FIT])
+        times = tuple(map(float, bench.profile.times))
+        gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
+        self.policy = Gears(gears=gears, watch=watch, target=0.0)
+        held = [[part[FIT:] for part in one] for one in seen]
+        self.trials = Trials(self.ends[:, FIT:], held)
+        self.promised = self.trials.promised(self.policy)
+
+    def run(self, wanted: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns decibels and calls of each held-out prompt."""
+        gears = chosen(self.plans, self.promised, wanted)
+        return self.trials.ends[gears, np.arange(len(gears))], self.calls[gears]
+
+
+def _signals(rows: Any, outputs: torch.Tensor) -> list[np.ndarray]:
+    return [
+        signals_of(own, [outputs[:, j] for j in range(k + 1, -1, -1)]).double().numpy()
+        for k, own in enumerate(rows)
+    ]
+
+
+def oracle(ends: np.ndarray, calls: np.ndarray, target: float, at_most: float) -> float:
+    """Returns the mean calls of the cheapest gears that reach a target, but for a share of the prompts."""
+    reached = ends >= target
+    need = np.where(reached.any(axis=0), calls[reached.argmax(axis=0)], calls[-1])
+    spare = int(at_most * len(need)) - int((~reached.any(axis=0)).sum())
+    if spare > 0:  # those that cost most may as well miss it in the cheapest gear
+        need[np.argsort(need)[::-1][:spare]] = calls[0]
+    return float(need.mean())
+
+
+def share(values: np.ndarray, target: float) -> float:
+    """Returns which share of prompts stays below a target."""
+    return float((values < target).mean())
+
+
+def gap_table(gears: Learned, singles: dict[int, np.ndarray], targets: Sequence[float]) -> Table:
+    """Compares gears with the cheapest single plan and with the oracle."""
+    table = Table(title=f"mean calls of {len(gears.promised[0, 0])} held-out prompts, 95 % above the target")
+    heads = (
+        "target dB",
+        "single",
+        "gears, same share",
+        "oracle",
+        "gap closed",
+        "gears, margin",
+        "calls",
+        "below",
+    )
+    for heading in heads:
+        table.add_column(heading, justify="right")
+    for target in targets:
+        enough = [calls for calls, values in sorted(singles.items()) if share(values[FIT:], target) <= 0.05]
+        best = None
+        for margin in MARGINS:  # the smallest margin with which as few prompts are below
+            values, calls = gears.run(target + margin)
+            if share(values, target) > 0.05:
+                break
+            best = float(calls.mean())
+        limit = oracle(gears.trials.ends, gears.calls, target, 0.05)
+        margin = least_margin(gears.plans, gears.guessed, gears.ends[:, :FIT], target, 0.05)
+        values, calls = gears.run(target + margin)
+        single = enough[0] if enough else None
+        closed = f"{(single - best) / (single - limit):.0%}" if single and best and single > limit else "-"
+        cells = (single or "none", f"{best:.2f}" if best else "none", f"{limit:.2f}", closed, f"{margin:.2f}")
+        table.add_row(f"{target:g}", *map(str, cells), f"{calls.mean():.2f}", f"{share(values, target):.1%}")
+    return table
+
+
+def coverage_table(gears: Learned, singles: dict[int, np.ndarray], target: float) -> Table:
+    """Counts certificates that are wrong, on random splits of the held-out prompts."""
+    lines = {
+        "single plans": np.stack([values[FIT:] for _, values in sorted(singles.items(), reverse=True)]),
+        "gears, by margin": np.stack([gears.run(target + margin)[0] for margin in MARGINS]),
+    }
+    table = Table(title=f"{SPLITS} random halves, {target:g} dB: certificates whose claim is violated")
+    for heading in ("settings", "at most", "confidence", "certified", "by all prompts", "by the other half"):
+        table.add_column(heading, justify="right")
+    for name, values in lines.items():
+        for at_most, confidence in ((0.05, 0.95), (0.1, 0.9), (0.2, 0.8)):
+            rng, issued, false, other = np.random.default_rng(0), 0, 0, 0
+            for _ in range(SPLITS):
+                order = rng.permutation(values.shape[1])
+                half = len(order) // 2
+                found = certify(values[:, order[:half]], target, at_most, confidence)
+                if found.certified is not None:
+                    own = values[found.certified]
+                    issued += 1
+                    false += share(own, target) > at_most
+                    other += share(own[order[half:]], target) > at_most
+            counts = (issued / SPLITS, false / SPLITS, other / SPLITS)
+            table.add_row(name, f"{at_most:g}", f"{confidence:g}", *(f"{count:.1%}" for count in counts))
+    return table
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="a folder; some 200 MB")
+    parser.add_argument("--singles", type=int, nargs="+", default=[5, 6, 7, 8, 9, 10, 12])
+    parser.add_argument("--gears", type=int, nargs="+", default=[5, 6, 7, 8, 10, 12])
+    parser.add_argument("--shared", type=int, nargs="+", default=[0, 2, 5], help="steps all gears begin with")
+    parser.add_argument("--targets", type=float, nargs="+", default=[35, 40, 45, 50])
+    parser.add_argument("--guidance", type=float, default=1.0, help="true_cfg_scale")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.cache, options.guidance)
+    singles = {}
+    for calls in track(options.singles, "single plans"):
+        singles[calls] = bench.ran(bench.plan(calls))[0]
+    plans = [bench.plan(calls, options.shared) for calls in track(options.gears, "gears")]
+    gears = Learned(bench, plans)
+    out = Console()
+    for (gear, look), promised in sorted(gears.promised.items()):
+        ends = gears.trials.ends[gear]
+        r2 = 1 - ((ends - promised) ** 2).sum() / ((ends - ends.mean()) ** 2).sum()
+        out.print(
+            f"{gears.calls[gear]} calls, after {look + 2} computed steps: R2 {r2:.2f} on held-out prompts"
+        )
+    out.print(gap_table(gears, singles, options.targets))
+    for target in options.targets:
+        out.print(coverage_table(gears, singles, target))
+
+
+if __name__ == "__main__":
+    main()

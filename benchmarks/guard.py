@@ -1,0 +1,76 @@
+"""What the guard notices: `python benchmarks/guard.py --cache DIR`, with the cache of `benchmarks/gears.py`.
+
+Runs the demo model by its schedule for 4x with and without the guard, with its own weights and with noise
+added to them, and prints how often the guard is heard and what it saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gears import Bench
+from rich.console import Console
+from rich.table import Table
+
+import adaptcache
+from adaptcache.adaptive.learn import watched
+from adaptcache.metrics import psnr
+from adaptcache.schedule import Schedule
+
+
+def shaken(pipe: Any, level: float) -> None:
+    """Adds noise to the matrices of the denoiser, relative to their standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in pipe.transformer.parameters():
+            if weight.ndim > 1:
+                weight += level * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--schedule", type=Path, default=Path("schedules/emoji-flux-28-4x.json"))
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.1, 0.3])
+    options = parser.parse_args()
+    bench = Bench(options.cache, 1.0)
+    schedule = Schedule.load(options.schedule)
+    rule = schedule.rules[0]
+    plan = watched(rule.policy, rule.policy.steps(schedule.grid.times), bench.profile)  # type: ignore[attr-defined]
+    schedule = schedule.model_copy(update={"rules": (rule.model_copy(update={"policy": plan}),)})
+    prompts = bench.prompts[-options.prompts :]
+    table = Table("noise", "alarms", "calls", "dB without", "dB with the guard")
+    warnings.simplefilter("ignore")  # that the weights are others is the point
+    for level in options.levels:
+        kept = {name: value.clone() for name, value in bench.pipe.transformer.state_dict().items()}
+        shaken(bench.pipe, level)
+        rows = []
+        for number, prompt in enumerate(prompts):
+            full, plain, guarded, report = runs(bench, schedule, prompt, number)
+            rows.append(("guard" in report.why, report.made, psnr(plain, full), psnr(guarded, full)))
+        alarms, calls, before, after = np.mean(rows, axis=0)
+        cells = (f"{level:g}", f"{alarms:.0%}", f"{calls:.1f}", f"{before:.1f}", f"{after:.1f}")
+        table.add_row(*cells)
+        bench.pipe.transformer.load_state_dict(kept)
+    Console().print(table)
+
+
+def runs(bench: Bench, schedule: Schedule, prompt: Any, number: int) -> tuple[Any, Any, Any, Any]:
+    """Returns the images in full, by the schedule, and with the guard, and its report."""
+    full = bench.call(bench.pipe, [prompt], number, "np")[0]
+    with adaptcache.attach(bench.pipe, schedule):
+        plain = bench.call(bench.pipe, [prompt], number, "np")[0]
+    with adaptcache.attach(bench.pipe, schedule, guard=True) as handle:
+        guarded = bench.call(bench.pipe, [prompt], number, "np")[0]
+        return full, plain, guarded, handle.report()
+
+
+if __name__ == "__main__":
+    main()
