@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -35,9 +36,11 @@ def main() -> None:
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
     for path in options.notebooks:
-        start = time.monotonic()
+        start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         nbformat.write(execute(path), options.to / path.name)
-        print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
+        after, took = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
+        worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        print(f"{path.name}: {took:.0f} s, {worked:.0f} s of processor time", flush=True)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ def test_clips_are_calibrated_and_compared_on_the_command_line(monkeypatch, caps
 
 
 @trained
+@pytest.mark.slow
 def test_comparing_clips_draws_strips(monkeypatch, capsys, tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")

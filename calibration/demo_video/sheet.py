@@ -47,7 +47,7 @@ def draw_sheet(folder: Path, output: Path) -> None:
         folder: A WanPipeline folder.
         output: The picture to write.
     """
-    pipeline = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(desc="contact sheet")
     lines = PROMPTS.read_text(encoding="utf-8").split("[held-out]")[1].split("\n")
     prompts = [line for line in lines if line][:SHOWN]
