@@ -69,6 +69,11 @@ def test_help_shows_an_example(run: Run, verb: str) -> None:
     assert code == 0 and "adaptcache " + (verb or "demo") in out
 
 
+def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    assert run("models")[0] == 0
+
+
 def refused(result: tuple[int, str, str], complaint: str) -> None:
     code, out, err = result
     assert code == 2 and out == ""
@@ -96,6 +101,9 @@ def refused(result: tuple[int, str, str], complaint: str) -> None:
             "black-forest-labs/FLUX.1-dev",
         ),
         (("calibrate", "--out", "file/s.json"), "is not a folder"),
+        (("calibrate", "--scheduler", "DPM"), "no scheduler 'DPM'"),
+        (("compare", "--set", "true_cfg_scale"), "NAME=VALUE"),
+        (("compare", "--methods", "TeaCash"), "no method TeaCash"),
         (("calibrate", "--teacher-steps", "30"), "multiple of the 28 steps, got 30"),
         (("generate", "-p", "pizza", "-s", "file"), "is not JSON"),
         (("generate", "-p", "pizza", "--compare"), "--compare needs a --schedule"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from .bench import Bench
 from .proposals import Proposer
 from .race import Seen, best
 from .target import Target
@@ -46,10 +47,14 @@ def aims(
     return {choices[position]: share for position, share in around.items() if 0 <= position < len(choices)}
 
 
-def calibrated(seen: Sequence[Seen], proposer: Proposer, calls: int) -> Seen | None:
-    """Returns the trial of what `calibrate` would return: of the planner's plans the closest in the end."""
+def calibrated(seen: Sequence[Seen], proposer: Proposer, bench: Bench, calls: int) -> Seen | None:
+    """Returns the trial of what `calibrate` would return: of the planner's plans the closest in the end.
+
+    `calibrate` fits on all calibration prompts, so that is done here too: a trial fits on half of them, and
+    may rank the plans otherwise.
+    """
     keys = {candidate.key for candidate in proposer.warm(calls)}
-    known = [
-        one for one in seen if one.candidate.key in keys and one.error is not None and one.worth is not None
-    ]
-    return min(known, key=lambda one: one.error or 0.0, default=None)
+    tried = [one for one in seen if one.candidate.key in keys and one.worth is not None]
+    if len(tried) < 2:
+        return tried[0] if tried else None
+    return min(tried, key=lambda one: bench.rule(one.candidate, everything=True)[1] or 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class Bench:
     batch_size: int
     base: Schedule
     truth: Sequence[np.ndarray]
+    _fitted: dict[tuple[str, bool], tuple[Rule, float | None]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -95,6 +96,9 @@ class Bench:
         Returns:
             The rule, and the relative squared error of the final latents where weights were matched.
         """
+        known = (candidate.key, everything)
+        if known in self._fitted:
+            return self._fitted[known]
         prompts = self.sets.calibration if everything else list(self.sets.fit)
         measured = head(self.measurement, len(prompts), self.batch_size)
         policy = Plan.of(candidate.plan, self.base.grid.times)
@@ -103,7 +107,10 @@ class Bench:
                 self.pipe, self.call, prompts, candidate.plan, measured.profile, measured.runs,
                 fit=candidate.fit, batch_size=self.batch_size,
             )  # fmt: skip
-            return Rule(policy=policy, forecast=matching.forecast), matching.error
+            found = Rule(policy=policy, forecast=matching.forecast), matching.error
+            if everything:  # wanted again when the choice is made
+                self._fitted[known] = found
+            return found
         knob = "history" if candidate.forecast == "open-loop" else "order"
         kind = FORECASTS[candidate.forecast]
         forecast = kind.fit(measured.profile, candidate.plan, **{knob: candidate.order})

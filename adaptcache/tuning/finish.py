@@ -29,7 +29,7 @@ def winners(search: Search) -> list[tuple[Seen, Seen]]:
     found: list[tuple[Seen, Seen]] = []
     seen = search.finished()
     for calls in search.choices:
-        winner, start = best(seen, calls), calibrated(seen, search.proposer, calls)
+        winner, start = best(seen, calls), calibrated(seen, search.proposer, search.bench, calls)
         if winner is None or start is None:
             continue
         winner = chosen(winner, start)

@@ -36,7 +36,7 @@ class Proposer:
     """Proposes candidates.
 
     Arguments:
-        profile: What was measured on the prompts to fit on.
+        profile: What was measured on all calibration prompts: these are the plans `calibrate` has.
         seed: Of the draws.
     """
 

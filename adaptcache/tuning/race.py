@@ -17,6 +17,7 @@ __all__ = ["Seen", "behind", "best", "chosen", "gain", "hopeless", "worth"]
 
 WORSE = 1.25  # times the error of the final latents of the best by now: 1 dB
 SURE = 0.1  # p-value of the paired test that ends a trial
+SURELY = 2.0  # standard errors by which a trial has to be better than what calibration returns
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def gain(psnr: Sequence[float], over: Sequence[float]) -> tuple[float, float]:
 
 
 def chosen(winner: Seen, calibrated: Seen) -> Seen:
-    """Returns the winner, if it beats what calibration would return by more than its standard error.
+    """Returns the winner, if it beats what calibration would return by more than two standard errors.
 
     The best of many noisy values was lucky too; without this, luck would be chosen over a good plan.
     """
     mean, error = gain(winner.psnr, calibrated.psnr)
-    return winner if mean > error else calibrated
+    return winner if mean > SURELY * error else calibrated

@@ -38,7 +38,7 @@ def evaluated(trial: Any, bench: Bench, proposer: Proposer, before: Sequence[See
         rule, error = bench.rule(candidate)
         if error is not None:
             trial.set_user_attr("error", error)
-        if why := hopeless(error, before, candidate.calls):
+        if not first and (why := hopeless(error, before, candidate.calls)):
             raise give_up(why)
         for psnr in bench.judged(rule):
             trial.set_user_attr("psnr", psnr)

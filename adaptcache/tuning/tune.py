@@ -19,13 +19,13 @@ from .conclude import Tuned, concluded
 from .latency import most_calls, seconds_of
 from .proposals import Proposer
 from .search import Search
-from .sets import head, split
+from .sets import split
 from .storage import open_storage, open_study, turnstile
 from .target import Target
 
 __all__ = ["begin", "tune"]
 
-LAYOUT = 1  # raise it when trials of before mean something else
+LAYOUT = 2  # raise it when trials of before mean something else
 
 
 def begin(
@@ -49,8 +49,7 @@ def begin(
     name = "adaptcache-" + content_key(pipe, how, *known, repr(target), batch_size, LAYOUT)
     study = open_study(place, name, resume)
     measurement = measure(pipe, how, list(prompts), batch_size=batch_size, store=store, progress=progress)
-    profile = head(measurement, len(sets.fit), batch_size).profile
-    proposer = Proposer(profile, seed)
+    proposer = Proposer(measurement.profile, seed)
     bench = Bench.of(pipe, how, sets, measurement, batch_size, store, progress)
     choices = _choices(study, bench, target, proposer)
     if target.min_psnr is None and trials < (needed := sum(len(proposer.warm(calls)) for calls in choices)):
