@@ -77,7 +77,7 @@ def decided(
 
 
 PLAN = Plan.of([0, 3, 5], tuple(1 - i / STEPS for i in range(STEPS)))
-THRESHOLDS = [Probe(threshold=value, on="input") for value in torch.linspace(0.1, 0.9, 5).tolist()]
+THRESHOLDS = [Probe(threshold=value, on="input") for value in torch.linspace(0.1, 0.9, 9).tolist()]
 
 
 @pytest.mark.parametrize(

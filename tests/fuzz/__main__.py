@@ -22,6 +22,8 @@ def main() -> int:
             found = trial(name, kind, round(SHARES[name] * total), Path(folder))
             counts = f"{found.inputs:8} {found.loaded:8} {found.refused:8}"
             print(f"{name:10} {counts} {found.worst:9.1f} {found.peak:8.1f}", flush=True)
+            if found.worst > 50:
+                print(f"  slow: {len(found.slowest)} bytes, {found.slowest[:100]!r}")
             for content, error in (found.escaped or [])[:5]:
                 print(f"  raised {error[:200]} on {content[:100]!r}")
             bad += len(found.escaped or []) or found.worst > 50 or found.peak > 100
