@@ -13,6 +13,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
+.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model wheel \
+	wheel-test clean
 .PHONY: help demo test slow fuzz soak check format docs support schedules demo-model video-model notebooks wheel clean
 
 help: ## list the targets
@@ -32,6 +34,14 @@ fuzz: $(VENV)/.installed ## read 100,000 broken files, or FUZZ=number of them
 
 soak: $(VENV)/.installed ## 10,000 short runs on one pipeline, or SOAK=number of them
 	$(BIN)/python -m tests.soak $(SOAK)
+
+kills: $(VENV)/.installed ## kill a calibration 30 times on its way, or KILLS=number of times
+	$(BIN)/python -m tests.kills $(KILLS)
+
+audit: $(VENV)/.installed-dev ## look the pinned versions up among known vulnerabilities (needs the network)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip --quiet install pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 check: $(VENV)/.installed-dev ## lint, check the format and the types
 	$(BIN)/ruff check .
@@ -62,6 +72,9 @@ video-model: $(VENV)/.installed ## train the video demo model again (needs npm)
 
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
+
+wheel-test: wheel ## install the wheel into an empty environment and use it: no checkout, no extras, then the demo
+	PYTHON=$(PYTHON) sh tests/wheel.sh
 
 clean: ## remove builds, caches and the demo's output (not the virtual environment)
 	rm -rf build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Claim:
             )
 
 
+@functools.lru_cache(maxsize=4096)
 def upper_bound(failures: int, n: int, confidence: float) -> float:
     """Returns the exact upper bound of a share (Clopper and Pearson), one-sided.
 
@@ -151,12 +153,14 @@ def certify(
     names = list(settings) or [f"setting {k}" for k in range(len(table))]
     if len(names) != len(table):
         raise ValueError(f"{len(names)} names for {len(table)} settings: give one each")
-    failures = (table < target).sum(axis=1)
-    bounds = [upper_bound(int(failed), table.shape[1], confidence) for failed in failures]
-    passed = next((k for k, bound in enumerate(bounds) if bound > at_most), len(bounds))
+    failures = (table < target).sum(axis=1).tolist()
+    passed = 0
+    while passed < len(table) and upper_bound(failures[passed], table.shape[1], confidence) <= at_most:
+        passed += 1
     shown = max(passed - 1, 0)
     return Certificate(
         target=target, at_most=at_most, confidence=confidence, prompts=prompts, n=table.shape[1],
         certified=passed - 1 if passed else None,
-        setting=names[shown], failures=int(failures[shown]), upper=bounds[shown],
+        setting=names[shown], failures=failures[shown],
+        upper=upper_bound(failures[shown], table.shape[1], confidence),
     )  # fmt: skip

@@ -314,7 +314,7 @@ class Schedule(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "schedule"
             raise ScheduleError(f"{path}: {where[:200]}: {first['msg'][:500]}") from None
 

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     options = parser.parse_args()
     bench = Bench(options.cache, 1.0)
+    bench.pipe.set_progress_bar_config(disable=True)
     schedule = Schedule.load(options.schedule)
     rule = schedule.rules[0]
     plan = watched(rule.policy, rule.policy.steps(schedule.grid.times), bench.profile)  # type: ignore[attr-defined]
@@ -58,6 +59,7 @@ def main() -> None:
         alarms, calls, before, after = np.mean(rows, axis=0)
         cells = (f"{level:g}", f"{alarms:.0%}", f"{calls:.1f}", f"{before:.1f}", f"{after:.1f}")
         table.add_row(*cells)
+        print(*cells, flush=True)
         bench.pipe.transformer.load_state_dict(kept)
     Console().print(table)
 

@@ -12,7 +12,7 @@ from typing import Any
 LIMIT = 240  # seconds until processes that hang are ended: this machine may be busy
 
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once, before any thread was started
-CONTEXT.set_forkserver_preload(["tests.processes", "conftest", "accelerate", "tests.toy"])
+CONTEXT.set_forkserver_preload(["tests.processes", "tests.conftest", "accelerate", "tests.toy"])
 
 
 def free_port() -> int:

@@ -61,6 +61,18 @@ def test_the_same_calibration_gives_the_same_bytes(pipe: FluxPipeline, prompts: 
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_the_bytes_depend_on_neither_the_store_nor_the_folder(
+    pipe: FluxPipeline, prompts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for name, store in (("none", None), ("cold", Store(tmp_path / "s")), ("warm", Store(tmp_path / "s"))):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        made = calibrated(pipe, prompts, speed=2, held_out=prompts[3:], batch_size=2, store=store)
+        files.append(made.save("made.json").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
 def test_calibrating_changes_nothing_on_the_pipeline(pipe: FluxPipeline, prompts: list) -> None:
     before = CALL(pipe, prompts[:1])
     scheduler, keys = type(pipe.scheduler), vars(pipe.transformer).keys()

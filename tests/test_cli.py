@@ -12,7 +12,7 @@ import pytest
 from conftest import schedule_of, tiny_flux
 from PIL import Image
 
-from adaptcache.cli import main
+from adaptcache.cli import main, quiet
 from adaptcache.schedule import Schedule
 
 Run = Callable[..., tuple[int, str, str]]
@@ -69,6 +69,11 @@ def test_help_shows_an_example(run: Run, verb: str) -> None:
     assert code == 0 and "adaptcache " + (verb or "demo") in out
 
 
+def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    assert run("models")[0] == 0
+
+
 def refused(result: tuple[int, str, str], complaint: str) -> None:
     code, out, err = result
     assert code == 2 and out == ""
@@ -96,6 +101,9 @@ def refused(result: tuple[int, str, str], complaint: str) -> None:
             "black-forest-labs/FLUX.1-dev",
         ),
         (("calibrate", "--out", "file/s.json"), "is not a folder"),
+        (("calibrate", "--scheduler", "DPM"), "no scheduler 'DPM'"),
+        (("compare", "--set", "true_cfg_scale"), "NAME=VALUE"),
+        (("compare", "--methods", "TeaCash"), "no method TeaCash"),
         (("calibrate", "--teacher-steps", "30"), "multiple of the 28 steps, got 30"),
         (("generate", "-p", "pizza", "-s", "file"), "is not JSON"),
         (("generate", "-p", "pizza", "--compare"), "--compare needs a --schedule"),
@@ -130,6 +138,22 @@ def test_other_weights_warn_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert done.returncode == 0 and len(warned) == 1 and "fitted on" in warned[0]
+
+
+def test_without_transformers_the_command_line_still_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("warnings.showwarning", None)
+    quiet()
+
+
+def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    refused(run("compare"), "compare runs in one process; start it without torchrun")
+    monkeypatch.setenv("RANK", "1")
+    assert run("compare") == (2, "", "") == run("calibrate", "--stepz", "3")
 
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

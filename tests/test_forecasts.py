@@ -12,6 +12,7 @@ from adaptcache.clock import Step
 from adaptcache.fitting.differences import backward, lagrange, mean_weights
 from adaptcache.forecasts import FORECASTS, Known
 from adaptcache.forecasts.adams_bashforth import AdamsBashforth
+from adaptcache.forecasts.bands import Bands
 from adaptcache.forecasts.chebyshev import Chebyshev
 from adaptcache.forecasts.dmd import DynamicModes
 from adaptcache.forecasts.extrapolate import Extrapolate
@@ -19,6 +20,7 @@ from adaptcache.forecasts.foca import FoCa
 from adaptcache.forecasts.frequency import Frequency
 from adaptcache.forecasts.gamma import Gamma
 from adaptcache.forecasts.hermite import Hermite
+from adaptcache.forecasts.momentum import Momentum
 from adaptcache.forecasts.newton import Newton
 from adaptcache.forecasts.offset import Offset
 from adaptcache.forecasts.open_loop import OpenLoop
@@ -267,5 +269,42 @@ def test_frequency_split_reuses_the_low_band_and_extrapolates_the_high_one():
 
 def test_linear_forecasts_of_outputs_sum_to_one_so_that_constants_stay():
     # The others are pulled to zero, scaled, fitted, or mix outputs with latents.
-    for name in FORECASTS.keys() - {"chebyshev", "scaled", "open-loop", "matched", "velocity", "offset"}:
+    for name in FORECASTS.keys() - {
+        "bands",
+        "chebyshev",
+        "scaled",
+        "open-loop",
+        "matched",
+        "velocity",
+        "offset",
+    }:
         assert sum(FORECASTS[name]().weights(Step(9, TIMES, (8, 6, 5, 3, 1, 0))).past) == pytest.approx(1)
+
+
+def test_momentum_is_exact_on_lines_at_every_second_step_and_feeds_back_what_it_made():
+    line = [torch.tensor([[2.0 + 3 * i]]) for i in range(9)]
+    step = Step(7, TIMES, (6, 4, 2, 0))
+    past = [line[i] for i in step.past]
+    assert float(Momentum(weight=0.5).combine(Known(past[:2], line[0], line[0]), step)) == float(line[7])
+    outputs = {0: line[0], 1: line[1], 4: line[4] ** 2, 6: line[6]}
+    calls = []
+    for index in range(8):  # as a cache of the last two calls has it
+        before = calls[-2] if len(calls) > 1 else calls[-1] if calls else None
+        made = outputs[index] if index in outputs else calls[-1] + 0.3 * (calls[-1] - before)
+        calls.append(made)
+    known = Known([outputs[i] for i in (6, 4, 1, 0)], line[0], line[0])
+    made = Momentum(weight=0.3, fed_back=True).combine(known, Step(7, TIMES, (6, 4, 1, 0)))
+    assert float(made) == pytest.approx(float(calls[7]), rel=1e-6)
+
+
+def test_bands_grow_apart_within_their_times_only():
+    flat, checks = torch.full((1, 2, 8, 8), 3.0), torch.ones(1, 2, 8, 8)
+    checks[..., ::2, 1::2] = checks[..., 1::2, ::2] = -1  # the highest frequency there is
+    step = Step(5, (1.0, 0.8, 0.6, 0.4, 0.2, 0.1), (2, 1, 0))
+    bands = Bands(low=1.5, high=0.5, low_window=(0.3, 0.9), high_window=(-0.1, 0.3))
+    made = bands.combine(Known([flat + checks], flat, flat), step)
+    assert torch.allclose(made, 1.5 * flat + 0.25 * checks, atol=1e-5)  # once at 0.4; twice at 0.2 and 0.1
+    tokens = torch.randn(1, 5, 3)
+    assert torch.allclose(bands.combine(Known([tokens], tokens, tokens), step), 1.5 * tokens)
+    none = Bands(low=0, high=0, low_window=(-1, 2), high_window=(-1, 2))
+    assert not none.combine(Known([flat + checks], flat, flat), step).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from adaptcache.errors import ScheduleError
 from adaptcache.files.limits import checked_name, parse_json, plain
+from adaptcache.presets import Preset
 from adaptcache.profiling.profile import Profile
 from adaptcache.schedule import LARGEST, Schedule
 from tests.fuzz.artifacts import kinds
@@ -73,6 +75,13 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         Schedule.load(path)
 
 
+def test_a_preset_with_a_key_of_many_parts_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_bytes((b"a.b." * 800 + b"c = 1\n") * 5)
+    with pytest.raises(ValueError, match="more than 200 dots"):
+        Preset.load(path)
+
+
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         for read in (Schedule.load, Profile.load):
@@ -84,6 +93,28 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 def test_a_name_cannot_lead_out_of_a_folder_or_rewrite_a_screen(name: str) -> None:
     with pytest.raises(ValueError, match="is no name"):
         checked_name(name)
+
+
+@pytest.mark.parametrize(
+    "where", [("denoiser",), ("grid", "times"), ("rules",), ("kernel", "gram"), ("made",)]
+)
+@pytest.mark.parametrize(
+    "bad", [[[]] * 300_000, [{}] * 300_000, ["x"] * 190_000, [-1.0] * 190_000, [True] * 190_000,
+            {f"k{i}": 0 for i in range(80_000)}, [[-1.0] * 900] * 200], ids=lambda bad: str(bad)[:12],
+)  # fmt: skip
+def test_a_million_wrong_entries_cost_one_complaint(where: tuple, bad: Any, tmp_path: Path) -> None:
+    data = json.loads(KINDS["schedule"].seeds[0])
+    inner = data
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = bad
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(data, separators=(",", ":")))
+    assert path.stat().st_size < LARGEST
+    grown, since = meter(), time.thread_time()
+    with pytest.raises(ScheduleError):
+        Schedule.load(path)
+    assert time.thread_time() - since < 0.2 and grown() < 100  # 50 ms where nobody else computes
 
 
 @pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1" * 30, "[" * 100_000, '"\\ud800"', "\ufeff1"])

@@ -13,6 +13,8 @@ from adaptcache import Schedule
 from adaptcache.adaptive.choose import chosen, least_margin
 from adaptcache.adaptive.gears import Trials
 from adaptcache.call import Call
+from adaptcache.cli.calibrate import parsed_gears
+from adaptcache.cli.show import describe
 from adaptcache.errors import ScheduleError
 from adaptcache.export.steps import computed_steps
 from adaptcache.fitting.looks import look_rows, signals_in
@@ -217,6 +219,20 @@ def test_a_gear_may_be_set_between_runs_and_left_to_the_schedule_again(schedule)
         assert torch.equal(run(pipe, HELD_OUT[0]), ends[0]) and handle.gear == gears[0]
         with pytest.raises(LookupError, match="no gear 7"):
             handle.gear = 7
+
+
+def test_show_says_how_a_gear_is_chosen_and_how_good_the_guesses_are(schedule, capsys):
+    describe(schedule)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "the cheapest gear whose guess reaches 60.5 dB" in shown and "guesses, held-out R2 gear 0:" in shown
+    )
+
+
+def test_the_command_line_takes_budgets_separated_by_commas():
+    assert parsed_gears("0.18, 0.25,0.5") == [0.18, 0.25, 0.5] and parsed_gears(None) == []
+    with pytest.raises(ValueError, match=r"--gears takes budgets such as .* got '0.2;0.3'"):
+        parsed_gears("0.2;0.3")
 
 
 def test_each_gear_can_be_exported(schedule):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import adaptcache
 from adaptcache.calibrate import measure
 from adaptcache.profiling.store import Store
 from adaptcache.ranks import ALONE, RankError, joined
-from tests.processes import launch
+from tests.processes import LIMIT, free_port, launch
 
 HELD_OUT = 3
 
@@ -118,6 +121,30 @@ def test_ranks_go_on_where_they_were_and_others_use_what_they_kept(tmp_path: Pat
     again = alone(4, 1, str(tmp_path))  # one process finds what two have kept: nothing is run in full
     same([again], expected)
     assert launch(calibrated, 4, 4, 1, str(tmp_path))[0][1] == expected[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers_start_the_command_and_one_schedule_is_written(launcher: list, tmp_path: Path) -> None:
+    words = ["calibrate", "--steps", "4", "--fit-on", "4", "--check-on", "2", "--batch-size", "1"]
+    command = [*words, "--no-cache", "--speed", "2", "--out", str(tmp_path / "s.json"), "--json"]
+    root = str(Path(adaptcache.__file__).parents[1])
+    known = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    whole = [sys.executable, "-m", *launcher, str(free_port()), "-m", "adaptcache", *command]
+    done = subprocess.run(whole, env=known, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["evidence"]["n"] == 2  # one document
+    together = (tmp_path / "s.json").read_bytes()
+    whole = [sys.executable, "-m", "adaptcache", *command]
+    subprocess.run(whole, env=known, cwd=tmp_path, capture_output=True, check=True, timeout=LIMIT)
+    assert (tmp_path / "s.json").read_bytes() == together
 
 
 def test_one_process_exchanges_nothing() -> None:

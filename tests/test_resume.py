@@ -14,6 +14,7 @@ from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
 from adaptcache.profiling.store import Store
+from tests.kills import kills
 
 PROFILES = {"batch_size": 2, "budget": 0.5}
 PARTS = 3 + STEPS - 1 + 1  # batches, influences, profile
@@ -71,6 +72,11 @@ def test_killed_while_it_writes_it_goes_on_and_gives_the_same_bytes(write: int, 
     assert after == contents(tmp_path / "whole")
     batches = {name: content for name, content in before.items() if "batch" in name}
     assert len(batches) == min(write - 1, 3) and batches.items() <= after.items()
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_comes_to_an_end_with_the_same_bytes(tmp_path: Path) -> None:
+    assert kills(3, tmp_path) == (3, True)
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

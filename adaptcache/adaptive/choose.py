@@ -23,21 +23,17 @@ def chosen(
         promised: By gear and number of the look, what was guessed for each prompt, with shape (P,).
         wanted: Decibels that a guess has to reach.
     """
-    count = len(next(iter(promised.values())))
-    return np.array([_chosen(plans, promised, wanted, prompt) for prompt in range(count)])
-
-
-def _chosen(
-    plans: Sequence[Sequence[int]], promised: Mapping[tuple[int, int], Array], wanted: float, prompt: int
-) -> int:
-    gear, computed = 0, 2
-    while computed <= len(plans[gear]):
-        opened = [g for g, plan in enumerate(plans) if plan[:computed] == plans[gear][:computed]]
-        if len(opened) > 1:
-            good = [g for g in opened if promised[g, computed - 2][prompt] >= wanted]
-            gear = good[0] if good else opened[-1]
-        computed += 1
-    return gear
+    gears = np.zeros(len(next(iter(promised.values()))), dtype=int)
+    for computed in range(2, max(map(len, plans)) + 1):
+        before = gears.copy()
+        for gear in np.unique(before):
+            opened = [g for g, plan in enumerate(plans) if plan[:computed] == plans[gear][:computed]]
+            if len(opened) > 1 and computed <= len(plans[gear]):
+                here = before == gear
+                good = np.stack([promised[g, computed - 2][here] >= wanted for g in opened])
+                first = np.where(good.any(axis=0), good.argmax(axis=0), len(opened) - 1)
+                gears[here] = np.array(opened)[first]
+    return gears
 
 
 def least_margin(

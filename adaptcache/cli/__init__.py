@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from contextlib import suppress
 
 import typer
 
@@ -74,12 +75,15 @@ def options(
 def quiet() -> None:
     """Leaves the screen to our own lines: libraries stay silent, warnings become one line each."""
     import diffusers
-    import transformers
 
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    loud = [diffusers.utils.logging]
+    with suppress(ImportError):  # an extra
+        import transformers
+
+        loud.append(transformers.utils.logging)
+    for library in loud:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
 
 

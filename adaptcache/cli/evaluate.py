@@ -23,7 +23,7 @@ from ..schedule import Schedule
 from .calibrate import Model, Set
 from .screen import out, print_json, progress, table
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "loaded"]
 
 
 def evaluate(
@@ -61,7 +61,7 @@ def evaluate(
 
       adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --check-on 8 --out scores.png
     """
-    schedules = [_loaded(source) for source in schedule]
+    schedules = [loaded(source) for source in schedule]
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
     held_out = known.held_out[:check_on]
@@ -98,7 +98,8 @@ def evaluate(
         out.print(f"wrote {to}", markup=False)
 
 
-def _loaded(source: str) -> Schedule:
+def loaded(source: str) -> Schedule:
+    """Loads a schedule from a file, a folder or the hub."""
     path = Path(source).expanduser()
     return Schedule.load(path) if path.suffix == ".json" else from_pretrained(source)
 

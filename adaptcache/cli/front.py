@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..files import check_writable
-from ..files.limits import parse_json, read_bytes
-from ..tuning.front import LARGEST, Front, is_front
+from ..files.limits import NODES, parse_json, read_bytes
+from ..tuning.front import LARGEST, POINTS, Front, is_front
 from .screen import out, print_json
 
 __all__ = ["describe_front", "holds_front", "show_front"]
@@ -18,7 +18,7 @@ __all__ = ["describe_front", "holds_front", "show_front"]
 def holds_front(path: Path) -> bool:
     """Whether a file says that it is a front; what cannot be read is for others to complain about."""
     try:
-        return is_front(parse_json(read_bytes(path, LARGEST)))
+        return is_front(parse_json(read_bytes(path, LARGEST), POINTS * NODES))
     except (OSError, ValueError):
         return False
 

@@ -13,8 +13,8 @@ from ..files import check_image
 from ..generate import generate as run
 from ..presets import resolve
 from ..report.picture import save_output, side_by_side
-from ..schedule import Schedule
 from .calibrate import Model, Set
+from .evaluate import loaded
 from .screen import out, print_json, progress, table
 
 __all__ = ["generate"]
@@ -24,7 +24,8 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")],
     model: Model = "emoji-flux",
     schedule: Annotated[
-        Path | None, typer.Option("--schedule", "-s", help="A schedule; none runs in full.")
+        str | None,
+        typer.Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The noise.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
@@ -45,7 +46,7 @@ def generate(
       adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
     """
     preset = resolve(model).called_with(settings or [])
-    fitted = Schedule.load(schedule) if schedule else None
+    fitted = loaded(schedule) if schedule else None
     if compare and fitted is None:
         raise ValueError("--compare needs a --schedule to compare with the full run")
     check_image(to)

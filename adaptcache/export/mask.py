@@ -14,7 +14,7 @@ class Mask:
     Arguments:
         computed: 1 where the denoiser is called and 0 where it is not, by step.
         expected: The error of the final latents in decibels below their energy, which the kernel
-            predicts when the errors of the steps add up; None without a kernel.
+            predicts if errors change nothing of what comes after; None without a kernel.
         lost: What of the schedule is not in the mask.
     """
 

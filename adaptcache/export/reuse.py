@@ -29,13 +29,39 @@ FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can b
 
 def reuse_errors(kernel: Kernel, times: tuple[float, ...]) -> Array:
     """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
+    gram, weights = on_grid(kernel, times)
+    energy = np.diagonal(gram)
+    errors = energy[None, :] - 2 * gram + energy[:, None]
+    return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
+
+
+def total_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int]) -> float:
+    """Returns the squared error of the final latents, over their energy, if a plan's steps are reused.
+
+    The errors of single steps do not add up as energies: an output that is reused again and again is wrong in
+    the same direction each time. So they are added as vectors, whose inner products the kernel knows.
+
+    Arguments:
+        kernel: The kernel.
+        times: The grid with shape (N,).
+        computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
+    """
+    gram, weights = on_grid(kernel, times)
+    skipped = np.flatnonzero(np.array(computed) == 0)
+    sources = np.maximum.accumulate(np.where(computed, np.arange(len(times)), 0))
+    sums = np.zeros(len(times))
+    np.add.at(sums, sources[skipped], np.sqrt(weights[skipped]))
+    np.add.at(sums, skipped, -np.sqrt(weights[skipped]))
+    return float(sums @ gram @ sums)
+
+
+def on_grid(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
+    """Returns the inner products and sensitivities of a kernel on a grid."""
     gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
     if not same_grid(kernel.times, times):
         gram = resampled(gram, np.array(kernel.times), np.array(times))
         weights = np.interp(times, kernel.times[::-1], weights[::-1])
-    energy = np.diagonal(gram)
-    errors = energy[None, :] - 2 * gram + energy[:, None]
-    return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
+    return gram, weights
 
 
 class Reuse:
@@ -55,7 +81,7 @@ class Reuse:
         if not (steps or native):
             raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
         self.steps = steps or native
-        times = moved(schedule.grid.times, self.steps)
+        self.times = times = moved(schedule.grid.times, self.steps)
         self.moved = native if native not in (0, self.steps) else 0
         self.own = computed_steps(schedule, gear, times)
         self.calls = len(self.own) if calls is None else calls
@@ -125,8 +151,7 @@ class Reuse:
 
     def _mask(self, steps: Sequence[int], *lost: str) -> Mask:
         computed = tuple(int(i in set(steps)) for i in range(self.steps))
-        if self.errors is None:
+        if self.schedule.kernel is None:
             return Mask(computed, None, lost)
-        sources = np.maximum.accumulate(np.where(computed, np.arange(self.steps), 0))
-        total = sum(self.errors[c, i] for i, c in enumerate(sources) if not computed[i])
+        total = total_error(self.schedule.kernel, self.times, computed)
         return Mask(computed, -10 * math.log10(total) if total > 0 else math.inf, lost)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "GEARS", "KERNEL_STEPS", "PROMPTS", "STEPS", "TRACKS",
+    "GEARS", "KERNEL_STEPS", "NODES", "PROMPTS", "STEPS", "TRACKS",
     "checked_name", "falling", "parse_json", "plain", "read_bytes",
 ]  # fmt: skip
 
@@ -19,6 +19,8 @@ KERNEL_STEPS = 256  # of a kernel: its size is their square, and planning takes 
 GEARS, TRACKS, PROMPTS = 16, 8, 4096
 NAME, TEXT = 200, 10_000  # characters
 DEPTH, VALUES = 12, 10_000  # of what is only kept: provenance, arguments of a call
+NODES = 10_000  # lists, tables, texts and words: each can be an error of its own, numbers in a row are few
+LONGEST, WIDEST = 4096, 256  # entries of a list, and of a table
 DIGITS = 18  # of a whole number: longer ones fit no 64 bits, and very long ones take quadratic time
 
 
@@ -39,12 +41,22 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, nodes: int = NODES) -> Any:
     """Returns what strict JSON says: UTF-8, numbers that are finite, whole numbers of 64 bits.
+
+    What is checked before it is parsed, or right after, bounds what a stranger's file can cost: collecting
+    garbage among millions of lists, or a complaint about each of their entries.
+
+    Arguments:
+        data: The file's content.
+        nodes: How many lists, tables, texts and words it may hold.
 
     Raises:
         ValueError: It is not that; whatever is wrong with it.
     """
+    marks = data.count(b"[") + data.count(b"{") + data.count(b'"') // 2
+    if marks + sum(data.count(word) for word in (b"true", b"false", b"null")) > nodes:
+        raise ValueError(f"it holds more than {nodes:,} lists, tables, texts and words")
     try:
         text = data.decode("utf-8")
         value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
@@ -52,7 +64,20 @@ def parse_json(data: bytes) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    _check_sizes(value)
     return value
+
+
+def _check_sizes(value: Any) -> None:
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if not isinstance(item, (dict, list)):
+            continue
+        if len(item) > (WIDEST if isinstance(item, dict) else LONGEST):
+            raise ValueError(f"a list has more than {LONGEST:,} entries, or a table more than {WIDEST}")
+        parts = item.values() if isinstance(item, dict) else item
+        waiting += [part for part in parts if isinstance(part, (dict, list))]
 
 
 def _no_number(text: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from ..clock import Step
 from .base import Policy
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalError"]
 
-Errors = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+# One bad entry is told, not a million.
+Errors = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1), FailFast()]
 
 
 class LocalError(Policy):
@@ -38,7 +39,7 @@ class LocalError(Policy):
     """
 
     type: Literal["local-error"] = "local-error"
-    errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024)]
+    errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024), FailFast()]
     threshold: Annotated[float, Field(ge=0)]
     first: bool = True
 

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 LARGEST = 16_384  # bytes; real presets have about 500
+DOTS = 200  # in all: a key of a thousand parts takes a TOML parser quadratic time
 OURS = {"prompt", "num_inference_steps", "generator", "latents", "output_type"}
 
 
@@ -82,7 +83,10 @@ class Preset(BaseModel):
         if path.suffix != ".toml" or not path.is_file():
             raise LookupError(_no_such_model(str(name_or_path)))
         try:
-            data = tomllib.loads(read_bytes(path, LARGEST).decode("utf-8"))
+            content = read_bytes(path, LARGEST)
+            if content.count(b".") > DOTS:
+                raise ValueError(f"it has more than {DOTS} dots")
+            data = tomllib.loads(content.decode("utf-8"))
             return cls.model_validate({"name": path.stem, **data})
         except ValidationError as error:
             first = error.errors()[0]

@@ -86,7 +86,10 @@ def _why(error: Exception, source: str, preset: "Preset") -> str:
 
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, ImportError):
-        return f"loading {source} needs another package: {reason}"
+        return (
+            f"loading {source} needs another package: {reason} "
+            "(text encoders: pip install 'adaptcache-diffusers[demo]')"
+        )
     if Path(source).is_dir():
         return f"{source} cannot be loaded: {reason}"
 

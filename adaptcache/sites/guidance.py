@@ -94,14 +94,14 @@ class Guidance:
             self.entered = leading(args, kwargs)
             self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
             self.halved = is_guided(self.gate.pipe) and twice(x)
-        elif self.gate.half is not None and not self.sure and x is not None:
+        whole = self.gate.half is not None and leading(args, kwargs) == self.entered
+        if whole and not self.sure and x is not None:
             # Two prompts that began with the same noise are told apart once a step was taken.
             self.sure, self.halved = True, twice(x)
             if not self.halved:
-                self.gate.half, self.course.made = None, []
+                whole, self.gate.half, self.course.made = False, None, []
             if not self.halved and self.alone:
                 raise AttachError(NONE.format(name=type(self.gate.pipe).__name__))
-        whole = self.gate.half is not None and leading(args, kwargs) == self.entered
         if whole and not self.decides(step, 1, x):
             return self.half(original, args, kwargs)
         output = original(*args, **kwargs)

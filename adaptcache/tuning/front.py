@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import parse_json, read_bytes
+from ..files.limits import NODES, parse_json, read_bytes
 from ..schedule import Count, Line, Name, Part, Schedule, Summary
 
 __all__ = ["Front", "Point"]
@@ -98,7 +98,7 @@ class Front(Part):
     def load(cls, path: str | Path) -> Self:
         """Reads a front; `ScheduleError` says what is wrong with it."""
         try:
-            data = parse_json(read_bytes(path, LARGEST))
+            data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
         except OSError as error:
             raise ScheduleError(
                 f"cannot read {path}: {error.strerror}; `adaptcache tune` writes one"

@@ -22,7 +22,7 @@ from .data import BACKGROUNDS, HERE, load_emoji, paint
 from .focus import common_names
 
 TARGET = HERE / "emoji-scorer" / "scorer.safetensors"
-STEPS = 1200
+STEPS = 1500
 BATCH = 64
 RATE = 3e-3
 MOVE = 2  # pixels

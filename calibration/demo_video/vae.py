@@ -1,5 +1,7 @@
 """The small video autoencoder: its encoder is written down, its decoder is trained."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,11 +10,12 @@ from torch import Tensor, nn
 
 from ..demo.vae import difference, fit, keep, measure_psnr
 from .basis import CHANNELS, PATCH, Basis
-from .clips import FRAMES, Scenes, film
+from .clips import Scenes, film
 
-STEPS = 500
-BATCH = 6
-EXCERPT = 5  # frames: half a clip says as much about decoding as a whole one
+STEPS = 3000
+CYCLE = 500  # steps between checkpoints, in which the learning rate rises and falls
+BATCH = 4
+TEST = 1_000_000  # a seed that no step has
 PORTION = 64
 LEARNING_RATE = 1e-3
 ROUGHNESS = 0.05  # noise on the latents, as a transformer's are not exact either
@@ -91,29 +94,33 @@ def open_decoder(vae: AutoencoderKLWan, basis: Basis) -> None:
 
 
 def train_vae(folder: Path, basis: Basis, steps: int = STEPS) -> AutoencoderKLWan:
-    """Train the decoder, or load the autoencoder if `folder` has it already.
+    """Train the decoder in cycles of the learning rate, or go on after the last whole cycle.
 
     Args:
-        folder: Where the weights (float32) and `measured.json` go.
+        folder: Where the weights (float32) and `measured.json` go after each cycle.
         basis: What the latents are.
         steps: Number of optimiser steps.
     """
-    if (folder / "measured.json").exists():
-        return AutoencoderKLWan.from_pretrained(folder).eval()
+    path = folder / "measured.json"
+    measured = json.loads(path.read_text()) if path.exists() else {"steps": 0, "minutes": 0.0}
     torch.manual_seed(0)
-    vae = build_vae(basis)
+    vae = AutoencoderKLWan.from_pretrained(folder) if measured["steps"] else build_vae(basis)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
+    test = film(Scenes.draw(128, torch.Generator().manual_seed(TEST)))
+    while (done := measured["steps"]) < steps:
+        more = min(CYCLE, steps - done)
+        minutes = measured["minutes"] + fit(vae, partial(_loss, vae, basis, done), more, LEARNING_RATE)
+        psnr = measure_psnr(vae, test, PORTION)
+        measured = {"steps": done + more, "minutes": minutes, "psnr": psnr}
+        keep(vae, folder, measured)
+    return vae.eval()
 
-    def loss(step: int) -> Tensor:
-        seeded = torch.Generator().manual_seed(step)
-        first = 2 * step % (FRAMES - EXCERPT + 2)
-        clips = film(Scenes.draw(BATCH, seeded))[:, :, first : first + EXCERPT]
-        latents = basis.encode(clips)
-        latents = latents + ROUGHNESS * torch.randn(latents.shape, generator=seeded)
-        return difference(vae.decode(latents * basis.scale[:, None, None, None]).sample, clips)
 
-    minutes = fit(vae, loss, steps, LEARNING_RATE)
-    clips = film(Scenes.draw(256, torch.Generator().manual_seed(steps)))
-    keep(vae, folder, {"steps": steps, "minutes": minutes, "psnr": measure_psnr(vae, clips, PORTION)})
-    return vae
+def _loss(vae: AutoencoderKLWan, basis: Basis, done: int, step: int) -> Tensor:
+    """Loss of a step after `done` others, on clips that its number determines."""
+    seeded = torch.Generator().manual_seed(done + step)
+    clips = film(Scenes.draw(BATCH, seeded))
+    latents = basis.encode(clips)
+    latents = latents + ROUGHNESS * torch.randn(latents.shape, generator=seeded)
+    return difference(vae.decode(latents * basis.scale[:, None, None, None]).sample, clips)

@@ -1,0 +1,67 @@
+"""The tables and the folder of a comparison: what is printed is what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adaptcache.cli.folder import worst, write_folder
+from adaptcache.cli.table import cost_table, line_table, size, write_markdown
+from adaptcache.compare import Comparison, Cost, Line
+
+FULL = Line(
+    "full run", 1.0, 8.0, 32.0, {"mean": 100.0, "p05": 100.0}, None, 0.0, {"mean": 41.0, "p05": 40.0},
+    1.0, 1.0, 0, [100.0, 100.0],
+)  # fmt: skip
+OURS = Line(
+    "adaptcache", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, {"mean": 0.99, "p05": 0.98}, 0.01,
+    {"mean": 40.0, "p05": 39.0}, 0.5, 1.9, 7168, [52.0, 48.0], {"plan": [0, 2, 4, 6]},
+)  # fmt: skip
+BROKEN = Line("PAB", 0.5, note="broke: no such thing")
+COSTS = [Cost("adaptcache", {"full runs": 24.0, "matching": 12.0}), Cost("PAB", {}, 16.0, 4)]
+
+
+def rows(path: Path) -> list[list[str]]:
+    lines = path.read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+
+
+def test_markdown_has_a_row_a_line_and_a_note_where_there_are_no_numbers(tmp_path: Path) -> None:
+    found = rows(write_markdown(tmp_path / "t.md", [FULL, OURS, BROKEN], COSTS, 8, "share shown"))
+    assert len({len(row) for row in found[:5]}) == 1
+    assert found[0][6:8] == ["to exact dB", "share shown"]
+    assert found[2][:3] == ["1", "full run", "exact"] and found[2][6] == "41.0"
+    assert found[3][:4] == ["0.5", "**adaptcache**", "50.0", "45.0"]
+    assert found[3][6:] == ["40.0", "0.50", "4.0", "16", "1.90x", "7.1 kB"]
+    assert found[4][:3] == ["0.5", "PAB", "broke: no such thing"]
+    assert found[7] == ["**adaptcache**", "36", "", "0", "4", "full runs 24, matching 12"]
+    assert found[8] == ["PAB", "0", "4", "16", "2", ""]
+
+
+def test_columns_that_nobody_has_are_left_out() -> None:
+    bare = Line("AB2", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, None, 0.01, speed=1.0, memory=0)
+    headings = [column.header for column in line_table([bare]).columns]
+    assert "to exact dB" not in headings and "calls" in headings and cost_table(COSTS, 8).row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (7168, "7.1 kB"), (25_348, "25 kB"), (3_210_000_000, "3.2 GB")],
+)
+def test_bytes_are_written_as_people_write_them(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_the_images_kept_are_of_the_prompts_we_do_worst_on(tmp_path: Path) -> None:
+    assert worst([FULL, OURS], 2) == [1, 0] and worst([FULL], 9) == [0, 1, 2, 3, 4, 5]
+    images = {name: [np.full((4, 4, 3), k / 2) for k in range(2)] for name in ("full run", "adaptcache 0.5")}
+    result = Comparison(8, 2, 1, [FULL, OURS, BROKEN], COSTS, {}, images, {})
+    write_folder(tmp_path, result, {**result.data(), "measure": ""}, ["a", "b"], "tiny")
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["rows"] == [1, 0] and data["prompts"] == ["a", "b"]
+    assert data["costs"][0]["calibration"] == {"full runs": 24, "matching": 12}
+    assert all((tmp_path / name).is_file() for names in data["images"].values() for name in names)
+    assert {"pareto.png", "sheet-0.5.png", "comparison.md"} <= {path.name for path in tmp_path.iterdir()}
