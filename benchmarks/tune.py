@@ -164,7 +164,7 @@ class Contest:
         profile = self.measurement.profile
         times, final = tuple(map(float, profile.times)), self.measurement.runs[0].y[0][-1][:1]
         whole = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
-        base = assembled(self.pipe, self.call, profile, whole)
+        base = assembled(self.pipe, self.call, profile, (whole,))
 
         def by(plan: tuple[int, ...]) -> Schedule:
             rule = whole.model_copy(update={"policy": Plan.of(plan, times)})

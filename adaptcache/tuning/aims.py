@@ -57,4 +57,5 @@ def calibrated(seen: Sequence[Seen], proposer: Proposer, bench: Bench, calls: in
     tried = [one for one in seen if one.candidate.key in keys and one.worth is not None]
     if len(tried) < 2:
         return tried[0] if tried else None
+    tried.sort(key=lambda one: one.candidate.plan)  # as there, the first of equals
     return min(tried, key=lambda one: bench.rule(one.candidate, everything=True)[1] or 0.0)

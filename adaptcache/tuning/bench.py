@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adaptive.learn import watched
 from ..calibrate import Measurement, Progress, assembled, check_images
 from ..call import Call, Prompt
 from ..forecasts import FORECASTS
@@ -102,6 +103,8 @@ class Bench:
         prompts = self.sets.calibration if everything else list(self.sets.fit)
         measured = head(self.measurement, len(prompts), self.batch_size)
         policy = Plan.of(candidate.plan, self.base.grid.times)
+        if everything:  # this one is kept, so it is told when a run is like none of these
+            policy = watched(policy, candidate.plan, measured.profile)
         if candidate.forecast == "matched":
             matching = match(
                 self.pipe, self.call, prompts, candidate.plan, measured.profile, measured.runs,
