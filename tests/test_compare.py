@@ -62,6 +62,18 @@ def peers(*names: str) -> list[Any]:
     return [pytest.param(n, marks=skip if PEERS[n].needs == "cache-dit" else ()) for n in names]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("cache_dit") is None, reason="cache-dit is not installed")
+def test_what_runs_after_cache_dit_runs_as_before_it(case: Case) -> None:
+    knobs = {
+        "threshold": 0.5, "max_skip_steps": STEPS, "retention_ratio": 0.0, "num_inference_steps": STEPS,
+        "mag_ratios": [2.0 if i % 2 == 0 else 1.0 for i in range(STEPS)],
+    }  # fmt: skip
+    before = by(case, "MagCache", knobs)
+    by(case, "DBCache", {"residual_diff_threshold": 0.2, "max_warmup_steps": 1})
+    after = by(case, "MagCache", knobs)
+    assert all(torch.equal(a, b) for a, b in zip(before.latents, after.latents, strict=True))
+
+
 @pytest.mark.parametrize("name", peers(*PEERS))
 def test_every_method_starts_from_the_same_noise_and_leaves_the_pipeline_as_it_was(
     case: Case, full: Trial, name: str

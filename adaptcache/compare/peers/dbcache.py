@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
+from ...gate.watch import denoisers_of
 from .base import Case, Knobs, Peer, Ready
 
 __all__ = ["DBCache", "DBCacheDmd", "DBCacheFoca", "DBCacheTaylor", "StaticMask"]
@@ -47,11 +48,24 @@ class DBCache(Peer):
             Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps,
             enable_separate_cfg=case.branches > 1, **own,
         )  # fmt: skip
-        cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
-        try:
+        with ExitStack() as undo:
+            for denoiser in denoisers_of(case.pipe):
+                undo.enter_context(left_as_found(denoiser))
+            cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
+            undo.callback(cache_dit.disable_cache, case.pipe)
             yield Ready(case.call)
-        finally:
-            cache_dit.disable_cache(case.pipe)
+
+
+@contextmanager
+def left_as_found(denoiser: Any) -> Iterator[None]:
+    """Restores what cache-dit does not: the forward, and the order of parts, by which others' hooks go."""
+    own, parts = dict(vars(denoiser)), dict(denoiser._modules)
+    try:
+        yield
+    finally:
+        for now, before in ((vars(denoiser), own), (own["_modules"], parts)):
+            now.clear()
+            now.update(before)
 
 
 def forecast_of(name: str, order: int) -> Any:
