@@ -28,13 +28,13 @@ from adaptcache.adaptive.choose import MARGINS, chosen, least_margin
 from adaptcache.adaptive.gears import Trials
 from adaptcache.adaptive.learn import learned
 from adaptcache.adaptive.witness import Witness, decoded, landed_images
-from adaptcache.calibrate import assembled
 from adaptcache.call import Call
 from adaptcache.certify import certify
 from adaptcache.fitting.kernel import pair_errors
 from adaptcache.fitting.looks import look_rows
 from adaptcache.fitting.path import best_plan
 from adaptcache.matching import match
+from adaptcache.matching.planned import assembled
 from adaptcache.metrics import psnr
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.look import signals_of

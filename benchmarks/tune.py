@@ -20,13 +20,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.calibrate import Measurement, assembled, calls_for, fitted, measure, validated
+from adaptcache.calibrate import calls_for
 from adaptcache.call import Call
 from adaptcache.files import dump_json, write_atomically
 from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.matching.planned import assembled, fitted
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
+from adaptcache.profiling.measure import Measurement, measure
 from adaptcache.profiling.store import Store
 from adaptcache.runtime import attach
 from adaptcache.schedule import Rule, Schedule
@@ -38,6 +40,7 @@ from adaptcache.tuning.moves import anywhere, moved
 from adaptcache.tuning.proposals import Proposer
 from adaptcache.tuning.race import best
 from adaptcache.tuning.search import Search
+from adaptcache.validate import validated
 
 HOT, COLD = 0.05, 1e-5  # temperatures of BudCache on FLUX
 

@@ -14,9 +14,10 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache import Schedule
-from adaptcache.calibrate import calls_for, measure
+from adaptcache.calibrate import calls_for
 from adaptcache.generate import generate
 from adaptcache.metrics import CEILING, psnr, ssim
+from adaptcache.profiling.measure import measure
 from adaptcache.profiling.store import Store, content_key
 from adaptcache.profiling.teacher import refined
 

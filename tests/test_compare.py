@@ -13,7 +13,6 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 from adaptcache import compare as module
-from adaptcache.calibrate import measure
 from adaptcache.compare.bench import Bench
 from adaptcache.compare.meter import storages
 from adaptcache.compare.peers import PEERS, Case, annealing
@@ -25,6 +24,7 @@ from adaptcache.compare.solution import no_solution
 from adaptcache.compare.sweep import between
 from adaptcache.compare.trial import Trial, kept, latent_error, run
 from adaptcache.compare.work import BlockCounter, blocks_of
+from adaptcache.profiling.measure import measure
 from adaptcache.profiling.record import twin
 
 PROMPTS = embedded(2)

@@ -19,12 +19,13 @@ from diffusers import (
 )
 
 import adaptcache
-from adaptcache.calibrate import fitted, measure
 from adaptcache.clock import Step
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Update
 from adaptcache.gate.move import Move
 from adaptcache.matching.match import match, target_of
+from adaptcache.matching.planned import fitted
+from adaptcache.profiling.measure import measure
 from adaptcache.profiling.record import Trajectory, record, statistics
 
 SCHEDULERS = [

@@ -17,7 +17,7 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.calibrate import measure
+from adaptcache.profiling.measure import measure
 from adaptcache.profiling.store import Store
 from adaptcache.ranks import ALONE, RankError, joined
 from tests.processes import LIMIT, free_port, launch

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import Measurement, check_images
 from ..call import Call, Prompt
 from ..certify import Certificate, Claim, certify
 from ..generate import generate
 from ..matching import Fit
 from ..metrics import summary
 from ..policies.gears import Gears
+from ..profiling.measure import Measurement
 from ..profiling.store import Store, content_key
 from ..schedule import Evidence, Schedule
+from ..validate import check_images
 from .choose import MARGINS, chosen
 from .gears import Trials, fit_gears, tried
 from .targets import computing_all

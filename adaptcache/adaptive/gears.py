@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import Measurement, assembled, check_images
 from ..call import Call, Prompt
 from ..fitting.kernel import Array, pair_errors
 from ..fitting.looks import look_rows
 from ..fitting.path import shared_plans
 from ..forecasts.matched import Matched
 from ..matching import Fit, match
+from ..matching.planned import assembled
 from ..metrics import psnr
 from ..policies.gears import Gears
 from ..policies.plan import Plan
+from ..profiling.measure import Measurement
 from ..schedule import Rule, Schedule
+from ..validate import check_images
 from .choose import least_margin
 from .learn import learned
 from .witness import Witnessed, landed_images, witnessed

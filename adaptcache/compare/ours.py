@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..calibrate import fitted, measure
 from ..call import Call, Prompt
+from ..matching.planned import fitted
 from ..policies.plan import Plan
+from ..profiling.measure import measure
 from ..profiling.profile import Profile
 from ..runtime import Runner
 from ..schedule import Evidence, Schedule

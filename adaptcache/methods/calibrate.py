@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..calibrate import Progress, assembled, calls_for, measure, silent, validated
+from ..calibrate import calls_for
 from ..call import Call, Prompt
 from ..files.limits import checked_name
+from ..matching.planned import assembled
 from ..profiling.layers import layer_errors
+from ..profiling.measure import Progress, measure, silent
 from ..profiling.store import Store
 from ..schedule import Rule, Schedule
+from ..validate import validated
 from . import fitted_rules, method_named
 from .local_errors import within_budget
 

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..adaptive.learn import watched
-from ..calibrate import Measurement, Progress, assembled, check_images
 from ..call import Call, Prompt
 from ..forecasts import FORECASTS
 from ..forecasts.extrapolate import Extrapolate
 from ..generate import generate
 from ..matching import match
+from ..matching.planned import assembled
 from ..metrics import psnr
 from ..policies.plan import Plan
+from ..profiling.measure import Measurement, Progress
 from ..profiling.store import Store, content_key
 from ..schedule import Rule, Schedule
+from ..validate import check_images
 from .candidate import Candidate
 from .sets import Sets, head
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..calibrate import assembled, check_images
 from ..certify import Certificate, certify, upper_bound
 from ..generate import generate
+from ..matching.planned import assembled
 from ..metrics import CEILING, psnr, summary
 from ..profiling.store import Store
 from ..schedule import Evidence, Schedule
+from ..validate import check_images
 from .aims import calibrated
 from .bench import full_images
 from .candidate import Candidate

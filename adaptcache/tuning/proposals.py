@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..calibrate import TRUST
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan
+from ..matching.planned import TRUST
 from ..profiling.profile import Profile
 from .candidate import FEATURES, ZOO, Candidate
 from .moves import anywhere, deepest, moved, near

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..calibrate import Progress
+from ..profiling.measure import Progress
 from .aims import aims
 from .bench import Bench
 from .proposals import Proposer

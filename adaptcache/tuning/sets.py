@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..calibrate import Measurement
 from ..call import Prompt
+from ..profiling.measure import Measurement
 from ..profiling.record import Trajectory
 from ..profiling.store import feed
 

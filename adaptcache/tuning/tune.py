@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..calibrate import Progress, measure, silent
 from ..call import Call, Prompt
 from ..files.limits import checked_name
 from ..generate import synchronize
+from ..profiling.measure import Progress, measure, silent
 from ..profiling.store import Store, content_key
 from .bench import Bench
 from .candidate import Candidate

@@ -1,0 +1,106 @@
+"""From measurements to a schedule: a plan for a number of calls, and the weights matched to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+
+from .. import __version__
+from ..adaptive.learn import watched
+from ..call import Call, Prompt
+from ..fitting.kernel import pair_errors
+from ..fitting.path import best_plan
+from ..policies.plan import Plan
+from ..profiling.measure import Measurement, Progress, silent
+from ..profiling.profile import Profile
+from ..profiling.store import described
+from ..provenance.fingerprint import fingerprint, provenance
+from ..ranks import ALONE, Ranks
+from ..schedule import Grid, Kernel, Rule, Schedule
+from .match import Fit, match
+
+__all__ = ["TRUST", "assembled", "fitted"]
+
+TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of the measured influence
+
+
+def fitted(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    measurement: Measurement,
+    calls: int,
+    *,
+    fit: Fit = Fit(),  # noqa: B008 - frozen
+    batch_size: int = 1,
+    ranks: Ranks = ALONE,
+    progress: Progress = silent,
+) -> Schedule:
+    """Plans `calls` computed steps and matches the weights of the others.
+
+    The influence of a step was measured without matching, which undoes much of an early error. So it
+    is trusted in several degrees, and the plan whose matched runs end closest to the reference is taken.
+    """
+    profile = measurement.profile
+    errors, times = pair_errors(profile.kernel), tuple(map(float, profile.times))
+    plans = sorted({tuple(best_plan(errors, profile.sensitivity**trust, calls)) for trust in TRUST})
+    matchings = []
+    for number, plan in enumerate(plans):
+
+        def watch(done: int, before: int = number * len(times)) -> None:
+            progress(f"matching {calls} calls", before + done, len(plans) * len(times))
+
+        matchings.append(
+            match(
+                pipe, call, prompts, plan, profile, measurement.runs,
+                fit=fit, batch_size=batch_size, ranks=ranks, progress=watch,
+            )
+        )  # fmt: skip
+        watch(len(times))  # the last steps may have been computed ones
+    best = min(range(len(plans)), key=lambda number: matchings[number].error)
+    policy = watched(Plan.of(plans[best], times), plans[best], profile)
+    rule = Rule(policy=policy, forecast=matchings[best].forecast)
+    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
+    return assembled(pipe, call, profile, (rule,), about)
+
+
+def assembled(
+    pipe: Any,
+    call: Call,
+    profile: Profile,
+    rules: tuple[Rule, ...],
+    about: Mapping[str, Any] | None = None,
+    name: str = "",
+) -> Schedule:
+    """Returns fitted rules as a schedule: with the kernel, and with what they were fitted on.
+
+    Arguments:
+        about: What its provenance says besides.
+        name: What it is called. A plan has a name by itself.
+    """
+    times, policy = tuple(map(float, profile.times)), rules[0].policy
+    if not name:
+        assert isinstance(policy, Plan)
+        speed = len(times) / len(policy.steps(times))
+        name = f"{type(pipe).__name__}-{len(times)}-{speed:.3g}x"
+    kernel = Kernel(
+        times=times,
+        gram=tuple(map(tuple, profile.kernel.tolist())),
+        sensitivity=tuple(profile.sensitivity.tolist()),
+    )
+    made = {
+        "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
+        **provenance(pipe), "steps": call.steps, "seed": call.seed,
+        "call": {k: described(v) for k, v in call.arguments.items()}, **(about or {}),
+    }  # fmt: skip
+    return Schedule(
+        name=name,
+        denoiser=fingerprint(pipe),
+        grid=Grid(scheduler=type(pipe.scheduler).__name__, times=times),
+        rules=rules,
+        kernel=kernel,
+        made=made,
+    )
