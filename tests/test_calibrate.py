@@ -91,7 +91,7 @@ def test_a_second_target_needs_no_second_profile(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("profiled again")
 
-    monkeypatch.setattr(MODULE, "record", never)
+    monkeypatch.setattr("adaptcache.profiling.measure.record", never)
     assert calibrated(pipe, prompts, speed=2, store=store, held_out=prompts[3:]) == first
     assert calibrated(pipe, prompts, speed=4, store=store).evidence is None
 

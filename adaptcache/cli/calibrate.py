@@ -110,8 +110,9 @@ def calibrate(
     """
     if method:
         method_named(method)
-        if teacher_steps or gears or certify:
-            raise ValueError("published methods are fitted as they are: no teacher, gears or certificate")
+        ours_only = {"--teacher-steps": teacher_steps, "--gears": gears, "--certify": certify}
+        if wrong := [option for option, given in ours_only.items() if given]:
+            raise ValueError(f"published methods are fitted as they are: give --method or {wrong[0]}")
     with joined() as ranks:
         if method and ranks.size > 1:
             raise ValueError("published methods are fitted in one process; start it without a launcher")
