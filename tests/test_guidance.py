@@ -15,7 +15,7 @@ from adaptcache.schedule import Rule, Schedule
 from tests.pipelines.table import built, generated, grid_of
 
 SEQUENTIAL = ("Flux, two branches", "Qwen-Image", "Wan 2.1", "Wan 2.2", "Chroma", "Lumina 2", "CogView 4")
-BATCHED = ("CogVideoX", "Stable Diffusion 1.5", "SDXL", "Stable Diffusion ControlNet", "PixArt-Sigma")
+BATCHED = ("CogVideoX", "Stable Diffusion 1.5", "SDXL", "Stable Diffusion ControlNet")
 FAST = ("Flux, two branches", "CogVideoX")
 
 
@@ -149,7 +149,8 @@ def test_without_the_interval_the_output_is_that_with_the_prompt_alone(name):
     assert close(peer, made)
 
 
-@pytest.mark.parametrize("name", ["Flux", "DiT", "InstructPix2Pix"])
+# PixArt guides in a batch of two halves, but its pipeline does not say whether it does.
+@pytest.mark.parametrize("name", ["Flux", "DiT", "InstructPix2Pix", "PixArt-Sigma"])
 def test_runs_without_a_call_for_guidance_are_refused_and_leave_nothing(name):
     setup = built(name)
     plain = generated(setup)

@@ -193,7 +193,8 @@ def test_the_demo_model_runs_as_with_diffusers(emoji, name):
     }[name]()  # fmt: skip
     apart, report = on_demo(emoji, config, schedule)
     skipped = [len(computed) < steps for computed in (report.sites or {"step": report.computed}).values()]
-    assert any(skipped) and apart < 1e-3, apart
+    # FasterCache feeds its forecasts back; ours keeps eight computed outputs of that, and this run has more.
+    assert any(skipped) and apart < (1e-2 if name == "fastercache" else 1e-3), apart
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ __all__ = ["Guidance"]
 
 NONE = (
     "{name} calls its denoiser once a step, and not on a batch of two halves with and without the prompt: "
-    "there is no call for guidance that the site 'guidance' could skip; turn guidance on, or use another site"
+    "there is no call for guidance that the site 'guidance' could skip; turn guidance on, or use another "
+    "site (a pipeline that has no `do_classifier_free_guidance` does not say what its batch is)"
 )
 
 
