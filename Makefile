@@ -13,9 +13,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model wheel \
-	wheel-test clean
-.PHONY: help demo test slow fuzz soak check format docs support schedules demo-model video-model notebooks wheel clean
+.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model video-model \
+	notebooks wheel wheel-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'

@@ -30,8 +30,7 @@ PAGE = ROOT / "docs" / "engines.md"
 HEAD = "| schedule | engine | calls planned | made | latents, predicted | latents, measured | images |"
 BETWEEN = re.compile(r"(<!-- by benchmarks\.exports -->\n).*?(<!-- end -->)", re.S)
 
-# cache-dit runs last: what it leaves on the blocks when it is disabled makes diffusers' own cache wrong.
-RUN, SHOWN = ("diffusers", "adaptcache", "cache-dit"), ("diffusers", "cache-dit", "adaptcache")
+ENGINES = ("diffusers", "cache-dit", "adaptcache")
 
 Made = tuple[list[torch.Tensor], list[np.ndarray]]  # final latents and decoded images, one a prompt
 
@@ -112,13 +111,11 @@ def main() -> None:
 
     full = run()
     schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("*.json")), key=made_by)
-    rows: dict[tuple[int, str], str] = {}
-    for engine in RUN:
-        for number, schedule in enumerate(schedules):
-            rows[number, engine] = measured(pipe, engine, schedule, run, full)
-            print(rows[number, engine], flush=True)
     table = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
-    table += [rows[number, engine] for number in range(len(schedules)) for engine in SHOWN]
+    for schedule in schedules:
+        for engine in ENGINES:
+            table.append(measured(pipe, engine, schedule, run, full))
+            print(table[-1], flush=True)
     if arguments.write:
         text = PAGE.read_text(encoding="utf-8")
         assert BETWEEN.search(text)

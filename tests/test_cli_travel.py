@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from adaptcache.cli.export import export
 from adaptcache.cli.push import push
+from adaptcache.cli.report import report
+from adaptcache.cli.show import show
 from adaptcache.export import ENGINES
 from adaptcache.export import export as form
 from adaptcache.export.measure import applied, measured
@@ -23,6 +25,8 @@ from adaptcache.schedule import Schedule
 app = typer.Typer()
 app.command()(export)
 app.command()(push)
+app.command()(report)
+app.command()(show)
 
 
 def typed(*words: object) -> str:
@@ -72,6 +76,20 @@ def test_push_fills_a_folder_that_loads_elsewhere(saved: Path, tmp_path: Path) -
     assert (tmp_path / "shared" / "README.md").is_file()
 
 
+def test_what_was_pushed_is_shown_exported_reported_and_pushed_on(
+    saved: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed("push", saved, "./shared")
+    assert json.loads(typed("show", "./shared", "--json")) == json.loads(typed("show", saved, "--json"))
+    name = Schedule.load(saved).name
+    typed("export", "./shared", "--to", "xdit")
+    typed("report", "./shared")
+    typed("push", "shared", "./further")
+    assert (tmp_path / f"{name}.xdit.json").is_file() and (tmp_path / f"{name}.html").is_file()
+    assert Schedule.from_pretrained("./further") == Schedule.load(saved)
+
+
 def test_push_reaches_the_hub(saved: Path, hub: Hub, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setenv("HF_TOKEN", hub.token)
     said = typed("push", saved, "user/mine", "--message", "Hello", "--private")
@@ -102,5 +120,7 @@ def test_cache_dit_can_be_measured() -> None:
     pipe = tiny_flux(num_layers=2)
     before = CALL(pipe, embedded(1))
     exported = form(schedule_of(pipe, [0, 1, 4]), "cache-dit")
+    own, order = dict(vars(pipe.transformer)), list(pipe.transformer._modules)
     assert measured(pipe, CALL, embedded(1), exported)["mean"] < 90
+    assert vars(pipe.transformer) == own and list(pipe.transformer._modules) == order
     assert (CALL(pipe, embedded(1)) == before).all()

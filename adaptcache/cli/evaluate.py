@@ -13,7 +13,6 @@ from ..errors import ScheduleError
 from ..evaluate import Row, compared
 from ..files import check_image
 from ..generate import Generation
-from ..hub import from_pretrained
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..provenance.compatibility import graded
@@ -22,8 +21,9 @@ from ..report.picture import side_by_side
 from ..schedule import Schedule
 from .calibrate import Model, Set
 from .screen import out, print_json, progress, table
+from .source import loaded
 
-__all__ = ["evaluate", "loaded"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -96,12 +96,6 @@ def evaluate(
         out.print(_verdict(one, here, plain), markup=False)
     if to:
         out.print(f"wrote {to}", markup=False)
-
-
-def loaded(source: str) -> Schedule:
-    """Loads a schedule from a file, a folder or the hub."""
-    path = Path(source).expanduser()
-    return Schedule.load(path) if path.suffix == ".json" else from_pretrained(source)
 
 
 def _verdict(schedule: Schedule, here: Row, plain: Row) -> str:

@@ -14,14 +14,14 @@ from ..export.measure import MEASURABLE, measured
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..schedule import Schedule
 from .screen import out, print_json, progress
+from .source import Source, loaded
 
 __all__ = ["export"]
 
 
 def export(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
+    schedule: Source,
     engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
     to: Annotated[
         Path | None, typer.Option("--out", "-o", help="[default: NAME.ENGINE with the engine's ending]")
@@ -56,9 +56,10 @@ def export(
 
       adaptcache export emoji.json --to diffusers --check-on 8
     """
-    loaded = Schedule.load(schedule)
-    exported = form(loaded, engine, gear=gear, calls=calls, steps=steps)
-    path = check_writable(to or Path(f"{schedule.stem}.{engine}{exported.ending}"))
+    given = loaded(schedule)
+    exported = form(given, engine, gear=gear, calls=calls, steps=steps)
+    name = Path(schedule).stem if Path(schedule).is_file() else given.name
+    path = check_writable(to or Path(f"{name}.{engine}{exported.ending}"))
     if check_on and (engine not in MEASURABLE or exported.mask is None):
         raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")
     exported.save(path)
@@ -88,6 +89,7 @@ def _measured(exported: Exported, model: str, device: str | None, count: int) ->
     prompts = read_prompts(preset.prompts)
     assert exported.mask is not None
     pipe, call = preset.load_pipeline(device), Call(exported.mask.steps, preset.call)
+    pipe.set_progress_bar_config(disable=True)  # one bar for all runs is enough
     held_out = prompts.held_out[:count]
     with progress() as report:
         return measured(

@@ -14,8 +14,8 @@ from ..generate import generate as run
 from ..presets import resolve
 from ..report.picture import save_output, side_by_side
 from .calibrate import Model, Set
-from .evaluate import loaded
 from .screen import out, print_json, progress, table
+from .source import loaded
 
 __all__ = ["generate"]
 

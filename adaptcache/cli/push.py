@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from ..hub import push_to_hub, save_pretrained
-from ..schedule import Schedule
 from .screen import out
+from .source import Source, loaded
 
 __all__ = ["push"]
 
 
 def push(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
+    schedule: Source,
     to: Annotated[
         str, typer.Argument(help="A repository of the hub (user/repo), or a folder (./mine, /mine).")
     ],
@@ -39,12 +39,12 @@ def push(
 
       adaptcache push schedules/flux-28-2.8x.json ./flux-schedules
     """
-    loaded = Schedule.load(schedule)
+    pushed = loaded(schedule)
     if to.startswith((".", "/", "~")) or Path(to).is_dir():
-        path = save_pretrained(loaded, Path(to).expanduser(), name=name)
+        path = save_pretrained(pushed, Path(to).expanduser(), name=name)
         out.print(f"wrote {path} and its model card", markup=False)
         return
     address = push_to_hub(
-        loaded, to, name=name, revision=revision, private=private, create_pr=create_pr, message=message
+        pushed, to, name=name, revision=revision, private=private, create_pr=create_pr, message=message
     )
     out.print(f"pushed to {address}", markup=False)

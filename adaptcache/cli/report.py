@@ -9,15 +9,17 @@ import typer
 
 from ..files import check_writable
 from ..report import write_report
-from ..schedule import Schedule
 from .screen import out
+from .source import Source, loaded
 
 __all__ = ["report"]
 
 
 def report(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file.")],
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="[default: next to it, .html]")] = None,
+    schedule: Source,
+    to: Annotated[
+        Path | None, typer.Option("--out", "-o", help="[default: NAME.html, next to a file]")
+    ] = None,
     comparison: Annotated[
         Path | None, typer.Option(help="A folder that `adaptcache compare --out` wrote.")
     ] = None,
@@ -27,8 +29,10 @@ def report(
 
     Example:  adaptcache report schedules/emoji-flux-28-2.8x.json --open
     """
-    target = check_writable(to or schedule.with_suffix(".html"))
-    write_report(Schedule.load(schedule), target, comparison)
+    described, path = loaded(schedule), Path(schedule)
+    beside = path.with_suffix(".html") if path.is_file() else Path(f"{described.name}.html")
+    target = check_writable(to or beside)
+    write_report(described, target, comparison)
     out.print(f"wrote {target}")
     if show:
         typer.launch(target.resolve().as_uri())

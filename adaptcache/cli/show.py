@@ -14,12 +14,15 @@ from ..policies.plan import Plan
 from ..schedule import Schedule
 from .front import holds_front, show_front
 from .screen import out, print_json
+from .source import loaded
 
 __all__ = ["describe", "show"]
 
 
 def show(
-    schedule: Annotated[Path, typer.Argument(help="A schedule file, or a front that `tune` wrote.")],
+    schedule: Annotated[
+        str, typer.Argument(help="A schedule (a file, a folder or user/repo), or a front that `tune` wrote.")
+    ],
     pick: Annotated[
         str | None, typer.Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
     ] = None,
@@ -34,16 +37,16 @@ def show(
 
       adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
     """
-    if holds_front(schedule):
-        show_front(schedule, pick, to, json)
+    if holds_front(Path(schedule)):
+        show_front(Path(schedule), pick, to, json)
         return
     if pick is not None or to is not None:
         raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
-    loaded = Schedule.load(schedule)
+    shown = loaded(schedule)
     if json:
-        print_json(loaded.model_dump(by_alias=True, exclude_none=True))
+        print_json(shown.model_dump(by_alias=True, exclude_none=True))
     else:
-        describe(loaded)
+        describe(shown)
 
 
 def describe(schedule: Schedule) -> None:
@@ -96,6 +99,11 @@ def describe(schedule: Schedule) -> None:
     view.add_row(
         "other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel"
     )
-    for key, value in schedule.made.items():
-        view.add_row(escape(f"made.{key}"), escape(str(value)))
+    plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
+    if plain:
+        view.add_row("made with", escape(", ".join(f"{key} {value}" for key, value in plain.items())))
+    if isinstance(call := schedule.made.get("call"), dict):
+        view.add_row("called with", escape(", ".join(f"{key}={value!r}" for key, value in call.items())))
+    if loras := schedule.made.get("loras"):
+        view.add_row("LoRAs", escape(str(loras)))
     out.print(view)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..metrics import psnr, summary
 from ..profiling.record import Progress
 from .form import Exported
 
-__all__ = ["MEASURABLE", "applied", "measured"]
+__all__ = ["MEASURABLE", "applied", "left_as_found", "measured"]
 
 MEASURABLE = ("diffusers", "cache-dit")
 
@@ -31,22 +30,33 @@ def applied(pipe: Any, exported: Exported) -> Iterator[None]:
     """
     if exported.engine not in MEASURABLE:
         raise LookupError(f"{exported.engine} does not run here; {' and '.join(MEASURABLE)} can be measured")
-    undo: Callable[[], Any]
-    if exported.engine == "diffusers":
-        from diffusers import MagCacheConfig
+    with ExitStack() as undo:
+        if exported.engine == "diffusers":
+            from diffusers import MagCacheConfig
 
-        denoiser: Any = denoisers_of(pipe)[0]
-        denoiser.enable_cache(MagCacheConfig(**json.loads(exported.text)))
-        undo = denoiser.disable_cache
-    else:
-        import cache_dit
+            denoiser: Any = denoisers_of(pipe)[0]
+            denoiser.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+            undo.callback(denoiser.disable_cache)
+        else:
+            import cache_dit
 
-        cache_dit.enable_cache(pipe, **cache_dit.load_configs(yaml.safe_load(exported.text)))
-        undo = partial(cache_dit.disable_cache, pipe)
+            for one in denoisers_of(pipe):
+                undo.enter_context(left_as_found(one))
+            cache_dit.enable_cache(pipe, **cache_dit.load_configs(yaml.safe_load(exported.text)))
+            undo.callback(cache_dit.disable_cache, pipe)
+        yield
+
+
+@contextmanager
+def left_as_found(denoiser: Any) -> Iterator[None]:
+    """Restores what cache-dit does not: the forward, and the order of parts, by which others' hooks go."""
+    own, parts = dict(vars(denoiser)), dict(denoiser._modules)
     try:
         yield
     finally:
-        undo()
+        for now, before in ((vars(denoiser), own), (own["_modules"], parts)):
+            now.clear()
+            now.update(before)
 
 
 def measured(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
+from ...export.measure import left_as_found
 from ...gate.watch import denoisers_of
 from .base import Case, Knobs, Peer, Ready
 
@@ -54,18 +55,6 @@ class DBCache(Peer):
             cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
             undo.callback(cache_dit.disable_cache, case.pipe)
             yield Ready(case.call)
-
-
-@contextmanager
-def left_as_found(denoiser: Any) -> Iterator[None]:
-    """Restores what cache-dit does not: the forward, and the order of parts, by which others' hooks go."""
-    own, parts = dict(vars(denoiser)), dict(denoiser._modules)
-    try:
-        yield
-    finally:
-        for now, before in ((vars(denoiser), own), (own["_modules"], parts)):
-            now.clear()
-            now.update(before)
 
 
 def forecast_of(name: str, order: int) -> Any:
