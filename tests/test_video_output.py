@@ -49,7 +49,7 @@ def test_clips_are_drawn_side_by_side(tmp_path):
     assert pixels.shape[0] > 2 * 32
 
 
-MODEL = str(calibration_folder() / "demo_video" / "emoji-wan.toml")
+MODEL = "emoji-wan"
 WEIGHTS = calibration_folder() / "demo" / "emoji-wan"
 trained = pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the weights that `make video-model` trains")
 

@@ -11,7 +11,7 @@ from .basis import Basis
 from .batches import load_training_set
 from .model import TextToVideo, build_tokenizer
 
-STEPS = 2500
+STEPS = 4500
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
