@@ -11,7 +11,8 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
 from ..files.limits import NODES, parse_json, read_bytes
-from ..schedule import Count, Line, Name, Part, Schedule, Summary
+from ..schedule import Schedule
+from ..schedule.fields import Count, Line, Name, Part, Summary
 
 __all__ = ["Front", "Point"]
 
