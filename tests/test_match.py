@@ -23,8 +23,9 @@ from adaptcache.clock import Step
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Update
 from adaptcache.gate.move import Move
-from adaptcache.matching.match import match, target_of
+from adaptcache.matching.match import match
 from adaptcache.matching.planned import fitted
+from adaptcache.matching.target import target_of
 from adaptcache.profiling.measure import measure
 from adaptcache.profiling.record import Trajectory, record, statistics
 

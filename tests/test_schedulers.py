@@ -10,7 +10,7 @@ import adaptcache
 from adaptcache.clock import spread
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Gate
-from adaptcache.matching.match import target_of
+from adaptcache.matching.target import target_of
 from tests.pipelines.table import built, generated, grid_of, planned
 from tests.pipelines.unet import SCHEDULE
 

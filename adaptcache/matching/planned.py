@@ -20,7 +20,8 @@ from ..profiling.store import described
 from ..provenance.fingerprint import fingerprint, provenance
 from ..ranks import ALONE, Ranks
 from ..schedule import Grid, Kernel, Rule, Schedule
-from .match import Fit, match
+from .follower import Fit
+from .match import match
 
 __all__ = ["TRUST", "assembled", "fitted"]
 
