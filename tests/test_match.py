@@ -27,7 +27,9 @@ from adaptcache.matching.match import match
 from adaptcache.matching.planned import fitted
 from adaptcache.matching.target import target_of
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.record import Trajectory, record, statistics
+from adaptcache.profiling.record import record
+from adaptcache.profiling.statistics import statistics
+from adaptcache.profiling.trajectory import Trajectory
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -14,7 +14,7 @@ from ..forecasts.base import Weights
 from ..forecasts.history import History
 from ..gate import Update
 from ..profiling.influence import relative
-from ..profiling.record import Trajectory
+from ..profiling.trajectory import Trajectory
 from .moments import Moments, moments_of
 from .target import target_of
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ from ..fitting.kernel import Array, open_loop, shrunk
 from ..forecasts.matched import Matched
 from ..gate import Gate
 from ..profiling.profile import Profile
-from ..profiling.record import Progress, Trajectory, batches, twin
+from ..profiling.record import Progress, batches, twin
+from ..profiling.trajectory import Trajectory
 from ..ranks import ALONE, Ranks
 from .follower import Fit, Follower
 from .lockstep import Lockstep
@@ -116,11 +118,8 @@ def match(
         follower = Follower(plan, fit, runs[member], len(batch), first)
         follower.meet = partial(met, team, member)
         other = twin(pipe)
-        gate = Gate(other, follower).open()
-        try:
+        with closing(Gate(other, follower).open()):
             call(other, batch, first)
-        finally:
-            gate.close()
         if not math.isfinite(follower.error):
             raise ValueError(
                 f"by the plan {list(plan)} the runs from prompt {first} on end in no finite latents"

@@ -12,8 +12,9 @@ from ..provenance.compatibility import other_cache
 from ..ranks import ALONE, Ranks
 from .influence import with_influence
 from .profile import Profile
-from .record import Trajectory, record
+from .record import record
 from .store import Store, content_key
+from .trajectory import Trajectory
 
 __all__ = ["Measurement", "Progress", "measure", "silent"]
 
