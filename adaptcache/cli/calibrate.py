@@ -17,21 +17,11 @@ from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
 from ..profiling.store import Store
 from ..ranks import joined
+from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
 from .show import describe
 
 __all__ = ["calibrate"]
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
-]
-Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="Another sampler: a scheduler class of diffusers. [default: the pipeline's]"),
-]
 
 
 def calibrate(
@@ -42,12 +32,10 @@ def calibrate(
     budget: Annotated[
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
-    ] = None,
+    prompts: Prompts = None,
     fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = 16,
     check_on: Annotated[
         int | None,
@@ -76,15 +64,11 @@ def calibrate(
     certify: Annotated[
         bool, typer.Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Noise of the first prompt.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the schedule is called.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="[default: schedules/NAME.json]")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    name: Name = None,
+    to: Out = None,
     cache: Annotated[bool, typer.Option(help="Keep full runs for the next target.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the evidence as JSON.")] = False,
 ) -> None:

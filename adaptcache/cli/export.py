@@ -14,6 +14,7 @@ from ..export.measure import MEASURABLE, measured
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
+from .options import Device
 from .screen import out, print_json, progress
 from .source import Source, loaded
 
@@ -39,9 +40,7 @@ def export(
     model: Annotated[
         str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
     ] = "emoji-flux",
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
     """Write a schedule as the input of another engine, and say what is lost on the way.
