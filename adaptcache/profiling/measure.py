@@ -16,7 +16,7 @@ from .record import record
 from .store import Store, content_key
 from .trajectory import Trajectory
 
-__all__ = ["Measurement", "Progress", "measure", "silent"]
+__all__ = ["Measurement", "Progress", "in_turn", "measure", "silent"]
 
 INFLUENCED = 2  # prompts of the output-error curve: it takes half a run a step
 
@@ -25,6 +25,11 @@ Progress = Callable[[str, int, int], None]  # stage, done, of
 
 def silent(stage: str, done: int, of: int) -> None:
     """Reports no progress."""
+
+
+def in_turn(progress: Progress, stage: str, number: int, jobs: int, size: int) -> Callable[[int], None]:
+    """Returns what is told how much of a job is done, and tells how much of all jobs of the stage is."""
+    return lambda done: progress(stage, number * size + done, jobs * size)
 
 
 @dataclass(frozen=True)

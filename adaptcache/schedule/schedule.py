@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import parse_json, plain, read_bytes
+from ..files.limits import first_fault, parse_json, plain, read_bytes
 from ..forecasts.matched import Matched
 from ..policies.plan import Plan
 from ..sites.models import LAYERS
@@ -121,9 +121,7 @@ class Schedule(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "schedule"
-            raise ScheduleError(f"{path}: {where[:200]}: {first['msg'][:500]}") from None
+            raise ScheduleError(f"{path}: {first_fault(error, 'schedule')}") from None
 
     def save(self, path: str | Path) -> Path:
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""

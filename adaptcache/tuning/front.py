@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import NODES, parse_json, read_bytes
+from ..files.limits import NODES, first_fault, parse_json, read_bytes
 from ..schedule import Schedule
 from ..schedule.fields import Count, Line, Name, Part, Summary
 
@@ -116,9 +116,7 @@ class Front(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "front"
-            raise ScheduleError(f"{path}: {where[:200]}: {first['msg'][:500]}") from None
+            raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
 
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
