@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Groups", "groups_of", "highest", "sharded"]
+__all__ = ["Groups", "groups_of", "highest", "sharded", "splits"]
 
 Groups: TypeAlias = tuple[Any, ...]  # torch.distributed process groups
 
@@ -36,6 +36,15 @@ def groups_of(denoisers: Iterable[nn.Module]) -> Groups:
         for weight in filter(sharded, denoiser.parameters()):
             found |= {id(group): group for group in _shards(weight)}
     return tuple(group for group in found.values() if dist.get_world_size(group) > 1)
+
+
+def splits(block: nn.Module) -> bool:
+    """Whether a block splits its own input over ranks.
+
+    diffusers' context parallelism splits the sequence before the denoiser, or in front of some of its blocks.
+    """
+    hooks = getattr(getattr(block, "_diffusers_hook", None), "hooks", {})
+    return any(name.startswith("cp_input") for name in hooks)
 
 
 def sharded(weight: Tensor) -> bool:

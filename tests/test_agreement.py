@@ -13,12 +13,14 @@ from conftest import CALL, STEPS, embedded, schedule_of, tiny_flux
 import adaptcache
 from adaptcache.agreement import groups_of, highest
 from adaptcache.call import Call
+from adaptcache.errors import AttachError
 from adaptcache.policies.base import Policy
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.probe import Probe
 from adaptcache.schedule import Rule, Schedule
 from adaptcache.sites.signals import worst
+from tests.pipelines.video import wan21
 from tests.processes import launch
 
 Computed = list[int]
@@ -97,6 +99,26 @@ def test_ranks_with_different_inputs_compute_the_same_steps(
     assert any(a[0] != b[0] for a, b in zip(first[1:], second[1:], strict=True))  # alone they differ
     for (_, one, words), (_, other, _) in zip(first[1:], second[1:], strict=True):
         assert one == other and 0 < words < STEPS
+
+
+def refused_on_wan() -> str:
+    """Returns what attaching says to a denoiser whose first block splits the sequence."""
+    dist.init_process_group("gloo")
+    pipe = wan21().pipe
+    with_context_parallelism(pipe)
+    schedule = Schedule.of("fbcache", threshold=0.1)
+    try:
+        with adaptcache.attach(pipe, schedule):
+            return "attached"
+    except AttachError as error:
+        return str(error)
+    finally:
+        dist.barrier()
+
+
+def test_blocks_that_split_their_input_themselves_are_refused() -> None:
+    for said in launch(refused_on_wan, 2):
+        assert "in front of a block of WanTransformer3DModel" in said and "use the site 'step'" in said
 
 
 def test_where_nobody_shares_a_denoiser_nobody_is_asked() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..agreement import splits
 from ..errors import AttachError
 from ..forecasts.history import History
 from ..gate import Gate
@@ -39,6 +40,11 @@ class Blocks:
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
         self.denoiser, self.gate, self.rule, self.model = denoiser, gate, rule, model_of(denoiser)
         self.blocks: list[nn.Module] = [b for name in self.model.blocks for b in getattr(denoiser, name)]
+        if any(map(splits, self.blocks)):
+            raise AttachError(
+                f"context parallelism splits the sequence in front of a block of {type(denoiser).__name__}, "
+                "which the site 'blocks' would skip; use the site 'step'"
+            )
         count = len(self.blocks)
         low, high = rule.span or (0.0, 1.0)
         self.first, self.last = rule.head or round(low * count), (round(high * count) - rule.tail) - 1

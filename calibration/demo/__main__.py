@@ -1,13 +1,20 @@
-"""Train the demo model: `python -m calibration.demo` (resumes where it was stopped)."""
+"""Train the demo model: `python -m calibration.demo` (resumes where it was stopped).
+
+`--small FOLDER` trains a smaller transformer beside the shipped autoencoder instead, and writes a pipeline to
+FOLDER: to see whether what is measured on one model holds on another.
+"""
 
 import argparse
 import math
+from pathlib import Path
 from statistics import fmean
 
 import torch
+from diffusers import AutoencoderKL
 
 from .data import HERE
 from .export import WORK, export_pipeline
+from .model import SHIPPED, SMALL
 from .sheet import OUTPUT, draw_sheet
 from .train import STEPS, train_transformer
 from .vae import train_vae
@@ -15,17 +22,23 @@ from .vae import train_vae
 
 def main() -> None:
     """Train autoencoder and transformer, export the pipeline and draw the contact sheet."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--small", type=Path, metavar="FOLDER", help="train a smaller one into FOLDER")
     parser.add_argument("--steps", type=int, default=STEPS, help="transformer steps")
     parser.add_argument("--minutes", type=float, default=math.inf, help="transformer wall-clock limit")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    vae = train_vae(WORK / "vae")
-    trainer = train_transformer(WORK, vae, options.steps, options.minutes)
-    folder = HERE / "emoji-flux"
-    export_pipeline(trainer.average, vae, folder)
-    draw_sheet(folder, OUTPUT)
+    shipped = HERE / "emoji-flux"
+    if options.small:
+        folder, sheet, work, size = options.small, options.small.with_suffix(".png"), WORK / "small", SMALL
+        vae = AutoencoderKL.from_pretrained(shipped / "vae", dtype=torch.float32)
+    else:
+        folder, sheet, work, size = shipped, OUTPUT, WORK, SHIPPED
+        vae = train_vae(WORK / "vae")
+    trainer = train_transformer(work, vae, options.steps, options.minutes, size)
+    export_pipeline(trainer.average, vae, folder, work)
+    draw_sheet(folder, sheet)
     loss, minutes = fmean(trainer.losses[-100:]), trainer.seconds / 60
     print(f"{trainer.step} steps, {minutes:.1f} minutes, loss {loss:.3f}: {folder}")
 

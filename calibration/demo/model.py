@@ -8,21 +8,21 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from .text import T5_TOKENS, WIDTH, build_clip_encoder, build_t5_encoder
 
 LATENT = 16  # height and width of the latents; packing makes 8 x 8 image tokens
+SHIPPED = {"num_layers": 3, "num_single_layers": 6, "num_attention_heads": 5}
+SMALL = {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 3}
 
 
-def build_transformer() -> FluxTransformer2DModel:
-    """Build a small FLUX transformer that starts as the identity (adaLN-zero)."""
+def build_transformer(size: dict[str, int]) -> FluxTransformer2DModel:
+    """Build a FLUX transformer of a size, SHIPPED or SMALL, that starts as the identity (adaLN-zero)."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=3,
-        num_single_layers=6,
-        num_attention_heads=5,
         attention_head_dim=32,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         guidance_embeds=False,
         axes_dims_rope=(4, 14, 14),
+        **size,
     )
     gates = [transformer.norm_out.linear, transformer.proj_out]
     for block in transformer.transformer_blocks:
@@ -37,11 +37,13 @@ def build_transformer() -> FluxTransformer2DModel:
 class TextToImage(nn.Module):
     """Everything that is trained by the flow-matching loss, under FluxPipeline's names."""
 
-    def __init__(self, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer) -> None:
+    def __init__(
+        self, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer, size: dict[str, int] = SHIPPED
+    ) -> None:
         super().__init__()
         self.text_encoder = build_clip_encoder(clip_tokenizer)
         self.text_encoder_2 = build_t5_encoder(t5_tokenizer)
-        self.transformer = build_transformer()
+        self.transformer = build_transformer(size)
 
     def forward(
         self,

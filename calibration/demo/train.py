@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .batches import load_training_set
-from .model import TextToImage
+from .model import SHIPPED, TextToImage
 from .text import load_tokenizers
 
 Batch = tuple[torch.Tensor, ...]
@@ -126,7 +126,11 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def train_transformer(
-    folder: Path, vae: AutoencoderKL, steps: int = STEPS, minutes: float = math.inf
+    folder: Path,
+    vae: AutoencoderKL,
+    steps: int = STEPS,
+    minutes: float = math.inf,
+    size: dict[str, int] = SHIPPED,
 ) -> Trainer:
     """Train, or continue from the last checkpoint.
 
@@ -135,12 +139,13 @@ def train_transformer(
         vae: The trained autoencoder.
         steps: Number of optimiser steps.
         minutes: Wall-clock limit; the learning rate decays towards whichever limit is nearer.
+        size: Of the transformer.
 
     Returns:
         The trainer, whose `average` is the model to export.
     """
     torch.manual_seed(0)
     clip_tokenizer, t5_tokenizer = load_tokenizers(folder)
-    trainer = Trainer(folder, TextToImage(clip_tokenizer, t5_tokenizer))
+    trainer = Trainer(folder, TextToImage(clip_tokenizer, t5_tokenizer, size))
     trainer.run(load_training_set(vae, clip_tokenizer, t5_tokenizer).batch, steps, minutes)
     return trainer
