@@ -17,6 +17,7 @@ from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
 from ..profiling.store import Store
 from ..ranks import joined
+from ..schedule import Schedule
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
 from .show import describe
@@ -137,8 +138,12 @@ def calibrate(
             )
         if ranks.rank == 0:
             schedule.save(target)
-    if ranks.rank:
-        return
+    if ranks.rank == 0:
+        _told(schedule, target, json)
+
+
+def _told(schedule: Schedule, target: Path, json: bool) -> None:
+    """Says what was fitted."""
     if json:
         evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
