@@ -16,13 +16,14 @@ from .base import Forecast, Weights
 
 __all__ = ["Momentum"]
 
+
 class Momentum(Forecast):
     """Adds `weight` of the difference of the last two outputs to the last one, however far it is away.
 
     With `fed_back` it does as `FasterCacheConfig` of diffusers does, which counts forecasts as outputs: the
     difference is that of the last two *calls*, computed or not. What a computed output still weighs falls by
-    the weight each time, and is left out after `kept`: with eight and a half, that is 0.4 %. Exact on lines only where every second step is skipped
-    and the weight is a half.
+    the weight each time, and is left out after `kept`: 0.4 % is left of eight halves. Exact on lines only
+    where every second step is skipped and the weight is a half.
 
     Arguments:
         weight: How much of the difference; the paper raises it from 0 to 1 in the course of a run.
