@@ -20,7 +20,7 @@ from .profiling.teacher import refined
 from .runtime import runner_for
 from .schedule import Schedule
 
-__all__ = ["Generation", "Stopwatch", "generate", "timed"]
+__all__ = ["Generation", "Stopwatch", "generate", "synchronize", "timed"]
 
 
 class Stopwatch:

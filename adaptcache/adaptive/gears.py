@@ -25,7 +25,7 @@ from .choose import least_margin
 from .learn import learned
 from .witness import Witnessed, landed_images, witnessed
 
-__all__ = ["SHARED", "Trials", "fit_gears", "tried"]
+__all__ = ["Trials", "fit_gears", "tried"]
 
 SHARED = 3  # computed steps that all gears begin with: after two, little is known of a prompt
 TRUST = 0.5  # in the measured influence: the middle of what `fitted` tries for a single plan

@@ -17,7 +17,7 @@ from .bench import Bench
 from .ledger import Ledger
 from .line import Cost, Line
 
-__all__ = ["OURS", "Fitted", "fit_ours", "measure_ours"]
+__all__ = ["OURS", "Fitted", "fit_ours", "measure_ours", "plan_of"]
 
 OURS = "adaptcache"
 

@@ -14,7 +14,7 @@ from ..files.limits import NODES, first_fault, parse_json, read_bytes
 from ..schedule import Schedule
 from ..schedule.fields import Count, Line, Name, Part, Summary
 
-__all__ = ["Front", "Point"]
+__all__ = ["LARGEST", "POINTS", "Front", "Point", "is_front"]
 
 FORMAT = 1
 LARGEST = 2**23  # bytes; real fronts have about 200 thousand
