@@ -28,7 +28,7 @@ __all__ = ["calibrate"]
 def calibrate(
     model: Model = "emoji-flux",
     speed: Annotated[
-        float | None, typer.Option(help="Steps for each denoiser call made. [default: 2.8]")
+        float | None, typer.Option(help="Steps for each denoiser call made. \\[default: 2.8]")
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
@@ -41,7 +41,7 @@ def calibrate(
     check_on: Annotated[
         int | None,
         typer.Option(
-            help="Use at most this many held-out prompts; 0 checks nothing. [default: 32, or all to certify]",
+            help="Use at most this many held-out prompts; 0 checks nothing. \\[default: 32, or all to certify]",
             min=0,
         ),
     ] = None,

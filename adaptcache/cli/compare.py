@@ -29,7 +29,7 @@ WIDEST = 150  # columns of a table: narrower screens wrap its lines, none of it 
 def compare(
     model: Model = "emoji-flux",
     budgets: Annotated[str, typer.Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
-    methods: Annotated[str, typer.Option(help="Names, separated by commas. [default: all]")] = "",
+    methods: Annotated[str, typer.Option(help="Names, separated by commas. \\[default: all]")] = "",
     steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,

@@ -25,14 +25,14 @@ def export(
     schedule: Source,
     engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="[default: NAME.ENGINE with the engine's ending]")
+        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.ENGINE with the engine's ending]")
     ] = None,
     gear: Annotated[int, typer.Option(help="Which plan of the schedule.")] = 0,
     calls: Annotated[
-        int | None, typer.Option(help="Compute this many steps. [default: as many as the plan]")
+        int | None, typer.Option(help="Compute this many steps. \\[default: as many as the plan]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the run. [default: those it was fitted on]")
+        int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")
     ] = None,
     check_on: Annotated[
         int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)

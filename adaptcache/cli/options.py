@@ -10,10 +10,10 @@ import typer
 __all__ = ["BatchSize", "Device", "Model", "Name", "Out", "Prompts", "Scheduler", "Seed", "Set", "Steps"]
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-Steps = Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")]
+Steps = Annotated[int | None, typer.Option(help="Scheduler steps. \\[default: the preset's]")]
 Scheduler = Annotated[
     str | None,
-    typer.Option(help="Another sampler: a scheduler class of diffusers. [default: the pipeline's]"),
+    typer.Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
 ]
 Set = Annotated[
     list[str] | None,
@@ -21,7 +21,7 @@ Set = Annotated[
 ]
 Prompts = Annotated[str | None, typer.Option(help="A prompt file, or the name of an embedded one.")]
 Seed = Annotated[int, typer.Option(help="Noise of the first prompt.")]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)]
-Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts in one run. \\[default: the preset's]", min=1)]
+Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu. \\[default: the fastest there is]")]
 Name = Annotated[str | None, typer.Option(help="What the schedule is called.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="[default: schedules/NAME.json]")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="\\[default: schedules/NAME.json]")]

@@ -20,7 +20,7 @@ def push(
         str, typer.Argument(help="A repository of the hub (user/repo), or a folder (./mine, /mine).")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Tells schedules of one place apart. [default: the one without a name]")
+        str | None, typer.Option(help="Tells schedules of one place apart. \\[default: the one without a name]")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="The branch to put it on.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,

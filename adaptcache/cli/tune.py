@@ -36,13 +36,13 @@ def tune(
     at_most: Annotated[float, typer.Option(help="Share of prompts that may stay below --min-psnr.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure that has to be.")] = 0.95,
     trials: Annotated[
-        int | None, typer.Option(help="Trials in all. [default: 40; 80 for a quality; 120 for the front]")
+        int | None, typer.Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Begin no trial after this time: 90s, 2h.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the trials.", min=1, max=256)] = 1,
     storage: Annotated[
         str | None,
-        typer.Option(help="URL of a database for optuna, or a journal file. [default: SQLite in the cache]"),
+        typer.Option(help="URL of a database for optuna, or a journal file. \\[default: SQLite in the cache]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the trials there are.")] = False,
     steps: Steps = None,
@@ -57,7 +57,7 @@ def tune(
     name: Name = None,
     to: Out = None,
     front: Annotated[
-        Path | None, typer.Option(help="Where the front goes. [default: NAME.front.json beside it]")
+        Path | None, typer.Option(help="Where the front goes. \\[default: NAME.front.json beside it]")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the front: a PNG file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
