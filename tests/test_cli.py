@@ -17,6 +17,11 @@ from adaptcache.schedule import Schedule
 QUICK = ("--steps", "4", "--fit-on", "2", "--check-on", "1", "--batch-size", "2")
 
 
+@pytest.mark.parametrize(("verb", "default"), [("tune", "[default: 40"), ("calibrate", "[default: 2.8]")])
+def test_help_says_what_is_taken_where_nothing_is_said(verb: str, default: str, run: Run) -> None:
+    assert default in run(verb, "--help")[1]
+
+
 def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("calibrate", "--speed", "2", *QUICK, "--out", "new/s.json", "--json")
     assert code == 0

@@ -41,7 +41,7 @@ def calibrate(
     check_on: Annotated[
         int | None,
         typer.Option(
-            help="Use at most this many held-out prompts; 0 checks nothing. \\[default: 32, or all to certify]",
+            help="How many held-out prompts to use; 0 checks nothing. \\[default: 32, or all to certify]",
             min=0,
         ),
     ] = None,

@@ -73,9 +73,7 @@ def evaluate(
             raise ScheduleError(explained(one, findings))
     if not json:
         for one, findings in zip(schedules, found, strict=True):
-            out.print(
-                explained(one, findings) if findings else f"{one.name} was fitted on this.", markup=False
-            )
+            out.print(explained(one, findings) if findings else f"{one.name} was fitted on this.")
     with progress() as report, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said above
         rows, images = compared(
@@ -91,9 +89,9 @@ def evaluate(
     out.print(table(rows, call.steps))
     out.print()
     for one, here, plain in zip(schedules, rows[1::2], rows[2::2], strict=True):
-        out.print(_verdict(one, here, plain), markup=False)
+        out.print(_verdict(one, here, plain))
     if to:
-        out.print(f"wrote {to}", markup=False)
+        out.print(f"wrote {to}")
 
 
 def _verdict(schedule: Schedule, here: Row, plain: Row) -> str:

@@ -77,10 +77,10 @@ def export(
             }
         )
         return
-    out.print(exported.explained(path), markup=False)
+    out.print(exported.explained(path))
     if quality:
         out.print(f"measured   {quality['mean']:.1f} dB, 5th percentile {quality['p05']:.1f}, in {engine}")
-    out.print(f"wrote {path}", markup=False)
+    out.print(f"wrote {path}")
 
 
 def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:

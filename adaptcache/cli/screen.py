@@ -27,7 +27,7 @@ __all__ = ["out", "print_json", "progress", "table"]
 PIPED = 120  # columns where nobody says how wide the screen is; rich would take 80 and cut tables
 
 out = Console(
-    highlight=False, soft_wrap=True,
+    markup=False, highlight=False, soft_wrap=True,  # names and paths may have [brackets]
     width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED,
 )  # fmt: skip
 

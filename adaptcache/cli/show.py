@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..policies.gears import Gears
 from ..policies.plan import Plan
@@ -53,8 +53,8 @@ def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
     rule, times = schedule.rules[0], schedule.grid.times
     view = Table(box=None, show_header=False)
-    view.add_row("schedule", f"[bold]{escape(schedule.name)}[/]")
-    view.add_row("fitted on", escape(f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"))
+    view.add_row("schedule", Text(schedule.name, "bold"))
+    view.add_row("fitted on", f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}")
     grid = (
         f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
         if times
@@ -73,11 +73,11 @@ def describe(schedule: Schedule) -> None:
     )
     plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
     if plain:
-        view.add_row("made with", escape(", ".join(f"{key} {value}" for key, value in plain.items())))
+        view.add_row("made with", ", ".join(f"{key} {value}" for key, value in plain.items()))
     if isinstance(call := schedule.made.get("call"), dict):
-        view.add_row("called with", escape(", ".join(f"{key}={value!r}" for key, value in call.items())))
+        view.add_row("called with", ", ".join(f"{key}={value!r}" for key, value in call.items()))
     if loras := schedule.made.get("loras"):
-        view.add_row("LoRAs", escape(str(loras)))
+        view.add_row("LoRAs", str(loras))
     out.print(view)
 
 
@@ -112,8 +112,8 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
         if seen.certificate:
-            view.add_row("certificate", escape(seen.certificate.sentence))
+            view.add_row("certificate", seen.certificate.sentence)
         if seen.verdict:
-            view.add_row("verdict", escape(seen.verdict))
+            view.add_row("verdict", seen.verdict)
     else:
         view.add_row("evidence", "none: calibrate with held-out prompts")

@@ -42,7 +42,9 @@ def tune(
     workers: Annotated[int, typer.Option(help="Processes that share the trials.", min=1, max=256)] = 1,
     storage: Annotated[
         str | None,
-        typer.Option(help="URL of a database for optuna, or a journal file. \\[default: SQLite in the cache]"),
+        typer.Option(
+            help="URL of a database for optuna, or a journal file. \\[default: SQLite in the cache]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the trials there are.")] = False,
     steps: Steps = None,
