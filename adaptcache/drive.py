@@ -7,7 +7,7 @@ from .policies.gears import Gears
 from .policies.plan import Plan
 from .schedule import Schedule
 
-__all__ = ["checked_gear", "driven"]
+__all__ = ["driven"]
 
 
 def checked_gear(schedule: Schedule, gear: int) -> int:

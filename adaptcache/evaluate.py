@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .call import Call, Prompt
 from .generate import Generation, generate
 from .metrics import psnr, ssim, summary
+from .profiling.measure import Progress, silent
 from .schedule import Schedule
 
 __all__ = ["Row", "compared", "row"]
@@ -58,7 +59,7 @@ def compared(
     *,
     batch_size: int = 1,
     first: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
+    progress: Progress = silent,
 ) -> tuple[list[Row], list[Generation]]:
     """Runs schedules, and fewer steps with the same calls, against the full run: same prompts and noise.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .profiling.teacher import refined
 from .runtime import runner_for
 from .schedule import Schedule
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Generation", "Stopwatch", "generate", "synchronize", "timed"]
 
 
 class Stopwatch:
@@ -28,6 +28,12 @@ class Stopwatch:
 
     def __init__(self, inner: Any = None) -> None:
         self.inner, self.seconds = inner, 0.0
+
+    def stand(self, gate: Gate) -> AbstractContextManager[Any]:
+        """Stands at the sites inside of the denoiser, for visitors that have any."""
+        stand = getattr(self.inner, "stand", None)
+        context: AbstractContextManager[Any] = stand(gate) if stand else nullcontext()
+        return context
 
     def begin(self, times: tuple[float, ...]) -> None:
         if self.inner:
@@ -100,19 +106,37 @@ def generate(
     """
     own = twin(pipe)
     own.scheduler = refined(own.scheduler, finer)
-    images: list[np.ndarray] = []
-    runner = runner_for(pipe, schedule) if schedule else None
-    watch, total, calls, runs = Stopwatch(runner), 0.0, 0, 0
-    for first, batch in batches(prompts, batch_size):
-        gate = Gate(own, watch).open()
+    watch = Stopwatch(runner_for(pipe, schedule) if schedule else None)
+    images, total, calls = timed(
+        own, call, prompts, watch, batch_size=batch_size, first=offset, progress=progress
+    )
+    return Generation(images, watch.seconds, total, int(calls))
+
+
+def timed(
+    pipe: Any,
+    call: Call,
+    prompts: Sequence[Prompt],
+    watch: Stopwatch,
+    *,
+    batch_size: int = 1,
+    first: int = 0,
+    progress: Progress = lambda done: None,
+) -> tuple[list[np.ndarray], float, float]:
+    """Runs a pipeline as it is, batch by batch, under a stopwatch.
+
+    Returns:
+        One image a prompt, the seconds in the pipeline, and the mean number of steps of a run whose
+        denoiser was called.
+    """
+    images, total, calls, runs = list[np.ndarray](), 0.0, 0, 0
+    for start, batch in batches(prompts, batch_size):
+        gate = Gate(pipe, watch).open()
         since = time.perf_counter()
-        try:
-            with runner.stand(gate) if runner else nullcontext():
-                images += list(np.asarray(call(own, batch, first + offset, output_type="np")))
-        finally:
-            gate.close()
+        with closing(gate), watch.stand(gate):
+            images += list(np.asarray(call(pipe, batch, first + start, output_type="np")))
         total += time.perf_counter() - since
         calls += sum(any(branches) for branches in gate.calls)
         runs += 1
-        progress(first + len(batch))
-    return Generation(images, watch.seconds, total, calls // runs)
+        progress(start + len(batch))
+    return images, total, calls / runs

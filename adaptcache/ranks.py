@@ -4,6 +4,8 @@ Nothing is ever split but batches: each is run by one rank as a single process w
 is small (statistics, inner products, quality) and is exchanged by a gloo group on the CPU, whatever the
 accelerators are. It is put together in the order of the batches, so the result does not depend on how many
 ranks there are, to the bit where a batch gives the same bits on each of them.
+
+Joining stands with exchanging, though the file grows long: how an error ends all ranks is told by both.
 """
 
 from __future__ import annotations

@@ -191,13 +191,16 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji-flux")
+    parser.add_argument(
+        "--prompts", help="a prompt set instead of the model's own: emoji-varied has 80 to fit on"
+    )
     parser.add_argument("--speeds", type=float, nargs="+", default=[2.8, 5.6, 4, 2])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--check-on", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("build/tune-benchmark"))
     options = parser.parse_args()
     preset, store = resolve(options.model), Store(options.out / "runs")
-    known, kept = read_prompts(preset.prompts), options.out / "results.json"
+    known, kept = read_prompts(options.prompts or preset.prompts), options.out / "results.json"
     pipe, call = preset.load_pipeline(), Call(preset.steps, preset.call)
     pipe.set_progress_bar_config(disable=True)
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}

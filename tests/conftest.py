@@ -6,7 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adaptcache.schedule import Grid, Rule, Schedule
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # spinning threads crawl on busy machines
 
 STEPS = 8
+Run = Callable[..., tuple[int, str, str]]
 CALL = Call(STEPS, {"height": 16, "width": 16})
 
 
@@ -83,3 +85,27 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """Keeps the profiles of a test out of the user's store."""
     monkeypatch.setenv("ADAPTCACHE_HOME", str(tmp_path / "home"))
     yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Calls the command line in a folder of its own; gives the exit code, stdout and stderr."""
+    from adaptcache.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["adaptcache", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+def refused(result: tuple[int, str, str], complaint: str) -> None:
+    """Bad input gave one line on stderr that says what is wrong, and exit code 2."""
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("error: ") and complaint in err and "Traceback" not in err

@@ -1,14 +1,13 @@
 """The site `blocks` in every kind of pipeline whose denoiser is in the table of models."""
 
 import pytest
-import torch
 
 import adaptcache
 from adaptcache.errors import AttachError
 from adaptcache.gate.watch import denoisers_of
 from adaptcache.schedule import Schedule
 from adaptcache.sites.models import MODELS
-from tests.pipelines.table import TABLE, built, generated, grid_of
+from tests.pipelines.table import TABLE, built, generated, grid_of, same
 
 FAST = ("Flux", "Wan 2.2")
 
@@ -17,10 +16,6 @@ def setup_of(name):
     setup = built(name)
     kinds = {kind.__name__ for denoiser in denoisers_of(setup.pipe) for kind in type(denoiser).__mro__}
     return setup, bool(kinds & MODELS.keys())
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -5,33 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import schedule_of, tiny_flux
+from conftest import Run, refused, schedule_of, tiny_flux
 from PIL import Image
 
 from adaptcache.cli import main, quiet
 from adaptcache.schedule import Schedule
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--steps", "4", "--fit-on", "2", "--check-on", "1", "--batch-size", "2")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Calls the command line in a folder of its own; gives the exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adaptcache", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return command
+@pytest.mark.parametrize(("verb", "default"), [("tune", "[default: 40"), ("calibrate", "[default: 2.8]")])
+def test_help_says_what_is_taken_where_nothing_is_said(verb: str, default: str, run: Run) -> None:
+    assert default in run(verb, "--help")[1]
 
 
 def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> None:
@@ -72,12 +60,6 @@ def test_help_shows_an_example(run: Run, verb: str) -> None:
 def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     assert run("models")[0] == 0
-
-
-def refused(result: tuple[int, str, str], complaint: str) -> None:
-    code, out, err = result
-    assert code == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("error: ") and complaint in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

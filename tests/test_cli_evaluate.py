@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run, refused
 from PIL import Image
-from test_cli import Run, refused, run  # noqa: F401 - a fixture
 
 from adaptcache.presets import resolve
 from adaptcache.schedule import Schedule
@@ -32,7 +32,7 @@ def fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_schedule_is_scored_next_to_plain_steps_and_drawn(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_schedule_is_scored_next_to_plain_steps_and_drawn(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("evaluate", "-s", SHIPPED, *QUICK, "--out", "scores.png")
     assert code == 0
     assert "fitted on 28 steps, this run has 8: planned anew" in out
@@ -42,7 +42,7 @@ def test_a_schedule_is_scored_next_to_plain_steps_and_drawn(run: Run, tmp_path: 
 
 
 def test_on_a_fine_tune_it_says_what_differs_and_prints_json(
-    run: Run,  # noqa: F811
+    run: Run,
     fine_tune: Path,
     tmp_path: Path,
 ) -> None:
@@ -73,12 +73,12 @@ def test_on_a_fine_tune_it_says_what_differs_and_prints_json(
         ((), "--schedule"),
     ],
 )
-def test_bad_words_are_one_line(run: Run, words: tuple[str, ...], complaint: str) -> None:  # noqa: F811
+def test_bad_words_are_one_line(run: Run, words: tuple[str, ...], complaint: str) -> None:
     refused(run("evaluate", *words), complaint)
 
 
 def test_a_schedule_of_another_denoiser_is_refused_before_anything_runs(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
 ) -> None:
     shipped = Schedule.load(SHIPPED)

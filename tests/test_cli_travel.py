@@ -85,6 +85,7 @@ def test_what_was_pushed_is_shown_exported_reported_and_pushed_on(
     name = Schedule.load(saved).name
     typed("export", "./shared", "--to", "xdit")
     typed("report", "./shared")
+    assert "wrote x[bold].html" in typed("report", "./shared", "--out", "x[bold].html")
     typed("push", "shared", "./further")
     assert (tmp_path / f"{name}.xdit.json").is_file() and (tmp_path / f"{name}.html").is_file()
     assert Schedule.from_pretrained("./further") == Schedule.load(saved)

@@ -1,7 +1,6 @@
 """The site `deep`: DeepCache, against the same written out, on U-Nets in real pipelines."""
 
 import pytest
-import torch
 
 import adaptcache
 from adaptcache.errors import AttachError
@@ -10,7 +9,7 @@ from adaptcache.policies.mask import Mask
 from adaptcache.schedule import Rule, Schedule
 from adaptcache.sites.deep import deep_part
 from adaptcache.sites.sentry import Sentry
-from tests.pipelines.table import built, generated, grid_of
+from tests.pipelines.table import built, generated, grid_of, same
 from tests.pipelines.unet import UNET
 
 FAST = ("Stable Diffusion 1.5",)
@@ -25,10 +24,6 @@ def schedule(mask, head=0):
         forecast={"type": "extrapolate"},
     )  # fmt: skip
     return Schedule(name="deep", rules=(rule,))
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 class DeepCache:

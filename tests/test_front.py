@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import schedule_of, tiny_flux
+from conftest import Run, schedule_of, tiny_flux
 
-from adaptcache.cli import main
 from adaptcache.errors import ScheduleError
 from adaptcache.schedule import Schedule
 from adaptcache.tuning import Front, Point
@@ -108,23 +107,6 @@ def test_a_hostile_front_is_one_line(case: str, front: Front, tmp_path: Path) ->
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
     with pytest.raises(ScheduleError, match="cannot read"):
         Front.load(tmp_path / "nowhere.json")
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["adaptcache", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return command
 
 
 def test_show_prints_a_front_and_writes_its_points(run: Run, front: Front, tmp_path: Path) -> None:

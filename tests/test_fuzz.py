@@ -15,7 +15,8 @@ from adaptcache.errors import ScheduleError
 from adaptcache.files.limits import checked_name, parse_json, plain
 from adaptcache.presets import Preset
 from adaptcache.profiling.profile import Profile
-from adaptcache.schedule import LARGEST, Schedule
+from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import LARGEST
 from tests.fuzz.artifacts import kinds
 from tests.fuzz.trial import meter, trial
 

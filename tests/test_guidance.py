@@ -12,7 +12,7 @@ from adaptcache.errors import AttachError
 from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.mask import Mask
 from adaptcache.schedule import Rule, Schedule
-from tests.pipelines.table import built, generated, grid_of
+from tests.pipelines.table import built, generated, grid_of, same
 
 SEQUENTIAL = ("Flux, two branches", "Qwen-Image", "Wan 2.1", "Wan 2.2", "Chroma", "Lumina 2", "CogView 4")
 BATCHED = ("CogVideoX", "Stable Diffusion 1.5", "SDXL", "Stable Diffusion ControlNet")
@@ -27,10 +27,6 @@ def schedule(mask, **forecast):
     policy = Mask(compute_steps=tuple(map(bool, mask)))
     forecast = {"type": "extrapolate"} | forecast
     return Schedule(name="guidance", rules=(Rule(site="guidance", policy=policy, forecast=forecast),))
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def close(a, b):

@@ -12,7 +12,7 @@ from adaptcache.policies.mask import Mask
 from adaptcache.schedule import Rule, Schedule
 from adaptcache.sites.models import LAYERS, layers_of
 from tests.pipelines.latte import latte
-from tests.pipelines.table import TABLE, built, generated, grid_of
+from tests.pipelines.table import TABLE, built, generated, grid_of, same
 
 STEPS = 10
 FAST = ("Flux", "PixArt-Sigma")
@@ -27,10 +27,6 @@ def masked(site, mask, forecast="extrapolate", **knobs):
 
 def schedule(*rules):
     return Schedule(name="by hand", rules=rules)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 class Replayed:

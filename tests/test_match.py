@@ -23,10 +23,13 @@ from adaptcache.clock import Step
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Update
 from adaptcache.gate.move import Move
-from adaptcache.matching.match import match, target_of
+from adaptcache.matching.match import match
 from adaptcache.matching.planned import fitted
+from adaptcache.matching.target import target_of
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.record import Trajectory, record, statistics
+from adaptcache.profiling.record import record
+from adaptcache.profiling.statistics import statistics
+from adaptcache.profiling.trajectory import Trajectory
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -8,13 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import adaptcache
 from adaptcache.forecasts.base import Known, Weights, weighted_sum
 from adaptcache.forecasts.extrapolate import Extrapolate
-from tests.pipelines.table import built, counted, generated, planned
+from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]
-
-
-def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -1,7 +1,6 @@
 """Every kind of pipeline, built from its true classes with tiny random weights and truly called."""
 
 import pytest
-import torch
 
 import adaptcache
 from adaptcache.gate.watch import denoisers_of
@@ -9,7 +8,7 @@ from adaptcache.metrics import CEILING
 from adaptcache.profiling.store import Store
 from tests.pipelines.audio import AUDIO
 from tests.pipelines.flux import FLUXES
-from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
+from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned, same
 from tests.pipelines.unet import UNET
 
 FAST = ("Flux", "Stable Diffusion 1.5", "LTX-2", "Wan 2.2", "Z-Image", "ACE-Step")
@@ -17,10 +16,6 @@ everywhere = pytest.mark.parametrize("name", TABLE)
 calibrated = pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
 )
-
-
-def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @everywhere

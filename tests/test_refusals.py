@@ -9,7 +9,8 @@ import adaptcache
 from adaptcache.call import Call
 from adaptcache.errors import AttachError
 from adaptcache.gate import Gate
-from adaptcache.profiling.record import Recorder, record
+from adaptcache.profiling.record import record
+from adaptcache.profiling.trajectory import Recorder
 from tests.pipelines.setup import Setup, noise, prompts
 from tests.pipelines.table import built, generated, planned
 from tests.pipelines.video import unipc, wan_transformer

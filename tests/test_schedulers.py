@@ -10,8 +10,8 @@ import adaptcache
 from adaptcache.clock import spread
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Gate
-from adaptcache.matching.match import target_of
-from tests.pipelines.table import built, generated, grid_of, planned
+from adaptcache.matching.target import target_of
+from tests.pipelines.table import built, generated, grid_of, planned, same
 from tests.pipelines.unet import SCHEDULE
 
 FLOW = {  # with the pipeline that is run; sigmas and shifts are its own
@@ -62,10 +62,6 @@ def with_scheduler(name, steps=8):
     setup = built(pipeline)
     setup.pipe.scheduler = type(scheduler).from_config(scheduler.config)
     return replace(setup, steps=steps)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def drawn(setup):

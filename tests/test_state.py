@@ -14,13 +14,9 @@ import adaptcache
 from adaptcache.errors import AttachError
 from adaptcache.gate.watch import Guard, denoisers_of
 from adaptcache.profiling.record import twin
-from tests.pipelines.table import built, counted, generated, planned
+from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]
-
-
-def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 class Abandoned(Exception):

@@ -16,13 +16,9 @@ from torch import Tensor
 import adaptcache
 from adaptcache.errors import AttachError, ScheduleError
 from tests.pipelines.setup import Setup, noise
-from tests.pipelines.table import built, counted, generated, planned
+from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def sibling(setup: Setup) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..generate import generate
 from ..matching import Fit
 from ..metrics import summary
 from ..policies.gears import Gears
-from ..profiling.measure import Measurement
+from ..profiling.measure import Measurement, Progress, silent
 from ..profiling.store import Store, content_key
 from ..schedule import Evidence, Schedule
 from ..validate import check_images
@@ -24,8 +24,6 @@ from .targets import computing_all
 __all__ = ["ALONE", "calibrated_gears", "judged"]
 
 ALONE = 1000.0  # decibels of a margin that no guess reaches: the slowest gear, whatever is seen
-
-Progress = Callable[[str, int, int], None]
 
 
 def calibrated_gears(
@@ -41,7 +39,7 @@ def calibrated_gears(
     fit: Fit = Fit(),  # noqa: B008 - frozen
     batch_size: int = 1,
     store: Store | None = None,
-    progress: Progress = lambda stage, done, of: None,
+    progress: Progress = silent,
 ) -> Schedule:
     """Fits gears, and judges them on held-out prompts if there are any.
 

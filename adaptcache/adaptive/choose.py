@@ -8,7 +8,7 @@ import numpy as np
 
 from ..fitting.kernel import Array
 
-__all__ = ["chosen", "least_margin"]
+__all__ = ["MARGINS", "chosen", "least_margin"]
 
 MARGINS = tuple(np.arange(12.0, -6.01, -0.25))  # decibels, from the slowest to the fastest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +18,17 @@ from ..matching.planned import assembled
 from ..metrics import psnr
 from ..policies.gears import Gears
 from ..policies.plan import Plan
-from ..profiling.measure import Measurement
+from ..profiling.measure import Measurement, Progress, in_turn, silent
 from ..schedule import Rule, Schedule
 from ..validate import check_images
 from .choose import least_margin
 from .learn import learned
 from .witness import Witnessed, landed_images, witnessed
 
-__all__ = ["SHARED", "Trials", "fit_gears", "tried"]
+__all__ = ["Trials", "fit_gears", "tried"]
 
 SHARED = 3  # computed steps that all gears begin with: after two, little is known of a prompt
 TRUST = 0.5  # in the measured influence: the middle of what `fitted` tries for a single plan
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def tried(
     *,
     batch_size: int = 1,
     offset: int = 0,
-    progress: Progress = lambda stage, done, of: None,
+    progress: Progress = silent,
 ) -> Trials:
     """Runs prompts in every gear of a schedule.
 
@@ -85,14 +83,12 @@ def tried(
     """
     made: list[Witnessed] = []
     for gear, looks in enumerate(rows):
-
-        def watch(done: int, before: int = gear * len(prompts)) -> None:
-            progress(f"{len(prompts)} prompts in each gear", before + done, len(rows) * len(prompts))
-
+        stage = f"{len(prompts)} prompts in each gear"
         made.append(
             witnessed(
                 pipe, call, prompts, schedule, gear, looks,
-                batch_size=batch_size, offset=offset, progress=watch,
+                batch_size=batch_size, offset=offset,
+                progress=in_turn(progress, stage, gear, len(rows), len(prompts)),
             )
         )  # fmt: skip
         check_images(made[-1].images, offset, f"gear {gear}")
@@ -113,10 +109,7 @@ def matched(
     """Returns the weights of each plan, one gear each."""
     steps, tables = measurement.profile.steps, []
     for number, plan in enumerate(plans):
-
-        def watch(done: int, before: int = number * steps) -> None:
-            progress("matching the gears", before + done, len(plans) * steps)
-
+        watch = in_turn(progress, "matching the gears", number, len(plans), steps)
         found = match(
             pipe, call, prompts, plan, measurement.profile, measurement.runs,
             fit=fit, batch_size=batch_size, progress=watch,
@@ -137,7 +130,7 @@ def fit_gears(
     at_most: float = 0.05,
     fit: Fit = Fit(),  # noqa: B008 - frozen
     batch_size: int = 1,
-    progress: Progress = lambda stage, done, of: None,
+    progress: Progress = silent,
 ) -> Schedule:
     """Fits plans, weights, guesses and their margin on calibration prompts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..clock import Step
 from ..fitting.kernel import Array
 from ..gate import Gate, Update
 from ..policies.look import signals_of
-from ..profiling.record import Trajectory, batches, twin
+from ..profiling.record import batches, twin
+from ..profiling.trajectory import Trajectory
 from ..runtime import Runner
 from ..schedule import Schedule
 
@@ -81,11 +83,8 @@ class Witnessed:
 
 def decoded(pipe: Any, call: Call, prompts: Sequence[Prompt], visitor: Any, number: int) -> list[np.ndarray]:
     """Runs one batch with a visitor and returns what it decodes to."""
-    gate = Gate(pipe, visitor).open()
-    try:
+    with closing(Gate(pipe, visitor).open()):
         return list(np.asarray(call(pipe, prompts, number, output_type="np")))
-    finally:
-        gate.close()
 
 
 def landed_images(

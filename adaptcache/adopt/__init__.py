@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -65,13 +66,8 @@ class Target:
     def of(cls, pipe: Any, call: Call, prompts: Sequence[Prompt]) -> Self:
         """Asks a pipeline: runs the first prompt, and stops after the first denoiser call."""
         own, visitor = twin(pipe), Grids()
-        gate = Gate(own, visitor).open()
-        try:
+        with suppress(Begun), closing(Gate(own, visitor).open()):
             call(own, prompts[:1])
-        except Begun:
-            pass
-        finally:
-            gate.close()
         grid = Grid(scheduler=type(pipe.scheduler).__name__, times=visitor.times)
         return cls(fingerprint(pipe), grid)
 

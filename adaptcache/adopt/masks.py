@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ScheduleError
 from .magcache import magcache
 
-__all__ = ["KINDS", "mask_of"]
+__all__ = ["mask_of"]
 
 Mask = list[int]
 

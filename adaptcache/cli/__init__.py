@@ -54,7 +54,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
+def begin(
     context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."

@@ -17,42 +17,31 @@ from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
 from ..profiling.store import Store
 from ..ranks import joined
+from ..schedule import Schedule
+from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
 from .show import describe
 
 __all__ = ["calibrate"]
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
-]
-Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="Another sampler: a scheduler class of diffusers. [default: the pipeline's]"),
-]
-
 
 def calibrate(
     model: Model = "emoji-flux",
     speed: Annotated[
-        float | None, typer.Option(help="Steps for each denoiser call made. [default: 2.8]")
+        float | None, typer.Option(help="Steps for each denoiser call made. \\[default: 2.8]")
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
-    ] = None,
+    prompts: Prompts = None,
     fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = 16,
     check_on: Annotated[
         int | None,
         typer.Option(
-            help="Use at most this many held-out prompts; 0 checks nothing. [default: 32, or all to certify]",
+            help="How many held-out prompts to use; 0 checks nothing. \\[default: 32, or all to certify]",
             min=0,
         ),
     ] = None,
@@ -76,15 +65,11 @@ def calibrate(
     certify: Annotated[
         bool, typer.Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Noise of the first prompt.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the schedule is called.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="[default: schedules/NAME.json]")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    name: Name = None,
+    to: Out = None,
     cache: Annotated[bool, typer.Option(help="Keep full runs for the next target.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the evidence as JSON.")] = False,
 ) -> None:
@@ -153,8 +138,12 @@ def calibrate(
             )
         if ranks.rank == 0:
             schedule.save(target)
-    if ranks.rank:
-        return
+    if ranks.rank == 0:
+        _told(schedule, target, json)
+
+
+def _told(schedule: Schedule, target: Path, json: bool) -> None:
+    """Says what was fitted."""
     if json:
         evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})

@@ -16,8 +16,8 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
-from .calibrate import Model, Scheduler, Set
 from .folder import write_folder
+from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, progress
 from .table import cost_table, line_table
 
@@ -29,8 +29,8 @@ WIDEST = 150  # columns of a table: narrower screens wrap its lines, none of it 
 def compare(
     model: Model = "emoji-flux",
     budgets: Annotated[str, typer.Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
-    methods: Annotated[str, typer.Option(help="Names, separated by commas. [default: all]")] = "",
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    methods: Annotated[str, typer.Option(help="Names, separated by commas. \\[default: all]")] = "",
+    steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,
     prompts: Annotated[str | None, typer.Option(help="A prompt file, or the name of one.")] = None,
@@ -40,9 +40,7 @@ def compare(
     finer: Annotated[
         int, typer.Option(help="Also compare with so many times the steps; 0 does not.", min=0)
     ] = 10,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)
-    ] = None,
+    batch_size: BatchSize = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu.")] = None,
     to: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for pictures and JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -15,7 +15,7 @@ from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..profiling.store import Store
 from ..report.picture import side_by_side
-from .calibrate import Model
+from .options import Model
 from .screen import out, progress, table
 
 __all__ = ["demo"]

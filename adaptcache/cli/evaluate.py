@@ -19,7 +19,7 @@ from ..provenance.compatibility import graded
 from ..provenance.findings import Finding, Grade, explained, worst
 from ..report.picture import side_by_side
 from ..schedule import Schedule
-from .calibrate import Model, Set
+from .options import Device, Model, Seed, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded
 
@@ -36,13 +36,11 @@ def evaluate(
         str | None, typer.Option(help="A prompt file, or the name of an embedded one: its held-out part.")
     ] = None,
     check_on: Annotated[int, typer.Option(help="Use at most this many of the prompts.", min=1)] = 32,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    steps: Steps = None,
     settings: Set = None,
-    seed: Annotated[int, typer.Option(help="Noise of the first prompt.")] = 0,
+    seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts in one run.", min=1)] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
+    device: Device = None,
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Draw a picture, say scores.png.")] = None,
     pictures: Annotated[int, typer.Option(help="Rows of the picture.", min=1)] = 6,
     json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
@@ -75,9 +73,7 @@ def evaluate(
             raise ScheduleError(explained(one, findings))
     if not json:
         for one, findings in zip(schedules, found, strict=True):
-            out.print(
-                explained(one, findings) if findings else f"{one.name} was fitted on this.", markup=False
-            )
+            out.print(explained(one, findings) if findings else f"{one.name} was fitted on this.")
     with progress() as report, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said above
         rows, images = compared(
@@ -93,9 +89,9 @@ def evaluate(
     out.print(table(rows, call.steps))
     out.print()
     for one, here, plain in zip(schedules, rows[1::2], rows[2::2], strict=True):
-        out.print(_verdict(one, here, plain), markup=False)
+        out.print(_verdict(one, here, plain))
     if to:
-        out.print(f"wrote {to}", markup=False)
+        out.print(f"wrote {to}")
 
 
 def _verdict(schedule: Schedule, here: Row, plain: Row) -> str:

@@ -14,6 +14,7 @@ from ..export.measure import MEASURABLE, measured
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
+from .options import Device
 from .screen import out, print_json, progress
 from .source import Source, loaded
 
@@ -24,14 +25,14 @@ def export(
     schedule: Source,
     engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="[default: NAME.ENGINE with the engine's ending]")
+        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.ENGINE with the engine's ending]")
     ] = None,
     gear: Annotated[int, typer.Option(help="Which plan of the schedule.")] = 0,
     calls: Annotated[
-        int | None, typer.Option(help="Compute this many steps. [default: as many as the plan]")
+        int | None, typer.Option(help="Compute this many steps. \\[default: as many as the plan]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the run. [default: those it was fitted on]")
+        int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")
     ] = None,
     check_on: Annotated[
         int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)
@@ -39,9 +40,7 @@ def export(
     model: Annotated[
         str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
     ] = "emoji-flux",
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
     """Write a schedule as the input of another engine, and say what is lost on the way.
@@ -78,10 +77,10 @@ def export(
             }
         )
         return
-    out.print(exported.explained(path), markup=False)
+    out.print(exported.explained(path))
     if quality:
         out.print(f"measured   {quality['mean']:.1f} dB, 5th percentile {quality['p05']:.1f}, in {engine}")
-    out.print(f"wrote {path}", markup=False)
+    out.print(f"wrote {path}")
 
 
 def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..files import check_writable
 from ..files.limits import NODES, parse_json, read_bytes
@@ -44,7 +44,7 @@ def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> Non
 
 def describe_front(front: Front) -> None:
     """Prints a front for people."""
-    out.print(f"[bold]{escape(front.name)}[/]: {escape(front.target)}, {front.trials} trials")
+    out.print(Text.assemble((front.name, "bold"), f": {front.target}, {front.trials} trials"))
     view = Table(box=None, header_style="bold")
     for heading in (
         "",
@@ -64,6 +64,6 @@ def describe_front(front: Front) -> None:
         view.add_row(
             "→" if number == front.chosen else "", str(point.calls), f"{steps / point.calls:.2f}x",
             f"{point.select['mean']:.1f}", f"{point.select['p05']:.1f}", f"{point.gain:+.2f}", *held_out,
-            escape(point.origin),
+            point.origin,
         )  # fmt: skip
     out.print(view)

@@ -13,7 +13,7 @@ from ..files import check_image
 from ..generate import generate as run
 from ..presets import resolve
 from ..report.picture import save_output, side_by_side
-from .calibrate import Model, Set
+from .options import Device, Model, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded
 
@@ -28,14 +28,12 @@ def generate(
         typer.Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The noise.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
+    steps: Steps = None,
     settings: Set = None,
     compare: Annotated[
         bool, typer.Option(help="Also run in full; write both, and their difference.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
+    device: Device = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("image.png"),
     json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:

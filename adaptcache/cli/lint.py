@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from ..adopt.codes import read
 from ..methods.lint import lint as faults_of
@@ -35,7 +36,7 @@ def lint(
     if json:
         print_json([asdict(fault) for fault in found])
     for fault in () if json else found:
-        out.print(f"[{COLOURS[fault.level]}]{fault.level}[/] {fault.code}: {fault.message}")
+        out.print(Text.assemble((fault.level, COLOURS[fault.level]), f" {fault.code}: {fault.message}"))
     if not (json or found):
         out.print(f"{schedule}: nothing found")
     if any(fault.level == "error" for fault in found):

@@ -20,7 +20,8 @@ def push(
         str, typer.Argument(help="A repository of the hub (user/repo), or a folder (./mine, /mine).")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Tells schedules of one place apart. [default: the one without a name]")
+        str | None,
+        typer.Option(help="Tells schedules of one place apart. \\[default: the one without a name]"),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="The branch to put it on.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
@@ -42,9 +43,9 @@ def push(
     pushed = loaded(schedule)
     if to.startswith((".", "/", "~")) or Path(to).is_dir():
         path = save_pretrained(pushed, Path(to).expanduser(), name=name)
-        out.print(f"wrote {path} and its model card", markup=False)
+        out.print(f"wrote {path} and its model card")
         return
     address = push_to_hub(
         pushed, to, name=name, revision=revision, private=private, create_pr=create_pr, message=message
     )
-    out.print(f"pushed to {address}", markup=False)
+    out.print(f"pushed to {address}")

@@ -18,7 +18,7 @@ __all__ = ["report"]
 def report(
     schedule: Source,
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="[default: NAME.html, next to a file]")
+        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.html, next to a file]")
     ] = None,
     comparison: Annotated[
         Path | None, typer.Option(help="A folder that `adaptcache compare --out` wrote.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +24,12 @@ from ..evaluate import Row
 
 __all__ = ["out", "print_json", "progress", "table"]
 
-out = Console(highlight=False, soft_wrap=True)
+PIPED = 120  # columns where nobody says how wide the screen is; rich would take 80 and cut tables
+
+out = Console(
+    markup=False, highlight=False, soft_wrap=True,  # names and paths may have [brackets]
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED,
+)  # fmt: skip
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..policies.gears import Gears
 from ..policies.plan import Plan
@@ -53,8 +53,8 @@ def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
     rule, times = schedule.rules[0], schedule.grid.times
     view = Table(box=None, show_header=False)
-    view.add_row("schedule", f"[bold]{escape(schedule.name)}[/]")
-    view.add_row("fitted on", escape(f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"))
+    view.add_row("schedule", Text(schedule.name, "bold"))
+    view.add_row("fitted on", f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}")
     grid = (
         f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
         if times
@@ -63,47 +63,57 @@ def describe(schedule: Schedule) -> None:
     view.add_row("steps", grid or "any: nothing was fitted")
     for one in schedule.rules if rule.site != "step" else ():
         view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
-    view.add_row("policy", rule.policy.type)
-    if isinstance(rule.policy, Plan):
-        for number, gear in enumerate(rule.policy.gears):
-            steps = rule.policy.steps(times, number)
+    add_policy(view, schedule)
+    view.add_row(
+        "forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items())
+    )
+    add_evidence(view, schedule)
+    view.add_row(
+        "other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel"
+    )
+    plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
+    if plain:
+        view.add_row("made with", ", ".join(f"{key} {value}" for key, value in plain.items()))
+    if isinstance(call := schedule.made.get("call"), dict):
+        view.add_row("called with", ", ".join(f"{key}={value!r}" for key, value in call.items()))
+    if loras := schedule.made.get("loras"):
+        view.add_row("LoRAs", str(loras))
+    out.print(view)
+
+
+def add_policy(view: Table, schedule: Schedule) -> None:
+    """Adds when the schedule computes, and what it decides by."""
+    policy, times = schedule.rules[0].policy, schedule.grid.times
+    view.add_row("policy", policy.type)
+    if isinstance(policy, Plan):
+        for number, gear in enumerate(policy.gears):
+            steps = policy.steps(times, number)
             strip = "".join("█" if i in steps else "·" for i in range(len(times)))
-            name = "plan" if len(rule.policy.gears) == 1 else f"gear {number}"
+            name = "plan" if len(policy.gears) == 1 else f"gear {number}"
             view.add_row(name, f"{strip}  {len(steps)} of {len(times)} calls, budget {gear.budget:.2f}")
-    if isinstance(rule.policy, Gears):
-        wanted = f"{rule.policy.target:g} dB, by a margin of {rule.policy.margin:g} dB"
+    if isinstance(policy, Gears):
+        wanted = f"{policy.target:g} dB, by a margin of {policy.margin:g} dB"
         view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
-        r2 = [[look.guess.r2 for look in looks if look.guess] for looks in rule.policy.watch]
+        r2 = [[look.guess.r2 for look in looks if look.guess] for looks in policy.watch]
         shown = "  ".join(
             f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2)
         )
         view.add_row("guesses, held-out R2", shown)
-    if isinstance(rule.policy, Plan) and rule.policy.watch is not None:
+    if isinstance(policy, Plan) and policy.watch is not None:
         view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")
-    view.add_row(
-        "forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items())
-    )
-    if schedule.evidence:
-        seen = schedule.evidence
+
+
+def add_evidence(view: Table, schedule: Schedule) -> None:
+    """Adds how good the schedule is."""
+    if seen := schedule.evidence:
         view.add_row(
             "evidence",
             f"{seen.psnr['mean']:.1f} dB on {seen.n} held-out prompts (5th percentile {seen.psnr['p05']:.1f})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
         if seen.certificate:
-            view.add_row("certificate", escape(seen.certificate.sentence))
+            view.add_row("certificate", seen.certificate.sentence)
         if seen.verdict:
-            view.add_row("verdict", escape(seen.verdict))
+            view.add_row("verdict", seen.verdict)
     else:
         view.add_row("evidence", "none: calibrate with held-out prompts")
-    view.add_row(
-        "other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel"
-    )
-    plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
-    if plain:
-        view.add_row("made with", escape(", ".join(f"{key} {value}" for key, value in plain.items())))
-    if isinstance(call := schedule.made.get("call"), dict):
-        view.add_row("called with", escape(", ".join(f"{key}={value!r}" for key, value in call.items())))
-    if loras := schedule.made.get("loras"):
-        view.add_row("LoRAs", escape(str(loras)))
-    out.print(view)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from ..compare import OURS, Cost, Line
 from ..files import write_atomically
@@ -69,9 +70,9 @@ def screen(rows: Rows, left: Sequence[str]) -> Table:
     for heading in rows[0]:
         view.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for row in rows[1]:
-        cells = [f"[bold]{cell}[/]" if cell == OURS else cell for cell in row]
+        cells = [Text(cell, "bold" if cell == OURS else "") for cell in row]
         if len(cells) < len(rows[0]):
-            cells = [cells[0], f"{cells[1]}  [dim]{cells[2]}[/]"]
+            cells = [cells[0], Text.assemble(cells[1], "  ", (row[2], "dim"))]
         view.add_row(*cells)
     return view
 

@@ -14,8 +14,8 @@ from ..profiling.store import Store
 from ..tuning import Target, Tuned, begin, concluded
 from ..tuning.plot import draw, drawable
 from ..tuning.target import seconds
-from .calibrate import Model
 from .front import describe_front
+from .options import BatchSize, Device, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress
 from .workers import Workers
 
@@ -36,34 +36,30 @@ def tune(
     at_most: Annotated[float, typer.Option(help="Share of prompts that may stay below --min-psnr.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure that has to be.")] = 0.95,
     trials: Annotated[
-        int | None, typer.Option(help="Trials in all. [default: 40; 80 for a quality; 120 for the front]")
+        int | None, typer.Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Begin no trial after this time: 90s, 2h.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the trials.", min=1, max=256)] = 1,
     storage: Annotated[
         str | None,
-        typer.Option(help="URL of a database for optuna, or a journal file. [default: SQLite in the cache]"),
+        typer.Option(
+            help="URL of a database for optuna, or a journal file. \\[default: SQLite in the cache]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the trials there are.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Scheduler steps. [default: the preset's]")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt file, or the name of an embedded one.")
-    ] = None,
+    steps: Steps = None,
+    prompts: Prompts = None,
     fit_on: Annotated[
         int, typer.Option(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
     ] = 16,
     check_on: Annotated[int, typer.Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = 32,
     seed: Annotated[int, typer.Option(help="Noise of the first prompt; also of the search.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts in one run. [default: the preset's]", min=1)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu. [default: the fastest there is]")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the schedule is called.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="[default: schedules/NAME.json]")] = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    name: Name = None,
+    to: Out = None,
     front: Annotated[
-        Path | None, typer.Option(help="Where the front goes. [default: NAME.front.json beside it]")
+        Path | None, typer.Option(help="Where the front goes. \\[default: NAME.front.json beside it]")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the front: a PNG file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

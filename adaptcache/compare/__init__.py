@@ -14,9 +14,10 @@ import numpy as np
 
 from ..calibrate import calls_for
 from ..call import Call, Prompt
+from ..profiling.measure import Progress, silent
 from ..profiling.record import twin
 from ..schedule import Schedule
-from .bench import Bench, Progress
+from .bench import Bench
 from .line import Cost, Line
 from .ours import OURS, Fitted, fit_ours, measure_ours, plan_of
 from .peers import PEERS, Case
@@ -83,7 +84,7 @@ def compare(
     batch_size: int = 1,
     finer: int = 0,
     shows: Shows | None = None,
-    progress: Progress = lambda stage, done, of: None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Measures our schedules and other methods at the same budgets.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..call import Call, Prompt
 from ..metrics import psnr, ssim, summary
+from ..profiling.measure import Progress
 from .line import Cost, Line
 from .peers import Case, Knobs, Peer
 from .shown import Shows
@@ -18,11 +19,10 @@ from .sweep import Tried, between
 from .trial import Trial, kept, latent_error, run
 from .work import BlockCounter
 
-__all__ = ["Bench", "Progress"]
+__all__ = ["Bench"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # stage, done, of
 NEARLY = 1.01  # a method that runs a little around the blocks at every step is not sent a whole call down
 HALVINGS = 2  # settings tried between two that lie on both sides of a budget
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..gate import Gate, Update
 from ..generate import Stopwatch
 
-__all__ = ["Meter", "Scales"]
+__all__ = ["Meter", "Scales", "unseen"]
 
 
 class Meter(Stopwatch):

@@ -9,15 +9,15 @@ from typing import Any
 from ..call import Call, Prompt
 from ..matching.planned import fitted
 from ..policies.plan import Plan
-from ..profiling.measure import measure
+from ..profiling.measure import Progress, measure
 from ..profiling.profile import Profile
 from ..runtime import Runner
 from ..schedule import Evidence, Schedule
-from .bench import Bench, Progress
+from .bench import Bench
 from .ledger import Ledger
 from .line import Cost, Line
 
-__all__ = ["OURS", "Fitted", "fit_ours", "measure_ours"]
+__all__ = ["OURS", "Fitted", "fit_ours", "measure_ours", "plan_of"]
 
 OURS = "adaptcache"
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..call import Prompt
 from .scorer import load_scorer
 
-__all__ = ["CLIP", "Shows", "shows_for"]
+__all__ = ["Shows", "shows_for"]
 
 Shows = Callable[[Sequence[Prompt], Sequence[np.ndarray]], float]
 CLIP = "openai/clip-vit-base-patch16"

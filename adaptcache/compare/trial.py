@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from ..call import Call, Prompt
 from ..gate import Gate
-from ..profiling.record import Progress, batches
+from ..generate import timed
+from ..profiling.record import Progress
 from .meter import Meter, Scales, unseen
 from .work import BlockCounter
 
@@ -65,29 +65,13 @@ def run(
         first: The number of the first prompt, which sets the noise.
         progress: Told the number of prompts done after each run.
     """
-    meter, images, total, calls, runs = Meter(visitor), list[np.ndarray](), 0.0, 0, 0
+    meter = Meter(visitor)
     with BlockCounter(pipe) as counter, torch.no_grad():
-        for start, batch in batches(prompts, batch_size):
-            gate = Gate(pipe, meter).open()
-            since = time.perf_counter()
-            try:
-                with standing(visitor, gate):
-                    images += list(np.asarray(call(pipe, batch, first + start, output_type="np")))
-            finally:
-                gate.close()
-            total += time.perf_counter() - since
-            calls += sum(any(branches) for branches in gate.calls)
-            runs += 1
-            progress(start + len(batch))
+        images, total, steps = timed(
+            pipe, call, prompts, meter, batch_size=batch_size, first=first, progress=progress
+        )
     noise, latents = ([torch.cat(track) for track in part] for part in (meter.noise, meter.latents))
-    return Trial(images, latents, noise, meter.seconds, total, calls / runs, counter.work)
-
-
-def standing(visitor: Any, gate: Gate) -> AbstractContextManager[Any]:
-    """Stands at the sites inside of the denoiser, for visitors that have any."""
-    stand = getattr(visitor, "stand", None)
-    context: AbstractContextManager[Any] = stand(gate) if stand else nullcontext()
-    return context
+    return Trial(images, latents, noise, meter.seconds, total, steps, counter.work)
 
 
 def kept(pipe: Any, call: Call, prompt: Prompt, visitor: Any = None) -> int:
@@ -98,11 +82,8 @@ def kept(pipe: Any, call: Call, prompt: Prompt, visitor: Any = None) -> int:
     scales = Scales(visitor)
     with unseen(), torch.no_grad():
         scales.gate = Gate(pipe, scales).open()
-        try:
-            with standing(visitor, scales.gate):
-                call(pipe, [prompt])
-        finally:
-            scales.gate.close()
+        with closing(scales.gate), scales.stand(scales.gate):
+            call(pipe, [prompt])
     return scales.most
 
 

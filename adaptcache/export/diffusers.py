@@ -14,7 +14,7 @@ from .form import Exported
 from .mask import Mask
 from .reuse import Reuse
 
-__all__ = ["diffusers", "magcache"]
+__all__ = ["THRESHOLD", "diffusers", "magcache"]
 
 THRESHOLD = 0.5  # between the errors of a skipped step, 0, and of a computed one, 1
 

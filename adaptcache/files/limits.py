@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "GEARS", "KERNEL_STEPS", "NODES", "PROMPTS", "STEPS", "TRACKS",
-    "checked_name", "falling", "parse_json", "plain", "read_bytes",
+    "checked_name", "falling", "first_fault", "parse_json", "plain", "read_bytes",
 ]  # fmt: skip
 
 STEPS = 1024  # of a grid
@@ -139,3 +142,10 @@ def checked_name(name: str) -> str:
     if not name or len(name) > NAME or not name.isprintable() or set(name) & set("/\\") or name[0] == ".":
         raise ValueError(f"{name[:40]!r} is no name: use at most {NAME} printable characters and no slashes")
     return name
+
+
+def first_fault(error: ValidationError, whole: str = "") -> str:
+    """Returns what is wrong first with the content of a file: where (`whole` for all of it), and what."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"{where[:200]}: {first['msg'][:500]}"

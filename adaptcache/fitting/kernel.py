@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-__all__ = ["forecast_error", "open_loop", "open_loop_table", "pair_errors", "resampled", "shrunk"]
+__all__ = ["Array", "forecast_error", "open_loop", "open_loop_table", "pair_errors", "resampled", "shrunk"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 RIDGE = 1e-6

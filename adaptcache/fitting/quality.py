@@ -14,7 +14,7 @@ import numpy as np
 
 from .kernel import Array
 
-__all__ = ["Fitted", "fit_quality", "folds", "predicted"]
+__all__ = ["Fitted", "fit_quality", "predicted"]
 
 FOLDS = 10
 RIDGES = np.logspace(-2, 4, 25)

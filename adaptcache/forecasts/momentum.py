@@ -16,29 +16,29 @@ from .base import Forecast, Weights
 
 __all__ = ["Momentum"]
 
-REACH = 8  # computed outputs that forecasts still depend on, where they are fed back
-
 
 class Momentum(Forecast):
     """Adds `weight` of the difference of the last two outputs to the last one, however far it is away.
 
     With `fed_back` it does as `FasterCacheConfig` of diffusers does, which counts forecasts as outputs: the
     difference is that of the last two *calls*, computed or not. What a computed output still weighs falls by
-    the weight each time, and is left out after eight. Exact on lines only where every second step is skipped
-    and the weight is a half.
+    the weight each time, and is left out after `kept`: 0.4 % is left of eight halves. Exact on lines only
+    where every second step is skipped and the weight is a half.
 
     Arguments:
         weight: How much of the difference; the paper raises it from 0 to 1 in the course of a run.
         fed_back: Whether forecasts count as outputs.
+        kept: How many computed outputs a forecast that is fed back depends on.
     """
 
     type: Literal["momentum"] = "momentum"
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     fed_back: bool = False
+    kept: Annotated[int, Field(ge=2, le=64)] = 8
 
     @property
     def depth(self) -> int:
-        return REACH if self.fed_back else 2
+        return self.kept if self.fed_back else 2
 
     def weights(self, step: Step) -> Weights:
         known = step.past[: self.depth]

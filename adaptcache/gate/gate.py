@@ -13,6 +13,8 @@ Three things change while a gate is open, and change back when it closes:
 - the denoiser's `_compiled_call_impl`, which `nn.Module.__call__` asks first, becomes a `Guard`. It
   stands outside of hooks, offloading and compiled code: none of them sees it, a skip runs none of them.
   ControlNets are guarded as well: what they compute only serves the denoiser.
+
+The class is longer than ours are: one step is followed through `start`, `call`, `step` and `finish` in turn.
 """
 
 from __future__ import annotations

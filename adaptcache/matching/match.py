@@ -13,49 +13,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..call import Call, Prompt, own_noise
-from ..clock import Step
 from ..fitting.kernel import Array, open_loop, shrunk
-from ..forecasts.base import Weights
-from ..forecasts.history import History
 from ..forecasts.matched import Matched
-from ..gate import Gate, Update
-from ..profiling.influence import relative
+from ..gate import Gate
 from ..profiling.profile import Profile
-from ..profiling.record import Progress, Trajectory, batches, twin
-from ..profiling.statistics import check_finite, part
+from ..profiling.record import Progress, batches, twin
+from ..profiling.trajectory import Trajectory
 from ..ranks import ALONE, Ranks
+from .follower import Fit, Follower
 from .lockstep import Lockstep
+from .moments import Moments
 
-__all__ = ["Fit", "Matching", "match", "target_of"]
+__all__ = ["Matching", "match"]
 
 Given = TypeVar("Given")
-
-FLAT = 1e-6  # below this slope, relative to the latents, a step does not depend on the model output
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a forecast may use and how firmly it is held.
-
-    Arguments:
-        history: How many computed outputs are used, 1 to 6.
-        features: What is used besides: "x", the latents before the step; "x0", before the first step.
-        ridge: Pull towards the open-loop weights, relative to each feature's energy.
-    """
-
-    history: int = 4
-    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
-    ridge: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -72,101 +52,14 @@ class Matching:
     error: float
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What one batch gives at a meeting: inner products, summed over its samples.
-
-    Arguments:
-        index: The number of the step.
-        track: Which scheduler.
-        past: The numbers of the computed steps, newest first.
-        gram: Of the K features with each other, with shape (K, K).
-        moment: Of the features with the target, with shape (K,).
-    """
-
-    index: int
-    track: int
-    past: tuple[int, ...]
-    gram: Array
-    moment: Array
-
-
-class Follower:
-    """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due."""
-
-    def __init__(
-        self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int, first: int = 0
-    ) -> None:
-        self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
-        self.first = first
-        self.error = 0.0  # of the final latents: squared, over the energy of the reference's
-        self.meet: Callable[[Moments], Array]
-
-    def begin(self, times: tuple[float, ...]) -> None:
-        self.history = History(self.fit.history)
-
-    def computes(self, step: Step) -> bool:
-        return step.index in self.plan
-
-    def update(self, update: Update) -> Tensor:
-        self.history.see(update)
-        if update.computed:
-            return update.move.u
-        index, track = update.step.index, update.track
-        target = target_of(update, self.reference.y[track][index])
-        if target is None:  # fit the output itself, without undoing earlier errors
-            target = self.reference.u[track][index]
-        features = self.history.features(update, self.fit.features)
-        weights = self.meet(moments_of(update, features, target, self.samples, self.first))
-        return self.history.combined(named(weights, self.fit), update)
-
-    def landed(self, update: Update, y: Tensor) -> None:
-        if update.step.index == len(self.reference.times) - 1:
-            self.error += relative(y.cpu(), self.reference.y[update.track][-1])
-
-    def end(self) -> None:
-        self.history = History(0)
-
-
-def target_of(update: Update, y: Tensor) -> Tensor | None:
-    """Returns the model output with which this step lands on `y`; None where that cannot be told.
-
-    Schedulers are affine in the model output (stochastic ones for a given noise): two dry steps give
-    the slope, a third checks it, as clipping and thresholding break the rule. In half precision a step
-    is lost in the rounding of the latents, so these are made in single precision.
-    """
-    single = torch.zeros_like(update.move.u, dtype=torch.float32)
-    zero, one, two = (update.move.dry(single + value) for value in (0.0, 1.0, 2.0))
-    slope, again = one - zero, two - one
-    size = slope.abs().mean()
-    if size <= FLAT * zero.abs().mean() or (again - slope).abs().max() > 0.05 * size:
-        return None
-    if update.move.u.dtype != torch.float32:  # other noise is drawn there
-        zero = update.move.dry(torch.zeros_like(update.move.u)).float()
-    return (y.to(zero) - zero) / slope.mean()
-
-
-def moments_of(
-    update: Update, features: Sequence[Tensor], target: Tensor, samples: int, first: int = 0
-) -> Moments:
-    """Returns the inner products, each sample divided by the energy of its target."""
-    for feature in (*features, target):
-        check_finite(feature, "by this plan, what a forecast needs", update.step.index, first, samples)
-    gram, moment = np.zeros((len(features),) * 2), np.zeros(len(features))
-    for k in range(samples):
-        a = torch.stack([part(feature, k, samples).flatten() for feature in features]).double()
-        b = part(target.to(features[0].device), k, samples).flatten().double()
-        energy = float(b @ b) or 1.0
-        gram += (a @ a.T).cpu().numpy() / energy
-        moment += (a @ b).cpu().numpy() / energy
-    return Moments(update.step.index, update.track, update.step.past, gram, moment)
-
-
-def named(weights: Array, fit: Fit) -> Weights:
-    """Returns a vector of weights by name: outputs first, then the features in their order."""
-    past = len(weights) - len(fit.features)
-    rest = dict(zip(fit.features, map(float, weights[past:]), strict=True))
-    return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))
+def solved(given: Sequence[Moments], profile: Profile, fit: Fit) -> Array:
+    """Returns the weights for what all batches gave at a meeting, pulled towards the open-loop ones."""
+    index, known = given[0].index, list(given[0].past[: fit.history])
+    sources = known + [{"x": profile.steps + index, "x0": profile.steps}[name] for name in fit.features]
+    prior = open_loop(profile.gram.mean(axis=0), index, sources)
+    gram = np.sum([moments.gram for moments in given], axis=0)
+    moment = np.sum([moments.moment for moments in given], axis=0)
+    return shrunk(gram, moment, prior, fit.ridge)
 
 
 def met(team: Lockstep[Moments, Array], member: int, moments: Moments) -> Array:
@@ -183,7 +76,7 @@ def match(
     profile: Profile,
     runs: Sequence[Trajectory],
     *,
-    fit: Fit = Fit(),
+    fit: Fit = Fit(),  # noqa: B008 - frozen
     batch_size: int = 1,
     ranks: Ranks = ALONE,
     progress: Progress = lambda done: None,
@@ -205,21 +98,15 @@ def match(
     Returns:
         The forecast, and the error its runs end with.
     """
-    n, jobs = profile.steps, list(batches(prompts, batch_size))
+    jobs = list(batches(prompts, batch_size))
     own = ranks.own(len(jobs))
     tracks = max(ranks.exchange(len(runs[0].u) if runs else 0))
-    table: list[list[tuple[float, ...]]] = [[() for _ in range(n)] for _ in range(tracks)]
+    table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(tracks)]
 
     def solve(mine: list[Moments]) -> Array:
         given = in_order(ranks.exchange(mine))
-        index, track = given[0].index, given[0].track
-        known = list(given[0].past[: fit.history])
-        sources = known + [{"x": n + index, "x0": n}[name] for name in fit.features]
-        prior = open_loop(profile.gram.mean(axis=0), index, sources)
-        gram = np.sum([moments.gram for moments in given], axis=0)
-        moment = np.sum([moments.moment for moments in given], axis=0)
-        weights = shrunk(gram, moment, prior, fit.ridge)
-        table[track][index] = tuple(map(float, weights))
+        index, weights = given[0].index, solved(given, profile, fit)
+        table[given[0].track][index] = tuple(map(float, weights))
         progress(index + 1)
         return weights
 
@@ -231,11 +118,8 @@ def match(
         follower = Follower(plan, fit, runs[member], len(batch), first)
         follower.meet = partial(met, team, member)
         other = twin(pipe)
-        gate = Gate(other, follower).open()
-        try:
+        with closing(Gate(other, follower).open()):
             call(other, batch, first)
-        finally:
-            gate.close()
         if not math.isfinite(follower.error):
             raise ValueError(
                 f"by the plan {list(plan)} the runs from prompt {first} on end in no finite latents"
@@ -246,7 +130,7 @@ def match(
         with own_noise():
             team.run([partial(follow, member) for member in range(len(own))])
     else:  # more ranks than batches: this one only listens
-        for _ in range((n - len(plan)) * tracks):
+        for _ in range((profile.steps - len(plan)) * tracks):
             solve([])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     return Matching(forecast, sum(in_order(ranks.exchange(errors))))

@@ -14,13 +14,14 @@ from ..call import Call, Prompt
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan
 from ..policies.plan import Plan
-from ..profiling.measure import Measurement, Progress, silent
+from ..profiling.measure import Measurement, Progress, in_turn, silent
 from ..profiling.profile import Profile
 from ..profiling.store import described
 from ..provenance.fingerprint import fingerprint, provenance
 from ..ranks import ALONE, Ranks
 from ..schedule import Grid, Kernel, Rule, Schedule
-from .match import Fit, match
+from .follower import Fit
+from .match import match
 
 __all__ = ["TRUST", "assembled", "fitted"]
 
@@ -49,10 +50,7 @@ def fitted(
     plans = sorted({tuple(best_plan(errors, profile.sensitivity**trust, calls)) for trust in TRUST})
     matchings = []
     for number, plan in enumerate(plans):
-
-        def watch(done: int, before: int = number * len(times)) -> None:
-            progress(f"matching {calls} calls", before + done, len(plans) * len(times))
-
+        watch = in_turn(progress, f"matching {calls} calls", number, len(plans), len(times))
         matchings.append(
             match(
                 pipe, call, prompts, plan, profile, measurement.runs,

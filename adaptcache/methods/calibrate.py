@@ -14,8 +14,9 @@ from ..profiling.measure import Progress, measure, silent
 from ..profiling.store import Store
 from ..schedule import Rule, Schedule
 from ..validate import validated
-from . import fitted_rules, method_named
 from .local_errors import within_budget
+from .rules import fitted_rules
+from .table import method_named
 
 __all__ = ["calibrate_method"]
 

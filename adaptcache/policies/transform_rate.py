@@ -15,7 +15,7 @@ from ..clock import Step
 from ..sites.signals import TINY
 from .threshold import Threshold, Trail
 
-__all__ = ["TransformRate"]
+__all__ = ["TransformRate", "size"]
 
 
 class TransformRate(Threshold):

@@ -1,4 +1,7 @@
-"""Presets: how a known checkpoint is loaded and called, one TOML file each."""
+"""Presets: how a known checkpoint is loaded and called, one TOML file each.
+
+Finding a preset stands with the class, though the file grows long: each asks the other for names.
+"""
 
 import difflib
 import re
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..files.limits import PROMPTS, STEPS, checked_name, plain, read_bytes
+from ..files.limits import PROMPTS, STEPS, checked_name, first_fault, plain, read_bytes
 from .checkpoint import CheckpointError, load_pipeline
 from .prompts import Prompts, calibration_folder, read_prompts
 
@@ -89,9 +92,7 @@ class Preset(BaseModel):
             data = tomllib.loads(content.decode("utf-8"))
             return cls.model_validate({"name": path.stem, **data})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path} is not a preset: {where[:200]}: {first['msg'][:500]}") from error
+            raise ValueError(f"{path} is not a preset: {first_fault(error)}") from error
         except OSError as error:
             raise ValueError(f"{path} cannot be read as a preset: {error.strerror}") from error
         except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested too deeply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-__all__ = ["sampler", "with_sampler"]
+__all__ = ["FLOW", "sampler", "with_sampler"]
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 

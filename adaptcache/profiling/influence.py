@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from ..clock import Step
 from ..gate import Gate, Update
 from ..ranks import ALONE, Ranks
 from .profile import Profile
-from .record import Progress, Trajectory, twin
+from .record import Progress, twin
+from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from .parts import Parts
@@ -99,11 +101,8 @@ def with_influence(
 
     def work(number: int) -> float:
         nudge = Nudge(missing[number], reference)
-        gate = Gate(own, nudge).open()
-        try:
+        with closing(Gate(own, nudge).open()):
             call(own, prompts)
-        finally:
-            gate.close()
         known[missing[number]] = nudge.final / max(nudge.error, LEAST)
         if kept:
             kept.save_influence(known)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,8 @@ from ..sites.layers import compiled_around
 from ..sites.models import layers_of
 from ..sites.outputs import taken_apart
 from ..sites.sentry import Sentry
-from .record import Recorder, twin
+from .record import twin
+from .trajectory import Recorder
 
 __all__ = ["layer_errors"]
 
@@ -106,17 +107,13 @@ def layer_errors(
     curves, steps = None, 0
     for number, prompt in enumerate(prompts):
         recorder = Recorder(first=number)
-        gate = Gate(own, recorder).open()
-        curves = curves or Curves(gate, longest)
-        curves.gate = gate
-        try:
-            with ExitStack() as undo:
-                for site, _, layers in found:
-                    for name, layer in layers.items():
-                        Sentry(layer, partial(curves.call, site, name), gate).stand(undo)
-                call(own, [prompt], number)
-        finally:
-            gate.close()
+        with closing(Gate(own, recorder).open()) as gate, ExitStack() as undo:
+            curves = curves or Curves(gate, longest)
+            curves.gate = gate
+            for site, _, layers in found:
+                for name, layer in layers.items():
+                    Sentry(layer, partial(curves.call, site, name), gate).stand(undo)
+            call(own, [prompt], number)
         curves.end()
         steps = len(recorder.run.times)
         progress(number + 1)

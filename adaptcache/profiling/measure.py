@@ -12,10 +12,11 @@ from ..provenance.compatibility import other_cache
 from ..ranks import ALONE, Ranks
 from .influence import with_influence
 from .profile import Profile
-from .record import Trajectory, record
+from .record import record
 from .store import Store, content_key
+from .trajectory import Trajectory
 
-__all__ = ["Measurement", "Progress", "measure", "silent"]
+__all__ = ["Measurement", "Progress", "in_turn", "measure", "silent"]
 
 INFLUENCED = 2  # prompts of the output-error curve: it takes half a run a step
 
@@ -24,6 +25,11 @@ Progress = Callable[[str, int, int], None]  # stage, done, of
 
 def silent(stage: str, done: int, of: int) -> None:
     """Reports no progress."""
+
+
+def in_turn(progress: Progress, stage: str, number: int, jobs: int, size: int) -> Callable[[int], None]:
+    """Returns what is told how much of a job is done, and tells how much of all jobs of the stage is."""
+    return lambda done: progress(stage, number * size + done, jobs * size)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..files import write_atomically
-from .record import Trajectory
+from .trajectory import Trajectory
 
 __all__ = ["Parts"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .record import Trajectory
+    from .trajectory import Trajectory
 
 __all__ = ["change", "check_finite", "inner_products", "magnitude", "part", "statistics"]
 

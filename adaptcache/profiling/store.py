@@ -22,7 +22,7 @@ from ..provenance.fingerprint import weights_hash
 from .parts import Parts
 from .profile import Profile
 
-__all__ = ["Store", "content_key"]
+__all__ = ["Store", "content_key", "described", "feed"]
 
 LAYOUT = 4  # raise it when what is stored changes
 

@@ -2,11 +2,12 @@
 
 A guard stands before each block. At a skipped step all of them let their inputs through, and the last one
 adds the forecast of what they would have added. Around them the denoiser runs as always.
+
+The class is longer than ours are: one call of the denoiser is followed through it, block by block.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ..schedule import Rule
 from .course import Course
 from .models import IMAGE, model_of
 from .sentry import Sentry
-from .streams import Pass, Streams, added, as_returned, returned, streams_of
+from .streams import Pass, Streams, added, as_returned, modulated, returned, streams_of, summed
 
 __all__ = ["Blocks"]
 
@@ -137,22 +138,13 @@ class Blocks:
             case "residual":
                 return x - now.raw[IMAGE]
             case "modulated":
-                bound = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
-                norm = self.modulation(block)
-                parts = norm(x, **{name: bound[own] for name, own in self.model.modulated.items()})
-                value: Tensor = parts[0] if isinstance(parts, tuple) else parts
-                return value
+                if self.rule.head or not self.model.modulated:
+                    raise AttachError(
+                        "the signal 'modulated' is known for Flux, SD3 and HunyuanVideo, without a head; "
+                        "use 'input'"
+                    )
+                return modulated(x, self.model, block, args, kwargs)
         return None
-
-    def modulation(self, block: nn.Module) -> Callable[..., Any]:
-        """Returns the normalisation whose result is the modulated input."""
-        if not self.model.modulated or self.rule.head:
-            raise AttachError(
-                "the signal 'modulated' is known for Flux, SD3 and HunyuanVideo, without a head; use 'input'"
-            )
-        norm = block.norm1
-        assert isinstance(norm, nn.Module)
-        return norm
 
     def learn(self, now: Pass, output: Streams) -> None:
         """Notes what the site added."""
@@ -174,14 +166,7 @@ class Blocks:
             if (key := (now.branch, name)) in self.history.lines:
                 known = self.history.known(key, now.entered[name], now.step.x)
                 extra = self.rule.forecast.combine(known, now.step)
-                before = value.shape[1] - extra.shape[1] if value.ndim == 3 else 0
-                if self.rule.output:
-                    leaving[name] = extra
-                elif before:  # text and image in one sequence: the image comes last
-                    leaving[name] = value.clone()
-                    leaving[name][:, before:] += extra
-                else:
-                    leaving[name] = value + extra
+                leaving[name] = extra if self.rule.output else summed(value, extra)
         return leaving
 
     def check(self, now: Pass, found: Tensor) -> None:

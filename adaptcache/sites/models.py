@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import AttachError
 
-__all__ = ["LAYERS", "MODELS", "Model", "layers_of", "model_of"]
+__all__ = ["IMAGE", "LAYERS", "MODELS", "Model", "layers_of", "model_of"]
 
 IMAGE, TEXT = "hidden_states", "encoder_hidden_states"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agreement import Groups, highest
 
-__all__ = ["Signal", "entering", "relative_change", "worst"]
+__all__ = ["TINY", "Signal", "entering", "relative_change", "worst"]
 
 # "none": nothing, so nothing is paid; "input": what enters the site; "modulated": that, after the first
 # block's normalisation and modulation by the time (TeaCache); "residual": what the blocks before the

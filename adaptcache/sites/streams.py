@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..clock import Step
 from .models import IMAGE, Model
 
-__all__ = ["Pass", "Streams", "added", "as_returned", "returned", "streams_of"]
+__all__ = ["Pass", "Streams", "added", "as_returned", "modulated", "returned", "streams_of", "summed"]
 
 Streams: TypeAlias = dict[str, Tensor]
 
@@ -71,3 +71,24 @@ def added(entered: Streams, left: Streams) -> Streams:
         if value.shape == before.shape:
             sums[name] = value - before
     return sums
+
+
+def summed(value: Tensor, extra: Tensor) -> Tensor:
+    """Returns a stream with what is added to it; of a sequence that the text was put before, to the end."""
+    before = value.shape[1] - extra.shape[1] if value.ndim == 3 else 0
+    if not before:
+        return value + extra
+    total = value.clone()
+    total[:, before:] += extra
+    return total
+
+
+def modulated(
+    x: Tensor, model: Model, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Tensor:
+    """Returns the image after a block's first normalisation, modulated by the time."""
+    bound = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+    assert isinstance(block.norm1, nn.Module)
+    parts = block.norm1(x, **{name: bound[own] for name, own in model.modulated.items()})
+    value: Tensor = parts[0] if isinstance(parts, tuple) else parts
+    return value

@@ -11,6 +11,8 @@ from .target import Target
 
 __all__ = ["aims", "calibrated"]
 
+ABOVE = (1, 2, 3, 5)  # calls more than the fewest that reach a quality
+
 
 def aims(
     target: Target, choices: Sequence[int], proposer: Proposer, before: Sequence[Seen], taken: Collection[str]
@@ -18,7 +20,8 @@ def aims(
     """Returns how often each number of calls is to be tried next.
 
     First comes what `calibrate` would choose from, for one number of calls after the other. For a quality
-    these numbers are found by bisection, and then the fewest calls that reach it are tried, and one less.
+    these numbers are found by bisection; then some a little above get a trial each, as a certificate asks
+    for more than the prompts that select; then the fewest calls that reach it are tried, and one less.
 
     Arguments:
         target: What is asked for.
@@ -43,6 +46,10 @@ def aims(
         low = high - 1
     if high - low > 1:
         return {choices[(low + high) // 2]: 1.0}
+    tried = {one.candidate.calls for one in before}
+    for calls in (choices[high + more] for more in ABOVE if high + more < len(choices)):
+        if calls not in tried:
+            return {calls: 1.0}
     around = {low: 0.6, high: 0.4}
     return {choices[position]: share for position, share in around.items() if 0 <= position < len(choices)}
 

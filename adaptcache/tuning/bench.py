@@ -24,7 +24,7 @@ from ..validate import check_images
 from .candidate import Candidate
 from .sets import Sets, head
 
-__all__ = ["Bench", "full_images", "rungs"]
+__all__ = ["Bench", "full_images"]
 
 LEAST = 4  # prompts of the first rung: fewer cannot differ significantly
 

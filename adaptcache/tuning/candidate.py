@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ..matching import Fit
 
-__all__ = ["ZOO", "Candidate"]
+__all__ = ["FEATURES", "ZOO", "Candidate"]
 
 FEATURES: tuple[tuple[Literal["x", "x0"], ...], ...] = (("x", "x0"), ("x",), ("x0",), ())
 # Forecasts that need no matching, and what their `order` may be.

@@ -10,10 +10,11 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import NODES, parse_json, read_bytes
-from ..schedule import Count, Line, Name, Part, Schedule, Summary
+from ..files.limits import NODES, first_fault, parse_json, read_bytes
+from ..schedule import Schedule
+from ..schedule.fields import Count, Line, Name, Part, Summary
 
-__all__ = ["Front", "Point"]
+__all__ = ["LARGEST", "POINTS", "Front", "Point", "is_front"]
 
 FORMAT = 1
 LARGEST = 2**23  # bytes; real fronts have about 200 thousand
@@ -115,9 +116,7 @@ class Front(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "front"
-            raise ScheduleError(f"{path}: {where[:200]}: {first['msg'][:500]}") from None
+            raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
 
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""

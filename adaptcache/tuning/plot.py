@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from ..files import write_atomically
+from ..report.decibels import decibels
 from .front import Front
 
 __all__ = ["draw", "drawable"]
@@ -21,30 +20,23 @@ def drawable() -> None:
 
 def draw(front: Front, path: str | Path) -> Path:
     """Draws decibels over denoiser calls and writes a PNG file."""
-    from matplotlib.figure import Figure  # not pyplot: a library leaves no global state behind
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    calls = [point.calls for point in front.points]
-    tuned = [point.select["mean"] for point in front.points]
-    axes.plot(calls, tuned, color="black", marker="o", linewidth=2, label="tuned, select prompts")
-    before = [point.select["mean"] - point.gain for point in front.points]
-    axes.plot(calls, before, linestyle=":", marker=".", color="gray", label="calibrate, select prompts")
-    seen = [(point.calls, point.schedule.evidence) for point in front.points]
-    if held_out := [(count, evidence.psnr) for count, evidence in seen if evidence]:
-        counts = [count for count, _ in held_out]
-        axes.plot(counts, [psnr["mean"] for _, psnr in held_out], marker="s", label="tuned, held-out")
-        axes.plot(counts, [psnr["p05"] for _, psnr in held_out], marker="v", label="5th percentile, held-out")
-    if front.chosen is not None:
-        point = front.points[front.chosen]
-        axes.scatter(
-            [point.calls], [point.select["mean"]], s=160, facecolors="none", edgecolors="red", zorder=4
-        )
-    axes.set_title(f"{front.name}: {front.target}", fontsize=10)
-    axes.set_xlabel("denoiser calls")
-    axes.set_ylabel("PSNR against the full run, dB")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return write_atomically(path, buffer.getvalue())
+    with decibels(path, (7, 4.5)) as axes:
+        calls = [point.calls for point in front.points]
+        tuned = [point.select["mean"] for point in front.points]
+        axes.plot(calls, tuned, color="black", marker="o", linewidth=2, label="tuned, select prompts")
+        before = [point.select["mean"] - point.gain for point in front.points]
+        axes.plot(calls, before, linestyle=":", marker=".", color="gray", label="calibrate, select prompts")
+        seen = [(point.calls, point.schedule.evidence) for point in front.points]
+        if held_out := [(count, evidence.psnr) for count, evidence in seen if evidence]:
+            counts = [count for count, _ in held_out]
+            axes.plot(counts, [psnr["mean"] for _, psnr in held_out], marker="s", label="tuned, held-out")
+            axes.plot(
+                counts, [psnr["p05"] for _, psnr in held_out], marker="v", label="5th percentile, held-out"
+            )
+        if front.chosen is not None:
+            point = front.points[front.chosen]
+            axes.scatter(
+                [point.calls], [point.select["mean"]], s=160, facecolors="none", edgecolors="red", zorder=4
+            )
+        axes.set_title(f"{front.name}: {front.target}", fontsize=10)
+    return Path(path)

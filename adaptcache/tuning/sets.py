@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from ..call import Prompt
 from ..profiling.measure import Measurement
-from ..profiling.record import Trajectory
 from ..profiling.store import feed
+from ..profiling.trajectory import Trajectory
 
 __all__ = ["Sets", "head", "split"]
 

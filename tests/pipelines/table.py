@@ -26,7 +26,7 @@ from .setup import Setup
 from .unet import UNET
 from .video import VIDEO
 
-__all__ = ["TABLE", "built", "counted", "generated", "grid_of", "planned"]
+__all__ = ["TABLE", "built", "counted", "generated", "grid_of", "planned", "same"]
 
 TABLE: dict[str, Callable[[], Setup]] = {**FLUXES, **IMAGE, **UNET, **VIDEO, **LTX, **AUDIO}
 
@@ -60,6 +60,11 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Sequence):
         return [tensor for part in value for tensor in tensors(part)]
     return [] if value is None else [torch.as_tensor(value)]
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether two runs returned the same, to the bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def grid_of(setup: Setup) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from torch import Tensor
 
@@ -59,11 +60,8 @@ class BudCache(Zoo):
 def finals(case: Case, visitor: Runner | None) -> list[Tensor]:
     """Returns the final latents of a few calibration prompts, by track."""
     meter = Meter(visitor)
-    gate = Gate(case.pipe, meter).open()
-    try:
+    with closing(Gate(case.pipe, meter).open()):
         case.call(case.pipe, case.prompts[:ON])
-    finally:
-        gate.close()
     return [track[0] for track in meter.latents]
 
 

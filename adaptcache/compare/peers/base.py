@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,11 +58,8 @@ class Case:
     @functools.cached_property
     def branches(self) -> int:
         """How many denoiser calls a step has: 2 where guidance calls it twice."""
-        gate = Gate(self.pipe, Meter()).open()
-        try:
+        with closing(Gate(self.pipe, Meter()).open()) as gate:
             replace(self.call, steps=2)(self.pipe, self.prompts[:1])
-        finally:
-            gate.close()
         return max(map(len, gate.calls))
 
 

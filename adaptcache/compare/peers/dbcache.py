@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from ...export.measure import left_as_found
 from ...gate.watch import denoisers_of
 from .base import Case, Knobs, Peer, Ready
+from .zoo import even
 
 __all__ = ["DBCache", "DBCacheDmd", "DBCacheFoca", "DBCacheTaylor", "StaticMask"]
 
@@ -105,7 +106,7 @@ class StaticMask(DBCache):
     def settings(self, case: Case) -> list[Knobs]:
         steps, plans = case.call.steps, list[list[int]]()
         for calls in sorted({max(1, calls - less) for calls in case.calls for less in (0, 1, 2, 3)}):
-            plans.append(sorted({round(k * (steps - 1) / max(1, calls - 1)) for k in range(calls)}))
+            plans.append(even(steps, calls))
         plans += [list(plan) for plan in case.plans.values()]
         masks = [[int(i in plan) for i in range(steps)] for plan in plans]
         return [

@@ -15,7 +15,7 @@ import numpy as np
 from ...gate.watch import denoisers_of
 from .base import Case, Knobs, Peer, Ready
 
-__all__ = ["MagCache"]
+__all__ = ["MagCache", "cached"]
 
 THRESHOLDS = (0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5, 3.0)
 SKIPS = (1, 2, 3, 4, 6, 8)

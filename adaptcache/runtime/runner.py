@@ -1,4 +1,4 @@
-"""Runs a pipeline by a schedule: the deciding visitor."""
+"""Follows a schedule through the runs of a pipeline: the deciding visitor."""
 
 from __future__ import annotations
 
@@ -6,73 +6,27 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from .clock import Step
-from .drive import driven
-from .errors import AttachError, ScheduleError
-from .forecasts.history import History
-from .gate import Gate, Update
-from .policies.base import Account
-from .provenance.compatibility import graded, graded_call
-from .provenance.findings import Grade, explained, worst
-from .replan import replanned, same_grid
-from .schedule import Rule, Schedule
-from .sites.places import Place, places_of, uncompiled
+from ..clock import Step
+from ..drive import driven
+from ..errors import AttachError, ScheduleError
+from ..forecasts.history import History
+from ..gate import Gate, Update
+from ..policies.base import Account
+from ..provenance.compatibility import graded, graded_call
+from ..provenance.findings import Grade, explained, worst
+from ..replan import replanned, same_grid
+from ..schedule import Rule, Schedule
+from ..sites.places import Place, places_of, uncompiled
 
-__all__ = ["Handle", "Report", "attach", "runner_for"]
+__all__ = ["Runner", "runner_for"]
 
 logger = logging.getLogger(__name__)
 GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the last run did.
-
-    Arguments:
-        calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
-        evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
-            ran at a guidance or size nobody measured, "none" where nothing was fitted.
-        gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
-        why: How that came about, where it was chosen during the run.
-        sites: The numbers of the steps at which each site inside of the denoiser was computed.
-    """
-
-    calls: tuple[tuple[bool, ...], ...]
-    evidence: str
-    gear: int = 0
-    why: str = ""
-    sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def made(self) -> int:
-        """How many denoiser calls were made."""
-        return sum(sum(branches) for branches in self.calls)
-
-    @property
-    def skipped(self) -> int:
-        """How many denoiser calls were skipped."""
-        return sum(len(branches) for branches in self.calls) - self.made
-
-    @property
-    def computed(self) -> list[int]:
-        """The numbers of the steps at which the denoiser was called."""
-        return [i for i, branches in enumerate(self.calls) if any(branches)]
-
-    def __str__(self) -> str:
-        strip = "".join("█" if any(branches) else "·" for branches in self.calls)
-        lines = [f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"]
-        lines[0] += f"; {self.why}" if self.why else ""
-        for name, steps in self.sites.items():
-            marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
-            lines.append(f"{marks}  {name}")
-        return "\n".join(lines)
 
 
 class Runner:
@@ -197,78 +151,6 @@ class Runner:
             steps = {i for i, flag in enumerate(place.course.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made
-
-
-class Handle:
-    """An attached schedule: a context manager, with `report()`, `gear` and `close()`."""
-
-    def __init__(self, pipe: Any, runner: Runner) -> None:
-        self._runner = runner
-        with ExitStack() as undo:
-            self._gate = Gate(pipe, runner, partial(runner.called, pipe)).open()
-            undo.callback(self._gate.close)
-            undo.push(runner.stand(self._gate))
-            self._undo = undo.pop_all()
-
-    @property
-    def gear(self) -> int:
-        """Which plan the last run followed. May be set between runs; None lets the schedule choose."""
-        return self._runner.account.gear
-
-    @gear.setter
-    def gear(self, gear: int | None) -> None:
-        if self._gate.run is not None:
-            raise AttachError("a run is going on, with weights of its own gear: set another one between runs")
-        self._runner.follow(gear)
-
-    def report(self) -> Report:
-        """Returns what the last run did."""
-        run = self._gate.run
-        calls = run.calls if run is not None else self._gate.calls
-        account, sites = self._runner.account, self._runner.sites()
-        return Report(tuple(map(tuple, calls)), self._runner.evidence, account.gear, account.why(), sites)
-
-    def close(self) -> None:
-        """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
-        self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def attach(
-    pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int | None = None, guard: bool = False
-) -> Handle:
-    """Runs a pipeline by a schedule until the returned handle is closed.
-
-    Arguments:
-        pipe: A diffusers pipeline with a scheduler and a transformer or unet.
-        schedule: What `adaptcache.calibrate` or `Schedule.load` returned.
-        strict: Refuse grids the schedule was not fitted on, and other weights, where it would warn.
-        gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
-            each prompt, and is the fastest of others.
-        guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
-            weights, another kind of prompt), the run shifts to a slower gear, or computes everything.
-
-    Returns:
-        A handle that is a context manager.
-
-    Raises:
-        ScheduleError: The schedule was fitted on another denoiser class, or has nothing for the guard.
-        LookupError: It has no such gear.
-        AttachError: The pipeline cannot be watched, or is already.
-
-    Example:
-        >>> with adaptcache.attach(pipe, Schedule.load("flux.json")) as handle:
-        ...     image = pipe("a lighthouse in a storm").images[0]
-        >>> print(handle.report())
-    """
-    return Handle(pipe, runner_for(pipe, schedule, strict, gear, guard))
 
 
 def runner_for(

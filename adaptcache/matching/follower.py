@@ -1,0 +1,80 @@
+"""The visitor that follows a plan while its weights are fitted, and what a forecast of it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..clock import Step
+from ..fitting.kernel import Array
+from ..forecasts.base import Weights
+from ..forecasts.history import History
+from ..gate import Update
+from ..profiling.influence import relative
+from ..profiling.trajectory import Trajectory
+from .moments import Moments, moments_of
+from .target import target_of
+
+__all__ = ["Fit", "Follower"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a forecast may use and how firmly it is held.
+
+    Arguments:
+        history: How many computed outputs are used, 1 to 6.
+        features: What is used besides: "x", the latents before the step; "x0", before the first step.
+        ridge: Pull towards the open-loop weights, relative to each feature's energy.
+    """
+
+    history: int = 4
+    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
+    ridge: float = 1e-5
+
+
+class Follower:
+    """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due."""
+
+    def __init__(
+        self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int, first: int = 0
+    ) -> None:
+        self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
+        self.first = first
+        self.error = 0.0  # of the final latents: squared, over the energy of the reference's
+        self.meet: Callable[[Moments], Array]
+
+    def begin(self, times: tuple[float, ...]) -> None:
+        self.history = History(self.fit.history)
+
+    def computes(self, step: Step) -> bool:
+        return step.index in self.plan
+
+    def update(self, update: Update) -> Tensor:
+        self.history.see(update)
+        if update.computed:
+            return update.move.u
+        index, track = update.step.index, update.track
+        target = target_of(update, self.reference.y[track][index])
+        if target is None:  # fit the output itself, without undoing earlier errors
+            target = self.reference.u[track][index]
+        features = self.history.features(update, self.fit.features)
+        weights = self.meet(moments_of(update, features, target, self.samples, self.first))
+        return self.history.combined(named(weights, self.fit), update)
+
+    def landed(self, update: Update, y: Tensor) -> None:
+        if update.step.index == len(self.reference.times) - 1:
+            self.error += relative(y.cpu(), self.reference.y[update.track][-1])
+
+    def end(self) -> None:
+        self.history = History(0)
+
+
+def named(weights: Array, fit: Fit) -> Weights:
+    """Returns a vector of weights by name: outputs first, then the features in their order."""
+    past = len(weights) - len(fit.features)
+    rest = dict(zip(fit.features, map(float, weights[past:]), strict=True))
+    return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))

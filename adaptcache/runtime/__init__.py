@@ -1,0 +1,7 @@
+"""Runs a pipeline by a schedule."""
+
+from .handle import Handle, attach
+from .report import Report
+from .runner import Runner, runner_for
+
+__all__ = ["Handle", "Report", "Runner", "attach", "runner_for"]

@@ -1,0 +1,52 @@
+"""What a run did, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last run did.
+
+    Arguments:
+        calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
+        evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
+            ran at a guidance or size nobody measured, "none" where nothing was fitted.
+        gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
+        why: How that came about, where it was chosen during the run.
+        sites: The numbers of the steps at which each site inside of the denoiser was computed.
+    """
+
+    calls: tuple[tuple[bool, ...], ...]
+    evidence: str
+    gear: int = 0
+    why: str = ""
+    sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def made(self) -> int:
+        """How many denoiser calls were made."""
+        return sum(sum(branches) for branches in self.calls)
+
+    @property
+    def skipped(self) -> int:
+        """How many denoiser calls were skipped."""
+        return sum(len(branches) for branches in self.calls) - self.made
+
+    @property
+    def computed(self) -> list[int]:
+        """The numbers of the steps at which the denoiser was called."""
+        return [i for i, branches in enumerate(self.calls) if any(branches)]
+
+    def __str__(self) -> str:
+        strip = "".join("█" if any(branches) else "·" for branches in self.calls)
+        lines = [f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"]
+        lines[0] += f"; {self.why}" if self.why else ""
+        for name, steps in self.sites.items():
+            marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
+            lines.append(f"{marks}  {name}")
+        return "\n".join(lines)

@@ -1,0 +1,8 @@
+"""The artifact: a schedule, and its parts."""
+
+from .evidence import Evidence
+from .origin import Denoiser, Grid, Kernel
+from .rule import Rule
+from .schedule import FORMAT, Schedule
+
+__all__ = ["FORMAT", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]

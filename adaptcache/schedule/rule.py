@@ -1,0 +1,101 @@
+"""A rule of a schedule: at one site, when to compute and what to use instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from ..clock import Step
+from ..forecasts import FORECASTS, Forecast
+from ..forecasts.matched import Matched
+from ..policies import POLICIES, Policy
+from ..policies.plan import Plan
+from ..sites.signals import Signal
+from .fields import Part, Time
+
+__all__ = ["Rule"]
+
+if TYPE_CHECKING:
+    AnyPolicy: TypeAlias = Policy
+    AnyForecast: TypeAlias = Forecast
+else:  # parsed by their `type`
+    AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
+    AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
+Site = Literal[
+    "step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"
+]
+
+
+class Rule(Part):
+    """What to do at one site: when to compute, and what to use instead.
+
+    Arguments:
+        site: Where it skips. "step" is the whole guided output, "blocks" what the denoiser's blocks add to
+            its hidden states, "deep" the inner part of a U-Net, "attention" and the like the outputs of
+            all layers of a type, "guidance" the second denoiser call of a step; see docs/methods.md.
+        policy: When to compute.
+        forecast: What to use instead.
+        head: How many of the first blocks are always run, as a probe, and left out of the site. Of a
+            U-Net: how many layers on the way down, and as many and one on the way up.
+        tail: How many of the last blocks are always run, and left out of the site.
+        span: Which part of the blocks is skipped, by depth: (0, 0.5) is the front half.
+        output: Whether what leaves the blocks is forecast, and not what they add.
+        window: Skips only at times strictly between these two, whatever the policy says. If the first is
+            the higher one: only at times outside of them.
+    """
+
+    site: Site = "step"
+    policy: AnyPolicy
+    forecast: AnyForecast
+    head: Annotated[int, Field(ge=0)] = 0
+    tail: Annotated[int, Field(ge=0)] = 0
+    span: tuple[Time, Time] | None = None
+    output: Literal[True] | None = None
+    window: tuple[FiniteFloat, FiniteFloat] | None = None
+
+    @property
+    def signal(self) -> Signal:
+        """What has to be given to the policy, or to the forecast if only that reads one."""
+        return self.policy.signal if self.policy.signal != "none" else self.forecast.signal
+
+    def computes(self, state: Any, step: Step) -> bool:
+        """Whether to compute at this step: what the policy says, where skipping is allowed."""
+        says = self.policy.compute(state, step)  # asked at every step, as it may keep count
+        if says or self.window is None:
+            return says
+        low, high = self.window
+        return not (low < step.t < high if low < high else step.t > low or step.t < high)
+
+    @model_validator(mode="after")
+    def _site_has_the_signal(self) -> Self:
+        reads = self.signal in ("modulated", "residual")
+        inside = self.head or self.tail or self.span or self.output or reads
+        if self.site not in ("blocks", "deep") and inside:
+            raise ValueError(
+                f"the site {self.site!r} has no blocks, so no head, no tail and no {self.signal!r} signal: "
+                "use the site 'blocks', or a policy on the 'input'"
+            )
+        if self.site == "deep" and (self.tail or self.span or self.output or reads):
+            raise ValueError("the site 'deep' has a head and no tail, no span and no signal but the input")
+        if self.site == "blocks" and self.signal == "residual" and not self.head:
+            raise ValueError("the 'residual' signal is that of the head: give it a block or more")
+        if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):
+            raise ValueError(f"the span {self.span} has to rise, and goes with no head and no tail")
+        if self.site not in ("step", "blocks") and (
+            self.forecast.keeps_latents or isinstance(self.forecast, Matched)
+        ):
+            raise ValueError(
+                f"the site {self.site!r} keeps what left it and not what entered, which the forecast "
+                f"{self.forecast.type!r} is made of; use 'extrapolate', 'taylor' or another one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gears_agree(self) -> Self:
+        gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
+        if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
+            raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
+        if self.policy.type == "gears" and self.site != "step":
+            raise ValueError(f"gears are chosen at the site 'step', not at {self.site!r}")
+        return self

@@ -1,0 +1,147 @@
+"""The artifact: a schedule is a small JSON file that says when to compute and what to use instead.
+
+Schedules come from strangers, so they are parsed strictly: unknown keys, unknown formats, numbers
+that are not finite, grids that do not fall and more of anything than `adaptcache.files.limits` are errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+
+from ..errors import ScheduleError
+from ..files import dump_json, write_atomically
+from ..files.limits import first_fault, parse_json, plain, read_bytes
+from ..forecasts.matched import Matched
+from ..policies.plan import Plan
+from ..sites.models import LAYERS
+from .evidence import Evidence
+from .fields import Name, Part
+from .origin import Denoiser, Grid, Kernel
+from .rule import Rule
+
+__all__ = ["FORMAT", "LARGEST", "Schedule"]
+
+FORMAT = 1
+LARGEST = 2**20  # bytes; real schedules have about 20 thousand
+
+
+class Schedule(Part):
+    """A fitted schedule.
+
+    Arguments:
+        name: What it is called.
+        denoiser: What it was fitted on.
+        grid: The steps it was fitted on.
+        rules: What to do, by site.
+        kernel: What is needed to plan anew for another grid.
+        evidence: How good it is on held-out prompts.
+        made: Where it came from: versions, seed, call. Read back only to say what differs.
+
+    Example:
+        >>> schedule = Schedule.load("schedules/emoji-flux-28-2.8x.json")
+        >>> with adaptcache.attach(pipe, schedule):
+        ...     image = pipe("a lighthouse").images[0]
+    """
+
+    format: Literal[1] = 1
+    name: Name
+    denoiser: Denoiser = Denoiser()
+    grid: Grid = Grid()
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
+    kernel: Kernel | None = None
+    evidence: Evidence | None = None
+    made: Annotated[dict[str, Any], AfterValidator(plain)] = Field(default_factory=dict)
+
+    @field_validator("rules")
+    @classmethod
+    def _sites_do_not_overlap(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        sites = [rule.site for rule in rules]
+        groups = [rule for rule in rules if rule.site == "blocks"]
+        spans = itertools.pairwise(sorted(rule.span or (0.0, 1.0) for rule in groups))
+        once = [site for site in sites if site != "blocks"]
+        # Layers of different types lie side by side, and a call that is not made skips nothing inside.
+        apart = set(sites) <= {"guidance", *LAYERS} or len(set(sites)) == 1
+        if not apart or len(once) > len(set(once)) or any(front[1] > rear[0] for front, rear in spans):
+            raise ValueError(f"the sites overlap: {', '.join(sites)}; keep one rule")
+        if len(groups) > 1 and any(rule.signal in ("modulated", "residual") for rule in groups):
+            raise ValueError("groups of blocks decide by the 'input' or by nothing: one may skip a probe")
+        return rules
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        n = len(self.grid.times)
+        for rule in self.rules:
+            if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
+                continue
+            for gear, tracks in enumerate(rule.forecast.table):
+                skipped = set(range(n)) - set(rule.policy.steps(self.grid.times, gear))
+                if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
+                    raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
+        return self
+
+    @classmethod
+    def of(cls, method: str, **knobs: Any) -> Self:
+        """Returns the schedule of a published method, for any pipeline it can run on.
+
+        Arguments:
+            method: Its name, as `adaptcache methods` lists it.
+            knobs: What the method lets one set: a threshold, an interval, ...
+
+        Example:
+            >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
+        """
+        from ..methods import rules_of
+
+        return cls(name=method, rules=rules_of(method, **knobs))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a schedule; `ScheduleError` says what is wrong with it."""
+        try:
+            data = parse_json(read_bytes(path, LARGEST))
+        except OSError as error:
+            raise ScheduleError(
+                f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one"
+            ) from None
+        except ValueError as error:
+            raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
+        if not isinstance(data, dict) or "rules" not in data:
+            raise ScheduleError(
+                f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one"
+            )
+        if data.get("format") != FORMAT:
+            raise ScheduleError(
+                f"{path} has format {str(data.get('format'))[:40]}, this adaptcache reads {FORMAT}: "
+                "update adaptcache, or calibrate again"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ScheduleError(f"{path}: {first_fault(error, 'schedule')}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
+        return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
+
+    def save_pretrained(self, folder: str | Path, *, name: str | None = None) -> Path:
+        """Writes the schedule and a model card into a folder; see `adaptcache.hub.save_pretrained`."""
+        from ..hub import save_pretrained
+
+        return save_pretrained(self, folder, name=name)
+
+    @staticmethod
+    def from_pretrained(source: str | Path, name: str | None = None, **options: Any) -> Schedule:
+        """Loads a schedule from a folder or the hub; see `adaptcache.hub.from_pretrained`."""
+        from ..hub import from_pretrained
+
+        return from_pretrained(source, name, **options)
+
+    def push_to_hub(self, repo: str, *, name: str | None = None, **options: Any) -> str:
+        """Puts the schedule and a model card on the hub; see `adaptcache.hub.push_to_hub`."""
+        from ..hub import push_to_hub
+
+        return push_to_hub(self, repo, name=name, **options)
