@@ -56,6 +56,7 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnin
 
 schedules: $(VENV)/.installed ## fit the schedules that ship again
 	for speed in 2 2.8 4 5.6; do $(BIN)/adaptcache calibrate --speed $$speed || exit; done
+	$(BIN)/adaptcache calibrate --model emoji-wan --speed 2
 
 notebooks: $(VENV)/.installed-notebooks ## execute the notebooks into build/notebooks
 	$(BIN)/python -m notebooks.execute

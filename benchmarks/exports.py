@@ -110,7 +110,7 @@ def main() -> None:
         return generated(pipe, call, prompts, len(known.calibration))
 
     full = run()
-    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("*.json")), key=made_by)
+    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("emoji-flux-*.json")), key=made_by)
     table = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
     for schedule in schedules:
         for engine in ENGINES:

@@ -51,7 +51,6 @@ def test_clips_are_drawn_side_by_side(tmp_path):
 
 MODEL = "emoji-wan"
 WEIGHTS = calibration_folder() / "demo" / "emoji-wan"
-trained = pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the weights that `make video-model` trains")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +61,12 @@ def pipe():
     return made
 
 
-@trained
 def test_the_video_demo_model_is_small_and_whole():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 20e6
     text = "".join(path.read_text() for path in WEIGHTS.glob("*/config.json"))
     assert "_name_or_path" not in text
 
 
-@trained
 def test_the_video_demo_model_has_two_branches_a_step_and_is_calibrated(pipe):
     import adaptcache
 
@@ -91,7 +88,6 @@ def test_the_video_demo_model_has_two_branches_a_step_and_is_calibrated(pipe):
     assert handle.report().made == 4 * 2  # branches, one after the other
 
 
-@trained
 def test_clips_are_calibrated_and_compared_on_the_command_line(monkeypatch, capsys, tmp_path):
     pytest.importorskip("transformers")
     from adaptcache.cli import main
@@ -117,7 +113,6 @@ def test_clips_are_calibrated_and_compared_on_the_command_line(monkeypatch, caps
         assert moving.n_frames == 9
 
 
-@trained
 @pytest.mark.slow
 def test_comparing_clips_draws_strips(monkeypatch, capsys, tmp_path):
     pytest.importorskip("transformers")
