@@ -1,6 +1,6 @@
 """Denoiser calls that calibrating and tuning make, by stage: what a fleet is planned with (docs/fleet.md).
 
-    python benchmarks/fleet.py --prompts 4 --held-out 2 --steps 28 --calls 10 --trials 6
+    python -m benchmarks.fleet --prompts 4 --held-out 2 --steps 28 --calls 10 --trials 6
 
 A call is counted once for each prompt in its batch. Counts depend on these numbers and on nothing else, so
 the demo model counts for any other; only how many plans are matched, and which trials are given up early,

@@ -1,4 +1,4 @@
-"""What gears are worth, and whether certificates keep their word: `python benchmarks/gears.py --cache DIR`.
+"""What gears are worth, and whether certificates keep their word: `python -m benchmarks.gears --cache DIR`.
 
 Runs the demo model by plans that stand alone and by plans that share their first computed steps, on 80
 calibration and 260 held-out prompts of mixed difficulty. All is kept in the cache, run by run, so that it can
@@ -98,24 +98,25 @@ class Bench:
         path = self.cache / f"plan-{'-'.join(map(str, plan))}.npz"
         if not path.exists():
             print("running", plan)
-            np.savez(path, plan=plan, **self._run(plan))
+            quality, outputs = self._run(plan)
+            np.savez(path, plan=plan, psnr=quality, u=outputs)
         with np.load(path) as found:
             return found["psnr"][:PROMPTS], torch.from_numpy(found["u"][:PROMPTS])
 
-    def _run(self, plan: list[int]) -> dict[str, np.ndarray]:
+    def _run(self, plan: list[int]) -> tuple[np.ndarray, np.ndarray]:
         fitted = match(
             self.pipe, self.call, self.prompts[:FIT], plan, self.profile, self.runs[: FIT // BATCH],
             batch_size=BATCH,
         )  # fmt: skip
         times = tuple(map(float, self.profile.times))
         rule = Rule(policy=Plan.of(plan, times), forecast=fitted.forecast)
-        witness = Witness(assembled(self.pipe, self.call, self.profile, rule), 0, ())
+        witness = Witness(assembled(self.pipe, self.call, self.profile, (rule,)), 0, ())
         own, values, outputs = twin(self.pipe), list[float](), []
         for first, batch in batches(self.prompts, BATCH):
             images = decoded(own, self.call, batch, witness, first)
             values += [psnr(a, b) for a, b in zip(images, self.truth[first:], strict=False)]
             outputs.append(torch.stack(witness.outputs[::-1], 1).numpy())
-        return {"psnr": np.array(values), "u": np.concatenate(outputs)}
+        return np.array(values), np.concatenate(outputs)
 
 
 class Learned:

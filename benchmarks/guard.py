@@ -1,4 +1,4 @@
-"""What the guard notices: `python benchmarks/guard.py --cache DIR`, with the cache of `benchmarks/gears.py`.
+"""What the guard notices: `python -m benchmarks.guard --cache DIR`, with the cache of `benchmarks/gears.py`.
 
 Runs the demo model by its schedule for 4x with and without the guard, with its own weights and with noise
 added to them, and prints how often the guard is heard and what it saves.
@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from gears import Bench
 from rich.console import Console
 from rich.table import Table
 
 import adaptcache
 from adaptcache.adaptive.learn import watched
 from adaptcache.metrics import psnr
+from adaptcache.policies.plan import Plan
 from adaptcache.schedule import Schedule
+from benchmarks.gears import Bench
 
 
 def shaken(pipe: Any, level: float) -> None:
@@ -44,7 +45,8 @@ def main() -> None:
     bench.pipe.set_progress_bar_config(disable=True)
     schedule = Schedule.load(options.schedule)
     rule = schedule.rules[0]
-    plan = watched(rule.policy, rule.policy.steps(schedule.grid.times), bench.profile)  # type: ignore[attr-defined]
+    assert isinstance(rule.policy, Plan)
+    plan = watched(rule.policy, rule.policy.steps(schedule.grid.times), bench.profile)
     schedule = schedule.model_copy(update={"rules": (rule.model_copy(update={"policy": plan}),)})
     prompts = bench.prompts[-options.prompts :]
     table = Table("noise", "alarms", "calls", "dB without", "dB with the guard")

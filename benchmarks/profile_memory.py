@@ -1,6 +1,6 @@
 """Memory and time of a profile's inner products at the sizes of a video: in chunks, and all at once.
 
-    python benchmarks/profile_memory.py --frames 21 --height 60 --width 104 --steps 50
+    python -m benchmarks.profile_memory --frames 21 --height 60 --width 104 --steps 50
 
 The latents are random, in bfloat16, of Wan's shape (16 channels). What the outputs themselves take is in
 both figures. Each way runs in a process of its own, as peak memory only ever grows.

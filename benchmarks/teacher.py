@@ -1,4 +1,4 @@
-"""Closer to the exact solution with fewer calls: `python benchmarks/teacher.py`.
+"""Closer to the exact solution with fewer calls: `python -m benchmarks.teacher`.
 
 Fits schedules against a teacher of 168 steps and measures them, the full run of 28 steps and schedules
 fitted against that run, all against a reference of 280 steps on held-out prompts.

@@ -1,4 +1,4 @@
-"""What tuning gains, and what it costs: `python benchmarks/tune.py`.
+"""What tuning gains, and what it costs: `python -m benchmarks.tune`.
 
 At each speed a tuned schedule, the one-shot calibration, random search and simulated annealing on the final
 latents (BudCache's recipe), with as many trials, by held-out prompts. Image generations and denoiser calls
@@ -8,6 +8,7 @@ are counted where they happen, full runs included. What is done is kept in a fil
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Meter:
             self.calls += len(kwargs.get("hidden_states", args[0] if args else []))
 
         hook = pipe.transformer.register_forward_pre_hook(called, with_kwargs=True)
-        Call.run = counted  # type: ignore[method-assign]
+        Call.run = counted  # type: ignore[method-assign, assignment]
         try:
             yield self
         finally:
@@ -237,9 +238,8 @@ def main() -> None:
     for speed in options.speeds:
         calls = calls_for(call.steps, speed=speed)
         for method in METHODS:
-            rows[speed, method] = once(
-                f"{method} {calls} {options.trials}", lambda m=method, c=calls: entered(m, c)
-            )
+            work = functools.partial(entered, method, calls)
+            rows[speed, method] = once(f"{method} {calls} {options.trials}", work)
     show(rows, results["full runs"], call.steps, options.trials)
 
 

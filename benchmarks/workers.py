@@ -1,4 +1,4 @@
-"""One worker against several on one storage: `python benchmarks/workers.py`.
+"""One worker against several on one storage: `python -m benchmarks.workers`.
 
 Worker processes tune the demo model together, on the SQLite file in a cache folder that has its full runs
 already. What is compared is the time of the trials, and whether one was made twice. Wants an idle machine.
