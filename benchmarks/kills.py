@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--toy", action="store_true", help="a pipeline that runs in milliseconds")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # threads of a pool do not live on in a fork, which would wait for them
     preset, rng = resolve("emoji-flux"), np.random.default_rng(options.seed)
     known = read_prompts(preset.prompts)
     prompts = [*known.calibration[:6], *known.held_out[:3]]

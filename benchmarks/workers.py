@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=8)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # threads of a pool do not live on in a fork, which would wait for them
     preset = resolve("emoji-flux")
     prompts, pipe = (
         list(read_prompts(preset.prompts).calibration[: options.prompts]),
