@@ -1,4 +1,7 @@
-"""Fits a schedule that adapts: plans that begin alike, weights for each, and what tells which to follow."""
+"""Fits a schedule that adapts: plans that begin alike, weights for each, and what tells which to follow.
+
+The file is longer than ours are: the trials that guesses are fitted to belong to the one step that uses them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is wrong with a schedule, as far as that can be told without running it."""
+"""What is wrong with a schedule, as far as that can be told without running it.
+
+The file is longer than ours are: it is a list of checks that do not know of each other.
+"""
 
 from __future__ import annotations
 

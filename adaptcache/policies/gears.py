@@ -5,6 +5,8 @@ the signals seen so far, how the run would end in each; the cheapest one that re
 the slowest open one where none does. So a run may shift at any computed step, and whatever it does, it ends
 bit for bit as a run that was in its last gear from the start: weights depend on the steps computed so far.
 
+The file is longer than ours are: one file a policy.
+
 References:
     | DiffCR (You et al., 2024), https://arxiv.org/abs/2412.16822 (ratios by sample, learned by gradients)
     | SADA (Jiang et al., 2025), https://arxiv.org/abs/2507.17135 (a criterion at each step)

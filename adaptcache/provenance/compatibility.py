@@ -1,4 +1,7 @@
-"""How well a schedule fits a pipeline: every difference from what it was fitted on, with a grade."""
+"""How well a schedule fits a pipeline: every difference from what it was fitted on, with a grade.
+
+The file is longer than ours are: all gradings stand here, so that what is refused is seen in one place.
+"""
 
 from __future__ import annotations
 

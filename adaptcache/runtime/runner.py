@@ -1,4 +1,7 @@
-"""Follows a schedule through the runs of a pipeline: the deciding visitor."""
+"""Follows a schedule through the runs of a pipeline: the deciding visitor.
+
+The file is longer than ours are: what happens in one run, from `begin` to `end`, is read in one place.
+"""
 
 from __future__ import annotations
 

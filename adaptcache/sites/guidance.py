@@ -7,6 +7,8 @@ returned, and the forecast of that difference is added to the first one's output
 Where both are one call on a batch of two halves, the half without the prompt comes first. Then the call is
 made on the other half alone: whatever of its arguments has as many samples as the batch is cut.
 
+The file is longer than ours are: both ways of guiding share the history of one difference.
+
 References:
     | FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355
     | Guidance in an interval (Kynkäänniemi et al., 2024), https://arxiv.org/abs/2404.07724

@@ -3,6 +3,8 @@
 A slot is the place of a trial in the search. The trial of a worker that died is failed, which leaves its slot
 open, and whoever comes next proposes for it: the same candidate, as draws depend on the slot and on what
 came before it. So nothing is lost, and nothing is counted twice.
+
+The file is longer than ours are: taking, making and burying a trial are three sides of one protocol.
 """
 
 from __future__ import annotations

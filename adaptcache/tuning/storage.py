@@ -6,7 +6,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,10 @@ def alive(name: str) -> bool | None:
     if node != platform.node() or not number.isdigit() or os.name == "nt":  # os.kill asks nothing there
         return None
     try:
-        os.kill(int(number), 0)
+        with suppress(PermissionError):  # somebody else's, but there
+            os.kill(int(number), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
     return _since(int(number)) == since
 
 
