@@ -5,7 +5,7 @@ that is fixed before the held-out prompts are looked at, from the slowest to the
 that fails ends the tests. So the last one that passed is chosen at no price in confidence: a setting that
 misses the target passes in at most one of twenty draws of the prompts, however many are in the line.
 
-The file is longer than ours are: claim, bound, tests and sentence are to be checked against the paper together.
+The file is longer than ours are: claim, bound, tests and sentence are checked against the paper together.
 
 References:
     | Learn then Test (Angelopoulos et al., 2021), https://arxiv.org/abs/2110.01052
