@@ -122,10 +122,14 @@ def test_other_weights_warn_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 0 and len(warned) == 1 and "fitted on" in warned[0]
 
 
-def test_without_transformers_the_command_line_still_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_command_line_still_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setattr("warnings.showwarning", None)
     quiet()
+    warnings.showwarning("look out", UserWarning, "here.py", 1)
+    assert capsys.readouterr().err == "warning: look out\n"
 
 
 def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(
