@@ -85,6 +85,17 @@ def test_matching_knows_where_its_runs_end(pipe: FluxPipeline, prompts: list) ->
     assert own**2 == pytest.approx(matching.error, rel=1e-3)
 
 
+def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, prompts: list) -> None:
+    plan, ends = [0, 1, 3, 5], []
+    profile, runs = record(pipe, CALL, prompts[:2], batch_size=2)
+    matching = match(pipe, CALL, prompts[:2], plan, profile, runs, batch_size=2)
+    with adaptcache.attach(pipe, schedule_of(pipe, plan, forecast=matching.forecast)):
+        made = CALL(pipe, prompts[:2])
+    for own, truth in zip(made, runs[0].y[0][-1], strict=True):
+        ends.append(float((own - truth).square().sum() / truth.square().sum()))
+    assert matching.error == pytest.approx(np.exp(np.log(ends).mean()), rel=1e-3)
+
+
 def test_matching_is_deterministic_whatever_the_threads_do(pipe: FluxPipeline, prompts: list) -> None:
     profile, runs = record(pipe, CALL, prompts[:4])
     results = [match(pipe, CALL, prompts[:4], [0, 2, 5], profile, runs) for _ in range(2)]

@@ -8,7 +8,8 @@ import pytest
 import toy
 
 from adaptcache.fitting.kernel import pair_errors
-from adaptcache.fitting.path import best_plan, minmax_plan, reuse_costs
+from adaptcache.fitting.path import best_plan, even_plan, minmax_plan, reuse_costs
+from adaptcache.matching.planned import plans_for
 from adaptcache.policies.plan import Plan
 
 N = 8
@@ -42,6 +43,25 @@ def test_the_best_plan_has_the_smallest_sum(calls):
         return summed
 
     assert total(best_plan(errors, weights, calls)) == pytest.approx(min(map(total, plans(calls))))
+
+
+@pytest.mark.parametrize("steps", range(2, 31))
+def test_an_even_plan_has_all_its_calls_and_gaps_that_differ_by_one(steps):
+    for calls in range(1, steps):
+        plan = even_plan(steps, calls)
+        gaps = {b - a for a, b in itertools.pairwise(plan)}
+        assert len(plan) == calls and plan[0] == 0 and plan[-1] == (steps - 2 if calls > 1 else 0)
+        assert max(gaps, default=1) - min(gaps, default=1) <= 1 and min(gaps, default=1) >= 1
+    assert even_plan(steps, steps) == list(range(steps))
+
+
+@pytest.mark.parametrize("calls", range(1, N + 1))
+def test_plans_worth_matching_are_those_of_the_planner_and_even_steps(calls):
+    profile = toy.profile(N)
+    found = plans_for(profile, calls)
+    assert tuple(even_plan(N, calls)) in found
+    assert tuple(best_plan(pair_errors(profile.kernel), profile.sensitivity, calls)) in found
+    assert all(len(plan) == calls for plan in found)
 
 
 def test_reuse_costs_are_the_sums_of_weighted_errors_in_between():

@@ -9,7 +9,7 @@ import numpy as np
 
 from .kernel import Array
 
-__all__ = ["best_plan", "minmax_plan", "plan_cost", "reuse_costs", "shared_plans"]
+__all__ = ["best_plan", "even_plan", "minmax_plan", "plan_cost", "reuse_costs", "shared_plans"]
 
 BEGINNINGS = 12  # steps that a shared beginning is made of, denser at the start
 
@@ -55,6 +55,23 @@ def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[in
         a, b = int(previous[a, b]), a
         plan.append(b)
     return [*prefix[:-1], *plan[::-1]]
+
+
+def even_plan(steps: int, calls: int) -> list[int]:
+    """Returns computed steps as far from each other as can be, from the first to the last but one.
+
+    The last step of a run is the safest to forecast: nothing is computed from what it leads to.
+
+    Arguments:
+        steps: The number of steps N.
+        calls: How many to compute, from 1 to N.
+
+    Returns:
+        `calls` rising step numbers; the first is 0.
+    """
+    if calls == steps:
+        return list(range(steps))
+    return [round(float(at)) for at in np.linspace(0, steps - 2, calls)]
 
 
 def reuse_costs(errors: Array, sensitivity: Array) -> Array:

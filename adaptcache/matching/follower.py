@@ -14,6 +14,7 @@ from ..forecasts.base import Weights
 from ..forecasts.history import History
 from ..gate import Update
 from ..profiling.influence import relative
+from ..profiling.statistics import part
 from ..profiling.trajectory import Trajectory
 from .moments import Moments, moments_of
 from .target import target_of
@@ -44,7 +45,7 @@ class Follower:
     ) -> None:
         self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
         self.first = first
-        self.error = 0.0  # of the final latents: squared, over the energy of the reference's
+        self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
         self.meet: Callable[[Moments], Array]
 
     def begin(self, times: tuple[float, ...]) -> None:
@@ -67,7 +68,9 @@ class Follower:
 
     def landed(self, update: Update, y: Tensor) -> None:
         if update.step.index == len(self.reference.times) - 1:
-            self.error += relative(y.cpu(), self.reference.y[update.track][-1])
+            made, truth = y.cpu(), self.reference.y[update.track][-1]
+            parts = ((part(made, k, self.samples), part(truth, k, self.samples)) for k in range(self.samples))
+            self.errors += [relative(*pair) for pair in parts]
 
     def end(self) -> None:
         self.history = History(0)

@@ -37,6 +37,8 @@ __all__ = ["Matching", "match"]
 
 Given = TypeVar("Given")
 
+EXACT = 1e-30  # relative energy: nothing is told apart below
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -44,8 +46,8 @@ class Matching:
 
     Arguments:
         forecast: The weights, with one gear.
-        error: Mean squared error of the final latents, over the energy of the reference's, on the
-            calibration prompts; summed over tracks.
+        error: Squared error of the final latents, over the energy of the reference's: the geometric mean
+            over calibration prompts and tracks, as what people look at is the mean of decibels.
     """
 
     forecast: Matched
@@ -111,7 +113,7 @@ def match(
         return weights
 
     team: Lockstep[Moments, Array] = Lockstep(max(len(own), 1), solve)
-    errors = [0.0] * len(own)
+    errors = [list[float]() for _ in own]
 
     def follow(member: int) -> None:
         first, batch = jobs[own[member]]
@@ -120,11 +122,11 @@ def match(
         other = twin(pipe)
         with closing(Gate(other, follower).open()):
             call(other, batch, first)
-        if not math.isfinite(follower.error):
+        if not all(map(math.isfinite, follower.errors)):
             raise ValueError(
                 f"by the plan {list(plan)} the runs from prompt {first} on end in no finite latents"
             )
-        errors[member] = follower.error * len(batch) / len(prompts)
+        errors[member] = follower.errors
 
     if own:
         with own_noise():
@@ -133,7 +135,8 @@ def match(
         for _ in range((profile.steps - len(plan)) * tracks):
             solve([])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
-    return Matching(forecast, sum(in_order(ranks.exchange(errors))))
+    ends = np.concatenate(in_order(ranks.exchange(errors)))
+    return Matching(forecast, float(np.exp(np.log(np.maximum(ends, EXACT)).mean())))
 
 
 def in_order(given: list[list[Given]]) -> list[Given]:

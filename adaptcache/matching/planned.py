@@ -12,7 +12,7 @@ from .. import __version__
 from ..adaptive.learn import watched
 from ..call import Call, Prompt
 from ..fitting.kernel import pair_errors
-from ..fitting.path import best_plan
+from ..fitting.path import best_plan, even_plan
 from ..policies.plan import Plan
 from ..profiling.measure import Measurement, Progress, in_turn, silent
 from ..profiling.profile import Profile
@@ -23,7 +23,7 @@ from ..schedule import Grid, Kernel, Rule, Schedule
 from .follower import Fit
 from .match import match
 
-__all__ = ["TRUST", "assembled", "fitted"]
+__all__ = ["assembled", "fitted", "plans_for"]
 
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of the measured influence
 
@@ -42,13 +42,11 @@ def fitted(
 ) -> Schedule:
     """Plans `calls` computed steps and matches the weights of the others.
 
-    The influence of a step was measured without matching, which undoes much of an early error. So it
-    is trusted in several degrees, and the plan whose matched runs end closest to the reference is taken.
+    Several plans are matched, and the one is taken whose runs end closest to the reference.
     """
     profile = measurement.profile
-    errors, times = pair_errors(profile.kernel), tuple(map(float, profile.times))
-    plans = sorted({tuple(best_plan(errors, profile.sensitivity**trust, calls)) for trust in TRUST})
-    matchings = []
+    times = tuple(map(float, profile.times))
+    plans, matchings = sorted(plans_for(profile, calls)), []
     for number, plan in enumerate(plans):
         watch = in_turn(progress, f"matching {calls} calls", number, len(plans), len(times))
         matchings.append(
@@ -63,6 +61,21 @@ def fitted(
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return assembled(pipe, call, profile, (rule,), about)
+
+
+def plans_for(profile: Profile, calls: int) -> dict[tuple[int, ...], str]:
+    """Returns the plans that are worth matching, each with where it comes from.
+
+    The influence of a step was measured without matching, which undoes much of an early error. So it is
+    trusted in several degrees. With few calls in a rough run errors do not add up as planning assumes, and
+    nothing beats even steps: these are always among them.
+    """
+    errors, plans = pair_errors(profile.kernel), dict[tuple[int, ...], str]()
+    for trust in TRUST:
+        plan = best_plan(errors, profile.sensitivity**trust, calls)
+        plans.setdefault(tuple(plan), f"planner, trust {trust:g}")
+    plans.setdefault(tuple(even_plan(profile.steps, calls)), "even steps")
+    return plans
 
 
 def assembled(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan
-from ..matching.planned import TRUST
+from ..matching.planned import plans_for
 from ..profiling.profile import Profile
 from .candidate import FEATURES, ZOO, Candidate
 from .moves import anywhere, deepest, moved, near
@@ -64,12 +64,8 @@ class Proposer:
     def warm(self, calls: int) -> list[Candidate]:
         """Returns what is tried first: all that `calibrate` would choose from."""
         if calls not in self._warm:
-            plans: dict[tuple[int, ...], float] = {}
-            for trust in TRUST:
-                plans.setdefault(self.planned(trust, calls), trust)
-            self._warm[calls] = [
-                Candidate(plan=plan, origin=f"planner, trust {trust:g}") for plan, trust in plans.items()
-            ]
+            plans = plans_for(self.profile, calls)
+            self._warm[calls] = [Candidate(plan=plan, origin=origin) for plan, origin in plans.items()]
         return self._warm[calls]
 
     def pending(self, calls: int, taken: Collection[str]) -> list[Candidate]:
