@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adaptcache.cli.folder import worst, write_folder
-from adaptcache.cli.table import cost_table, line_table, size, write_markdown
+from adaptcache.cli.table import cost_table, line_notes, line_table, size, write_markdown
 from adaptcache.compare import Comparison, Cost, Line
 
 FULL = Line(
@@ -45,6 +47,15 @@ def test_columns_that_nobody_has_are_left_out() -> None:
     bare = Line("AB2", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, None, 0.01, speed=1.0, memory=0)
     headings = [column.header for column in line_table([bare]).columns]
     assert "to exact dB" not in headings and "calls" in headings and cost_table(COSTS, 8).row_count == 2
+
+
+def test_on_the_screen_notes_stand_below_the_table_a_line_a_method() -> None:
+    again = Line("PAB", 0.25, note="broke again")
+    assert line_table([FULL, OURS, BROKEN]).row_count == 2
+    assert line_notes([FULL, OURS, BROKEN, again]) == ["PAB at 0.5, 0.25: broke: no such thing"]
+    console = Console(width=150, file=io.StringIO())
+    console.print(line_table([FULL, OURS, BROKEN], "share shown"))
+    assert "…" not in console.file.getvalue() and "50.0" in console.file.getvalue()
 
 
 @pytest.mark.parametrize(

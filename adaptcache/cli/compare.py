@@ -19,7 +19,7 @@ from ..presets.sampler import with_sampler
 from .folder import write_folder
 from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, progress
-from .table import cost_table, line_table
+from .table import cost_table, line_notes, line_table
 
 __all__ = ["compare"]
 
@@ -89,6 +89,8 @@ def compare(
         f"settings of other methods chosen on {result.swept} calibration prompts:\n"
     )
     out.print(line_table(result.lines, shown), width=max(out.width, WIDEST))
+    if notes := line_notes(result.lines):
+        out.print("\nwithout numbers:\n" + "\n".join(notes))
     out.print("\ncost before the first use, all budgets together, in denoiser calls for one prompt:\n")
     out.print(cost_table(result.costs, result.steps), width=max(out.width, WIDEST))
     for measure, reason in data["left_out"].items():

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..compare import OURS, Cost, Line
 from ..files import write_atomically
 
-__all__ = ["cost_table", "line_table", "write_markdown"]
+__all__ = ["cost_table", "line_notes", "line_table", "write_markdown"]
 
 Rows = tuple[list[str], list[list[str]]]  # headings, and rows; a row that ends early ends with a note
 
@@ -70,16 +70,23 @@ def screen(rows: Rows, left: Sequence[str]) -> Table:
     for heading in rows[0]:
         view.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for row in rows[1]:
-        cells = [Text(cell, "bold" if cell == OURS else "") for cell in row]
-        if len(cells) < len(rows[0]):
-            cells = [cells[0], Text.assemble(cells[1], "  ", (row[2], "dim"))]
-        view.add_row(*cells)
+        view.add_row(*(Text(cell, "bold" if cell == OURS else "") for cell in row))
     return view
 
 
 def line_table(lines: Sequence[Line], shown: str = "") -> Table:
-    """Returns the table of what methods reached."""
-    return screen(line_rows(lines, shown), ("method",))
+    """Returns the table of what methods reached; those that reached nothing are in the notes."""
+    return screen(line_rows([line for line in lines if not line.note], shown), ("method",))
+
+
+def line_notes(lines: Sequence[Line]) -> list[str]:
+    """Returns a line for each method that has no numbers somewhere: at which budgets, and why at the first."""
+    noted: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.note:
+            noted.setdefault(line.method, []).append(line)
+    at = {method: ", ".join(f"{line.budget:g}" for line in some) for method, some in noted.items()}
+    return [f"{method} at {at[method]}: {some[0].note}" for method, some in noted.items()]
 
 
 def cost_table(costs: Sequence[Cost], steps: int) -> Table:
