@@ -19,17 +19,23 @@ from diffusers import (
 )
 
 import adaptcache
+from adaptcache.call import Call
 from adaptcache.clock import Step
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.gate import Update
 from adaptcache.gate.move import Move
+from adaptcache.matching.follower import Fit
 from adaptcache.matching.match import match
-from adaptcache.matching.planned import fitted
+from adaptcache.matching.planned import assembled, fitted
 from adaptcache.matching.target import target_of
+from adaptcache.policies.plan import Plan
+from adaptcache.presets import Preset, read_prompts
+from adaptcache.presets.sampler import sampler
 from adaptcache.profiling.measure import measure
 from adaptcache.profiling.record import record
 from adaptcache.profiling.statistics import statistics
 from adaptcache.profiling.trajectory import Trajectory
+from adaptcache.schedule import Rule
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -94,6 +100,48 @@ def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, p
     for own, truth in zip(made, runs[0].y[0][-1], strict=True):
         ends.append(float((own - truth).square().sum() / truth.square().sum()))
     assert matching.error == pytest.approx(np.exp(np.log(ends).mean()), rel=1e-3)
+
+
+NOISY = [
+    FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+    sampler(
+        "DPMSolverMultistepScheduler", FlowMatchEulerDiscreteScheduler(), algorithm_type="sde-dpmsolver++"
+    ),
+]
+
+
+@pytest.mark.parametrize("scheduler", NOISY, ids=lambda s: type(s).__name__)
+def test_where_the_sampler_adds_noise_the_latents_of_computed_steps_help(scheduler: Any) -> None:
+    """On the demo model: a random denoiser does not tell noise from pictures."""
+    preset = Preset.load("emoji-flux")
+    pipe, known = preset.load_pipeline("cpu"), read_prompts(preset.prompts)
+    pipe.scheduler = scheduler
+    call, prompts = Call(10, preset.call), known.calibration[:8]
+    profile, runs = record(pipe, call, prompts, batch_size=8)
+    assert profile.noisy
+    given = (pipe, call, prompts, [0, 2, 4, 6, 8], profile, runs)
+    without = match(*given, fit=Fit(features=("x", "x0")), batch_size=8)
+    found = match(*given, batch_size=8)
+    assert found.forecast.features == ("past_x", "x", "x0") and len(found.forecast.table[0][0][5]) == 8
+    assert found.error < without.error / 2
+    times = tuple(map(float, profile.times))
+    rule = Rule(policy=Plan.of(given[3], times), forecast=found.forecast)
+    with adaptcache.attach(pipe, assembled(pipe, call, profile, (rule,))):
+        made, truth = call(pipe, prompts), runs[0].y[0][-1]
+    ends = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(made, truth, strict=True)]
+    assert np.exp(np.log(ends).mean()) == pytest.approx(found.error, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "kind", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"]
+)
+def test_where_it_adds_none_they_say_nothing_new_and_are_left_out(
+    pipe: FluxPipeline, prompts: list, kind: str
+) -> None:
+    pipe.scheduler = sampler(kind, pipe.scheduler)
+    profile, runs = record(pipe, CALL, prompts[:2])
+    matching = match(pipe, CALL, prompts[:2], [0, 2, 5], profile, runs)
+    assert not profile.noisy and matching.forecast.features == ("x", "x0")
 
 
 def test_matching_is_deterministic_whatever_the_threads_do(pipe: FluxPipeline, prompts: list) -> None:

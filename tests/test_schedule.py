@@ -12,7 +12,8 @@ from diffusers import FluxPipeline
 
 from adaptcache.errors import ScheduleError
 from adaptcache.files import check_writable, write_atomically
-from adaptcache.forecasts.matched import Matched
+from adaptcache.forecasts.base import Weights
+from adaptcache.forecasts.matched import Matched, named
 from adaptcache.schedule import Schedule
 
 GOLDEN = Path(__file__).parent / "data"
@@ -73,6 +74,26 @@ def test_numbers_that_are_not_finite_are_refused(pipe: FluxPipeline, tmp_path: P
     table = (((), (float("nan"), 1.0, 1.0)) + ((),) * 6,)
     with pytest.raises(ValueError, match="finite"):
         Matched(table=(table,))
+
+
+@pytest.mark.parametrize(
+    ("features", "row", "message"),
+    [
+        (("past_x", "x"), (1.0,) * 4, r"4 weights; it needs 2 for each of 1 to 4 outputs and 1 for other"),
+        (("x", "past_x"), (1.0,) * 3, "past_x has to be the first"),
+        (("x", "x"), (1.0,) * 3, "name one twice"),
+        (("x", "x0"), (1.0,) * 2, r"2 weights; it needs 1 for each"),
+    ],
+)
+def test_rows_that_do_not_go_with_the_features_are_refused(features: tuple, row: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Matched(features=features, table=((((), row),),))
+
+
+def test_a_row_gives_each_output_the_latents_before_it() -> None:
+    weights = named((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), ("past_x", "x", "x0"))
+    assert weights == Weights((1.0, 2.0), 5.0, 6.0, (3.0, 4.0))
+    assert named((1.0, 2.0, 3.0), ("x0",)) == Weights((1.0, 2.0), 0.0, 3.0)
 
 
 def test_a_plan_without_weights_for_a_skipped_step_is_refused(pipe: FluxPipeline) -> None:

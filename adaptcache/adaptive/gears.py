@@ -119,7 +119,7 @@ def matched(
         )  # fmt: skip
         tables.append(found.forecast.table[0])
         watch(steps)
-    return Matched(history=fit.history, features=fit.features, table=tuple(tables))
+    return Matched(history=fit.history, features=found.forecast.features, table=tuple(tables))
 
 
 def fit_gears(

@@ -80,7 +80,7 @@ def line_table(lines: Sequence[Line], shown: str = "") -> Table:
 
 
 def line_notes(lines: Sequence[Line]) -> list[str]:
-    """Returns a line for each method that has no numbers somewhere: at which budgets, and why at the first."""
+    """Returns a line for each method without numbers somewhere: at which budgets, and why at the first."""
     noted: dict[str, list[Line]] = {}
     for line in lines:
         if line.note:

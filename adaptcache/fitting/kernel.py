@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-__all__ = ["Array", "forecast_error", "open_loop", "open_loop_table", "pair_errors", "resampled", "shrunk"]
+__all__ = [
+    "Array",
+    "added_noise",
+    "forecast_error",
+    "open_loop",
+    "open_loop_table",
+    "pair_errors",
+    "resampled",
+    "shrunk",
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 RIDGE = 1e-6
@@ -64,6 +73,23 @@ def forecast_error(gram: Array, target: int, sources: list[int], weights: Array)
     inner = gram[np.ix_(sources, sources)]
     error = gram[target, target] - 2 * weights @ gram[sources, target] + weights @ inner @ weights
     return max(float(error), 0.0)  # rounding can leave a tiny negative number
+
+
+def added_noise(gram: Array, steps: int) -> float:
+    """Returns how much of the latents is new at a step: the median share of their energy.
+
+    Arguments:
+        gram: Inner products of N outputs and the N latents before them, with shape (2N, 2N).
+        steps: The number of steps N.
+    """
+    shares = []
+    for i in range(1, steps):
+        known = range(max(0, i - 4), i)  # as far back as any multistep sampler looks
+        sources = [steps + i - 1, *known, *(steps + k for k in known[-2::-1])]
+        target = steps + i
+        error = forecast_error(gram, target, sources, open_loop(gram, target, sources))
+        shares.append(error / max(float(gram[target, target]), np.finfo(float).tiny))
+    return float(np.median(shares)) if shares else 0.0
 
 
 def pair_errors(gram: Array, ridge: float = RIDGE) -> Array:

@@ -70,10 +70,10 @@ class History:
             self.keep(update.track, update.move.x, update.move.u, signal)
 
     def features(self, update: Update, names: Sequence[str]) -> list[Tensor]:
-        """Returns the outputs, newest first, then what is named: "x" and "x0"; each with shape (B, *)."""
+        """Returns the outputs, newest first, then what is named as in `Matched`; each with shape (B, *)."""
         known = self.known(update.track, update.move.x)
-        named = {"x": known.x, "x0": known.x0}
-        return [*known.past, *(named[name] for name in names)]
+        named = {"x": [known.x], "x0": [known.x0], "past_x": known.past_x}
+        return [*known.past, *(value for name in names for value in named[name])]
 
     def combined(self, weights: Weights, update: Update) -> Tensor:
         """Returns the weighted sum, with shape (B, *)."""

@@ -22,9 +22,10 @@ from .base import Forecast, Weights
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
 
-__all__ = ["Matched"]
+__all__ = ["Feature", "Matched", "named"]
 
-Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=8)]
+Feature = Literal["x", "x0", "past_x"]
+Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=14)]
 Track = Annotated[tuple[Row, ...], Field(max_length=STEPS)]
 Gear = Annotated[tuple[Track, ...], Field(min_length=1, max_length=TRACKS)]
 
@@ -34,25 +35,31 @@ class Matched(Forecast):
 
     Arguments:
         history: How many computed outputs are used.
-        features: What is used besides: "x" (latents before the step), "x0" (before the first step).
+        features: What is used besides: "past_x" (the latents before the steps of these outputs; if it is
+            named, then first), "x" (before the step), "x0" (before the first step). Samplers that add noise
+            need "past_x": an output holds noise that later latents do not, and these tell which part that is.
         table: By gear, track and step: the weights of the last computed outputs, newest first, then
             those of the features. Empty where the step is computed.
     """
 
     type: Literal["matched"] = "matched"
     history: Annotated[int, Field(ge=1, le=6)] = 4
-    features: Annotated[tuple[Literal["x", "x0"], ...], Field(max_length=2)] = ("x", "x0")
+    features: Annotated[tuple[Feature, ...], Field(max_length=3)] = ("x", "x0")
     table: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Matched:
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"the features {', '.join(self.features)} name one twice")
+        if "past_x" in self.features[1:]:
+            raise ValueError("the feature past_x has to be the first")
+        each = 1 + ("past_x" in self.features)  # weights of an output, with the latents before it
+        rest = len(self.features) + 1 - each
         for row in (row for gear in self.table for track in gear for row in track if row):
-            if not len(self.features) < len(row) <= self.history + len(self.features):
+            if len(row) not in range(rest + each, rest + each * self.history + 1, each):
                 raise ValueError(
-                    f"a row has {len(row)} weights; it needs 1 to {self.history} for outputs "
-                    f"and {len(self.features)} for features"
+                    f"a row has {len(row)} weights; it needs {each} for each of 1 to {self.history} outputs "
+                    f"and {rest} for other features"
                 )
         return self
 
@@ -60,15 +67,25 @@ class Matched(Forecast):
     def depth(self) -> int:
         return self.history
 
+    @property
+    def keeps_latents(self) -> bool:
+        return "past_x" in self.features
+
     def weights(self, step: Step) -> Weights:
         tracks = self.table[step.gear]
-        row = tracks[min(step.track, len(tracks) - 1)][step.index]
-        past = len(row) - len(self.features)
-        rest = dict(zip(self.features, row[past:], strict=True))
-        return Weights(row[:past], rest.get("x", 0.0), rest.get("x0", 0.0))
+        return named(tracks[min(step.track, len(tracks) - 1)][step.index], self.features)
 
     @classmethod
     def fit(cls, profile: Profile, plan: Sequence[int], history: int = 4, **knobs: Any) -> Self:
         """Returns the open-loop weights of one plan (L2P); trajectory matching needs the pipeline too."""
         table = open_loop_table(profile.kernel, plan, history)
         return cls(history=history, features=(), table=((table,),), **knobs)
+
+
+def named(row: Sequence[float], features: Sequence[Feature]) -> Weights:
+    """Returns a row of the table by name: outputs first, then the features in their order."""
+    others = [name for name in features if name != "past_x"]
+    first, rest = row[: len(row) - len(others)], row[len(row) - len(others) :]
+    outputs = len(first) // 2 if "past_x" in features else len(first)
+    found = dict(zip(others, rest, strict=True))
+    return Weights(tuple(first[:outputs]), found.get("x", 0.0), found.get("x0", 0.0), tuple(first[outputs:]))

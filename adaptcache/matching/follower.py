@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from ..clock import Step
 from ..fitting.kernel import Array
-from ..forecasts.base import Weights
 from ..forecasts.history import History
+from ..forecasts.matched import Feature, named
 from ..gate import Update
 from ..profiling.influence import relative
 from ..profiling.statistics import part
@@ -28,12 +27,13 @@ class Fit:
 
     Arguments:
         history: How many computed outputs are used, 1 to 6.
-        features: What is used besides: "x", the latents before the step; "x0", before the first step.
+        features: What is used besides, as in `Matched`; "past_x" only where the sampler adds noise, as
+            elsewhere it says what the others say.
         ridge: Pull towards the open-loop weights, relative to each feature's energy.
     """
 
     history: int = 4
-    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
+    features: tuple[Feature, ...] = ("past_x", "x", "x0")
     ridge: float = 1e-5
 
 
@@ -49,7 +49,7 @@ class Follower:
         self.meet: Callable[[Moments], Array]
 
     def begin(self, times: tuple[float, ...]) -> None:
-        self.history = History(self.fit.history)
+        self.history = History(self.fit.history, "past_x" in self.fit.features)
 
     def computes(self, step: Step) -> bool:
         return step.index in self.plan
@@ -64,7 +64,7 @@ class Follower:
             target = self.reference.u[track][index]
         features = self.history.features(update, self.fit.features)
         weights = self.meet(moments_of(update, features, target, self.samples, self.first))
-        return self.history.combined(named(weights, self.fit), update)
+        return self.history.combined(named(weights.tolist(), self.fit.features), update)
 
     def landed(self, update: Update, y: Tensor) -> None:
         if update.step.index == len(self.reference.times) - 1:
@@ -74,10 +74,3 @@ class Follower:
 
     def end(self) -> None:
         self.history = History(0)
-
-
-def named(weights: Array, fit: Fit) -> Weights:
-    """Returns a vector of weights by name: outputs first, then the features in their order."""
-    past = len(weights) - len(fit.features)
-    rest = dict(zip(fit.features, map(float, weights[past:]), strict=True))
-    return Weights(tuple(map(float, weights[:past])), rest.get("x", 0.0), rest.get("x0", 0.0))

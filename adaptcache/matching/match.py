@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,7 +57,8 @@ class Matching:
 def solved(given: Sequence[Moments], profile: Profile, fit: Fit) -> Array:
     """Returns the weights for what all batches gave at a meeting, pulled towards the open-loop ones."""
     index, known = given[0].index, list(given[0].past[: fit.history])
-    sources = known + [{"x": profile.steps + index, "x0": profile.steps}[name] for name in fit.features]
+    latents = {"past_x": known, "x": [index], "x0": [0]}
+    sources = known + [profile.steps + at for name in fit.features for at in latents[name]]
     prior = open_loop(profile.gram.mean(axis=0), index, sources)
     gram = np.sum([moments.gram for moments in given], axis=0)
     moment = np.sum([moments.moment for moments in given], axis=0)
@@ -100,6 +101,8 @@ def match(
     Returns:
         The forecast, and the error its runs end with.
     """
+    if not profile.noisy:
+        fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     jobs = list(batches(prompts, batch_size))
     own = ranks.own(len(jobs))
     tracks = max(ranks.exchange(len(runs[0].u) if runs else 0))

@@ -15,11 +15,13 @@ from safetensors.numpy import save
 from ..errors import ScheduleError
 from ..files import write_atomically
 from ..files.limits import PROMPTS, STEPS, falling, parse_json, plain
+from ..fitting.kernel import added_noise
 
 __all__ = ["Profile"]
 
 LARGEST = 100_000_000  # bytes: 1,000 prompts with 50 steps
 HEADER = 2**17  # bytes
+NOISE = 1e-3  # share of the latents' energy; rounding to bfloat16 makes 1e-5
 SHAPES = {  # of P prompts, Q <= P of them with influence, N steps
     "times": "N", "gram": "PMM", "magnitude": "PN", "change_in": "PN", "change_out": "PN", "influence": "QN",
 }  # fmt: skip
@@ -69,6 +71,11 @@ class Profile:
         if len(self.influence):
             return np.asarray(self.influence.mean(axis=0))
         return np.diff(np.append(self.times, 0.0)) ** 2
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the sampler adds noise: latents do not follow from those and the outputs before them."""
+        return added_noise(self.gram.mean(axis=0), self.steps) > NOISE
 
     def save(self, path: str | Path) -> Path:
         """Writes the profile as safetensors."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from ..forecasts.matched import Feature
 from ..matching import Fit
 
 __all__ = ["FEATURES", "ZOO", "Candidate"]
 
-FEATURES: tuple[tuple[Literal["x", "x0"], ...], ...] = (("x", "x0"), ("x",), ("x0",), ())
+FEATURES: tuple[tuple[Feature, ...], ...] = (("past_x", "x", "x0"), ("past_x", "x"), ("x",), ("x0",), ())
 # Forecasts that need no matching, and what their `order` may be.
 ZOO: dict[str, range] = {
     "open-loop": range(1, 7),  # the history
@@ -40,7 +41,7 @@ class Candidate(BaseModel):
     plan: tuple[Annotated[int, Field(ge=0)], ...]
     forecast: str = "matched"
     history: Annotated[int, Field(ge=1, le=6)] = 4
-    features: tuple[Literal["x", "x0"], ...] = ("x", "x0")
+    features: tuple[Feature, ...] = FEATURES[0]
     ridge: FiniteFloat = 1e-5
     order: int = 1
     origin: str = ""
