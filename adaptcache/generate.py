@@ -69,7 +69,8 @@ class Generation:
     """Images of some prompts, and what they cost.
 
     Arguments:
-        images: One array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C).
+        images: One array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C); sound with
+            values in [-1, 1] and shape (channels, samples).
         loop: Seconds in the denoising loop, summed over batches.
         total: Seconds in the pipeline.
         calls: Steps whose denoiser was called, in one run.

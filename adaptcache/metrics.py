@@ -13,7 +13,8 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
     """Returns the peak signal-to-noise ratio in decibels, at most 100.
 
     Arguments:
-        image: Values in [0, 1], of any shape: an image, or all frames of a clip.
+        image: Values in [0, 1], of any shape: an image, or all frames of a clip. Of sound, whose values are
+            in [-1, 1], an error of full scale (a peak of 1) counts as 0 dB too.
         truth: The same of the full run.
     """
     error = float(np.mean((image.astype(np.float64) - truth.astype(np.float64)) ** 2))

@@ -15,7 +15,6 @@ from .table import write_markdown
 __all__ = ["write_folder"]
 
 ROWS = 6  # prompts whose images are kept
-DRAWN = (3, 4)  # dimensions of an image and of a clip; sound has fewer
 
 
 def write_folder(
@@ -50,13 +49,12 @@ def worst(lines: list[Line], prompts: int) -> list[int]:
 
 
 def save_images(folder: Path, images: dict[str, Any], rows: list[int]) -> dict[str, list[str]]:
-    """Writes the images of some prompts, clips as strips; returns their names by method and budget."""
+    """Writes pictures of what was made of some prompts; returns their names by method and budget."""
     names: dict[str, list[str]] = {}
-    if images["full run"][0].ndim in DRAWN:
-        for number, (label, made) in enumerate(images.items()):
-            names[label] = [f"images/{number:02d}-{row}.png" for row in rows]
-            for name, row in zip(names[label], rows, strict=True):
-                save_output(strip(made[row]), folder / name)
+    for number, (label, made) in enumerate(images.items()):
+        names[label] = [f"images/{number:02d}-{row}.png" for row in rows]
+        for name, row in zip(names[label], rows, strict=True):
+            save_output(strip(made[row]), folder / name)
     return names
 
 
@@ -66,8 +64,6 @@ def draw(folder: Path, lines: list[Line], images: dict[str, Any], prompts: Seque
 
     draw_pareto(lines, folder / "pareto.png")
     full = images["full run"]
-    if full[0].ndim not in DRAWN:
-        return
     for share in {line.budget: 0 for line in lines if line.budget < 1}:
         made = {name: images[f"{name} {share:g}"] for name in {line.method: 0 for line in lines}
                 if f"{name} {share:g}" in images}  # fmt: skip

@@ -9,10 +9,10 @@ import typer
 
 from ..call import Call
 from ..evaluate import row
-from ..files import check_image
+from ..files import check_image, check_writable
 from ..generate import generate as run
 from ..presets import resolve
-from ..report.picture import save_output, side_by_side
+from ..report.picture import sampling_rate, save_output, side_by_side
 from .options import Device, Model, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded
@@ -34,7 +34,9 @@ def generate(
         bool, typer.Option(help="Also run in full; write both, and their difference.")
     ] = False,
     device: Device = None,
-    to: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("image.png"),
+    to: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
+    ] = Path("image.png"),
     json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
     """Generate from one prompt by a schedule.
@@ -47,8 +49,14 @@ def generate(
     fitted = loaded(schedule) if schedule else None
     if compare and fitted is None:
         raise ValueError("--compare needs a --schedule to compare with the full run")
-    check_image(to)
+    sound = to.suffix.lower() == ".wav"
+    if sound and compare:
+        raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
+    check_writable(to) if sound else check_image(to)
     pipe = preset.load_pipeline(device)
+    rate = sampling_rate(pipe)
+    if sound and rate is None:
+        raise ValueError(f"{preset.name} makes no sound; use an ending such as .png instead of .wav")
     call = Call(preset.steps if steps is None else steps, preset.call, seed)
     with progress() as report:
         made = run(pipe, call, [prompt], fitted, progress=lambda done: report("generating", done, 1))
@@ -61,7 +69,7 @@ def generate(
         if not json:
             out.print(table(rows, call.steps))
     else:
-        save_output(made.images[0], to)
+        save_output(made.images[0], to, rate)
     if json:
         worth = {"psnr": rows[1].psnr["mean"], "loop_speed": rows[1].loop} if full else {}
         print_json({"out": str(to), "calls": made.calls, "seconds": made.total, **worth})

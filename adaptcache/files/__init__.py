@@ -7,12 +7,13 @@ import json
 import os
 import re
 import tempfile
+import wave
 from pathlib import Path
 from typing import Any
 
 FRAMES = 8  # a second, of animations
 
-__all__ = ["check_image", "check_writable", "dump_json", "write_atomically", "write_image"]
+__all__ = ["check_image", "check_writable", "dump_json", "write_atomically", "write_image", "write_sound"]
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
@@ -67,6 +68,21 @@ def write_image(path: str | Path, image: Any) -> Path:
         {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0} if rest else {}
     )
     first.save(buffer, Image.registered_extensions()[ending], **animation)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
+    """Writes sound as a WAV file of 16 bits.
+
+    Arguments:
+        path: Where to.
+        samples: With values in [-1, 1] and shape (channels, samples).
+        rate: Samples a second.
+    """
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((len(samples), 2, rate, 0, "NONE", ""))
+        file.writeframes((samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
     return write_atomically(path, buffer.getvalue())
 
 

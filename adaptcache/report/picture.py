@@ -1,21 +1,24 @@
-"""Pictures of results: full run, cached run and their difference, a row a prompt."""
+"""Pictures of results, of sound too: full run, cached run and their difference, a row a prompt."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import write_image
+from ..files import write_image, write_sound
 
-__all__ = ["save_output", "side_by_side", "strip"]
+__all__ = ["sampling_rate", "save_output", "side_by_side", "spectrogram", "strip"]
 
 GAP, HEAD, CAPTION = 8, 26, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 FRAMES = 5  # of a clip are shown
+SPECTRUM = (160, 96)  # pixels of a spectrogram, time and frequency
+FAINTEST = 60.0  # decibels below full scale: black
 
 
 def side_by_side(
@@ -25,8 +28,9 @@ def side_by_side(
 
     Arguments:
         prompts: The captions.
-        columns: Images by heading, one a prompt, with values in [0, 1] and shape (H, W, 3), or clips
-            with shape (F, H, W, 3), of which some frames are shown.
+        columns: Images by heading, one a prompt, with values in [0, 1] and shape (H, W, 3); clips with
+            shape (F, H, W, 3), of which some frames are shown; or sounds with values in [-1, 1] and shape
+            (channels, samples).
         path: The PNG file.
         gain: By how much differences are amplified.
     """
@@ -56,22 +60,51 @@ def side_by_side(
 
 
 def strip(output: np.ndarray) -> np.ndarray:
-    """Returns some frames of a clip with shape (F, H, W, C) side by side; an image as it is."""
+    """Returns some frames of a clip side by side, the spectrogram of a sound, an image as it is."""
+    if output.ndim == 2:
+        return spectrogram(output)
     if output.ndim != 4:
         return output
     chosen = np.linspace(0, len(output) - 1, min(FRAMES, len(output))).round().astype(int)
     return np.concatenate(output[chosen], axis=1)
 
 
-def save_output(output: np.ndarray, path: str | Path) -> Path:
-    """Writes an image with shape (H, W, C), or a clip with shape (F, H, W, C) as an animation.
+def spectrogram(sound: np.ndarray) -> np.ndarray:
+    """Returns how loud which frequency is when: an image with shape (H, W, 3), low notes at the bottom.
 
-    Raises:
-        ValueError: It is neither: sound is written by the pipeline's own tools.
+    Arguments:
+        sound: Values in [-1, 1], with shape (channels, samples).
     """
+    from scipy.signal import stft
+
+    window = int(np.clip(sound.shape[-1] // 8, 16, 2048))
+    _, _, values = stft(sound.mean(axis=0), nperseg=window, noverlap=3 * window // 4)
+    loud = 20 * np.log10(np.maximum(2 * np.abs(values), 1e-9))  # of a sine of full scale: 0 dB
+    grey = Image.fromarray(np.clip(1 + loud[::-1] / FAINTEST, 0, 1).astype(np.float32))
+    return np.repeat(np.asarray(grey.resize(SPECTRUM, Image.Resampling.BOX))[..., None], 3, axis=-1)
+
+
+def sampling_rate(pipe: Any) -> int | None:
+    """Returns how many samples a second a pipeline makes; None where it makes no sound."""
+    configs = [getattr(part, "config", None) for part in pipe.components.values()]
+    rates = [getattr(config, "sampling_rate", None) for config in configs]
+    return next((int(rate) for rate in rates if rate), None)
+
+
+def save_output(output: np.ndarray, path: str | Path, rate: int | None = None) -> Path:
+    """Writes an image with shape (H, W, C), a clip with shape (F, H, W, C) as an animation, or a sound.
+
+    Arguments:
+        output: What a pipeline made; a sound has shape (channels, samples).
+        path: Where to: a sound goes into a .wav file, and into any other as its spectrogram.
+        rate: Samples a second, for sound.
+    """
+    if Path(path).suffix.lower() == ".wav":
+        if output.ndim != 2 or rate is None:
+            raise ValueError(f"an output of shape {output.shape} is no sound; use an ending such as .png")
+        return write_sound(path, output, rate)
+    output = spectrogram(output) if output.ndim == 2 else output
     frames = (output.clip(0, 1) * 255).round().astype(np.uint8)
     if frames.ndim == 3:
         return write_image(path, Image.fromarray(frames.squeeze(-1) if frames.shape[-1] == 1 else frames))
-    if frames.ndim == 4:
-        return write_image(path, [Image.fromarray(frame) for frame in frames])
-    raise ValueError(f"cannot draw an output of shape {output.shape}; attach the schedule in Python instead")
+    return write_image(path, [Image.fromarray(frame) for frame in frames])

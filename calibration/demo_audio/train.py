@@ -1,0 +1,42 @@
+"""Training of the sound transformer and its text encoder, with the image demo's loop."""
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderOobleck
+from transformers import T5Tokenizer
+
+from ..demo.train import Trainer
+from .batches import load_training_set
+from .model import TextToSound, build_tokenizer
+
+STEPS = 4000
+
+
+def load_tokenizer(folder: Path) -> T5Tokenizer:
+    """Build the tokenizer on the first call and keep it in `folder`."""
+    if not (folder / "tokenizer").exists():
+        build_tokenizer().save_pretrained(folder / "tokenizer")
+    return T5Tokenizer.from_pretrained(folder / "tokenizer")
+
+
+def train_transformer(
+    folder: Path, vae: AutoencoderOobleck, steps: int = STEPS, minutes: float = math.inf
+) -> Trainer:
+    """Train, or continue from the last checkpoint.
+
+    Args:
+        folder: Where the checkpoint is kept.
+        vae: The trained autoencoder.
+        steps: Number of optimiser steps.
+        minutes: Wall-clock limit; the learning rate decays towards whichever limit is nearer.
+
+    Returns:
+        The trainer, whose `average` is the model to export.
+    """
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(folder)
+    trainer = Trainer(folder, TextToSound(tokenizer))
+    trainer.run(load_training_set(vae, tokenizer).batch, steps, minutes)
+    return trainer
