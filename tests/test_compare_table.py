@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
 from adaptcache.cli.table import cost_table, line_notes, line_table, size, write_markdown
 from adaptcache.compare import Comparison, Cost, Line
@@ -53,9 +52,16 @@ def test_on_the_screen_notes_stand_below_the_table_a_line_a_method() -> None:
     again = Line("PAB", 0.25, note="broke again")
     assert line_table([FULL, OURS, BROKEN]).row_count == 2
     assert line_notes([FULL, OURS, BROKEN, again]) == ["PAB at 0.5, 0.25: broke: no such thing"]
-    console = Console(width=150, file=io.StringIO())
-    console.print(line_table([FULL, OURS, BROKEN], "share shown"))
-    assert "…" not in console.file.getvalue() and "50.0" in console.file.getvalue()
+
+
+def test_wide_tables_are_not_cut_off_on_narrow_screens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(screen.out, "_width", 60)
+    screen.print_whole(line_table([FULL, OURS, BROKEN], "share of images that show their caption"))
+    printed = capsys.readouterr().out
+    assert "…" not in printed and "share of images that show their caption" in printed and "50.0" in printed
+    assert screen.out.width == 60
 
 
 @pytest.mark.parametrize(

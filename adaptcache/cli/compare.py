@@ -18,12 +18,10 @@ from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
 from .folder import write_folder
 from .options import BatchSize, Model, Scheduler, Set, Steps
-from .screen import out, print_json, progress
+from .screen import out, print_json, print_whole, progress
 from .table import cost_table, line_notes, line_table
 
 __all__ = ["compare"]
-
-WIDEST = 150  # columns of a table: narrower screens wrap its lines, none of it is cut off
 
 
 def compare(
@@ -88,11 +86,11 @@ def compare(
         f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; "
         f"settings of other methods chosen on {result.swept} calibration prompts:\n"
     )
-    out.print(line_table(result.lines, shown), width=max(out.width, WIDEST))
+    print_whole(line_table(result.lines, shown))
     if notes := line_notes(result.lines):
         out.print("\nwithout numbers:\n" + "\n".join(notes))
     out.print("\ncost before the first use, all budgets together, in denoiser calls for one prompt:\n")
-    out.print(cost_table(result.costs, result.steps), width=max(out.width, WIDEST))
+    print_whole(cost_table(result.costs, result.steps))
     for measure, reason in data["left_out"].items():
         out.print(f"\nleft out: {measure}: {reason}")
     if to:

@@ -22,8 +22,9 @@ from rich.table import Table
 
 from ..evaluate import Row
 
-__all__ = ["out", "print_json", "progress", "table"]
+__all__ = ["out", "print_json", "print_whole", "progress", "table"]
 
+WIDEST = 400  # columns that a table may take
 PIPED = 120  # columns where nobody says how wide the screen is; rich would take 80 and cut tables
 
 out = Console(
@@ -74,6 +75,16 @@ def table(rows: list[Row], steps: int) -> Table:
             f"{row.ssim['mean']:.4f}" if row.ssim else "-",
         )
     return view
+
+
+def print_whole(view: Table) -> None:
+    """Prints a wide table: narrower screens wrap its lines, none of it is cut off."""
+    width = out.width
+    out.width = max(width, out.measure(view, options=out.options.update(width=WIDEST)).maximum)
+    try:
+        out.print(view)
+    finally:
+        out.width = width
 
 
 def print_json(data: Any) -> None:
