@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..report.decibels import decibels
 from . import OURS, Line
 
 __all__ = ["draw"]
 
+COLOURS = [f"C{k}" for k in range(10)]
+MARKERS = "osD"  # with ten colours: thirty methods look different
+
 
 def draw(lines: Sequence[Line], path: str | Path) -> Path:
-    """Draws decibels over denoiser calls and writes a PNG file."""
-    with decibels(path, (8, 5), "denoiser calls (block calls / blocks)") as axes:
-        for method in dict.fromkeys(line.method for line in lines if line.budget < 1):
-            points = sorted((line.calls, line.psnr["mean"]) for line in lines
-                            if line.method == method and line.calls is not None and line.psnr)  # fmt: skip
-            if points:
-                ours = method == OURS
-                style = {"color": "black", "linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1.2}
-                axes.plot(*zip(*points, strict=True), marker="o", label=method, **style)
+    """Draws decibels over denoiser calls and writes a PNG file; who is best at most calls is named first."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        if line.budget < 1 and line.calls is not None and line.psnr:
+            found.setdefault(line.method, []).append((line.calls, line.psnr["mean"]))
+    looks = itertools.product(MARKERS, COLOURS)
+    with decibels(path, (9, 5), "denoiser calls (block calls / blocks)", beside=True) as axes:
+        for method, points in sorted(found.items(), key=lambda item: -max(item[1])[1]):
+            if method == OURS:
+                style: dict[str, Any] = {"color": "black", "marker": "o", "linewidth": 2.5, "zorder": 3}
+            else:
+                marker, colour = next(looks)
+                style = {"color": colour, "marker": marker, "linewidth": 1.2, "markersize": 5}
+            axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
     return Path(path)
