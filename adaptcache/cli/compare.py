@@ -16,6 +16,7 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
+from ..report.picture import sampling_rate
 from .folder import write_folder
 from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress
@@ -78,7 +79,7 @@ def compare(
             "finer": finer, "measure": shown, **result.data()}  # fmt: skip
     data["left_out"] |= {"shown": why} if why else {}
     if to:
-        write_folder(to, result, data, held_out, preset.name)
+        write_folder(to, result, data, held_out, preset.name, sampling_rate(pipe))
     if json:
         print_json(data)
         return

@@ -18,8 +18,9 @@ ROWS = 6  # prompts whose images are kept
 
 
 def write_folder(
-    folder: Path, result: Comparison, data: dict[str, Any], prompts: Sequence[Prompt], name: str
-) -> None:
+    folder: Path, result: Comparison, data: dict[str, Any], prompts: Sequence[Prompt], name: str,
+    rate: int | None = None,
+) -> None:  # fmt: skip
     """Writes a comparison.
 
     Arguments:
@@ -28,9 +29,10 @@ def write_folder(
         data: The numbers, as they are printed.
         prompts: The held-out prompts.
         name: Of the model, for the schedules.
+        rate: Samples a second, of sound.
     """
     rows = worst(result.lines, len(prompts))
-    images = save_images(folder, result.images, rows)
+    images = save_images(folder, result.images, rows, rate)
     files = {**data, "prompts": list(map(str, prompts)), "rows": rows, "images": images}
     write_atomically(folder / "comparison.json", dump_json(files))
     write_markdown(folder / "comparison.md", result.lines, result.costs, result.steps, data["measure"])
@@ -48,13 +50,20 @@ def worst(lines: list[Line], prompts: int) -> list[int]:
     return sorted(range(prompts), key=lambda number: each[number])[:ROWS]
 
 
-def save_images(folder: Path, images: dict[str, Any], rows: list[int]) -> dict[str, list[str]]:
-    """Writes pictures of what was made of some prompts; returns their names by method and budget."""
+def save_images(
+    folder: Path, images: dict[str, Any], rows: list[int], rate: int | None
+) -> dict[str, list[str]]:
+    """Writes pictures of what was made of some prompts; returns their names by method and budget.
+
+    Sounds are written beside their spectrograms, so that a report can play them.
+    """
     names: dict[str, list[str]] = {}
     for number, (label, made) in enumerate(images.items()):
         names[label] = [f"images/{number:02d}-{row}.png" for row in rows]
         for name, row in zip(names[label], rows, strict=True):
             save_output(strip(made[row]), folder / name)
+            if made[row].ndim == 2:
+                save_output(made[row], (folder / name).with_suffix(".wav"), rate)
     return names
 
 

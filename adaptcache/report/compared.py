@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ __all__ = ["comparison_of", "pareto"]
 
 OURS, FULL = "adaptcache", "full run"
 SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
+LONGEST = 1_000_000  # bytes of a sound, for the same reason
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 360, 44, 150, 12, 40
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -117,21 +119,34 @@ def rows_of(
         others += [label for label in labels if label in images and not label.startswith(f"{OURS} ")][:2]
     rows = []
     for number, (prompt, full) in enumerate(zip(prompts, truth, strict=False)):
-        pictures = [
-            [(label, picture(folder, images[label][number])) for label in labels] for labels in (ours, others)
-        ]
-        rows.append(
-            {"prompt": prompt, "full": picture(folder, full), "ours": pictures[0], "others": pictures[1]}
-        )
+        shown = [
+            [(label, picture(folder, images[label][number]), sound(folder, images[label][number]))
+             for label in labels] for labels in (ours, others)
+        ]  # fmt: skip
+        whole = {"full": picture(folder, full), "sound": sound(folder, full)}
+        rows.append({"prompt": prompt, **whole, "ours": shown[0], "others": shown[1]})
     return rows
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns the path of a file of the folder."""
+    path = (folder / name).resolve()
+    if folder.resolve() not in path.parents:  # the JSON may be a stranger's
+        raise ScheduleError(f"{name} lies outside of {folder}")
+    return path
 
 
 def picture(folder: Path, name: str) -> str:
     """Returns an image of the folder as text."""
-    path = (folder / name).resolve()
-    if folder.resolve() not in path.parents:  # the JSON may be a stranger's
-        raise ScheduleError(f"{name} lies outside of {folder}")
-    with Image.open(path) as image:
+    with Image.open(inside(folder, name)) as image:
         shown = image.convert("RGB")
         shown.thumbnail((SIDE, SIDE))
         return uri(shown)
+
+
+def sound(folder: Path, name: str) -> str:
+    """Returns the sound whose spectrogram an image is, as text; nothing where there is none or a long one."""
+    path = inside(folder, name).with_suffix(".wav")
+    if not path.is_file() or path.stat().st_size > LONGEST:
+        return ""
+    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
