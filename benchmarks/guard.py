@@ -1,7 +1,8 @@
 """What the guard notices: `python -m benchmarks.guard --cache DIR`, with the cache of `benchmarks/gears.py`.
 
-Runs the demo model by its schedule for 4x with and without the guard, with its own weights and with noise
-added to them, and prints how often the guard is heard and what it saves.
+Runs the demo model by the plan of its schedule for 4x, matched on prompts of mixed difficulty, with and
+without the guard, with its own weights and with noise added to them, and prints how often the guard is heard
+and what it saves.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from rich.table import Table
 
 import adaptcache
 from adaptcache.adaptive.learn import watched
+from adaptcache.matching import match
 from adaptcache.metrics import psnr
 from adaptcache.policies.plan import Plan
 from adaptcache.schedule import Schedule
-from benchmarks.gears import Bench
+from benchmarks.gears import BATCH, FIT, Bench
 
 
 def shaken(pipe: Any, level: float) -> None:
@@ -46,8 +48,12 @@ def main() -> None:
     schedule = Schedule.load(options.schedule)
     rule = schedule.rules[0]
     assert isinstance(rule.policy, Plan)
-    plan = watched(rule.policy, rule.policy.steps(schedule.grid.times), bench.profile)
-    schedule = schedule.model_copy(update={"rules": (rule.model_copy(update={"policy": plan}),)})
+    matching = match(
+        bench.pipe, bench.call, bench.prompts[:FIT], rule.policy.steps(schedule.grid.times), bench.profile,
+        bench.runs[: FIT // BATCH], batch_size=BATCH,
+    )  # fmt: skip
+    fitted = {"policy": watched(rule.policy, matching.seen), "forecast": matching.forecast}
+    schedule = schedule.model_copy(update={"rules": (rule.model_copy(update=fitted),)})
     prompts = bench.prompts[-options.prompts :]
     table = Table("noise", "alarms", "calls", "dB without", "dB with the guard")
     warnings.simplefilter("ignore")  # that the weights are others is the point

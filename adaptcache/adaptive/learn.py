@@ -16,13 +16,15 @@ from ..policies.plan import Plan, Watch
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
 
-__all__ = ["learned", "watched"]
+__all__ = ["learned", "watched", "watched_from_afar"]
 
 ROOM = 3.0  # standard deviations of the innovation on each side of its band
 LEAST_ROOM = 0.1  # beyond what was seen, in decades
-STRAYING = 0.5  # the same where only full runs were seen: those by a plan stray from them
+STRAYING = 0.5  # the same where little is known: only full runs were seen, from which those by a plan stray,
+FEW = 8  # or fewer prompts than this
 
 Row = tuple[float, ...]
+Seen = tuple[Row, Array]  # what an innovation is, and that of each prompt, in decades
 
 
 def learned(
@@ -56,8 +58,20 @@ def learned(
     return tuple(watch), guessed
 
 
-def watched(plan: Plan, steps: Sequence[int], profile: Profile) -> Plan:
-    """Returns a plan with what a guard needs, from full runs: those by the plan show nearly the same.
+def watched(plan: Plan, seen: Sequence[Seen], least: float = LEAST_ROOM) -> Plan:
+    """Returns a plan with what a guard needs.
+
+    Arguments:
+        plan: A policy with one gear.
+        seen: What runs by it showed.
+        least: Room beyond that, in decades.
+    """
+    looks = tuple(Look(rows=(row,), band=band_of(innovations, least)) for row, innovations in seen)
+    return plan.model_copy(update={"watch": (looks,)})
+
+
+def watched_from_afar(plan: Plan, steps: Sequence[int], profile: Profile) -> Plan:
+    """Returns a plan with what a guard needs, from full runs: for forecasts that were fitted without runs.
 
     Arguments:
         plan: A policy with one gear.
@@ -67,11 +81,8 @@ def watched(plan: Plan, steps: Sequence[int], profile: Profile) -> Plan:
     n = profile.steps
     rows = look_rows(profile.kernel, steps)
     seen = signals_in(profile.gram[:, :n, :n], steps, rows)
-    looks = (
-        Look(rows=(own[0],), band=band_of(signals[:, 0], STRAYING))
-        for own, signals in zip(rows, seen, strict=True)
-    )
-    return plan.model_copy(update={"watch": (tuple(looks),)})
+    innovations = ((own[0], signals[:, 0]) for own, signals in zip(rows, seen, strict=True))
+    return watched(plan, list(innovations), STRAYING)
 
 
 def open_after(plans: Sequence[Sequence[int]], gear: int, computed: int) -> bool:
@@ -85,7 +96,7 @@ def band_of(innovations: Array, least: float = LEAST_ROOM) -> tuple[float, float
     In logarithms it is bell-shaped enough for this: the mean and three standard deviations to each side, and
     some room beyond what was seen.
     """
-    room = ROOM * float(innovations.std())
+    room, least = ROOM * float(innovations.std()), least if len(innovations) >= FEW else STRAYING
     low = min(innovations.mean() - room, innovations.min() - least)
     high = max(innovations.mean() + room, innovations.max() + least)
     return float(low), float(high)

@@ -12,6 +12,7 @@ from ..fitting.kernel import Array
 from ..forecasts.history import History
 from ..forecasts.matched import Feature, named
 from ..gate import Update
+from ..policies.look import signals_of
 from ..profiling.influence import relative
 from ..profiling.statistics import part
 from ..profiling.trajectory import Trajectory
@@ -41,10 +42,12 @@ class Follower:
     """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due."""
 
     def __init__(
-        self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int, first: int = 0
-    ) -> None:
+        self, plan: Sequence[int], fit: Fit, reference: Trajectory, samples: int, first: int = 0,
+        looks: Sequence[tuple[float, ...]] = (),
+    ) -> None:  # fmt: skip
         self.plan, self.fit, self.reference, self.samples = set(plan), fit, reference, samples
-        self.first = first
+        self.first, self.looks = first, looks
+        self.innovations: list[Array] = []  # of each computed step after the first, in decades
         self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
         self.meet: Callable[[Moments], Array]
 
@@ -55,6 +58,10 @@ class Follower:
         return step.index in self.plan
 
     def update(self, update: Update) -> Tensor:
+        if update.computed and update.track == 0 and (before := len(update.step.past)):
+            outputs = [update.move.u, *self.history.lines[0].past]
+            seen = signals_of([self.looks[before - 1]], outputs)
+            self.innovations.append(seen[:, 0].double().cpu().numpy())
         self.history.see(update)
         if update.computed:
             return update.move.u

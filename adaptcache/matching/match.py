@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from ..call import Call, Prompt, own_noise
 from ..fitting.kernel import Array, open_loop, shrunk
+from ..fitting.looks import look_rows
 from ..forecasts.matched import Matched
 from ..gate import Gate
 from ..profiling.profile import Profile
@@ -37,6 +38,7 @@ __all__ = ["Matching", "match"]
 
 Given = TypeVar("Given")
 
+LOOKED_AT = 4  # earlier outputs that an innovation is taken against
 EXACT = 1e-30  # relative energy: nothing is told apart below
 
 
@@ -48,10 +50,13 @@ class Matching:
         forecast: The weights, with one gear.
         error: Squared error of the final latents, over the energy of the reference's: the geometric mean
             over calibration prompts and tracks, as what people look at is the mean of decibels.
+        seen: What the runs showed at each computed step after the first, for a guard: an innovation as
+            weights of outputs, newest first, and that of each prompt in decades.
     """
 
     forecast: Matched
     error: float
+    seen: list[tuple[tuple[float, ...], Array]] = field(compare=False)
 
 
 def solved(given: Sequence[Moments], profile: Profile, fit: Fit) -> Array:
@@ -117,10 +122,12 @@ def match(
 
     team: Lockstep[Moments, Array] = Lockstep(max(len(own), 1), solve)
     errors = [list[float]() for _ in own]
+    innovations = [list[Array]() for _ in own]
+    looks = [rows[0] for rows in look_rows(profile.kernel, plan, min(fit.history, LOOKED_AT))]
 
     def follow(member: int) -> None:
         first, batch = jobs[own[member]]
-        follower = Follower(plan, fit, runs[member], len(batch), first)
+        follower = Follower(plan, fit, runs[member], len(batch), first, looks)
         follower.meet = partial(met, team, member)
         other = twin(pipe)
         with closing(Gate(other, follower).open()):
@@ -129,7 +136,7 @@ def match(
             raise ValueError(
                 f"by the plan {list(plan)} the runs from prompt {first} on end in no finite latents"
             )
-        errors[member] = follower.errors
+        errors[member], innovations[member] = follower.errors, follower.innovations
 
     if own:
         with own_noise():
@@ -139,7 +146,9 @@ def match(
             solve([])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     ends = np.concatenate(in_order(ranks.exchange(errors)))
-    return Matching(forecast, float(np.exp(np.log(np.maximum(ends, EXACT)).mean())))
+    seen = map(np.concatenate, zip(*in_order(ranks.exchange(innovations)), strict=True))
+    error = float(np.exp(np.log(np.maximum(ends, EXACT)).mean()))
+    return Matching(forecast, error, list(zip(looks, seen, strict=True)))
 
 
 def in_order(given: list[list[Given]]) -> list[Given]:

@@ -57,7 +57,7 @@ def fitted(
         )  # fmt: skip
         watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    policy = watched(Plan.of(plans[best], times), plans[best], profile)
+    policy = watched(Plan.of(plans[best], times), matchings[best].seen)
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return assembled(pipe, call, profile, (rule,), about)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptive.learn import watched
+from ..adaptive.learn import watched, watched_from_afar
 from ..call import Call, Prompt
 from ..forecasts import FORECASTS
 from ..forecasts.extrapolate import Extrapolate
@@ -105,17 +105,19 @@ class Bench:
         prompts = self.sets.calibration if everything else list(self.sets.fit)
         measured = head(self.measurement, len(prompts), self.batch_size)
         policy = Plan.of(candidate.plan, self.base.grid.times)
-        if everything:  # this one is kept, so it is told when a run is like none of these
-            policy = watched(policy, candidate.plan, measured.profile)
         if candidate.forecast == "matched":
             matching = match(
                 self.pipe, self.call, prompts, candidate.plan, measured.profile, measured.runs,
                 fit=candidate.fit, batch_size=self.batch_size,
             )  # fmt: skip
+            if everything:  # this one is kept, so it is told when a run is like none of these
+                policy = watched(policy, matching.seen)
             found = Rule(policy=policy, forecast=matching.forecast), matching.error
             if everything:  # wanted again when the choice is made
                 self._fitted[known] = found
             return found
+        if everything:
+            policy = watched_from_afar(policy, candidate.plan, measured.profile)
         knob = "history" if candidate.forecast == "open-loop" else "order"
         kind = FORECASTS[candidate.forecast]
         forecast = kind.fit(measured.profile, candidate.plan, **{knob: candidate.order})
