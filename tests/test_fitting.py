@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from adaptcache.fitting.kernel import forecast_error, open_loop, pair_errors, resampled, shrunk
+from adaptcache.fitting.kernel import added_noise, forecast_error, open_loop, pair_errors, resampled, shrunk
 from adaptcache.fitting.path import best_plan
 
 
@@ -60,6 +60,22 @@ def test_pair_errors_are_those_of_the_fitted_forecasts() -> None:
         sources = [b] if a == b else [b, a]
         expected = forecast_error(gram, i, sources, open_loop(gram, i, sources, ridge=1e-9))
         assert errors[a, b, i] == pytest.approx(expected)
+
+
+def test_pair_errors_with_latents_do_not_count_the_noise_of_the_sampler() -> None:
+    n, rng = 5, np.random.default_rng(0)
+    picture, noise = rng.normal(size=400), rng.normal(size=(n, 400))
+    x = picture + noise  # of every step its own
+    u = noise - 0.5 * picture  # what a denoiser says of it
+    gram = np.concatenate([u, x]) @ np.concatenate([u, x]).T
+    energy = np.diag(gram)[:n].mean()
+    blind, seeing = pair_errors(gram[:n, :n]), pair_errors(gram, latents=True)
+    assert seeing.shape == (n, n, n)
+    assert (blind[0, 1:-1, -1] > 0.5 * energy).all() and seeing.max() < 1e-4 * energy
+    exact = np.stack([u[2], u[1], x[2], x[1], x[0], x[4]])
+    rest = u[4] - np.linalg.lstsq(exact.T, u[4], rcond=None)[0] @ exact
+    assert pair_errors(gram, 1e-10, latents=True)[1, 2, 4] == pytest.approx(rest @ rest, abs=1e-5 * energy)
+    assert added_noise(gram, n) > 0.1
 
 
 def test_shrunk_weights_do_not_depend_on_the_scale_of_a_feature() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..call import Call, Prompt
-from ..fitting.kernel import Array, pair_errors
+from ..fitting.kernel import Array
 from ..fitting.looks import look_rows
 from ..fitting.path import shared_plans
 from ..forecasts.matched import Matched
@@ -152,7 +152,7 @@ def fit_gears(
     profile = measurement.profile
     times = tuple(map(float, profile.times))
     shared = min(SHARED, min(calls))
-    plans = shared_plans(pair_errors(profile.kernel), profile.sensitivity**TRUST, calls, shared)
+    plans = shared_plans(profile.errors, profile.sensitivity**TRUST, calls, shared)
     forecast = matched(pipe, call, prompts, plans, measurement, fit, batch_size, progress)
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}

@@ -92,24 +92,28 @@ def added_noise(gram: Array, steps: int) -> float:
     return float(np.median(shares)) if shares else 0.0
 
 
-def pair_errors(gram: Array, ridge: float = RIDGE) -> Array:
+def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Array:
     """Returns the squared errors of the best forecasts from one or two computed steps.
 
     Arguments:
         gram: The kernel, with shape (N, N).
+        ridge: Strength of the pull towards reuse.
+        latents: Whether the latents before these steps, before the forecast one and before the first are
+            used too; then the inner products are those of outputs and latents, with shape (2N, 2N).
 
     Returns:
         `errors[a, b, i]`: of step i from the computed steps a < b, and from b alone where a == b, with
         shape (N, N, N). Zero where i is not after b, as these are not forecasts.
     """
-    n = len(gram)
+    n = len(gram) // 2 if latents else len(gram)
     errors = np.zeros((n, n, n))
     for b in range(n - 1):
         later = np.arange(b + 1, n)
         for a in range(b + 1):
-            sources = [b] if a == b else [b, a]
-            inner = np.broadcast_to(gram[np.ix_(sources, sources)], (len(later), len(sources), len(sources)))
-            moment = gram[later][:, sources]
+            known = [b] if a == b else [b, a]
+            rest = [n + step for step in (*known, 0)] if latents else []
+            sources = np.array([[*known, *rest, *([n + i] if latents else [])] for i in later])
+            inner, moment = gram[sources[:, :, None], sources[:, None]], gram[sources, later[:, None]]
             prior = np.zeros_like(moment)
             prior[:, 0] = 1.0
             w = shrunk(inner, moment, prior, ridge)

@@ -11,7 +11,6 @@ import torch
 from .. import __version__
 from ..adaptive.learn import watched
 from ..call import Call, Prompt
-from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan, even_plan
 from ..policies.plan import Plan
 from ..profiling.measure import Measurement, Progress, in_turn, silent
@@ -70,7 +69,7 @@ def plans_for(profile: Profile, calls: int) -> dict[tuple[int, ...], str]:
     trusted in several degrees. With few calls in a rough run errors do not add up as planning assumes, and
     nothing beats even steps: these are always among them.
     """
-    errors, plans = pair_errors(profile.kernel), dict[tuple[int, ...], str]()
+    errors, plans = profile.errors, dict[tuple[int, ...], str]()
     for trust in TRUST:
         plan = best_plan(errors, profile.sensitivity**trust, calls)
         plans.setdefault(tuple(plan), f"planner, trust {trust:g}")

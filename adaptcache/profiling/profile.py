@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from ..errors import ScheduleError
 from ..files import write_atomically
 from ..files.limits import PROMPTS, STEPS, falling, parse_json, plain
-from ..fitting.kernel import added_noise
+from ..fitting.kernel import added_noise, pair_errors
 
 __all__ = ["Profile"]
 
@@ -76,6 +76,15 @@ class Profile:
     def noisy(self) -> bool:
         """Whether the sampler adds noise: latents do not follow from those and the outputs before them."""
         return added_noise(self.gram.mean(axis=0), self.steps) > NOISE
+
+    @property
+    def errors(self) -> np.ndarray:
+        """What forecasts from one or two computed steps are off by, for `best_plan`, with shape (N, N, N).
+
+        Where the sampler adds noise, they use latents: without, they would be off by that noise.
+        """
+        gram = self.gram.mean(axis=0)
+        return pair_errors(gram, latents=True) if self.noisy else pair_errors(self.kernel)
 
     def save(self, path: str | Path) -> Path:
         """Writes the profile as safetensors."""

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 
-from ..fitting.kernel import pair_errors
 from ..fitting.path import best_plan
 from ..matching.planned import plans_for
 from ..profiling.profile import Profile
@@ -47,7 +46,7 @@ class Proposer:
     @cached_property
     def errors(self) -> np.ndarray:
         """The closed-form errors, as `best_plan` takes them."""
-        return pair_errors(self.profile.kernel)
+        return self.profile.errors
 
     def planned(self, trust: float, calls: int) -> tuple[int, ...]:
         """Returns the plan of the closed form, with the measured influence trusted to a degree."""
