@@ -45,6 +45,16 @@ def test_what_cannot_be_is_said() -> None:
     assert with_sampler(pipe, "FlowMatchEulerDiscreteScheduler").scheduler is before
 
 
+def test_a_model_that_is_told_sigmas_in_a_way_of_its_own_is_not_given_another_sampler() -> None:
+    import diffusers
+
+    cosine, euler = diffusers.CosineDPMSolverMultistepScheduler(), diffusers.EDMEulerScheduler()
+    for kind, before in ((DPM, cosine), ("EDMEulerScheduler", cosine), ("UniPCMultistepScheduler", euler)):
+        with pytest.raises(ValueError, match=f"{kind} cannot run a model of {type(before).__name__}"):
+            sampler(kind, before)
+    assert type(sampler("EDMDPMSolverMultistepScheduler", euler)).__name__ == "EDMDPMSolverMultistepScheduler"
+
+
 def test_a_negative_prompt_serves_a_whole_batch() -> None:
     from dataclasses import replace
 

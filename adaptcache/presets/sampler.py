@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["FLOW", "sampler", "with_sampler"]
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
+EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
 
 
 def sampler(kind: str, before: Any, **settings: Any) -> Any:
@@ -20,7 +21,7 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
 
     Raises:
         LookupError: diffusers has no such scheduler.
-        ValueError: It cannot run a flow-matching model, and this is one.
+        ValueError: It cannot run such a model: a flow-matching one, or one that is told sigmas as EDM's are.
     """
     import diffusers
 
@@ -28,6 +29,11 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
     if base is None or not hasattr(base, "set_timesteps"):
         near = ", ".join(sorted(str(other.__name__) for other in getattr(before, "compatibles", [])))
         raise LookupError(f"diffusers has no scheduler {kind!r}; for this pipeline there are {near}")
+    own = type(before).__name__
+    if "sigma_data" in before.config and kind != own and not {kind, own} <= EDM:
+        raise ValueError(
+            f"{kind} cannot run a model of {own}: it tells the denoiser other numbers for the same noise"
+        )
     if not is_flow(before):
         return base.from_config(before.config, **settings)
     if kind == FLOW:

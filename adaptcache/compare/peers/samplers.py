@@ -88,6 +88,13 @@ class Multistep(Peer):
 
     kind: ClassVar[str]
 
+    def missing(self, case: Case) -> str | None:
+        try:
+            sampler(self.kind, case.pipe.scheduler)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def settings(self, case: Case) -> list[Knobs]:
         both = itertools.product(case.calls, (1, 2, 3) if self.kind.startswith("UniPC") else (2,))
         return [{"steps": calls, "solver_order": order} for calls, order in both]
