@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model video-model \
+.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model video-model sound-model \
 	notebooks wheel wheel-test clean
 
 help: ## list the targets
@@ -57,6 +57,7 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnin
 schedules: $(VENV)/.installed ## fit the schedules that ship again
 	for speed in 2 2.8 4 5.6; do $(BIN)/adaptcache calibrate --speed $$speed || exit; done
 	$(BIN)/adaptcache calibrate --model emoji-wan --speed 2
+	$(BIN)/adaptcache calibrate --model tones --speed 2
 
 notebooks: $(VENV)/.installed-notebooks ## execute the notebooks into build/notebooks
 	$(BIN)/python -m notebooks.execute
@@ -69,6 +70,9 @@ demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cor
 
 video-model: $(VENV)/.installed ## train the video demo model again (needs npm)
 	$(BIN)/python -m calibration.demo_video
+
+sound-model: $(VENV)/.installed ## train the sound demo model again
+	$(BIN)/python -m calibration.demo_audio
 
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

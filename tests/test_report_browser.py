@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from browser import Browser, missing
 from conftest import CALL, embedded, tiny_flux
 from PIL import Image
 
+from adaptcache.call import Call
 from adaptcache.cli.folder import write_folder
 from adaptcache.compare import compare
+from adaptcache.presets import read_prompts, resolve
 from adaptcache.report import write_report
+from adaptcache.report.picture import sampling_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")]
 
@@ -79,3 +83,28 @@ def test_nothing_sticks_out_on_a_narrow_screen(page: Path) -> None:
     with Browser(width=500) as narrow:
         narrow.open(page)
         assert narrow.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_sounds_are_seen_and_played(tmp_path: Path) -> None:
+    preset, known = resolve("tones"), read_prompts("tones")
+    pipe = preset.load_pipeline("cpu")
+    result = compare(
+        pipe, Call(6, preset.call), known.calibration[:2], known.held_out[:2], [0.5],
+        methods=["adaptcache", "fewer steps"], batch_size=2, sweep_on=1, finer=2,
+    )  # fmt: skip
+    data = {**result.data(), "finer": 2, "measure": ""}
+    write_folder(tmp_path, result, data, known.held_out[:2], "tones", sampling_rate(pipe))
+    with Browser() as driven:
+        driven.open(write_report(result.schedules[0.5], tmp_path / "report.html", tmp_path))
+        assert driven.complaints() == []
+        assert driven.run("return document.querySelectorAll('audio').length") == 6  # full, ours, fewer; twice
+        driven.run("document.querySelectorAll('audio').forEach(one => one.load())")
+        for _ in range(50):
+            lengths = driven.run("return [...document.querySelectorAll('audio')].map(one => one.duration)")
+            if all(lengths):
+                break
+            time.sleep(0.1)
+        assert lengths == [pytest.approx(1.0, abs=0.01)] * 6
+        pictures = driven.run("return [...document.images].map(i => i.complete && i.naturalWidth > 0)")
+        assert all(pictures)
+        (tmp_path / "sounds.png").write_bytes(driven.picture())
