@@ -133,6 +133,18 @@ def test_without_transformers_the_command_line_still_speaks(
     assert capsys.readouterr().err == "warning: look out\n"
 
 
+def test_what_nobody_can_do_anything_about_is_not_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("warnings.showwarning", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        quiet()
+        for module in ("torchsde._brownian.brownian_interval", "elsewhere"):
+            warnings.warn_explicit("Should have tb<=t1", UserWarning, "here.py", 1, module=module)
+    assert capsys.readouterr().err == "warning: Should have tb<=t1\n"
+
+
 def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
