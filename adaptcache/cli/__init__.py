@@ -84,7 +84,7 @@ def quiet() -> None:
     for library in loud:
         library.set_verbosity_error()
         library.disable_progress_bar()
-    # Rounding in Brownian trees and old ways to write weights: nobody at the command line can do anything about it.
+    # Rounding in Brownian trees, old ways to keep weights: nobody here can do anything about these.
     warnings.filterwarnings("ignore", module="torchsde")
     warnings.filterwarnings("ignore", message=r".*weight_norm. is deprecated")
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
