@@ -234,6 +234,18 @@ def test_finer_settings_come_nearer_to_the_budget(case: Case) -> None:
     assert cost.settings == pytest.approx(sum(calls for calls, _, _ in found))
 
 
+def test_the_baseline_gets_all_the_calls_there_are_and_others_what_is_best(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(case, PROMPTS[:1], 1, 1, lambda *_: None)
+    steps = [{"steps": count, "solver_order": 2} for count in (2, 4)]  # fewer did better, by chance
+    found = [(2.0, 50.0, steps[0]), (4.0, 40.0, steps[1])]
+    monkeypatch.setattr(Bench, "chosen", lambda self, peer, budgets: (found, None))
+    for name, wanted in (("fewer steps", steps[1]), ("UniPC", steps[0])):
+        (line,), _ = bench.best(PEERS[name], {0.5: 4})
+        assert line.knobs == wanted
+
+
 def test_annealing_finds_the_best_plan_of_a_small_grid() -> None:
     wanted = {0, 1, 4, 7}
     plan = annealed(10, 4, lambda plan: len(wanted - set(plan)) / 10, trials=200)

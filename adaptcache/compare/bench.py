@@ -136,7 +136,10 @@ class Bench:
             return [Line(peer.name, budget, note=f"broke: {reason}") for budget in budgets], None
 
     def best(self, peer: Peer, budgets: Mapping[float, int]) -> tuple[list[Line], Cost]:
-        """Returns a line for each budget: the best setting at or below it, on the held-out prompts."""
+        """Returns a line for each budget: the best setting at or below it, on the held-out prompts.
+
+        The baseline gets all the calls there are, whatever calibration prompts say.
+        """
         lines = list[Line]()
         found, cost = self.chosen(peer, list(budgets.values()))
         for budget, calls in budgets.items():
@@ -146,7 +149,8 @@ class Bench:
                 note = f"no setting at or below {calls} calls; the least is {least:.1f}"
                 lines.append(Line(peer.name, budget, tried=len(found), note=note))
                 continue
-            knobs, size = max(fits, key=lambda entry: entry[1])[2], self.size(peer)
+            best = max(fits, key=lambda entry: entry[0] if peer.baseline else entry[1])
+            knobs, size = best[2], self.size(peer)
             with peer.applied(self.case, knobs) as ready:
                 trial = self.measured(f"{peer.name} {budget:g}", ready.call, ready.visitor, size)
                 line = self.line(peer.name, budget, trial, ready.call, ready.visitor, knobs, len(found), size)

@@ -87,6 +87,7 @@ class Peer(ABC):
             decided for by its worst prompt, or by its mean.
         fine: A knob with which the calls fall; between two settings on both sides of a budget more are tried.
         profiled: Whether it is fitted to a profile.
+        baseline: Whether it gets as many calls as there are, instead of what is best on calibration prompts.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Peer(ABC):
     alone: ClassVar[bool] = False
     fine: ClassVar[str] = ""
     profiled: ClassVar[bool] = False
+    baseline: ClassVar[bool] = False
 
     def missing(self, case: Case) -> str | None:
         """Returns why the method cannot run here, or None."""

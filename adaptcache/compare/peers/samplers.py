@@ -23,6 +23,7 @@ class Fewer(Peer):
 
     name = "fewer steps"
     about = "the pipeline's own sampler"
+    baseline = True
 
     def settings(self, case: Case) -> list[Knobs]:
         return [{"steps": calls} for calls in case.calls]
