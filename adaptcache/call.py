@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Call", "Prompt", "own_noise"]
+__all__ = ["Call", "Prompt", "own_noise", "sampling_rate"]
 
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
 
@@ -98,3 +98,10 @@ def _joined(values: list[Any]) -> Any:
     if all(isinstance(value, list) for value in values):
         return [entry for value in values for entry in value]
     return values
+
+
+def sampling_rate(pipe: Any) -> int | None:
+    """Returns how many samples a second a pipeline makes; None where it makes no sound."""
+    configs = [getattr(part, "config", None) for part in pipe.components.values()]
+    rates = [getattr(config, "sampling_rate", None) for config in configs]
+    return next((int(rate) for rate in rates if rate), None)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..call import Call
+from ..call import Call, sampling_rate
 from ..compare import compare as run_comparison
 from ..compare import methods_of
 from ..compare.shown import shows_for
@@ -16,7 +16,6 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..presets.sampler import with_sampler
-from ..report.picture import sampling_rate
 from .folder import write_folder
 from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress

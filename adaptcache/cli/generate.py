@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..call import Call
+from ..call import Call, sampling_rate
 from ..evaluate import row
 from ..files import check_image, check_writable
 from ..generate import generate as run
 from ..presets import resolve
-from ..report.picture import sampling_rate, save_output, side_by_side
+from ..report.picture import save_output, side_by_side
 from .options import Device, Model, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded
@@ -52,7 +52,7 @@ def generate(
     sound = to.suffix.lower() == ".wav"
     if sound and compare:
         raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
-    check_writable(to) if sound else check_image(to)
+    (check_writable if sound else check_image)(to)
     pipe = preset.load_pipeline(device)
     rate = sampling_rate(pipe)
     if sound and rate is None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_image, write_sound
 
-__all__ = ["sampling_rate", "save_output", "side_by_side", "spectrogram", "strip"]
+__all__ = ["save_output", "side_by_side", "spectrogram", "strip"]
 
 GAP, HEAD, CAPTION = 8, 26, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
@@ -82,13 +81,6 @@ def spectrogram(sound: np.ndarray) -> np.ndarray:
     loud = 20 * np.log10(np.maximum(2 * np.abs(values), 1e-9))  # of a sine of full scale: 0 dB
     grey = Image.fromarray(np.clip(1 + loud[::-1] / FAINTEST, 0, 1).astype(np.float32))
     return np.repeat(np.asarray(grey.resize(SPECTRUM, Image.Resampling.BOX))[..., None], 3, axis=-1)
-
-
-def sampling_rate(pipe: Any) -> int | None:
-    """Returns how many samples a second a pipeline makes; None where it makes no sound."""
-    configs = [getattr(part, "config", None) for part in pipe.components.values()]
-    rates = [getattr(config, "sampling_rate", None) for config in configs]
-    return next((int(rate) for rate in rates if rate), None)
 
 
 def save_output(output: np.ndarray, path: str | Path, rate: int | None = None) -> Path:

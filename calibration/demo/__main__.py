@@ -5,7 +5,6 @@ FOLDER: to see whether what is measured on one model holds on another.
 """
 
 import argparse
-import math
 from pathlib import Path
 from statistics import fmean
 
@@ -15,6 +14,7 @@ from diffusers import AutoencoderKL
 from .data import HERE
 from .export import WORK, export_pipeline
 from .model import SHIPPED, SMALL
+from .options import training_options
 from .sheet import OUTPUT, draw_sheet
 from .train import STEPS, train_transformer
 from .vae import train_vae
@@ -24,11 +24,7 @@ def main() -> None:
     """Train autoencoder and transformer, export the pipeline and draw the contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", type=Path, metavar="FOLDER", help="train a smaller one into FOLDER")
-    parser.add_argument("--steps", type=int, default=STEPS, help="transformer steps")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="transformer wall-clock limit")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = training_options(parser, STEPS)
     shipped = HERE / "emoji-flux"
     if options.small:
         folder, sheet, work, size = options.small, options.small.with_suffix(".png"), WORK / "small", SMALL

@@ -3,12 +3,12 @@
 `python -m calibration.demo.export FOLDER` exports the last checkpoint of a running training.
 """
 
-import argparse
 import copy
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
@@ -16,9 +16,11 @@ from torch import nn
 
 from .data import HERE
 from .model import TextToImage
+from .options import export_folder
 from .text import load_tokenizers
 
 WORK = HERE / ".work"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: Path = WORK) -> None:
@@ -66,22 +68,24 @@ def write_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     os.replace(partial, folder)
 
 
+def averaged(model: Model, work: Path) -> tuple[Model, int]:
+    """Give a model the averaged weights of the last checkpoint; return it and the step they are of."""
+    stored = torch.load(work / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(stored["average"])
+    return model, stored["step"]
+
+
 def export_checkpoint(work: Path, folder: Path) -> int:
     """Export the averaged weights of the last checkpoint.
 
     Returns:
         The step that the checkpoint was written at.
     """
-    stored = torch.load(work / "checkpoint.pt", weights_only=True)
-    model = TextToImage(*load_tokenizers(work))
-    model.load_state_dict(stored["average"])
+    model, step = averaged(TextToImage(*load_tokenizers(work)), work)
     export_pipeline(model, AutoencoderKL.from_pretrained(work / "vae"), folder, work)
-    return stored["step"]
+    return step
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parsed = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"exported step {export_checkpoint(WORK, parsed.folder)} to {parsed.folder}")
+    wanted = export_folder(__doc__)
+    print(f"exported step {export_checkpoint(WORK, wanted)} to {wanted}")

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .data import BACKGROUNDS, HERE, SIZE, caption
 from .focus import SHOWN
+from .options import sheet_options
 from .text import T5_TOKENS
 
 OUTPUT = HERE.parents[1] / "docs" / "images" / "demo-contact-sheet.png"
@@ -77,10 +78,8 @@ def draw_sheet(folder: Path, output: Path, guidance: float = 1.0) -> None:
 def main() -> None:
     """Draw the sheet of the folder next to this file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=HERE / "emoji-flux")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--guidance", type=float, default=1.0)
-    options = parser.parse_args()
+    options = sheet_options(parser, HERE / "emoji-flux", OUTPUT)
     draw_sheet(options.folder, options.output, options.guidance)
 
 

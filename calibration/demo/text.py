@@ -4,7 +4,7 @@ import json
 import string
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -95,6 +95,13 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
         build_clip_tokenizer(words).save_pretrained(clip_folder)
         build_t5_tokenizer(words).save_pretrained(t5_folder)
     return CLIPTokenizer.from_pretrained(clip_folder), T5Tokenizer.from_pretrained(t5_folder)
+
+
+def kept_tokenizer(folder: Path, build: Callable[[], T5Tokenizer]) -> T5Tokenizer:
+    """Read a tokenizer from `folder`, or build it on the first call and keep it there."""
+    if not folder.exists():
+        build().save_pretrained(folder)
+    return T5Tokenizer.from_pretrained(folder)
 
 
 def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -1,11 +1,9 @@
 """Train the sound demo model: `python -m calibration.demo_audio` (resumes where it was stopped)."""
 
 import argparse
-import math
 from statistics import fmean
 
-import torch
-
+from ..demo.options import training_options
 from .export import FOLDER, WORK, export_pipeline
 from .sheet import OUTPUT, draw_sheet
 from .train import STEPS, train_transformer
@@ -14,12 +12,7 @@ from .vae import train_vae
 
 def main() -> None:
     """Train autoencoder and transformer, export the pipeline and draw the contact sheet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=STEPS, help="transformer steps")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="transformer wall-clock limit")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = training_options(argparse.ArgumentParser(description=__doc__), STEPS)
     trainer = train_transformer(WORK, train_vae(WORK / "vae"), options.steps, options.minutes)
     export_pipeline(trainer.average, FOLDER)
     draw_sheet(FOLDER, OUTPUT)

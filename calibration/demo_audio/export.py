@@ -3,14 +3,13 @@
 `python -m calibration.demo_audio.export FOLDER` exports the last checkpoint of a running training.
 """
 
-import argparse
 import copy
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderOobleck, CosineDPMSolverMultistepScheduler, StableAudioPipeline
 
-from ..demo.export import write_pipeline
+from ..demo.export import averaged, write_pipeline
+from ..demo.options import export_folder
 from .model import TextToSound
 from .sounds import HERE
 from .train import load_tokenizer
@@ -46,16 +45,11 @@ def export_checkpoint(work: Path, folder: Path) -> int:
     Returns:
         The step that the checkpoint was written at.
     """
-    stored = torch.load(work / "checkpoint.pt", weights_only=True)
-    model = TextToSound(load_tokenizer(work))
-    model.load_state_dict(stored["average"])
+    model, step = averaged(TextToSound(load_tokenizer(work)), work)
     export_pipeline(model, folder, work)
-    return stored["step"]
+    return step
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parsed = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"exported step {export_checkpoint(WORK, parsed.folder)} to {parsed.folder}")
+    wanted = export_folder(__doc__, FOLDER)
+    print(f"exported step {export_checkpoint(WORK, wanted)} to {wanted}")

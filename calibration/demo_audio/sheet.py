@@ -12,17 +12,17 @@ from diffusers import StableAudioPipeline
 from PIL import Image
 from torch import Tensor
 
+from adaptcache.report.picture import spectrogram
+
+from ..demo.options import sheet_options
 from ..demo.sheet import lay_out
 from .export import FOLDER
 from .sounds import HERE, RATE, WAYS, frequency
-from .vae import spectrum
 
 OUTPUT = HERE.parents[1] / "docs" / "images" / "audio-contact-sheet.png"
 PROMPTS = HERE.parent / "prompts" / "tones.txt"
 SHOWN, COLUMNS, ZOOM = 16, 4, 2
 STEPS, GUIDANCE = 50, 3.0
-WINDOW = 512
-RANGE = 60.0  # decibels from black to white
 NEAR = 50.0  # cents, half a half tone: closer is in tune
 
 
@@ -59,14 +59,6 @@ def cents(sound: Tensor, prompt: str) -> float:
     return 1200 * abs(np.log2(found / wanted))
 
 
-def picture(sound: Tensor) -> Image.Image:
-    """Draw a spectrogram, low notes at the bottom."""
-    loud = 20 * spectrum(sound[None], WINDOW)[0].clamp_min(1e-6).log10()
-    grey = ((loud - loud.max() + RANGE) / RANGE).clamp(0, 1).flip(0)[1:]
-    grey = torch.nn.functional.interpolate(grey[None, None], (96, 96), mode="area")[0, 0]
-    return Image.fromarray((grey * 255).byte().numpy()).convert("RGB")
-
-
 def draw_sheet(folder: Path, output: Path) -> None:
     """Generate the sheet from an exported folder.
 
@@ -81,16 +73,14 @@ def draw_sheet(folder: Path, output: Path) -> None:
     tuned = sum(cents(sound, prompt) < NEAR for sound, prompt in zip(sounds, prompts, strict=True))
     print(f"{tuned} of {len(prompts)} in tune")
     output.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [picture(sound) for sound in sounds[:SHOWN]]
+    drawn = [spectrogram(sound.numpy()) for sound in sounds[:SHOWN]]
+    pictures = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in drawn]
     lay_out(pictures, prompts[:SHOWN], COLUMNS, ZOOM).quantize(256).save(output, optimize=True)
 
 
 def main() -> None:
     """Draw the sheet of the exported folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    options = parser.parse_args()
+    options = sheet_options(argparse.ArgumentParser(description=__doc__), FOLDER, OUTPUT)
     draw_sheet(options.folder, options.output)
 
 

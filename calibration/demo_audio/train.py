@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderOobleck
 from transformers import T5Tokenizer
 
+from ..demo.text import kept_tokenizer
 from ..demo.train import Trainer
 from .batches import load_training_set
 from .model import TextToSound, build_tokenizer
@@ -16,9 +17,7 @@ STEPS = 4000
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
     """Build the tokenizer on the first call and keep it in `folder`."""
-    if not (folder / "tokenizer").exists():
-        build_tokenizer().save_pretrained(folder / "tokenizer")
-    return T5Tokenizer.from_pretrained(folder / "tokenizer")
+    return kept_tokenizer(folder / "tokenizer", build_tokenizer)
 
 
 def train_transformer(

@@ -12,6 +12,7 @@ from diffusers import WanPipeline
 from PIL import Image
 
 from ..demo.data import SIZE
+from ..demo.options import sheet_options
 from ..demo.sheet import lay_out
 from ..demo.text import T5_TOKENS
 from .clips import FRAMES, HERE
@@ -60,10 +61,7 @@ def draw_sheet(folder: Path, output: Path) -> None:
 
 def main() -> None:
     """Draw the sheet of the exported folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    options = parser.parse_args()
+    options = sheet_options(argparse.ArgumentParser(description=__doc__), FOLDER, OUTPUT)
     draw_sheet(options.folder, options.output)
 
 
