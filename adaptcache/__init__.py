@@ -2,10 +2,10 @@
 
 __version__ = "0.1.0"
 
-from .calibrate import calibrate
-from .matching import Fit
-from .profiling.profile import Profile
-from .runtime import attach
-from .schedule import Schedule
+from .calibration.calibrate import calibrate
+from .calibration.match import Fit
+from .engines.diffusers.attach import attach
+from .profile import Profile
+from .schedule.schedule import Schedule
 
 __all__ = ["Fit", "Profile", "Schedule", "attach", "calibrate"]

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 import adaptcache
-from adaptcache.call import Call
-from adaptcache.export import export
-from adaptcache.export.measure import applied
-from adaptcache.metrics import psnr
-from adaptcache.presets import read_prompts, resolve
-from adaptcache.profiling.influence import relative
-from adaptcache.schedule import Schedule
+from adaptcache.engines.formats import export
+from adaptcache.engines.formats.measure import applied
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import read_prompts
+from adaptcache.profiling.sensitivity import relative
+from adaptcache.runs import Call
+from adaptcache.schedule.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "engines.md"

@@ -16,7 +16,7 @@ from typing import Any
 import adaptcache
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.tuning import tune
+from adaptcache.tuning.tune import tune
 
 
 class Tally:

@@ -24,27 +24,34 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from adaptcache.adaptive.choose import MARGINS, chosen, least_margin
-from adaptcache.adaptive.gears import Trials
-from adaptcache.adaptive.learn import learned
-from adaptcache.adaptive.witness import Witness, decoded, landed_images
-from adaptcache.call import Call
-from adaptcache.certify import certify
+from adaptcache.calibration.fit import assembled
+from adaptcache.calibration.gears import (
+    MARGINS,
+    Trials,
+    Witness,
+    chosen,
+    decoded,
+    landed_images,
+    least_margin,
+)
+from adaptcache.calibration.match import match
+from adaptcache.evaluation.certify import certify
+from adaptcache.evaluation.metrics import psnr
 from adaptcache.fitting.kernel import pair_errors
-from adaptcache.fitting.looks import look_rows
-from adaptcache.fitting.path import best_plan
-from adaptcache.matching import match
-from adaptcache.matching.planned import assembled
-from adaptcache.metrics import psnr
+from adaptcache.fitting.plan import best_plan
+from adaptcache.fitting.signals import look_rows
 from adaptcache.policies.gears import Gears
-from adaptcache.policies.look import signals_of
+from adaptcache.policies.learn import learned
 from adaptcache.policies.plan import Plan
-from adaptcache.presets import read_prompts, resolve
-from adaptcache.profiling.influence import with_influence
-from adaptcache.profiling.parts import Parts
-from adaptcache.profiling.profile import Profile
-from adaptcache.profiling.record import batches, record, twin
-from adaptcache.schedule import Rule
+from adaptcache.policies.signals import signals_of
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import read_prompts
+from adaptcache.profile import Profile
+from adaptcache.profiling.cache import Parts
+from adaptcache.profiling.reference import batches, record, twin
+from adaptcache.profiling.sensitivity import with_influence
+from adaptcache.runs import Call
+from adaptcache.schedule.rule import Rule
 
 FIT, PROMPTS, BATCH = 80, 340, 20
 TRUST = 0.5  # in the measured influence, for all plans alike

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 import adaptcache
-from adaptcache.adaptive.learn import watched
-from adaptcache.matching import match
-from adaptcache.metrics import psnr
+from adaptcache.calibration.match import match
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.policies.learn import watched
 from adaptcache.policies.plan import Plan
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 from benchmarks.gears import BATCH, FIT, Bench
 
 

@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.calibrate import calibrate
+from adaptcache.calibration.calibrate import calibrate
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.store import Store
-from adaptcache.tuning import tune
+from adaptcache.profiling.cache import Store
 from adaptcache.tuning.storage import optuna
+from adaptcache.tuning.tune import tune
 from tests.toy import Pipe
 
 __all__ = ["Work", "disturbed", "slots"]

@@ -19,10 +19,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 import adaptcache
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.matched import Matched
 from adaptcache.policies.plan import Plan
-from adaptcache.provenance.fingerprint import fingerprint
-from adaptcache.schedule import Grid, Rule, Schedule
+from adaptcache.schedule.format import Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 STEPS = 28
 BUDGETS = (0.5, 0.36, 0.25)

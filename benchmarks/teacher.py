@@ -11,13 +11,13 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.calibrate import calibrate
-from adaptcache.call import Call
-from adaptcache.generate import Generation, generate
-from adaptcache.metrics import psnr, summary
+from adaptcache.calibration.calibrate import calibrate
+from adaptcache.evaluation.generate import Generation, generate
+from adaptcache.evaluation.metrics import psnr, summary
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.store import Store
+from adaptcache.profiling.cache import Store
+from adaptcache.runs import Call
 
 FINEST = 10  # steps of the reference in each step
 

@@ -21,19 +21,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.calibrate import calls_for
-from adaptcache.call import Call
+from adaptcache.calibration.calibrate import calls_for
+from adaptcache.calibration.fit import assembled, fitted
+from adaptcache.engines.diffusers.attach import attach
+from adaptcache.evaluation.validate import validated
 from adaptcache.files import dump_json, write_atomically
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.matching.planned import assembled, fitted
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
+from adaptcache.profiling.cache import Store
 from adaptcache.profiling.measure import Measurement, measure
-from adaptcache.profiling.store import Store
-from adaptcache.runtime import attach
-from adaptcache.schedule import Rule, Schedule
-from adaptcache.tuning import Target, begin
+from adaptcache.runs import Call
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from adaptcache.tuning.bench import full_images
 from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.finish import Finish, winners
@@ -41,7 +42,8 @@ from adaptcache.tuning.moves import anywhere, moved
 from adaptcache.tuning.proposals import Proposer
 from adaptcache.tuning.race import best
 from adaptcache.tuning.search import Search
-from adaptcache.validate import validated
+from adaptcache.tuning.target import Target
+from adaptcache.tuning.tune import begin
 
 HOT, COLD = 0.05, 1e-5  # temperatures of BudCache on FLUX
 

@@ -19,10 +19,11 @@ from rich.table import Table
 
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.store import Store
-from adaptcache.tuning import Target, begin
+from adaptcache.profiling.cache import Store
 from adaptcache.tuning.search import Search
+from adaptcache.tuning.target import Target
 from adaptcache.tuning.trial import candidate_of
+from adaptcache.tuning.tune import begin
 
 
 def searching(pipe: Any, preset: Any, prompts: list[str], folder: Path, trials: int, seed: int) -> Search:

@@ -15,8 +15,8 @@ import torch
 from torch._dynamo.utils import counters
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import DENOISERS, denoisers_of
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.gate.watch import DENOISERS, denoisers_of
 from tests.pipelines.setup import Setup
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
 from tests.test_schedulers import SCHEDULERS, with_scheduler

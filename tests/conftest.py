@@ -15,11 +15,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from adaptcache.call import Call
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.provenance.fingerprint import fingerprint
-from adaptcache.schedule import Grid, Rule, Schedule
+from adaptcache.runs import Call
+from adaptcache.schedule.format import Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # spinning threads crawl on busy machines
 

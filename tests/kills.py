@@ -20,8 +20,9 @@ def calibrated(folder: str, left: int) -> bytes:
     import signal
 
     import adaptcache
-    from adaptcache.profiling import parts, profile
-    from adaptcache.profiling.store import Store
+    from adaptcache import profile
+    from adaptcache.profiling import cache as parts
+    from adaptcache.profiling.cache import Store
     from tests.conftest import CALL, STEPS, embedded, tiny_flux
 
     write, count = parts.write_atomically, iter(range(1, 10**6))

@@ -18,9 +18,9 @@ import psutil
 import torch
 
 import adaptcache
-from adaptcache.call import Call
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.schedule import Schedule
+from adaptcache.runs import Call
+from adaptcache.schedule.schedule import Schedule
 from tests.conftest import embedded, schedule_of, tiny_flux
 
 PROMPTS = embedded(6)

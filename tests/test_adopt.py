@@ -15,12 +15,13 @@ from test_export import kernel, schedule
 from test_export_engines import computed
 
 import adaptcache
-from adaptcache.adopt import Target, adopted
-from adaptcache.adopt.magcache import magcache
+from adaptcache.engines.diffusers.identity import fingerprint
+from adaptcache.engines.formats import ENGINES, export
+from adaptcache.engines.formats.adopt import Target, adopted
+from adaptcache.engines.formats.magcache import magcache
+from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
-from adaptcache.export import ENGINES, computed_steps, export
-from adaptcache.provenance.fingerprint import fingerprint
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 
 LIKE = schedule([0])
 

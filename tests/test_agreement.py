@@ -11,15 +11,16 @@ import torch.distributed as dist
 from conftest import CALL, STEPS, embedded, schedule_of, tiny_flux
 
 import adaptcache
-from adaptcache.agreement import groups_of, highest
-from adaptcache.call import Call
+from adaptcache.distributed import groups_of, highest
 from adaptcache.errors import AttachError
 from adaptcache.policies.base import Policy
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.probe import Probe
-from adaptcache.schedule import Rule, Schedule
-from adaptcache.sites.signals import worst
+from adaptcache.runs import Call
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
+from adaptcache.step import worst
 from tests.pipelines.video import wan21
 from tests.processes import launch
 

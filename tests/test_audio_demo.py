@@ -11,11 +11,12 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-from adaptcache import Schedule
-from adaptcache.call import Call
-from adaptcache.evaluate import compared
-from adaptcache.presets import calibration_folder, read_prompts, resolve
+from adaptcache.evaluation.evaluate import compared
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.report.picture import SPECTRUM
+from adaptcache.runs import Call
+from adaptcache.schedule.schedule import Schedule
 from calibration.demo.train import Trainer
 from calibration.demo.vae import encode
 from calibration.demo_audio.batches import BATCH, Captioned

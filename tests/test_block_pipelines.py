@@ -3,9 +3,9 @@
 import pytest
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import denoisers_of
 from adaptcache.errors import AttachError
-from adaptcache.gate.watch import denoisers_of
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.models import MODELS
 from tests.pipelines.table import TABLE, built, generated, grid_of, same
 

@@ -10,9 +10,10 @@ from torch import nn
 
 import adaptcache
 from adaptcache.errors import AttachError
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
+from adaptcache.sites.interceptor import Sentry
 from adaptcache.sites.models import MODELS, model_of
-from adaptcache.sites.sentry import Sentry
 
 STEPS = 10
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 import adaptcache
-from adaptcache.gate.standin import StandIns
+from adaptcache.engines.diffusers.placeholders import StandIns
 from tests.pipelines.table import built, counted, generated, planned
 from tests.pipelines.unet import sd_call, sd_parts
 

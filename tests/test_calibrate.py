@@ -13,16 +13,16 @@ from conftest import CALL, STEPS
 from diffusers import FluxPipeline
 
 import adaptcache
-from adaptcache import Schedule
-from adaptcache.calibrate import calls_for
-from adaptcache.generate import generate
-from adaptcache.metrics import CEILING, psnr, ssim
+from adaptcache.calibration.calibrate import calls_for
+from adaptcache.engines.diffusers.finer import refined
+from adaptcache.evaluation.generate import generate
+from adaptcache.evaluation.metrics import CEILING, psnr, ssim
+from adaptcache.profiling.cache import Store, content_key
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.store import Store, content_key
-from adaptcache.profiling.teacher import refined
+from adaptcache.schedule.schedule import Schedule
 
 ARGUMENTS = dict(CALL.arguments)
-MODULE = sys.modules["adaptcache.calibrate"]  # the package's attribute of this name is the function
+MODULE = sys.modules["adaptcache.calibration.calibrate"]  # the package's attribute of this name is the function
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:

@@ -7,10 +7,11 @@ import pytest
 from conftest import schedule_of
 from scipy.stats import binom, binomtest
 
-from adaptcache.certify import Certificate, certify, prompts_needed, upper_bound
 from adaptcache.cli.show import describe
+from adaptcache.evaluation.certify import Certificate, certify, prompts_needed, upper_bound
 from adaptcache.report import report
-from adaptcache.schedule import Evidence, Schedule
+from adaptcache.schedule.format import Evidence
+from adaptcache.schedule.schedule import Schedule
 
 
 @pytest.mark.parametrize("n", [1, 7, 59, 256])

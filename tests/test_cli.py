@@ -13,7 +13,7 @@ from conftest import Run, refused, schedule_of, tiny_flux
 from PIL import Image
 
 from adaptcache.cli import main, quiet
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 
 QUICK = ("--steps", "4", "--fit-on", "2", "--check-on", "1", "--batch-size", "2")
 

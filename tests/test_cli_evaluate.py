@@ -11,7 +11,7 @@ from conftest import Run, refused
 from PIL import Image
 
 from adaptcache.presets import resolve
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 
 SHIPPED = str(Path(__file__).parent.parent / "schedules" / "emoji-flux-28-4x.json")
 SMALL = ("--set", "height=32", "--set", "width=32", "--set", "guidance_scale=1.0")

@@ -17,10 +17,10 @@ from adaptcache.cli.export import export
 from adaptcache.cli.push import push
 from adaptcache.cli.report import report
 from adaptcache.cli.show import show
-from adaptcache.export import ENGINES
-from adaptcache.export import export as form
-from adaptcache.export.measure import applied, measured
-from adaptcache.schedule import Schedule
+from adaptcache.engines.formats import ENGINES
+from adaptcache.engines.formats import export as form
+from adaptcache.engines.formats.measure import applied, measured
+from adaptcache.schedule.schedule import Schedule
 
 app = typer.Typer()
 app.command()(export)

@@ -12,20 +12,19 @@ import pytest
 import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
-from adaptcache import compare as module
-from adaptcache.compare.bench import Bench
-from adaptcache.compare.meter import storages
-from adaptcache.compare.peers import PEERS, Case, annealing
-from adaptcache.compare.peers.annealing import annealed
-from adaptcache.compare.peers.magcache import followed
-from adaptcache.compare.peers.taylorseer import computed
-from adaptcache.compare.peers.zoo import even
-from adaptcache.compare.solution import no_solution
-from adaptcache.compare.sweep import between
-from adaptcache.compare.trial import Trial, kept, latent_error, run
-from adaptcache.compare.work import BlockCounter, blocks_of
+from adaptcache import comparison as module
+from adaptcache.comparison.baselines import PEERS, annealing
+from adaptcache.comparison.baselines.annealing import annealed
+from adaptcache.comparison.baselines.base import Case
+from adaptcache.comparison.baselines.magcache import followed
+from adaptcache.comparison.baselines.taylorseer import computed
+from adaptcache.comparison.baselines.zoo import even
+from adaptcache.comparison.bench import Bench
+from adaptcache.comparison.solution import no_solution
+from adaptcache.comparison.sweep import between
+from adaptcache.comparison.trial import BlockCounter, Trial, blocks_of, kept, latent_error, run, storages
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.record import twin
+from adaptcache.profiling.reference import twin
 
 PROMPTS = embedded(2)
 
@@ -123,8 +122,8 @@ def test_first_block_cache_with_a_wide_threshold_computes_one_block_a_step(case:
 
 def test_a_line_through_two_outputs_is_one_step_of_adams_bashforth(case: Case) -> None:
     """On an even grid of the call's own: x + h (3 u1 - u0) / 2."""
-    from adaptcache.compare.peers.samplers import Line
-    from adaptcache.gate import Update
+    from adaptcache.comparison.baselines.samplers import Line
+    from adaptcache.hooks import Update
 
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 

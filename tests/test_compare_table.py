@@ -11,7 +11,8 @@ import pytest
 from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
 from adaptcache.cli.table import cost_table, line_notes, line_table, size, write_markdown
-from adaptcache.compare import Comparison, Cost, Line
+from adaptcache.comparison import Comparison
+from adaptcache.comparison.line import Cost, Line
 
 FULL = Line(
     "full run", 1.0, 8.0, 32.0, {"mean": 100.0, "p05": 100.0}, None, 0.0, {"mean": 41.0, "p05": 40.0},

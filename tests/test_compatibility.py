@@ -16,12 +16,13 @@ from diffusers import (
 )
 
 import adaptcache
+from adaptcache.engines.diffusers.compatibility import graded
+from adaptcache.engines.diffusers.identity import provenance
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.matched import Matched
-from adaptcache.provenance.compatibility import graded
-from adaptcache.provenance.findings import Finding, Grade, explained, worst
-from adaptcache.provenance.fingerprint import provenance
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.findings import Finding, Grade, explained, worst
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 
 def fitted(pipe: Any, **made: Any) -> Schedule:

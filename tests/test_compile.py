@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import adaptcache
-from adaptcache.gate.watch import Guard
+from adaptcache.engines.diffusers.watch import Guard
 from tests.pipelines.table import built, generated, planned
 
 PLAN = [0, 1, 3]

@@ -8,12 +8,15 @@ import torch
 import toy
 
 import adaptcache
-from adaptcache.clock import Step
 from adaptcache.errors import ScheduleError
-from adaptcache.forecasts import FORECASTS, Known
-from adaptcache.methods.replay import replayed
+from adaptcache.forecasts import FORECASTS
+from adaptcache.forecasts.base import Known
 from adaptcache.policies import POLICIES
-from adaptcache.schedule import Denoiser, Grid, Rule, Schedule
+from adaptcache.policies.replay import replayed
+from adaptcache.schedule.format import Denoiser, Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
+from adaptcache.step import Step
 
 STEPS = 12
 PROFILE = toy.profile(STEPS)

@@ -3,12 +3,13 @@
 import pytest
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import denoisers_of
 from adaptcache.errors import AttachError
-from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.mask import Mask
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.deep import deep_part
-from adaptcache.sites.sentry import Sentry
+from adaptcache.sites.interceptor import Sentry
 from tests.pipelines.table import built, generated, grid_of, same
 from tests.pipelines.unet import UNET
 

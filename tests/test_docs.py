@@ -18,7 +18,8 @@ from test_export import kernel
 from adaptcache.cli import app
 from adaptcache.cli.export import export
 from adaptcache.cli.push import push
-from adaptcache.schedule import Kernel, Schedule
+from adaptcache.schedule.format import Kernel
+from adaptcache.schedule.schedule import Schedule
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(set(DOCS.glob("*.md")) - {DOCS / "support_notes.md"})  # a part of support.md

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import yaml
 
+from adaptcache.engines.formats import ENGINES, export
+from adaptcache.engines.formats.mask import Reuse, moved, reuse_errors
+from adaptcache.engines.formats.sglang import bins
+from adaptcache.engines.formats.tensorrt_llm import constant
 from adaptcache.errors import ScheduleError
-from adaptcache.export import ENGINES, Reuse, export
-from adaptcache.export.reuse import reuse_errors
-from adaptcache.export.sglang import bins
-from adaptcache.export.steps import moved
-from adaptcache.export.tensorrt_llm import constant
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.forecasts.matched import Matched
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.uniform import Uniform
-from adaptcache.schedule import Denoiser, Grid, Kernel, Rule, Schedule
+from adaptcache.schedule.format import Denoiser, Grid, Kernel
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 N = 9
 TIMES = tuple(1 - i / N for i in range(N))

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adaptcache.adopt.codes import imported
+from adaptcache.engines.formats import ENGINES, export
+from adaptcache.engines.formats.codes import imported
+from adaptcache.engines.formats.coefficients import COEFFICIENTS
+from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
-from adaptcache.export import ENGINES, computed_steps, export
-from adaptcache.export.coefficients import COEFFICIENTS
 from adaptcache.policies.polynomial import Polynomial
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 FLUX = Schedule.of("teacache", model="flux", threshold=0.4)
 

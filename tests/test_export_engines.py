@@ -12,8 +12,8 @@ from diffusers import MagCacheConfig
 from diffusers.utils import logging
 from test_export import kernel, schedule
 
-from adaptcache.call import Call
-from adaptcache.export import export
+from adaptcache.engines.formats import export
+from adaptcache.runs import Call
 
 CALL = Call(STEPS, {"height": 16, "width": 16})
 COMPUTE = [[0, 1, 4, 6], [0, 5], [0, 2, 4, 7]]

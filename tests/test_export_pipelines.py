@@ -9,7 +9,7 @@ import pytest
 from diffusers import MagCacheConfig
 from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS as BLOCKS
 
-from adaptcache.export import export
+from adaptcache.engines.formats import export
 from adaptcache.forecasts.extrapolate import Extrapolate
 from tests.pipelines.table import built, generated, grid_of, planned
 

@@ -13,9 +13,9 @@ from conftest import CALL, STEPS, embedded, tiny_flux
 from diffusers import FluxPipeline
 
 import adaptcache
+from adaptcache.calibration.match import Fit
 from adaptcache.fitting.kernel import shrunk
-from adaptcache.matching import Fit
-from adaptcache.profiling.record import record
+from adaptcache.profiling.reference import record
 from adaptcache.profiling.statistics import inner_products
 
 ARGUMENTS = dict(CALL.arguments)

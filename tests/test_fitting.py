@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptcache.fitting.kernel import added_noise, forecast_error, open_loop, pair_errors, resampled, shrunk
-from adaptcache.fitting.path import best_plan
+from adaptcache.fitting.plan import best_plan
 
 
 def vectors(count: int, seed: int = 0, size: int = 40) -> np.ndarray:

@@ -8,11 +8,11 @@ import torch
 import toy
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
-from adaptcache.clock import Step
 from adaptcache.fitting.differences import backward, lagrange, mean_weights
-from adaptcache.forecasts import FORECASTS, Known
+from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.adams_bashforth import AdamsBashforth
 from adaptcache.forecasts.bands import Bands
+from adaptcache.forecasts.base import Known
 from adaptcache.forecasts.chebyshev import Chebyshev
 from adaptcache.forecasts.dmd import DynamicModes
 from adaptcache.forecasts.extrapolate import Extrapolate
@@ -27,6 +27,7 @@ from adaptcache.forecasts.open_loop import OpenLoop
 from adaptcache.forecasts.scaled import Scaled
 from adaptcache.forecasts.taylor import Taylor
 from adaptcache.forecasts.velocity import Velocity
+from adaptcache.step import Step
 
 STEPS = 20
 TIMES = tuple(1 - (i / STEPS) ** 1.5 for i in range(STEPS))  # uneven

@@ -11,8 +11,8 @@ import pytest
 from conftest import Run, schedule_of, tiny_flux
 
 from adaptcache.errors import ScheduleError
-from adaptcache.schedule import Schedule
-from adaptcache.tuning import Front, Point
+from adaptcache.schedule.schedule import Schedule
+from adaptcache.tuning.front import Front, Point
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptcache.errors import ScheduleError
-from adaptcache.files.limits import checked_name, parse_json, plain
+from adaptcache.limits import checked_name, parse_json, plain
 from adaptcache.presets import Preset
-from adaptcache.profiling.profile import Profile
-from adaptcache.schedule import Schedule
-from adaptcache.schedule.schedule import LARGEST
+from adaptcache.profile import Profile
+from adaptcache.schedule.schedule import LARGEST, Schedule
 from tests.fuzz.artifacts import kinds
 from tests.fuzz.trial import meter, trial
 

@@ -12,8 +12,8 @@ from conftest import CALL, STEPS, embedded, schedule_of, tiny_flux
 from diffusers import FluxPipeline
 
 import adaptcache
-from adaptcache.call import Call
 from adaptcache.errors import AttachError, ScheduleError
+from adaptcache.runs import Call
 
 SKIPPING = [0, 1, 4, 6]
 

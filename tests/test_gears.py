@@ -9,18 +9,17 @@ import torch
 import toy
 
 import adaptcache
-from adaptcache import Schedule
-from adaptcache.adaptive.choose import chosen, least_margin
-from adaptcache.adaptive.gears import Trials
-from adaptcache.call import Call
+from adaptcache.calibration.gears import Trials, chosen, least_margin
 from adaptcache.cli.calibrate import parsed_gears
 from adaptcache.cli.show import describe
+from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
-from adaptcache.export.steps import computed_steps
-from adaptcache.fitting.looks import look_rows, signals_in
+from adaptcache.fitting.signals import look_rows, signals_in
 from adaptcache.policies.gears import Gears
-from adaptcache.policies.look import signals_of
 from adaptcache.policies.plan import Plan
+from adaptcache.policies.signals import signals_of
+from adaptcache.runs import Call
+from adaptcache.schedule.schedule import Schedule
 
 STEPS = 12
 BUDGETS = (0.34, 0.5, 0.67, 0.84)

@@ -8,10 +8,11 @@ import torch
 from diffusers import FasterCacheConfig
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import denoisers_of
 from adaptcache.errors import AttachError
-from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.mask import Mask
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from tests.pipelines.table import built, generated, grid_of, same
 
 SEQUENTIAL = ("Flux, two branches", "Qwen-Image", "Wan 2.1", "Wan 2.2", "Chroma", "Lumina 2", "CogView 4")

@@ -11,10 +11,12 @@ from diffusers.guiders import (
 from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageAutoBlocks
 
 import adaptcache
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.provenance.fingerprint import fingerprint
-from adaptcache.schedule import Grid, Rule, Schedule
+from adaptcache.schedule.format import Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from tests.pipelines.setup import noise
 from tests.pipelines.table import built, counted
 

@@ -22,7 +22,8 @@ from adaptcache.hub import CONFIG
 from adaptcache.hub.card import END, card
 from adaptcache.hub.errors import HubError
 from adaptcache.hub.plot import plot
-from adaptcache.schedule import Evidence, Schedule
+from adaptcache.schedule.format import Evidence
+from adaptcache.schedule.schedule import Schedule
 
 REPO = "user/emoji-schedules"
 

@@ -22,7 +22,7 @@ def test_the_mathematics_know_no_torch() -> None:
         "import importlib.util, sys, types\n"
         "package = types.ModuleType('adaptcache'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['adaptcache'] = package\n"
-        "import adaptcache.fitting.kernel, adaptcache.fitting.path\n"
+        "import adaptcache.fitting.kernel, adaptcache.fitting.plan\n"
         "print('torch' in sys.modules)"
     )
     import adaptcache

@@ -9,13 +9,12 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
+from adaptcache.calibration.methods import calibrate_method, within_budget
 from adaptcache.cli import main
 from adaptcache.errors import AttachError
-from adaptcache.methods import METHODS
-from adaptcache.methods.calibrate import calibrate_method
-from adaptcache.methods.local_errors import within_budget
 from adaptcache.profiling.layers import layer_errors
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.methods import METHODS
+from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.models import layers_of
 
 ARGUMENTS = dict(CALL.arguments)

@@ -6,10 +6,11 @@ import torch
 from diffusers import PyramidAttentionBroadcastConfig
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import denoisers_of
 from adaptcache.errors import AttachError
-from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.mask import Mask
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.models import LAYERS, layers_of
 from tests.pipelines.latte import latte
 from tests.pipelines.table import TABLE, built, generated, grid_of, same

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from adaptcache.matching.lockstep import Lockstep
+from adaptcache.calibration.lockstep import Lockstep
 
 
 def test_all_get_the_answer_to_what_all_gave_in_their_order() -> None:

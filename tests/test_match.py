@@ -19,23 +19,20 @@ from diffusers import (
 )
 
 import adaptcache
-from adaptcache.call import Call
-from adaptcache.clock import Step
+from adaptcache.calibration.fit import assembled, fitted
+from adaptcache.calibration.match import Fit, match, target_of
+from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.gate import Update
-from adaptcache.gate.move import Move
-from adaptcache.matching.follower import Fit
-from adaptcache.matching.match import match
-from adaptcache.matching.planned import assembled, fitted
-from adaptcache.matching.target import target_of
+from adaptcache.hooks import Move, Update
 from adaptcache.policies.plan import Plan
-from adaptcache.presets import Preset, read_prompts
-from adaptcache.presets.sampler import sampler
+from adaptcache.presets import Preset
+from adaptcache.presets.prompts import read_prompts
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.record import record
+from adaptcache.profiling.reference import Trajectory, record
 from adaptcache.profiling.statistics import statistics
-from adaptcache.profiling.trajectory import Trajectory
-from adaptcache.schedule import Rule
+from adaptcache.runs import Call
+from adaptcache.schedule.rule import Rule
+from adaptcache.step import Step
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -9,17 +9,18 @@ import pytest
 import toy
 
 import adaptcache
-from adaptcache.adopt.codes import imported, interleaved, read
+from adaptcache.engines.formats.codes import imported, interleaved, read
+from adaptcache.engines.lint import cliffs, least_value, lint
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.methods import METHODS, fitted_rules, method_named, published, rules_of
-from adaptcache.methods.lint import cliffs, least_value, lint
-from adaptcache.methods.replay import replayed
 from adaptcache.policies.magnitude import Magnitude
 from adaptcache.policies.mask import Mask
 from adaptcache.policies.polynomial import Polynomial
+from adaptcache.policies.replay import replayed
 from adaptcache.policies.uniform import Uniform
-from adaptcache.schedule import Rule, Schedule
+from adaptcache.schedule.methods import METHODS, fitted_rules, method_named, published, rules_of
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 PROFILE = toy.profile(16)
 

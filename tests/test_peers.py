@@ -14,11 +14,11 @@ from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
 import adaptcache
-from adaptcache.call import Call
 from adaptcache.forecasts.taylor import Taylor
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.schedule import Schedule
+from adaptcache.runs import Call
+from adaptcache.schedule.schedule import Schedule
 
 STEPS = 12
 

@@ -11,9 +11,7 @@ import toy
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, nearest_interp
 from diffusers.hooks.sea_cache import _apply_sea_filter
 
-from adaptcache.clock import Step
 from adaptcache.fitting.polynomial import fit_rising, held_out
-from adaptcache.methods.replay import replayed, stand_ins
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.drift import Drift
 from adaptcache.policies.growing import Growing
@@ -23,14 +21,16 @@ from adaptcache.policies.magnitude import Magnitude
 from adaptcache.policies.mask import Mask, nearest
 from adaptcache.policies.polynomial import Polynomial
 from adaptcache.policies.probe import Probe
+from adaptcache.policies.replay import replayed, stand_ins
 from adaptcache.policies.sensitivity import Sensitivity
 from adaptcache.policies.spectral import denoised
 from adaptcache.policies.third_difference import ThirdDifference
 from adaptcache.policies.transform_rate import TransformRate
 from adaptcache.policies.uniform import Uniform
 from adaptcache.policies.verify import Verify
+from adaptcache.step import Step
 
-PUBLISHED = json.loads((files("adaptcache.methods") / "published.json").read_text())
+PUBLISHED = json.loads((files("adaptcache.schedule") / "published.json").read_text())
 RATIOS = {name: tuple(entry["ratios"]) for name, entry in PUBLISHED["magcache"]["sets"].items()}
 PROFILE = toy.profile(16)
 
@@ -253,7 +253,8 @@ def test_stand_ins_have_the_geometry_of_the_profile():
 
 def test_replay_computes_what_the_run_computes():
     import adaptcache
-    from adaptcache.schedule import Rule, Schedule
+    from adaptcache.schedule.rule import Rule
+    from adaptcache.schedule.schedule import Schedule
 
     policy = Drift.fit(PROFILE, budget=0.4)
     pipe = toy.Pipe()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import adaptcache
-from adaptcache.files.limits import KERNEL_STEPS
-from adaptcache.gate.watch import denoisers_of
+from adaptcache.engines.diffusers.watch import denoisers_of
+from adaptcache.limits import KERNEL_STEPS
 from adaptcache.presets import Preset, names
 from tests.pipelines.setup import Setup, noise
 from tests.pipelines.table import TABLE, built, generated

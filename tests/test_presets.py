@@ -11,13 +11,9 @@ import torch
 from diffusers.pipelines import pipeline_utils
 from huggingface_hub import errors
 
-from adaptcache.presets import (
-    CheckpointError,
-    Preset,
-    calibration_folder,
-    names,
-    resolve,
-)
+from adaptcache.presets import Preset, names, resolve
+from adaptcache.presets.checkpoint import CheckpointError
+from adaptcache.presets.prompts import calibration_folder
 
 HUB = Preset(name="no-such", checkpoint="nobody/no-such-model")
 GATED = HUB.model_copy(update={"gated": True})

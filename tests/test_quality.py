@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from adaptcache.adaptive.learn import as_numbers, band_of
 from adaptcache.fitting.kernel import pair_errors
-from adaptcache.fitting.path import best_plan, plan_cost, shared_plans
+from adaptcache.fitting.plan import best_plan, plan_cost, shared_plans
 from adaptcache.fitting.quality import WIDTHS, fit_quality, predicted
+from adaptcache.policies.learn import as_numbers, band_of
 
 N = 9
 

@@ -17,9 +17,9 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
+from adaptcache.distributed import ALONE, RankError, joined
+from adaptcache.profiling.cache import Store
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.store import Store
-from adaptcache.ranks import ALONE, RankError, joined
 from tests.processes import LIMIT, free_port, launch
 
 HELD_OUT = 3

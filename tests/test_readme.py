@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 

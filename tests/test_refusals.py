@@ -6,11 +6,10 @@ import diffusers
 import pytest
 
 import adaptcache
-from adaptcache.call import Call
+from adaptcache.engines.diffusers.gate import Gate
 from adaptcache.errors import AttachError
-from adaptcache.gate import Gate
-from adaptcache.profiling.record import record
-from adaptcache.profiling.trajectory import Recorder
+from adaptcache.profiling.reference import Recorder, record
+from adaptcache.runs import Call
 from tests.pipelines.setup import Setup, noise, prompts
 from tests.pipelines.table import built, generated, planned
 from tests.pipelines.video import unipc, wan_transformer

@@ -17,7 +17,8 @@ from adaptcache.errors import ScheduleError
 from adaptcache.report import report, write_report
 from adaptcache.report.compared import pareto
 from adaptcache.report.curves import change_curve
-from adaptcache.schedule import Evidence, Kernel, Schedule
+from adaptcache.schedule.format import Evidence, Kernel
+from adaptcache.schedule.schedule import Schedule
 
 VOID = {"meta", "img", "input", "br", "link"}
 

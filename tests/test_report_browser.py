@@ -12,11 +12,12 @@ from browser import Browser, missing
 from conftest import CALL, embedded, tiny_flux
 from PIL import Image
 
-from adaptcache.call import Call, sampling_rate
 from adaptcache.cli.folder import write_folder
-from adaptcache.compare import compare
-from adaptcache.presets import read_prompts, resolve
+from adaptcache.comparison import compare
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import read_prompts
 from adaptcache.report import write_report
+from adaptcache.runs import Call, sampling_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")]
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.profiling.store import Store
+from adaptcache.profiling.cache import Store
 from tests.kills import kills
 
 PROFILES = {"batch_size": 2, "budget": 0.5}
@@ -22,7 +22,7 @@ PARTS = 3 + STEPS - 1 + 1  # batches, influences, profile
 PROGRAM = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
-import adaptcache.files, adaptcache.profiling.parts, adaptcache.profiling.profile
+import adaptcache.files, adaptcache.profiling.cache, adaptcache.profile
 from test_resume import calibrated
 
 left, write = int(sys.argv[2]), adaptcache.files.write_atomically
@@ -36,7 +36,7 @@ def killed(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, content)
 
-adaptcache.profiling.parts.write_atomically = adaptcache.profiling.profile.write_atomically = killed
+adaptcache.profiling.cache.write_atomically = adaptcache.profile.write_atomically = killed
 calibrated(sys.argv[1])
 """
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CALL, embedded, tiny_flux
 
-from adaptcache.presets.sampler import sampler, with_sampler
+from adaptcache.engines.diffusers.sampler import sampler, with_sampler
 
 DPM = "DPMSolverMultistepScheduler"
 

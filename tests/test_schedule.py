@@ -14,7 +14,7 @@ from adaptcache.errors import ScheduleError
 from adaptcache.files import check_writable, write_atomically
 from adaptcache.forecasts.base import Weights
 from adaptcache.forecasts.matched import Matched, named
-from adaptcache.schedule import Schedule
+from adaptcache.schedule.schedule import Schedule
 
 GOLDEN = Path(__file__).parent / "data"
 

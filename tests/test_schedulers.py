@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import adaptcache
-from adaptcache.clock import spread
+from adaptcache.calibration.match import target_of
+from adaptcache.engines.diffusers.gate import Gate
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.gate import Gate
-from adaptcache.matching.target import target_of
+from adaptcache.step import spread
 from tests.pipelines.table import built, generated, grid_of, planned, same
 from tests.pipelines.unet import SCHEDULE
 

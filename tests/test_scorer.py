@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from adaptcache.call import Call
-from adaptcache.compare.scorer import Scorer, load_scorer, named
-from adaptcache.compare.shown import SCORER, shows_for
-from adaptcache.presets import read_prompts, resolve
+from adaptcache.comparison.scorer import SCORER, Scorer, load_scorer, named, shows_for
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import read_prompts
+from adaptcache.runs import Call
 
 PRESET = resolve("emoji-flux")
 assert PRESET.folder
@@ -63,7 +63,7 @@ def test_other_models_and_prompts_get_a_reason(tmp_path: Path, monkeypatch: pyte
     assert shows_for(PRESET.folder, PROMPTS.held_out)[1:] == ("share shown", "")
     shows, _, why = shows_for(PRESET.folder, ["a lighthouse in a storm"])
     assert shows is None and "does not know" in why
-    monkeypatch.setattr("adaptcache.compare.shown.CLIP", "nobody/no-such-clip")
+    monkeypatch.setattr("adaptcache.comparison.scorer.CLIP", "nobody/no-such-clip")
     shows, _, why = shows_for(tmp_path, ["a lighthouse in a storm"])
     assert shows is None and "nobody/no-such-clip is not on this machine" in why
     assert "no text" in shows_for(None, [{"prompt": "a cat"}])[2]

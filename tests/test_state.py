@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import adaptcache
+from adaptcache.engines.diffusers.watch import Guard, denoisers_of
 from adaptcache.errors import AttachError
-from adaptcache.gate.watch import Guard, denoisers_of
-from adaptcache.profiling.record import twin
+from adaptcache.profiling.reference import twin
 from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]

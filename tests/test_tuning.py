@@ -16,13 +16,13 @@ from conftest import CALL, STEPS, embedded, tiny_flux
 from toy import Pipe
 
 import adaptcache
-from adaptcache.call import Call
-from adaptcache.generate import generate
-from adaptcache.metrics import psnr
-from adaptcache.profiling.store import Store
-from adaptcache.tuning import Target, Tuned, begin, concluded, tune
+from adaptcache.evaluation.generate import generate
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.profiling.cache import Store
+from adaptcache.runs import Call
 from adaptcache.tuning.aims import aims
 from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.conclude import Tuned, concluded
 from adaptcache.tuning.latency import most_calls
 from adaptcache.tuning.moves import moved
 from adaptcache.tuning.proposals import Proposer
@@ -30,7 +30,8 @@ from adaptcache.tuning.race import Seen, behind, chosen, hopeless, worth
 from adaptcache.tuning.search import Search
 from adaptcache.tuning.sets import split
 from adaptcache.tuning.storage import alive, open_storage, optuna, worker
-from adaptcache.tuning.target import seconds
+from adaptcache.tuning.target import Target, seconds
+from adaptcache.tuning.tune import begin, tune
 
 WORDS = tuple("a " + "very " * k + "small lighthouse" for k in range(9))
 TRIALS = 10

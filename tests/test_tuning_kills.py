@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
-from adaptcache.profiling.store import Store
-from adaptcache.tuning import tune
+from adaptcache.profiling.cache import Store
+from adaptcache.tuning.tune import tune
 
 TRIALS = 10
 

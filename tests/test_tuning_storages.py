@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from toy import Pipe
 
-from adaptcache.profiling.store import Store
-from adaptcache.tuning import Target, begin, concluded
+from adaptcache.profiling.cache import Store
+from adaptcache.tuning.conclude import concluded
 from adaptcache.tuning.search import Search
+from adaptcache.tuning.target import Target
+from adaptcache.tuning.tune import begin
 from tests.postgres import missing, server
 from tests.processes import launch
 

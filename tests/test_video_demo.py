@@ -9,7 +9,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from adaptcache.presets import read_prompts
+from adaptcache.presets.prompts import read_prompts
 from calibration.demo.data import BACKGROUNDS
 from calibration.demo.train import Trainer
 from calibration.demo_video.basis import Basis, pairs

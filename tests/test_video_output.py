@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptcache.metrics import psnr
-from adaptcache.presets import calibration_folder, resolve
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.presets import resolve
+from adaptcache.presets.prompts import calibration_folder
 from adaptcache.report.picture import FRAMES, side_by_side, strip
 
 

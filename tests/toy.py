@@ -6,9 +6,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from adaptcache import Profile
-from adaptcache.call import Call
-from adaptcache.profiling.record import record
+from adaptcache.profile import Profile
+from adaptcache.profiling.reference import record
+from adaptcache.runs import Call
 
 
 class Denoiser(nn.Module):

@@ -10,7 +10,7 @@ from contextlib import suppress
 import typer
 
 from .. import __version__
-from ..ranks import RankError, launched
+from ..distributed import RankError, launched
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ..calibrate import calibrate as fit_schedule
-from ..calibrate import calls_for
+from ..calibration.calibrate import calibrate as fit_schedule
+from ..calibration.calibrate import calls_for
+from ..calibration.methods import calibrate_method
+from ..distributed import joined
+from ..engines.diffusers.sampler import with_sampler
 from ..files import check_writable
-from ..methods import method_named
-from ..methods.calibrate import calibrate_method
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..presets.sampler import with_sampler
-from ..profiling.store import Store
-from ..ranks import joined
-from ..schedule import Schedule
+from ..profiling.cache import Store
+from ..schedule.methods import method_named
+from ..schedule.schedule import Schedule
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
 from .show import describe

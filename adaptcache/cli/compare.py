@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ..call import Call, sampling_rate
-from ..compare import compare as run_comparison
-from ..compare import methods_of
-from ..compare.shown import shows_for
+from ..comparison import compare as run_comparison
+from ..comparison import methods_of
+from ..comparison.scorer import shows_for
+from ..engines.diffusers.sampler import with_sampler
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..presets.sampler import with_sampler
+from ..runs import Call, sampling_rate
 from .folder import write_folder
 from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress

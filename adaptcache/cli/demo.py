@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ..calibrate import calibrate as fit_schedule
-from ..call import Call
-from ..evaluate import compared
+from ..calibration.calibrate import calibrate as fit_schedule
+from ..evaluation.evaluate import compared
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..profiling.store import Store
+from ..profiling.cache import Store
 from ..report.picture import side_by_side
+from ..runs import Call
 from .options import Model
 from .screen import out, progress, table
 

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ..call import Call
+from ..engines.diffusers.compatibility import graded
 from ..errors import ScheduleError
-from ..evaluate import Row, compared
+from ..evaluation.evaluate import Row, compared
+from ..evaluation.generate import Generation
 from ..files import check_image
-from ..generate import Generation
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..provenance.compatibility import graded
-from ..provenance.findings import Finding, Grade, explained, worst
 from ..report.picture import side_by_side
-from ..schedule import Schedule
+from ..runs import Call
+from ..schedule.findings import Finding, Grade, explained, worst
+from ..schedule.schedule import Schedule
 from .options import Device, Model, Seed, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded

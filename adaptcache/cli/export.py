@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ..call import Call
-from ..export import ENGINES, Exported
-from ..export import export as form
-from ..export.measure import MEASURABLE, measured
+from ..engines.formats import ENGINES
+from ..engines.formats import export as form
+from ..engines.formats.mask import Exported
+from ..engines.formats.measure import MEASURABLE, measured
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
+from ..runs import Call
 from .options import Device
 from .screen import out, print_json, progress
 from .source import Source, loaded

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..call import Prompt
-from ..compare import OURS, Comparison, Line
+from ..comparison import Comparison
+from ..comparison.compare import OURS
+from ..comparison.line import Line
 from ..files import dump_json, write_atomically
 from ..report.picture import save_output, side_by_side, strip
+from ..runs import Prompt
 from .table import write_markdown
 
 __all__ = ["write_folder"]
@@ -69,7 +71,7 @@ def save_images(
 
 def draw(folder: Path, lines: list[Line], images: dict[str, Any], prompts: Sequence[Prompt]) -> None:
     """Draws the Pareto plot, and a contact sheet for each budget."""
-    from ..compare.pareto import draw as draw_pareto
+    from ..comparison.pareto import draw as draw_pareto
 
     draw_pareto(lines, folder / "pareto.png")
     full = images["full run"]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files import check_writable
-from ..files.limits import NODES, parse_json, read_bytes
+from ..limits import NODES, parse_json, read_bytes
 from ..tuning.front import LARGEST, POINTS, Front, is_front
 from .screen import out, print_json
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..call import Call, sampling_rate
-from ..evaluate import row
+from ..evaluation.evaluate import row
+from ..evaluation.generate import generate as run
 from ..files import check_image, check_writable
-from ..generate import generate as run
 from ..presets import resolve
 from ..report.picture import save_output, side_by_side
+from ..runs import Call, sampling_rate
 from .options import Device, Model, Set, Steps
 from .screen import out, print_json, progress, table
 from .source import loaded

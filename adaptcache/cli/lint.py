@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..adopt.codes import read
-from ..methods.lint import lint as faults_of
-from ..profiling.profile import Profile
+from ..engines.formats.codes import read
+from ..engines.lint import lint as faults_of
+from ..profile import Profile
 from .screen import out, print_json
 
 __all__ = ["lint"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..methods import METHODS, published
+from ..schedule.methods import METHODS, published
 from .screen import out, print_json
 
 __all__ = ["methods"]

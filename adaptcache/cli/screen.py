@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..evaluate import Row
+from ..evaluation.evaluate import Row
 
 __all__ = ["out", "print_json", "print_whole", "progress", "table"]
 

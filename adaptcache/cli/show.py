@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..policies.gears import Gears
 from ..policies.plan import Plan
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 from .front import holds_front, show_front
 from .screen import out, print_json
 from .source import loaded

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..hub import from_pretrained
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 
 __all__ = ["Source", "loaded"]
 

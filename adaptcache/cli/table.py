@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..compare import OURS, Cost, Line
+from ..comparison.compare import OURS
+from ..comparison.line import Cost, Line
 from ..files import write_atomically
 
 __all__ = ["cost_table", "line_notes", "line_table", "write_markdown"]

@@ -10,10 +10,11 @@ import typer
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..profiling.store import Store
-from ..tuning import Target, Tuned, begin, concluded
+from ..profiling.cache import Store
+from ..tuning.conclude import Tuned, concluded
 from ..tuning.plot import draw, drawable
-from ..tuning.target import seconds
+from ..tuning.target import Target, seconds
+from ..tuning.tune import begin
 from .front import describe_front
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress

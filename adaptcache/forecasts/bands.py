@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from ..clock import Step
+from ..step import Step
 from .base import Forecast, Known, Weights
 
 __all__ = ["Bands"]

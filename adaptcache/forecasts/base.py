@@ -11,11 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import Signal
+from ..step import Signal, Step
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Forecast", "Known", "Weights", "weighted_sum"]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from ..clock import Step
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["Chebyshev"]

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
 from ..fitting.kernel import Array
+from ..step import Step
 from .base import Forecast, Known, Weights, weighted_sum
 from .newton import Newton
 

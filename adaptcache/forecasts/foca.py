@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from ..clock import Step
 from ..fitting.kernel import Array
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["FoCa"]

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
+from ..step import Step
 from .base import Forecast, Known, Weights, weighted_sum
 from .hermite import Hermite
 

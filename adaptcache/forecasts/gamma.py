@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import TINY, Signal
+from ..step import TINY, Signal, Step
 from .base import Forecast, Known, Weights, weighted_sum
 
 __all__ = ["Gamma"]

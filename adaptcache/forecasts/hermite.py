@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from ..clock import Step
 from ..fitting.differences import backward
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["Hermite"]

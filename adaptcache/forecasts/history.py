@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..gate import Update
-from . import Known, Weights
-from .base import weighted_sum
+from ..hooks import Update
+from .base import Known, Weights, weighted_sum
 
 __all__ = ["History"]
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..clock import Step
-from ..files.limits import GEARS, STEPS, TRACKS
 from ..fitting.kernel import open_loop_table
+from ..limits import GEARS, STEPS, TRACKS
+from ..step import Step
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Feature", "Matched", "named"]
 

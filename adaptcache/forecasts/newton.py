@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..clock import Step
 from ..fitting.differences import lagrange
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["Newton"]

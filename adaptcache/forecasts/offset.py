@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..clock import Step
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["Offset"]

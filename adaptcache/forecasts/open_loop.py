@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..clock import Step
 from ..fitting.kernel import open_loop, resampled
+from ..step import Step
 from .base import Forecast, Weights
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["OpenLoop"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..clock import Step
+from ..step import Step
 from .base import Forecast, Weights
 
 __all__ = ["Velocity"]

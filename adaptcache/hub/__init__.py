@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download
 
 from ..files import write_atomically
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 from .card import card
 from .errors import HubError, explained
 from .plot import plot

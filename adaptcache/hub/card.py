@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from huggingface_hub import ModelCardData
 
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 
 __all__ = ["card"]
 

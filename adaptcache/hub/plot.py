@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw, ImageFont
 
 from ..policies.plan import Plan
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 
 __all__ = ["plot"]
 

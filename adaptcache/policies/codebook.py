@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import relative_change, worst
+from ..step import Step, relative_change, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Codebook"]
 
@@ -78,6 +77,6 @@ class Codebook(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the table, scaled to spend the budget as far as its longest skip allows."""
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         return with_budget(lambda scale: cls(scale=scale, **knobs), profile, budget)

@@ -10,8 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import relative_change
+from ..step import Step, relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Drift"]

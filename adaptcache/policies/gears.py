@@ -1,19 +1,8 @@
-"""Several plans with a shared beginning: which one a run follows is decided by what is seen on the way.
-
-After a computed step all gears that would have done the same so far are still open. Their guesses say, from
-the signals seen so far, how the run would end in each; the cheapest one that reaches the target is taken, or
-the slowest open one where none does. So a run may shift at any computed step, and whatever it does, it ends
-bit for bit as a run that was in its last gear from the start: weights depend on the steps computed so far.
-
-The file is longer than ours are: one file a policy.
-
-References:
-    | DiffCR (You et al., 2024), https://arxiv.org/abs/2412.16822 (ratios by sample, learned by gradients)
-    | SADA (Jiang et al., 2025), https://arxiv.org/abs/2507.17135 (a criterion at each step)
-"""
+"""The way of a run through the gears of a schedule, and how it is told."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -22,18 +11,78 @@ import torch
 from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
-from ..agreement import highest
-from ..clock import Step
-from ..fitting.looks import look_rows
+from ..distributed import highest
+from ..fitting.signals import look_rows
+from ..step import Step
 from .base import Account
-from .course import Course, explained
-from .look import signals_of
 from .plan import Plan, Watch
+from .signals import signals_of
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
-__all__ = ["Gears"]
+
+@dataclass
+class Course:
+    """The way a run has taken; tensors stay on the device.
+
+    Arguments:
+        plans: The steps each gear computes.
+        gear: The one followed; their number where everything is computed from now on.
+        outputs: Those computed so far, newest first.
+        signals: Those of each computed step, with shape (B, F).
+        choice: The number of a gear that was chosen on the device and not read yet.
+        expected: Step, open gears, and what they promise for the worst sample, with shape (G,).
+        alarms: The steps after which the guard was heard.
+    """
+
+    plans: list[list[int]]
+    gear: int
+    outputs: list[Tensor] = field(default_factory=list)
+    signals: list[Tensor] = field(default_factory=list)
+    choice: Tensor | None = None
+    expected: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
+    alarms: list[int] = field(default_factory=list)
+
+
+def explained(
+    wanted: float,
+    expected: tuple[tuple[int, list[int], Tensor], ...],
+    alarms: tuple[int, ...],
+    everything: bool,
+) -> str:
+    """Returns why a run was in its gear, in words; reads a few numbers from the device."""
+    words = []
+    if expected:
+        index, opened, worst = expected[-1]
+        promised = [float(value) for value in worst]
+        good = [k for k, value in enumerate(promised) if value >= wanted]
+        taken = good[0] if good else len(opened) - 1
+        verb = "promised" if good else "promised only"
+        gear, best = opened[taken], promised[taken]
+        words.append(f"after step {index} gear {gear} {verb} {best:.1f} dB of {wanted:.1f}")
+    if alarms:
+        then = "all is computed from there on" if everything else "a slower gear was taken"
+        steps = ", ".join(map(str, alarms))
+        words.append(
+            f"the guard saw an unknown change at step {steps} (other weights, another kind of prompt?): "
+            f"{then}"
+        )
+    return "; ".join(words)
+
+
+# Several plans with a shared beginning: which one a run follows is decided by what is seen on the way.
+#
+# After a computed step all gears that would have done the same so far are still open. Their guesses say, from
+# the signals seen so far, how the run would end in each; the cheapest one that reaches the target is taken, or
+# the slowest open one where none does. So a run may shift at any computed step, and whatever it does, it ends
+# bit for bit as a run that was in its last gear from the start: weights depend on the steps computed so far.
+#
+# The file is longer than ours are: one file a policy.
+#
+# References:
+#     | DiffCR (You et al., 2024), https://arxiv.org/abs/2412.16822 (ratios by sample, learned by gradients)
+#     | SADA (Jiang et al., 2025), https://arxiv.org/abs/2507.17135 (a criterion at each step)
 
 PARTS = (0.6, 0.8, 1.0, 1.3, 1.7)  # of the budget, that gears of a profile have
 TARGETS = 16  # that are replayed for a budget
@@ -148,11 +197,11 @@ class Gears(Plan):
         Errors are those of the planner's model, so the decibels are those of no image.
         `adaptcache.calibrate(gears=...)` runs the plans instead. Needs scikit-learn.
         """
-        from ..adaptive.learn import learned
         from ..fitting.kernel import pair_errors
-        from ..fitting.looks import qualities, signals_in
-        from ..fitting.path import shared_plans
-        from ..methods.replay import calls_of
+        from ..fitting.plan import shared_plans
+        from ..fitting.signals import qualities, signals_in
+        from .learn import learned
+        from .replay import calls_of
 
         n = profile.steps
         calls = sorted({min(n, max(2, round(part * budget * n))) for part in PARTS} | {n})

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..clock import Step
+from ..step import Step
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Growing"]
 
@@ -46,7 +46,7 @@ class Growing(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the growth that spends the budget; the warm-up is a tenth of the steps unless given."""
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         knobs.setdefault("warm_up", max(1, profile.steps // 10))
         return with_budget(lambda growth: cls(growth=growth, **knobs), profile, budget)

@@ -14,13 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import TINY, Signal, worst
+from ..step import TINY, Signal, Step, worst
 from .base import Policy
 from .threshold import Trail
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Learned", "Node"]
 
@@ -110,7 +109,7 @@ class Learned(Policy):
         Arguments:
             model: "tree" or "linear".
         """
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         knobs |= learned_tree(*examples(profile)) if model == "tree" else learned_line(*examples(profile))
         return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)

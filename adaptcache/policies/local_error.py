@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import FailFast, Field
 
-from ..clock import Step
+from ..step import Step
 from .base import Policy
 from .mask import nearest
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["LocalError"]
 
@@ -75,7 +75,7 @@ class LocalError(Policy):
         Arguments:
             longest: The most steps skipped in a row; SmoothCache measures 3.
         """
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         gram, n = profile.kernel, profile.steps
         energy = np.diagonal(gram)

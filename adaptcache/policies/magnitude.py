@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..clock import Step
+from ..step import Step
 from .base import Policy
 from .mask import nearest
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Magnitude"]
 
@@ -71,7 +71,7 @@ class Magnitude(Policy):
 
         `max_skip` is not limited unless given: a low limit makes every plan uniform, whatever the ratios.
         """
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         ratios = tuple(map(float, profile.magnitude.mean(axis=0)))
         knobs = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | knobs

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..clock import Step
-from ..files.limits import GEARS, STEPS, falling
 from ..fitting.kernel import pair_errors
-from ..fitting.path import best_plan, minmax_plan, reuse_costs
+from ..fitting.plan import best_plan, minmax_plan, reuse_costs
+from ..limits import GEARS, STEPS, falling
+from ..step import Step
 from .base import Policy
-from .look import Look
+from .signals import Look
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Gear", "Plan", "Watch"]
 

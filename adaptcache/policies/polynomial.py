@@ -12,13 +12,12 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from ..clock import Step
 from ..fitting.polynomial import fit_rising, held_out
-from ..sites.signals import relative_change
+from ..step import Step, relative_change
 from .threshold import Threshold, Trail
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Polynomial"]
 

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import Signal, relative_change
+from ..step import Signal, Step, relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Probe"]

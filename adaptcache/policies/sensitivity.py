@@ -13,12 +13,11 @@ from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import TINY
+from ..step import TINY, Step
 from .threshold import Threshold, Trail
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Sensitivity"]
 

@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import relative_change
+from ..step import Step, relative_change
 from .threshold import Threshold, Trail
 
 __all__ = ["Spectral", "denoised"]

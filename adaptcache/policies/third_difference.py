@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import TINY
+from ..step import TINY, Step
 from .threshold import Threshold, Trail
 from .transform_rate import size
 

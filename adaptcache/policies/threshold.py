@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import Signal, worst
+from ..step import Signal, Step, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Threshold", "Trail"]
 
@@ -103,6 +102,6 @@ class Threshold(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the policy with the threshold that spends the budget, replayed on the profile."""
-        from ..methods.replay import with_budget
+        from .replay import with_budget
 
         return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import TINY
+from ..step import TINY, Step
 from .threshold import Threshold, Trail
 
 __all__ = ["TransformRate", "size"]

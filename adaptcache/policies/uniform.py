@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..clock import Step
-from ..files.limits import STEPS
+from ..limits import STEPS
+from ..step import Step
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Uniform"]
 
@@ -47,7 +47,7 @@ class Uniform(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the interval that comes nearest to the budget, or the warm-up if the interval is given."""
-        from ..methods.replay import calls_of
+        from .replay import calls_of
 
         free = "warm_up" if "interval" in knobs else "interval"
         made = [cls(**{free: value}, **knobs) for value in range(1, profile.steps + 1)]

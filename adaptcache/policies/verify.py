@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
-from ..clock import Step
-from ..sites.signals import relative_change, worst
+from ..step import Step, relative_change, worst
 from .base import Policy
 
 if TYPE_CHECKING:
-    from ..profiling.profile import Profile
+    from ..profile import Profile
 
 __all__ = ["Verify"]
 
@@ -68,7 +67,7 @@ class Verify(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
         """Returns the longest skip that comes nearest to the budget where no forecast is found bad."""
-        from ..methods.replay import calls_of
+        from .replay import calls_of
 
         knobs.setdefault("warm_up", min(3, max(1, round(budget * profile.steps))))
         made = [cls(max_skip=skip, **knobs) for skip in range(profile.steps)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..files.limits import PROMPTS, STEPS, checked_name, first_fault, plain, read_bytes
+from ..limits import PROMPTS, STEPS, checked_name, first_fault, plain, read_bytes
 from .checkpoint import CheckpointError, load_pipeline
 from .prompts import Prompts, calibration_folder, read_prompts
 

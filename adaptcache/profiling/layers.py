@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..call import Call, Prompt
+from ..engines.diffusers.gate import Gate
+from ..engines.diffusers.watch import denoisers_of
 from ..errors import AttachError
-from ..gate import Gate
-from ..gate.watch import denoisers_of
+from ..runs import Call, Prompt
+from ..sites.interceptor import Sentry
 from ..sites.layers import compiled_around
 from ..sites.models import layers_of
 from ..sites.outputs import taken_apart
-from ..sites.sentry import Sentry
-from .record import twin
-from .trajectory import Recorder
+from .reference import Recorder, twin
 
 __all__ = ["layer_errors"]
 

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..call import Call, Prompt
-from ..files.limits import KERNEL_STEPS
-from ..provenance.compatibility import other_cache
-from ..ranks import ALONE, Ranks
-from .influence import with_influence
-from .profile import Profile
-from .record import record
-from .store import Store, content_key
-from .trajectory import Trajectory
+from ..distributed import ALONE, Ranks
+from ..engines.diffusers.compatibility import other_cache
+from ..limits import KERNEL_STEPS
+from ..profile import Profile
+from ..runs import Call, Prompt
+from .cache import Store, content_key
+from .reference import Trajectory, record
+from .sensitivity import with_influence
 
 __all__ = ["Measurement", "Progress", "in_turn", "measure", "silent"]
 

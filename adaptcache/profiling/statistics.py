@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .trajectory import Trajectory
+    from .reference import Trajectory
 
 __all__ = ["change", "check_finite", "inner_products", "magnitude", "part", "statistics"]
 

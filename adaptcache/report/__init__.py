@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import write_atomically
 from ..policies.plan import Plan
-from ..schedule import Schedule
+from ..schedule.schedule import Schedule
 from .compared import comparison_of
 from .curves import change_curve, error_curve, heat_map
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..schedule import Kernel
+from ..schedule.format import Kernel
 
 __all__ = ["change_curve", "error_curve", "heat_map", "uri"]
 

@@ -1,6 +1,6 @@
 """Runs a pipeline by a schedule."""
 
-from .handle import Handle, attach
+from ..engines.diffusers.attach import Handle, attach
 from .report import Report
 from .runner import Runner, runner_for
 

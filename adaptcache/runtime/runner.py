@@ -14,17 +14,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ..clock import Step
-from ..drive import driven
+from ..engines.diffusers.compatibility import graded, graded_call
+from ..engines.diffusers.gate import Gate
 from ..errors import AttachError, ScheduleError
 from ..forecasts.history import History
-from ..gate import Gate, Update
+from ..hooks import Update
 from ..policies.base import Account
-from ..provenance.compatibility import graded, graded_call
-from ..provenance.findings import Grade, explained, worst
-from ..replan import replanned, same_grid
-from ..schedule import Rule, Schedule
+from ..schedule.findings import Grade, explained, worst
+from ..schedule.gears import driven
+from ..schedule.replan import replanned, same_grid
+from ..schedule.rule import Rule
+from ..schedule.schedule import Schedule
 from ..sites.places import Place, places_of, uncompiled
+from ..step import Step
 
 __all__ = ["Runner", "runner_for"]
 

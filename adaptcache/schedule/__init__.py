@@ -1,7 +1,6 @@
 """The artifact: a schedule, and its parts."""
 
-from .evidence import Evidence
-from .origin import Denoiser, Grid, Kernel
+from .format import Denoiser, Evidence, Grid, Kernel
 from .rule import Rule
 from .schedule import FORMAT, Schedule
 

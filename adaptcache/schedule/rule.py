@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Unio
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..clock import Step
-from ..forecasts import FORECASTS, Forecast
+from ..forecasts import FORECASTS
+from ..forecasts.base import Forecast
 from ..forecasts.matched import Matched
-from ..policies import POLICIES, Policy
+from ..policies import POLICIES
+from ..policies.base import Policy
 from ..policies.plan import Plan
-from ..sites.signals import Signal
-from .fields import Part, Time
+from ..step import Signal, Step
+from .format import Part, Time
 
 __all__ = ["Rule"]
 

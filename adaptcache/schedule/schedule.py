@@ -14,13 +14,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import first_fault, parse_json, plain, read_bytes
 from ..forecasts.matched import Matched
+from ..limits import first_fault, parse_json, plain, read_bytes
 from ..policies.plan import Plan
 from ..sites.models import LAYERS
-from .evidence import Evidence
-from .fields import Name, Part
-from .origin import Denoiser, Grid, Kernel
+from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
 from .rule import Rule
 
 __all__ = ["FORMAT", "LARGEST", "Schedule"]
@@ -94,7 +92,7 @@ class Schedule(Part):
         Example:
             >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
         """
-        from ..methods import rules_of
+        from .methods import rules_of
 
         return cls(name=method, rules=rules_of(method, **knobs))
 

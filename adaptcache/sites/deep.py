@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engines.diffusers.gate import Gate
 from ..errors import AttachError
 from ..forecasts.history import History
-from ..gate import Gate
-from ..schedule import Rule
-from .course import Course
+from ..schedule.rule import Rule
+from ..step import entering
+from .decision import Course
+from .interceptor import Sentry
 from .layers import compiled_around
 from .outputs import blank, leading, put_together, taken_apart
-from .sentry import Sentry
-from .signals import entering
 
 __all__ = ["Deep", "deep_part"]
 

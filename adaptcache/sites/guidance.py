@@ -24,14 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..clock import Step
+from ..engines.diffusers.gate import Gate
 from ..errors import AttachError
 from ..forecasts.history import History
-from ..gate import Gate
-from ..schedule import Rule
-from .course import Course
+from ..schedule.rule import Rule
+from ..step import Step, entering
+from .decision import Course
 from .outputs import last_half, leading, put_together, taken_apart
-from .signals import entering
 
 __all__ = ["Guidance"]
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engines.diffusers.gate import Gate
 from ..forecasts.history import History
-from ..gate import Gate
-from ..schedule import Rule
-from .course import Course
+from ..schedule.rule import Rule
+from ..step import entering
+from .decision import Course
+from .interceptor import Sentry
 from .models import layers_of
 from .outputs import last_half, leading, put_together, taken_apart
-from .sentry import Sentry
-from .signals import entering
 
 __all__ = ["Layers", "compiled_around"]
 

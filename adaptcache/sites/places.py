@@ -9,17 +9,17 @@ from typing import Protocol
 
 from torch import nn
 
+from ..engines.diffusers.gate import Gate
+from ..engines.diffusers.watch import denoisers_of
 from ..errors import AttachError
-from ..gate import Gate
-from ..gate.watch import denoisers_of
-from ..schedule import Rule
+from ..schedule.rule import Rule
 from .blocks import Blocks
-from .course import Course
+from .decision import Course
 from .deep import Deep
 from .guidance import Guidance
+from .interceptor import Sentry
 from .layers import Layers
 from .models import LAYERS, layers_of
-from .sentry import Sentry
 
 __all__ = ["Place", "places_of", "uncompiled"]
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptive.learn import watched, watched_from_afar
-from ..call import Call, Prompt
+from ..calibration.fit import assembled
+from ..calibration.match import match
+from ..evaluation.generate import generate
+from ..evaluation.metrics import psnr
+from ..evaluation.validate import check_images
 from ..forecasts import FORECASTS
 from ..forecasts.extrapolate import Extrapolate
-from ..generate import generate
-from ..matching import match
-from ..matching.planned import assembled
-from ..metrics import psnr
+from ..policies.learn import watched, watched_from_afar
 from ..policies.plan import Plan
+from ..profiling.cache import Store, content_key
 from ..profiling.measure import Measurement, Progress
-from ..profiling.store import Store, content_key
-from ..schedule import Rule, Schedule
-from ..validate import check_images
+from ..runs import Call, Prompt
+from ..schedule.rule import Rule
+from ..schedule.schedule import Schedule
 from .candidate import Candidate
 from .sets import Sets, head
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from ..calibration.match import Fit
 from ..forecasts.matched import Feature
-from ..matching import Fit
 
 __all__ = ["FEATURES", "ZOO", "Candidate"]
 

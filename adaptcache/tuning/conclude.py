@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..profiling.store import Store
-from ..schedule import Schedule
+from ..profiling.cache import Store
+from ..schedule.schedule import Schedule
 from .finish import Finish, winners
 from .front import Front, Point
 from .latency import seconds_of

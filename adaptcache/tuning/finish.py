@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..certify import Certificate, certify, upper_bound
-from ..generate import generate
-from ..matching.planned import assembled
-from ..metrics import CEILING, psnr, summary
-from ..profiling.store import Store
-from ..schedule import Evidence, Schedule
-from ..validate import check_images
+from ..calibration.fit import assembled
+from ..evaluation.certify import Certificate, certify, upper_bound
+from ..evaluation.generate import generate
+from ..evaluation.metrics import CEILING, psnr, summary
+from ..evaluation.validate import check_images
+from ..profiling.cache import Store
+from ..schedule.format import Evidence
+from ..schedule.schedule import Schedule
 from .aims import calibrated
 from .bench import full_images
 from .candidate import Candidate

@@ -10,9 +10,9 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
-from ..files.limits import NODES, first_fault, parse_json, read_bytes
-from ..schedule import Schedule
-from ..schedule.fields import Count, Line, Name, Part, Summary
+from ..limits import NODES, first_fault, parse_json, read_bytes
+from ..schedule.format import Count, Line, Name, Part, Summary
+from ..schedule.schedule import Schedule
 
 __all__ = ["LARGEST", "POINTS", "Front", "Point", "is_front"]
 

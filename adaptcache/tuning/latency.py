@@ -6,9 +6,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from ..call import Call, Prompt
-from ..generate import generate
-from ..schedule import Schedule
+from ..evaluation.generate import generate
+from ..runs import Call, Prompt
+from ..schedule.schedule import Schedule
 
 __all__ = ["most_calls", "seconds_of"]
 

@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..fitting.path import best_plan
-from ..matching.planned import plans_for
-from ..profiling.profile import Profile
+from ..calibration.fit import plans_for
+from ..fitting.plan import best_plan
+from ..profile import Profile
 from .candidate import FEATURES, ZOO, Candidate
 from .moves import anywhere, deepest, moved, near
 from .race import Seen

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..call import Prompt
+from ..profiling.cache import feed
 from ..profiling.measure import Measurement
-from ..profiling.store import feed
-from ..profiling.trajectory import Trajectory
+from ..profiling.reference import Trajectory
+from ..runs import Prompt
 
 __all__ = ["Sets", "head", "split"]
 

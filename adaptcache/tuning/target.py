@@ -6,8 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from ..calibrate import calls_for
-from ..certify import Claim, prompts_needed
+from ..calibration.calibrate import calls_for
+from ..evaluation.certify import Claim, prompts_needed
 
 __all__ = ["Target", "seconds"]
 

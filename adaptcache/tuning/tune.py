@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..call import Call, Prompt
-from ..files.limits import checked_name
-from ..generate import synchronize
+from ..evaluation.generate import synchronize
+from ..limits import checked_name
+from ..profiling.cache import Store, content_key
 from ..profiling.measure import Progress, measure, silent
-from ..profiling.store import Store, content_key
+from ..runs import Call, Prompt
 from .bench import Bench
 from .candidate import Candidate
 from .conclude import Tuned, concluded

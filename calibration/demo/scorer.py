@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch.nn import functional
 from tqdm import trange
 
-from adaptcache.compare.scorer import Scorer
+from adaptcache.comparison.scorer import Scorer
 from adaptcache.files import write_atomically
 
 from .data import BACKGROUNDS, HERE, load_emoji, paint

@@ -14,12 +14,14 @@ from adaptcache.errors import ScheduleError
 from adaptcache.files import dump_json
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.methods.replay import replayed
 from adaptcache.policies import POLICIES
+from adaptcache.policies.replay import replayed
 from adaptcache.presets import Preset
 from adaptcache.presets.prompts import calibration_folder, read_prompts
-from adaptcache.profiling.profile import SHAPES, Profile
-from adaptcache.schedule import Denoiser, Evidence, Grid, Kernel, Rule, Schedule
+from adaptcache.profile import SHAPES, Profile
+from adaptcache.schedule.format import Denoiser, Evidence, Grid, Kernel
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 from tests import toy
 
 N = 12  # steps

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.call import Call
+from adaptcache.engines.diffusers.identity import fingerprint
+from adaptcache.engines.diffusers.watch import denoisers_of
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.gate.watch import denoisers_of
 from adaptcache.policies.plan import Plan
-from adaptcache.profiling.record import record
-from adaptcache.provenance.fingerprint import fingerprint
-from adaptcache.schedule import Grid, Rule, Schedule
+from adaptcache.profiling.reference import record
+from adaptcache.runs import Call
+from adaptcache.schedule.format import Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
 
 from .audio import AUDIO
 from .flux import FLUXES

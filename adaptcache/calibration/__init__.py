@@ -1,0 +1,1 @@
+"""From reference runs and planned runs to a schedule."""

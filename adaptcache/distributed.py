@@ -1,0 +1,244 @@
+"""One decision for all ranks that run a denoiser together.
+
+With context parallelism, tensor parallelism or sharded weights (FSDP) every call of the denoiser is made by
+several processes at once. If one of them skipped it, the others would wait for ever, or forecast from other
+histories. Plans decide by the step alone and need no word with anybody. Policies that look at the run read
+one number, the largest of a batch: with such a denoiser it is the largest of all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+Groups: TypeAlias = tuple[Any, ...]  # torch.distributed process groups
+
+
+def groups_of(denoisers: Iterable[nn.Module]) -> Groups:
+    """Returns the process groups that make calls of denoisers together; none costs a look and no more.
+
+    They are told by diffusers' `enable_parallelism`, and by weights that are sharded over a device mesh.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ()
+    found: dict[int, Any] = {}
+    for denoiser in denoisers:
+        config = getattr(denoiser, "_parallel_config", None)
+        if (context := getattr(config, "context_parallel_config", None)) is not None:
+            group = context._flattened_mesh.get_group()
+            found[id(group)] = group
+        for weight in filter(sharded, denoiser.parameters()):
+            found |= {id(group): group for group in _shards(weight)}
+    return tuple(group for group in found.values() if dist.get_world_size(group) > 1)
+
+
+def splits(block: nn.Module) -> bool:
+    """Whether a block splits its own input over ranks.
+
+    diffusers' context parallelism splits the sequence before the denoiser, or in front of some of its blocks.
+    """
+    hooks = getattr(getattr(block, "_diffusers_hook", None), "hooks", {})
+    return any(name.startswith("cp_input") for name in hooks)
+
+
+def sharded(weight: Tensor) -> bool:
+    """Whether other processes have parts of a weight (it is a DTensor, whose module is slow to import)."""
+    return hasattr(weight, "device_mesh")
+
+
+def _shards(weight: Any) -> list[Any]:
+    """Returns the groups that have a part of a weight each."""
+    places = enumerate(weight.placements)
+    return [weight.device_mesh.get_group(dim) for dim, how in places if how.is_shard()]
+
+
+def highest(value: Tensor, groups: Groups) -> Tensor:
+    """Returns the largest value that any rank has; as it is where there is no group."""
+    if groups:
+        import torch.distributed as dist
+
+        value = value.clone()
+        for group in groups:
+            dist.all_reduce(value, dist.ReduceOp.MAX, group)
+    return value
+
+
+# Processes that share the work of one calibration, as torchrun and `accelerate launch` start them.
+#
+# Nothing is ever split but batches: each is run by one rank as a single process would run it. What they give
+# is small (statistics, inner products, quality) and is exchanged by a gloo group on the CPU, whatever the
+# accelerators are. It is put together in the order of the batches, so the result does not depend on how many
+# ranks there are, to the bit where a batch gives the same bits on each of them.
+#
+# Joining stands with exchanging, though the file grows long: how an error ends all ranks is told by both.
+
+TIMEOUT = timedelta(hours=12)  # for one batch of the slowest rank; a rank that died is noticed at once
+
+Given = TypeVar("Given")
+
+
+class RankError(RuntimeError):
+    """Another rank failed, or was lost; the message says which.
+
+    Arguments:
+        message: What happened.
+        rank: The one that failed; None where the connection was lost.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a rank that failed tells the others in place of a result."""
+
+    message: str
+
+
+class Ranks:
+    """The processes of this calibration, and which of them this is.
+
+    Arguments:
+        rank: The number of this process, from 0.
+        size: How many there are.
+        group: A gloo process group of all of them; None for one process, which exchanges nothing.
+        device: Where this one is to compute; None leaves that to others.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, device: str | None = None) -> None:
+        self.rank, self.size, self.group, self.device = rank, size, group, device
+
+    def own(self, count: int) -> range:
+        """Returns which of `count` jobs are this rank's."""
+        return range(self.rank, count, self.size)
+
+    def exchange(self, value: Given) -> list[Given]:
+        """Returns what all ranks give, in their order.
+
+        Raises:
+            RankError: One of them failed, or the connection to it was lost.
+        """
+        found: list[Any] = [value]
+        if self.size > 1:
+            import torch.distributed as dist
+
+            found = [None] * self.size
+            try:
+                dist.all_gather_object(found, value, group=self.group)
+            except RuntimeError as error:
+                raise RankError(f"rank {self.rank} lost the connection to another rank: {error}") from error
+        for rank, other in enumerate(found):
+            if isinstance(other, Failure):
+                raise RankError(f"rank {rank} of {self.size} failed: {other.message}", rank)
+        return found
+
+    def first(self, value: Given) -> Given:
+        """Returns what rank 0 gives; the others' values are ignored. For what is too large to exchange."""
+        self.exchange(None)  # a failure is told here
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        found = [value if self.rank == 0 else None]
+        try:
+            dist.broadcast_object_list(found, src=0, group=self.group)
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank} lost the connection to rank 0: {error}") from error
+        return found[0]  # type: ignore[return-value]
+
+    def each(
+        self, count: int, work: Callable[[int], Given], progress: Callable[[int], None] = lambda done: None
+    ) -> list[Given]:
+        """Does jobs 0 to `count` - 1, each on one rank, and returns all results on all ranks.
+
+        Ranks meet after each round, so a failure ends all of them within one job.
+
+        Arguments:
+            count: How many jobs there are.
+            work: Does the job of a number.
+            progress: Told how many are done.
+        """
+        results: list[Any] = []
+        for start in range(0, count, self.size):
+            number = start + self.rank
+            found = self.exchange(work(number) if number < count else None)
+            results += found[: count - start]
+            progress(len(results))
+        return results
+
+    def tell(self, error: Exception) -> None:
+        """Tells the others of a failure of this rank, in place of what they wait for.
+
+        Raises:
+            RankError: Another one failed at the same time, and speaks for all.
+        """
+        try:
+            self.exchange(Failure(str(error) or type(error).__name__))
+        except RankError as found:
+            if found.rank not in (self.rank, None):
+                raise
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Joins the processes that torchrun or `accelerate launch` started; one process alone joins nobody.
+
+    An error inside ends all ranks: it is raised where it happened, and as `RankError` on the others. Of
+    several the lowest rank raises its own.
+
+    Raises:
+        ImportError: There are others, and accelerate is not installed.
+
+    Example:
+        >>> with adaptcache.ranks.joined() as ranks:
+        ...     schedule = adaptcache.calibrate(pipe, prompts, speed=2.8, ranks=ranks)
+        ...     if ranks.rank == 0:
+        ...         schedule.save("mine.json")
+    """
+    ranks = _join()
+    try:
+        yield ranks
+        ranks.exchange(None)  # nobody is done before all are
+    except RankError:
+        raise
+    except Exception as error:
+        ranks.tell(error)
+        raise
+
+
+def launched() -> tuple[int, int]:
+    """Returns the rank of this process and how many there are, by what launchers put in the environment."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
+
+
+def _join() -> Ranks:
+    if launched()[1] == 1:
+        return ALONE
+    import torch.distributed as dist
+
+    device = None
+    if not dist.is_initialized():
+        try:
+            from accelerate import PartialState
+        except ImportError:
+            raise ImportError(
+                "calibrating with several processes needs accelerate: "
+                "pip install 'adaptcache-diffusers[distributed]'"
+            ) from None
+        device = str(PartialState(timeout=TIMEOUT).device)
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), dist.get_world_size(), group, device)

@@ -1,0 +1,1 @@
+"""What a schedule is worth: images, metrics, held-out prompts, certificates."""

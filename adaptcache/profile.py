@@ -1,0 +1,165 @@
+"""What was measured on calibration prompts: statistics, and the reference trajectories."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .errors import ScheduleError
+from .files import write_atomically
+from .fitting.kernel import added_noise, pair_errors
+from .limits import PROMPTS, STEPS, falling, parse_json, plain
+
+__all__ = ["Profile"]
+
+LARGEST = 100_000_000  # bytes: 1,000 prompts with 50 steps
+HEADER = 2**17  # bytes
+NOISE = 1e-3  # share of the latents' energy; rounding to bfloat16 makes 1e-5
+SHAPES = {  # of P prompts, Q <= P of them with influence, N steps
+    "times": "N", "gram": "PMM", "magnitude": "PN", "change_in": "PN", "change_out": "PN", "influence": "QN",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Statistics of full runs on P prompts, with N steps.
+
+    Arguments:
+        times: The grid, falling, with shape (N,).
+        gram: Inner products of the guided outputs u_0 .. u_{N-1} and the latents x_0 .. x_{N-1}, by
+            prompt and divided by the mean energy of its outputs, with shape (P, 2N, 2N).
+        magnitude: Mean ratio of an output's norms to those of the step before, with shape (P, N).
+        change_in: Relative L1 change of the latents from the step before, with shape (P, N).
+        change_out: Relative L1 change of the output from the step before, with shape (P, N).
+        influence: Squared error of the final latents, relative to their energy, when only step i is
+            forecast, over the forecast's squared error: the output-error curve. Measured on the first
+            Q <= P prompts, with shape (Q, N).
+        about: Where it came from.
+    """
+
+    times: np.ndarray
+    gram: np.ndarray
+    magnitude: np.ndarray
+    change_in: np.ndarray
+    change_out: np.ndarray
+    influence: np.ndarray
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps N."""
+        return len(self.times)
+
+    @property
+    def kernel(self) -> np.ndarray:
+        """The mean inner products of the outputs, with shape (N, N)."""
+        return np.asarray(self.gram.mean(axis=0)[: self.steps, : self.steps])
+
+    @property
+    def sensitivity(self) -> np.ndarray:
+        """What a squared error at each step does to the end result, with shape (N,).
+
+        The measured influence, or the squared length of the step where none was measured.
+        """
+        if len(self.influence):
+            return np.asarray(self.influence.mean(axis=0))
+        return np.diff(np.append(self.times, 0.0)) ** 2
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the sampler adds noise: latents do not follow from those and the outputs before them."""
+        return added_noise(self.gram.mean(axis=0), self.steps) > NOISE
+
+    @property
+    def errors(self) -> np.ndarray:
+        """What forecasts from one or two computed steps are off by, for `best_plan`, with shape (N, N, N).
+
+        Where the sampler adds noise, they use latents: without, they would be off by that noise.
+        """
+        gram = self.gram.mean(axis=0)
+        return pair_errors(gram, latents=True) if self.noisy else pair_errors(self.kernel)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the profile as safetensors."""
+        arrays = {
+            f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name != "about"
+        }
+        return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a profile; `ScheduleError` says what is wrong with it."""
+        try:
+            about = checked_header(Path(path))
+            with safe_open(str(path), framework="numpy") as file:
+                profile = cls(**{name: file.get_tensor(name) for name in SHAPES}, about=about)
+            profile._check_values()
+        except OSError as error:
+            raise ScheduleError(f"cannot read the profile {path}: {error.strerror or error}") from None
+        except (SafetensorError, ValueError) as error:
+            reason = str(error)[:500]
+            raise ScheduleError(
+                f"{path} is not a profile ({reason}); remove it and calibrate again"
+            ) from None
+        return profile
+
+    def _check_values(self) -> None:
+        for name in SHAPES:
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+        falling(self.times.tolist())
+        if self.times[0] > 1 or self.times[-1] < 0:
+            raise ValueError("its times are not in [0, 1]")
+        if (self.influence < 0).any():
+            raise ValueError("its influence is negative")
+
+
+def checked_header(path: Path) -> dict[str, Any]:
+    """Returns what a profile says of itself, after its arrays' kinds, shapes and sizes were checked.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+        ValueError: It cannot be a profile.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(0, "not a regular file")
+    with path.open("rb") as file:
+        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+        if size > LARGEST or not 0 < length <= min(HEADER, size):
+            raise ValueError(f"it has {size:,} bytes, and a header of {length:,}")
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict) or header.keys() - {"__metadata__"} != SHAPES.keys():
+        raise ValueError(f"it does not have the arrays {', '.join(SHAPES)}")
+    shapes = {name: _shape(header[name], name) for name in SHAPES}
+    p, n, q = shapes["gram"][0], shapes["times"][0], shapes["influence"][0]
+    sizes = {"P": p, "N": n, "M": 2 * n, "Q": q}
+    for name, letters in SHAPES.items():
+        if shapes[name] != [sizes[letter] for letter in letters]:
+            raise ValueError(f"{name} has shape {shapes[name]}, which does not agree with {n} times")
+    if not (1 <= n <= STEPS and 1 <= p <= PROMPTS and q <= p):
+        raise ValueError(f"it has {n} steps, {p} prompts and the influence of {q}")
+    about = header.get("__metadata__", {})
+    text = about.get("about", "{}") if isinstance(about, dict) else None
+    about = parse_json(text.encode()) if isinstance(text, str) else None
+    if not isinstance(about, dict):
+        raise ValueError("it does not say where it came from")
+    plain(about)
+    return about
+
+
+def _shape(entry: Any, name: str) -> list[int]:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{name} has no shape")
+    if len(shape) != len(SHAPES[name]) or entry.get("dtype") != "F64":
+        raise ValueError(f"{name} is no array of {len(SHAPES[name])} dimensions of float64")
+    if math.prod(shape) * 8 > LARGEST:
+        raise ValueError(f"{name} has shape {shape}")
+    return shape
