@@ -22,9 +22,10 @@ __all__ = ["Profile"]
 LARGEST = 100_000_000  # bytes: 1,000 prompts with 50 steps
 HEADER = 2**17  # bytes
 NOISE = 1e-3  # share of the latents' energy; rounding to bfloat16 makes 1e-5
-SHAPES = {  # of P prompts, Q <= P of them with influence, N steps
+SHAPES = {  # of P prompts, Q <= P of them with sensitivities, N steps
     "times": "N", "gram": "PMM", "magnitude": "PN", "change_in": "PN", "change_out": "PN", "influence": "QN",
 }  # fmt: skip
+IN_FILES = {"sensitivities": "influence"}  # what arrays are called in files, where that is another name
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Profile:
         magnitude: Mean ratio of an output's norms to those of the step before, with shape (P, N).
         change_in: Relative L1 change of the latents from the step before, with shape (P, N).
         change_out: Relative L1 change of the output from the step before, with shape (P, N).
-        influence: Squared error of the final latents, relative to their energy, when only step i is
-            forecast, over the forecast's squared error: the output-error curve. Measured on the first
-            Q <= P prompts, with shape (Q, N).
+        sensitivities: Squared error of the final latents, relative to their energy, when only step i is
+            forecast, over the forecast's squared error. Measured on the first Q <= P prompts, with shape (Q, N).
         about: Where it came from.
     """
 
@@ -49,7 +49,7 @@ class Profile:
     magnitude: np.ndarray
     change_in: np.ndarray
     change_out: np.ndarray
-    influence: np.ndarray
+    sensitivities: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,10 +66,10 @@ class Profile:
     def sensitivity(self) -> np.ndarray:
         """What a squared error at each step does to the end result, with shape (N,).
 
-        The measured influence, or the squared length of the step where none was measured.
+        The mean of the measured ones, or the squared length of the step where none was measured.
         """
-        if len(self.influence):
-            return np.asarray(self.influence.mean(axis=0))
+        if len(self.sensitivities):
+            return np.asarray(self.sensitivities.mean(axis=0))
         return np.diff(np.append(self.times, 0.0)) ** 2
 
     @property
@@ -89,7 +89,9 @@ class Profile:
     def save(self, path: str | Path) -> Path:
         """Writes the profile as safetensors."""
         arrays = {
-            f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name != "about"
+            IN_FILES.get(f.name, f.name): np.ascontiguousarray(getattr(self, f.name))
+            for f in fields(self)
+            if f.name != "about"
         }
         return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about)}))
 
@@ -99,7 +101,8 @@ class Profile:
         try:
             about = checked_header(Path(path))
             with safe_open(str(path), framework="numpy") as file:
-                profile = cls(**{name: file.get_tensor(name) for name in SHAPES}, about=about)
+                names = {f.name: IN_FILES.get(f.name, f.name) for f in fields(cls) if f.name != "about"}
+                profile = cls(**{own: file.get_tensor(name) for own, name in names.items()}, about=about)
             profile._check_values()
         except OSError as error:
             raise ScheduleError(f"cannot read the profile {path}: {error.strerror or error}") from None
@@ -111,14 +114,14 @@ class Profile:
         return profile
 
     def _check_values(self) -> None:
-        for name in SHAPES:
-            if not np.isfinite(getattr(self, name)).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
+        for one in fields(self):
+            if one.name != "about" and not np.isfinite(getattr(self, one.name)).all():
+                raise ValueError(f"{one.name} holds numbers that are not finite")
         falling(self.times.tolist())
         if self.times[0] > 1 or self.times[-1] < 0:
             raise ValueError("its times are not in [0, 1]")
-        if (self.influence < 0).any():
-            raise ValueError("its influence is negative")
+        if (self.sensitivities < 0).any():
+            raise ValueError("its sensitivities are negative")
 
 
 def checked_header(path: Path) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def checked_header(path: Path) -> dict[str, Any]:
         if shapes[name] != [sizes[letter] for letter in letters]:
             raise ValueError(f"{name} has shape {shapes[name]}, which does not agree with {n} times")
     if not (1 <= n <= STEPS and 1 <= p <= PROMPTS and q <= p):
-        raise ValueError(f"it has {n} steps, {p} prompts and the influence of {q}")
+        raise ValueError(f"it has {n} steps, {p} prompts and the sensitivities of {q}")
     about = header.get("__metadata__", {})
     text = about.get("about", "{}") if isinstance(about, dict) else None
     about = parse_json(text.encode()) if isinstance(text, str) else None

@@ -1,107 +1,219 @@
-"""How a pipeline is called: everything but the prompt and the noise."""
+"""What a run is: numbered prompts, how the pipeline is called, who runs it, and what travels with that."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, overload
 
+import numpy as np
 import torch
 
-__all__ = ["Call", "Prompt", "own_noise", "sampling_rate"]
+from .cache import Cache
+from .distributed import ALONE, Ranks
+from .hooks import StepHook
+
+__all__ = [
+    "Engine", "Job", "Outcome", "PipelineCall", "Progress", "Prompt", "PromptSet", "Setup", "fork_rng", "silent",
+]  # fmt: skip
 
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
+Progress = Callable[[str, int, int], None]  # stage, done, of
+
+SET_HERE = {"generator", "latents", "num_inference_steps", "output_type", "prompt", "return_dict"}
+
+
+def silent(stage: str, done: int, of: int) -> None:
+    """Reports no progress."""
+
+
+def fork_rng() -> AbstractContextManager[None]:
+    """Leaves the global random number generators as they were."""
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    kind = torch.accelerator.current_accelerator().type if devices else "cuda"  # type: ignore[union-attr]
+    return torch.random.fork_rng(devices=devices, device_type=kind)
 
 
 @dataclass(frozen=True)
-class Call:
-    """Calls a pipeline the same way again and again, with prompts and seeds.
+class PromptSet:
+    """Numbered prompts: number k draws its noise with seed + k, in whatever batch it is run.
 
     Arguments:
-        steps: `num_inference_steps`.
-        arguments: Further arguments of the pipeline's `__call__`: height, width, guidance_scale, ...
+        prompts: Texts, or mappings of arguments.
+        first: The number of the first one.
+    """
+
+    prompts: tuple[Prompt, ...]
+    first: int = 0
+
+    @classmethod
+    def of(cls, prompts: Iterable[Prompt], first: int = 0, what: str = "prompts") -> PromptSet:
+        """Checks prompts of a user.
+
+        Raises:
+            TypeError: One text instead of a list, or a prompt that is neither text nor a mapping.
+            ValueError: Prompts that name different arguments.
+        """
+        if isinstance(prompts, PromptSet):
+            return replace(prompts, first=prompts.first or first)
+        if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
+            raise TypeError(
+                f"{what} must be a list, got one {type(prompts).__name__}: write [{prompts!r:.40}]"
+            )
+        rows = tuple(prompts)
+        for number, row in enumerate(rows):
+            if not isinstance(row, (str, Mapping)):
+                raise TypeError(
+                    f"{what}[{number}] is a {type(row).__name__}; a prompt is a text, or a mapping of arguments"
+                )
+        keys = [{"prompt"} if isinstance(row, str) else set(row) for row in rows]
+        for number, names in enumerate(keys):
+            if differ := sorted(names ^ keys[0]):
+                raise ValueError(
+                    f"{what}[{number}] and {what}[0] do not name the same arguments ({', '.join(differ)}): "
+                    "prompts of one set are joined to batches; give the argument to all of them, or to none"
+                )
+        return cls(rows, first)
+
+    def batches(self, size: int) -> Iterator[PromptSet]:
+        """Yields the prompts in batches of `size`, each with its own first number."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> PromptSet: ...
+    def __getitem__(self, at: int | slice) -> Prompt | PromptSet:
+        if isinstance(at, int):
+            return self.prompts[at]
+        return PromptSet(self.prompts[at], self.first + at.indices(len(self))[0])
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """How a pipeline is called: everything but the prompt and its noise.
+
+    Arguments:
+        num_inference_steps: The steps of a full run.
+        pipe_kwargs: Further arguments of the pipeline's `__call__`: height, width, guidance_scale, ...
         seed: The noise of prompt number k is drawn with seed + k, on the CPU: the same on every device.
     """
 
-    steps: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    num_inference_steps: int
+    pipe_kwargs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    def __call__(
-        self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent"
-    ) -> Any:
-        """Runs the pipeline on one batch.
-
-        Arguments:
-            pipe: A diffusers pipeline.
-            prompts: The prompts of the batch.
-            first: The number of the first of them, which sets the noise.
-            output_type: "latent" (not decoded), "np" or "pil".
-
-        Returns:
-            What the pipeline returns first: images, frames, audio or latents.
-        """
-        return self.run(pipe, prompts, first, output_type)[0]
-
-    def run(
-        self, pipe: Any, prompts: Sequence[Prompt], first: int = 0, output_type: str = "latent"
-    ) -> Sequence[Any]:
-        """Runs the pipeline on one batch and returns all it returns: frames and audio, say."""
-        known = inspect.signature(pipe.__call__).parameters
-        if unknown := sorted(set(self.arguments) - set(known)):
-            raise TypeError(
-                f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {', '.join(known)}"
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
+        if taken := sorted(SET_HERE & set(self.pipe_kwargs)):
+            raise ValueError(
+                f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call"
             )
-        noise = [torch.Generator("cpu").manual_seed(self.seed + first + k) for k in range(len(prompts))]
-        extra = {
-            "num_inference_steps": self.steps,
-            "generator": noise if len(noise) > 1 else noise[0],
-            "output_type": output_type,
-            "return_dict": False,
-        }
-        extra = {name: value for name, value in extra.items() if name in known}
-        with own_noise():
-            torch.manual_seed(self.seed + first)  # some schedulers take no generator
-            result: Sequence[Any] = pipe(**extra | self._spread(len(prompts)) | _merged(prompts))
-        return result
-
-    def _spread(self, samples: int) -> dict[str, Any]:
-        """Returns the arguments for so many samples: not all pipelines repeat a negative prompt."""
-        one = {name: value for name, value in self.arguments.items()
-               if name.startswith("negative_prompt") and isinstance(value, str)}  # fmt: skip
-        many = {name: [value] * samples for name, value in one.items()} if samples > 1 else {}
-        return dict(self.arguments) | many
 
 
-def own_noise() -> AbstractContextManager[None]:
-    """Leaves the random number generators that belong to nobody as they were."""
-    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
+@dataclass(frozen=True)
+class Job:
+    """One run: a batch of prompts.
 
-
-def _merged(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key.
-
-    Tensors and lists hold one sample each and are joined; anything else becomes an entry of a list.
+    Arguments:
+        call: How the pipeline is called.
+        prompts: The batch.
+        decode: Whether decoded outputs are wanted, and not only the loop.
+        refine: Steps taken in each step: above 1 the run is a finer reference.
     """
-    rows = [{"prompt": p} if isinstance(p, str) else dict(p) for p in prompts]
-    if len(rows) == 1:
-        return rows[0]
-    return {name: _joined([row[name] for row in rows]) for name in rows[0]}
+
+    call: PipelineCall
+    prompts: PromptSet
+    decode: bool = False
+    refine: int = 1
 
 
-def _joined(values: list[Any]) -> Any:
-    """Returns the values that samples have for one argument as that of a batch."""
-    if all(isinstance(value, torch.Tensor) for value in values):
-        return torch.cat(values)
-    if all(isinstance(value, list) for value in values):
-        return [entry for value in values for entry in value]
-    return values
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Arguments:
+        images: Decoded outputs, one a prompt: values in [0, 1] with shape (H, W, C) or (F, H, W, C); sound in
+            [-1, 1] with shape (channels, samples). Empty where the job did not ask for them.
+        calls: Denoiser calls by step and branch, of all loops: True where one was made.
+    """
+
+    images: list[np.ndarray]
+    calls: tuple[tuple[bool, ...], ...]
+
+    @property
+    def computed(self) -> int:
+        """How many steps called the denoiser."""
+        return sum(map(any, self.calls))
 
 
-def sampling_rate(pipe: Any) -> int | None:
-    """Returns how many samples a second a pipeline makes; None where it makes no sound."""
-    configs = [getattr(part, "config", None) for part in pipe.components.values()]
-    rates = [getattr(config, "sampling_rate", None) for config in configs]
-    return next((int(rate) for rate in rates if rate), None)
+class Engine(Protocol):
+    """Who runs the denoising loop: diffusers, ComfyUI, a loop of a test."""
+
+    def run(self, hook: StepHook, job: Job) -> Outcome:
+        """Runs one batch with a hook. May be called from several threads; leaves the pipeline as it was."""
+
+    def takes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those arguments that the pipeline's call takes."""
+
+    def identity(self, call: PipelineCall) -> Any:
+        """Returns all that outputs depend on, as values that `cache.feed` takes."""
+
+    def describe(self, call: PipelineCall) -> tuple[dict[str, Any], str, str, dict[str, Any]]:
+        """Returns the fields of `schedule.Denoiser`, the scheduler's name, a name for schedules, and provenance."""
+
+    def check(self, schedule: Any, strict: bool = False) -> list[Any]:
+        """Returns how the pipeline differs from what a schedule was fitted on.
+
+        Raises:
+            ScheduleError: It does not fit.
+        """
+
+    def preflight(self, call: PipelineCall, prompts: PromptSet) -> None:
+        """Raises at once what would be found after work: unknown arguments, caches that are on, ..."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What travels together through calibration, evaluation, comparison and tuning.
+
+    Arguments:
+        engine: Who runs the pipeline.
+        call: How it is called.
+        batch_size: How many prompts a run has.
+        cache: Where full runs are kept; None keeps none.
+        ranks: The processes that share the work.
+        progress: Called with the stage, what is done, and of how much.
+    """
+
+    engine: Engine
+    call: PipelineCall
+    batch_size: int = 1
+    cache: Cache | None = None
+    ranks: Ranks = ALONE
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+
+    def run(self, hook: StepHook, prompts: PromptSet, *, decode: bool = False, refine: int = 1) -> Outcome:
+        """Runs one batch."""
+        return self.engine.run(hook, Job(self.call, prompts, decode, refine))
+
+    def batches(self, prompts: PromptSet) -> list[PromptSet]:
+        """Returns the prompts in batches."""
+        return list(prompts.batches(self.batch_size))
+
+    def stage(self, name: str, of: int, done_before: int = 0) -> Callable[[int], None]:
+        """Returns what reports how many of `of` are done in a stage."""
+        return lambda done: self.progress(name, min(done_before + done, of), of)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ..distributed import ALONE, Ranks
-from ..evaluation.validate import validated
+from ..cache import feed
+from ..engines import make_setup
+from ..evaluation.certify import QualityTarget
+from ..evaluation.validate import validate
 from ..limits import checked_name
-from ..profiling.cache import Store
-from ..profiling.measure import Progress, measure, silent
-from ..runs import Call, Prompt
+from ..profiling.measure import measure
+from ..runs import Prompt, PromptSet, Setup
+from ..schedule.methods import method_named
 from ..schedule.schedule import Schedule
-from .fit import fitted
+from .fit import fit_schedule
+from .gears import GearOptions, calibrate_gears
 from .match import Fit
-from .targets import checked_claim, checked_gears
+from .methods import fit_method
 
-__all__ = ["calibrate", "calls_for"]
+__all__ = ["Goal", "calibrate", "calls_for"]
 
 
 def calls_for(steps: int, budget: float | None = None, speed: float | None = None) -> int:
@@ -35,99 +40,205 @@ def calls_for(steps: int, budget: float | None = None, speed: float | None = Non
     return max(1, round(budget * steps))
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a calibration is asked for, checked before anything is run.
+
+    Arguments:
+        speed: All calls over calls made, 1 or more.
+        budget: Fraction of the calls that are made, in (0, 1]; instead of `speed`.
+        gears: Budgets of several plans, among which each run chooses by what it sees; instead of `speed`.
+        method: A published method, fitted as its paper does it; None fits our own.
+        min_psnr: Decibels against the full run that a prompt should reach, for gears and certificates.
+        max_failure_rate: The share of prompts that may stay below it.
+        confidence: How sure a certificate has to be.
+        certify: Test this on the held-out prompts. A schedule that does not pass computes everything, and
+            says why.
+        groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
+        reference_steps: Steps of the reference, a multiple of the steps: above them the schedule corrects the
+            sampler's own error as well.
+        fit: What the forecast may use.
+        name: What the schedule is called.
+        params: Fields of the method's policy and forecast that are not fitted.
+    """
+
+    speed: float | None = None
+    budget: float | None = None
+    gears: Sequence[float] = ()
+    method: str | None = None
+    min_psnr: float | None = None
+    max_failure_rate: float = 0.05
+    confidence: float = 0.95
+    certify: bool = False
+    groups: Sequence[str] = ()
+    reference_steps: int | None = None
+    fit: Fit = Fit()  # noqa: RUF009 - frozen
+    name: str | None = None
+    params: dict[str, Any] | None = None
+
+    def refine(self, steps: int) -> int:
+        """Returns the steps of the reference in each step of the grid."""
+        refine, rest = divmod(self.reference_steps or steps, steps)
+        if rest or refine < 1:
+            raise ValueError(
+                f"reference_steps must be a multiple of the {steps} steps, got {self.reference_steps}"
+            )
+        return refine
+
+    def target(self, held_out: int) -> QualityTarget | None:
+        """Returns what is to be reached, or None where nothing was asked for.
+
+        Raises:
+            ValueError: Something is missing, or the held-out prompts are too few to show it.
+        """
+        if self.min_psnr is None:
+            if self.certify or self.gears:
+                raise ValueError(
+                    "gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels"
+                )
+            return None
+        if not (self.certify or self.gears):
+            raise ValueError(
+                f"a target of {self.min_psnr:g} dB needs something that can meet it: gears (--gears 0.18,0.25,0.36), "
+                "a certificate (--certify), or `adaptcache tune`"
+            )
+        target = QualityTarget(self.min_psnr, self.max_failure_rate, self.confidence)
+        if self.certify:
+            target.check_enough(len(set(self.groups)) or held_out)
+        return target
+
+    def gear_calls(self, steps: int) -> list[int]:
+        """Returns how many steps each gear computes, rising."""
+        if self.budget is not None or self.speed is not None:
+            raise ValueError("give gears, a budget or a speed, and not two of them")
+        if self.refine(steps) > 1:
+            raise ValueError("gears are fitted against the full run: leave reference_steps out")
+        if bad := [gear for gear in self.gears if not 0 < gear <= 1]:
+            raise ValueError(
+                f"the budget of a gear must be in (0, 1], got {bad[0]:g}; say 0.18,0.25,0.36,0.5"
+            )
+        calls = sorted({max(1, round(gear * steps)) for gear in self.gears})
+        if len(calls) < 2:
+            raise ValueError(f"gears need two budgets or more that differ in {steps} steps, got {len(calls)}")
+        if calls[0] < 2:
+            raise ValueError(
+                f"a gear with {calls[0]} call in {steps} steps shows nothing of a prompt before it is too late: "
+                f"take budgets of {2 / steps:.2g} and more"
+            )
+        return calls
+
+    def check(self, setup: Setup, prompts: PromptSet, held_out: PromptSet) -> None:
+        """Raises what would come up after work.
+
+        Raises:
+            ValueError: A target that makes no sense, or a certificate on prompts that show nothing new.
+        """
+        steps = setup.call.num_inference_steps
+        self.target(len(held_out))
+        self.refine(steps)
+        if self.gears:
+            self.gear_calls(steps)
+        else:
+            calls_for(steps, self.budget, self.speed)
+        if self.name:
+            checked_name(self.name)
+        if self.method:
+            method_named(self.method)
+        if self.gears and setup.ranks.size > 1:
+            raise ValueError(
+                f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"
+            )
+        if self.method and (self.gears or self.certify or self.reference_steps):
+            raise ValueError(
+                "a published method is fitted as it is: leave out gears, certify and reference_steps"
+            )
+        if self.certify:
+            check_distinct(prompts, held_out)
+
+
+def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
+    """Raises where a held-out prompt comes twice, or was calibrated on: it shows nothing new."""
+    seen: dict[str, str] = {}
+    for what, rows in (("calibration", prompts), ("held-out", held_out)):
+        for number, row in enumerate(rows):
+            text = " ".join(row.split()).casefold() if isinstance(row, str) else digest_of(row)
+            here = f"{what} prompt {number}"
+            if what == "held-out" and text in seen:
+                raise ValueError(
+                    f"{here} is the same as {seen[text]} ({str(row)[:60]!r}): a certificate speaks of new prompts; "
+                    "leave one of the two out"
+                )
+            seen.setdefault(text, here)
+
+
+def digest_of(row: Any) -> str:
+    """Returns a digest of a prompt that is a mapping."""
+    digest = hashlib.sha256()
+    feed(digest, row)
+    return digest.hexdigest()
+
+
 def calibrate(
     pipe: Any,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
+    num_inference_steps: int = 28,
     *,
-    steps: int = 28,
     speed: float | None = None,
-    budget: float | None = None,
-    call: Mapping[str, Any] | None = None,
-    held_out: Sequence[Prompt] = (),
-    seed: int = 0,
-    batch_size: int = 1,
-    teacher_steps: int | None = None,
-    gears: Sequence[float] = (),
-    min_psnr: float | None = None,
-    at_most: float = 0.05,
-    confidence: float = 0.95,
-    certify: bool = False,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
-    name: str | None = None,
-    store: Store | None = None,
-    ranks: Ranks = ALONE,
-    progress: Progress = silent,
+    eval_prompts: Iterable[Prompt] = (),
+    **options: Any,
 ) -> Schedule:
     """Fits a schedule to a pipeline.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
-        prompts: Calibration prompts; 8 to 16 are enough.
-        steps: `num_inference_steps` of the runs to be made faster.
+        pipe: A diffusers pipeline, or an engine; it is not changed.
+        prompts: Calibration prompts; 8 to 16 are enough. A text, or a mapping of arguments of one sample.
+        num_inference_steps: The steps of the runs to be made faster.
         speed: All calls over calls made, 1 or more.
-        budget: Fraction of the calls that are made, in (0, 1]; instead of `speed`.
-        call: Further arguments of the pipeline: height, width, guidance_scale, ...
-        held_out: Prompts to measure the quality on; none leaves the schedule without evidence.
-        seed: The noise of prompt number k is drawn with seed + k.
-        batch_size: How many prompts a run has: as many as fit are fastest.
-        teacher_steps: Steps of the reference, a multiple of `steps`: above it the schedule corrects the
-            sampler's own error as well.
-        gears: Budgets of several plans, among which each run chooses by what it sees; instead of `speed`.
-        min_psnr: Decibels against the full run that a prompt should reach, for gears and certificates.
-        at_most: The share of prompts that may stay below it.
-        confidence: How sure a certificate has to be.
-        certify: Test this on the held-out prompts. A schedule that does not pass computes everything, and
-            says why.
-        fit: What the forecast may use.
-        name: What the schedule is called.
-        store: Where profiles are kept, so that another target costs seconds; None keeps none.
-        ranks: The processes that share the work, from `adaptcache.ranks.joined()`.
-        progress: Told the stage, what is done and of how much.
+        eval_prompts: Held-out prompts to measure the quality on; none leaves the schedule without evidence.
+        options: Of the goal (see `Goal`): `budget`, `gears`, `method`, `min_psnr`, `max_failure_rate`,
+            `confidence`, `certify`, `groups`, `reference_steps`, `fit`, `name`; of the runs: `seed` (the noise of
+            prompt number k is drawn with seed + k), `batch_size` (as many prompts as fit are fastest), `cache_dir`
+            (where full runs are kept, so that another target costs seconds), `ranks`, `progress` (a bar by default,
+            False for none, or a function of stage, done and of); and arguments of the pipeline: `height`,
+            `guidance_scale`, ..., here or together as `pipe_kwargs`.
 
     Returns:
         The schedule, the same on all ranks; `save` it, or `attach` it.
 
     Example:
-        >>> schedule = adaptcache.calibrate(pipe, prompts, steps=28, speed=2.8, call={"height": 512})
+        >>> schedule = adaptcache.calibrate(pipe, prompts, 28, speed=2.8, height=512, width=512)
         >>> schedule.save("mine.json")
     """
-    finer, rest = divmod(teacher_steps or steps, steps)
-    if rest or finer < 1:
-        raise ValueError(f"teacher steps must be a multiple of the {steps} steps, got {teacher_steps}")
-    # A bad target should not cost a profile.
-    claim = checked_claim(min_psnr, at_most, confidence, certify, bool(gears), len(held_out))
-    geared = checked_gears(steps, gears, budget, speed, finer) if gears else []
-    if not gears:
-        calls_for(steps, budget, speed)
-    if geared and ranks.size > 1:
-        raise ValueError(
-            f"gears are calibrated in one process, not in {ranks.size}: start without a launcher"
-        )
-    if name:
-        checked_name(name)
-    how = Call(steps, dict(call or {}), seed)
-    measurement = measure(
-        pipe, how, prompts,
-        batch_size=batch_size, finer=finer, store=store, ranks=ranks, progress=progress,
-    )  # fmt: skip
-    if geared and claim:
-        from .gears import calibrated_gears
+    known = {field.name for field in fields(Goal)}
+    goal = Goal(speed=speed, **{name: options.pop(name) for name in known & options.keys()})
+    calibration = PromptSet.of(prompts)
+    held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
+    setup, rest = make_setup(pipe, num_inference_steps, options)
+    if rest:
+        raise TypeError(f"calibrate takes no {', '.join(sorted(rest))}")
+    goal.check(setup, calibration, held_out)
+    setup.engine.preflight(setup.call, calibration)
+    return calibrate_for(setup, calibration, held_out, goal)
 
-        schedule = calibrated_gears(
-            pipe, how, prompts, held_out, measurement, geared, claim, certify=certify, fit=fit,
-            batch_size=batch_size, store=store, progress=progress,
-        )  # fmt: skip
-        return schedule.model_copy(update={"name": name}) if name else schedule
-    calls = calls_for(measurement.profile.steps, budget, speed)
-    schedule = fitted(
-        pipe, how, prompts, measurement, calls,
-        fit=fit, batch_size=batch_size, ranks=ranks, progress=progress,
-    )  # fmt: skip
-    if name:
-        schedule = schedule.model_copy(update={"name": name})
-    if held_out:
-        schedule = validated(
-            pipe, how, held_out, schedule, batch_size=batch_size, finer=finer, first=len(prompts),
-            claim=claim, store=store, ranks=ranks, progress=progress,
-        )  # fmt: skip
+
+def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) -> Schedule:
+    """Fits a schedule for a goal that was checked."""
+    target, refine = goal.target(len(held_out)), goal.refine(setup.call.num_inference_steps)
+    measurement = measure(setup, prompts, refine=refine)
+    if goal.gears and target:
+        calls = goal.gear_calls(measurement.profile.steps)
+        options = GearOptions(goal.fit, goal.certify, goal.groups)
+        schedule = calibrate_gears(setup, prompts, held_out, measurement, calls, target, options)
+        return schedule.model_copy(update={"name": goal.name}) if goal.name else schedule
+    if goal.method:
+        steps = measurement.profile.steps
+        budget = calls_for(steps, goal.budget, goal.speed) / steps
+        schedule = fit_method(setup, prompts, measurement.profile, goal.method, budget, goal.params)
+    else:
+        calls_made = calls_for(measurement.profile.steps, goal.budget, goal.speed)
+        schedule = fit_schedule(setup, prompts, measurement, calls_made, goal.fit)
+    if goal.name:
+        schedule = schedule.model_copy(update={"name": goal.name})
+    if len(held_out):
+        schedule = validate(setup, held_out, schedule, refine=refine, target=target)
     return schedule

@@ -6,10 +6,14 @@ any prompt goes on. Pipelines cannot be stopped in the middle of `__call__`, but
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Generic, TypeVar
+
+import torch
 
 __all__ = ["Lockstep"]
 
@@ -44,8 +48,12 @@ class Lockstep(Generic[Given, Answer]):
 
     def run(self, functions: Sequence[Callable[[], None]]) -> None:
         """Runs one function a member; the first error of any of them ends all, and is raised."""
+        state = ThreadState()
         with ThreadPoolExecutor(len(functions)) as pool:
-            futures = [pool.submit(self._member, function) for function in functions]
+            futures = [
+                pool.submit(contextvars.copy_context().run, self._member, function, state)
+                for function in functions
+            ]
             try:
                 errors = [future.exception() for future in futures]
             except BaseException:  # interrupted from the keyboard: let the members go
@@ -55,13 +63,40 @@ class Lockstep(Generic[Given, Answer]):
         for error in sorted(causes, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
             raise error
 
-    def _member(self, function: Callable[[], None]) -> None:
+    def _member(self, function: Callable[[], None], state: ThreadState) -> None:
         with self._turn:
             try:
-                function()
+                with state.enter():
+                    function()
             except BaseException:
                 self._barrier.abort()
                 raise
 
     def _decide(self) -> None:
         self._answer = self._solve(self._given)  # type: ignore[arg-type]
+
+
+class ThreadState:
+    """What torch keeps for each thread, as it is where this is made: threads do not inherit it."""
+
+    def __init__(self) -> None:
+        self.inference, self.grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        kinds = ["cpu"]
+        self.device: int | None = None
+        if torch.accelerator.is_available():
+            kinds.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
+            self.device = torch.accelerator.current_device_index()
+        self.autocast = [
+            (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
+        ]
+
+    def enter(self) -> ExitStack:
+        """Sets it in the thread of the caller, until the stack is closed."""
+        with ExitStack() as undo:
+            undo.enter_context(torch.inference_mode(self.inference))
+            undo.enter_context(torch.set_grad_enabled(self.grad))
+            for kind, dtype in self.autocast:
+                undo.enter_context(torch.autocast(kind, dtype))
+            if self.device is not None:
+                torch.accelerator.set_device_index(self.device)
+            return undo.pop_all()

@@ -1,30 +1,29 @@
-"""SmoothCache: one threshold for all types of layers, by what it leaves to compute."""
+"""Fits a published method to a pipeline, as its paper does it where it says how."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.validate import validated
 from ..forecasts.extrapolate import Extrapolate
-from ..limits import checked_name
 from ..policies.local_error import LocalError
-from ..profiling.cache import Store
+from ..profile import Profile
 from ..profiling.layers import layer_errors
-from ..profiling.measure import Progress, measure, silent
-from ..runs import Call, Prompt
+from ..runs import PromptSet, Setup
 from ..schedule.methods import fitted_rules, method_named
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .calibrate import calls_for
-from .fit import assembled
+from .fit import build_schedule
 
+__all__ = ["fit_method", "fit_thresholds"]
+
+FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
 
 
-def within_budget(errors: Mapping[str, np.ndarray], budget: float, first: bool = False) -> tuple[Rule, ...]:
+def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool = False) -> tuple[Rule, ...]:
     """Returns a rule for each type of layer, with the threshold that comes nearest to a budget.
 
     Arguments:
@@ -58,86 +57,34 @@ def within_budget(errors: Mapping[str, np.ndarray], budget: float, first: bool =
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
 
 
-# Fits a published method to a pipeline, as its paper does it where it says how.
-
-
-def calibrate_method(
-    pipe: Any,
-    prompts: Sequence[Prompt],
+def fit_method(
+    setup: Setup,
+    prompts: PromptSet,
+    profile: Profile,
     method: str,
-    *,
-    steps: int = 28,
-    speed: float | None = None,
-    budget: float | None = None,
-    call: Mapping[str, Any] | None = None,
-    held_out: Sequence[Prompt] = (),
-    seed: int = 0,
-    batch_size: int = 1,
-    name: str | None = None,
-    store: Store | None = None,
-    progress: Progress = silent,
-    **knobs: Any,
+    budget: float,
+    params: Mapping[str, Any] | None = None,
 ) -> Schedule:
-    """Fits a published method to a pipeline.
+    """Fits a published method.
 
     Methods with a threshold get the one that spends the budget on the calibration prompts, those with an
     interval get the interval. Methods for types of layers with errors of their own (SmoothCache) get these
     errors from one more full run.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
+        setup: Who runs, and how.
         prompts: Calibration prompts; the papers take one to a hundred.
+        profile: What was measured on them.
         method: A name that `adaptcache methods` lists.
-        steps: `num_inference_steps` of the runs to be made faster.
-        speed: All calls over calls made, 1 or more; of layers: all of a type over those computed.
-        budget: Fraction of the calls that are made, in (0, 1]; instead of `speed`.
-        call: Further arguments of the pipeline: height, width, guidance_scale, ...
-        held_out: Prompts to measure the quality on; none leaves the schedule without evidence.
-        seed: The noise of prompt number k is drawn with seed + k.
-        batch_size: How many prompts a run has.
-        name: What the schedule is called.
-        store: Where profiles are kept; None keeps none.
-        progress: Told the stage, what is done and of how much.
-        knobs: Fields of the method's policy and forecast that are not fitted.
-
-    Example:
-        >>> schedule = calibrate_method(pipe, prompts, "magcache", steps=28, budget=0.5)
+        budget: Fraction of the calls that are made; of layers: of all of a type.
+        params: Fields of the method's policy and forecast that are not fitted.
     """
-    calls_for(steps, budget, speed)  # a bad target should not cost a profile
-    chosen = method_named(method)
-    if name:
-        checked_name(name)
-    how = Call(steps, dict(call or {}), seed)
-    profile = measure(pipe, how, prompts, batch_size=batch_size, store=store, progress=progress).profile
-    share = calls_for(profile.steps, budget, speed) / profile.steps
+    chosen, own = method_named(method), dict(params or {})
     if chosen.policy == "local-error" and chosen.site != "step":
-        rules = by_layers(pipe, how, prompts, [part.site for part in chosen.parts], share, progress, knobs)
+        errors = layer_errors(
+            setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)
+        )
+        rules = fit_thresholds(errors, budget, first=own.get("first", False))
     else:
-        rules = fitted_rules(method, profile, budget=share, **knobs)
-    schedule = assembled(
-        pipe, how, profile, rules, {"prompts": len(prompts), "method": method}, name or method
-    )
-    if held_out:
-        schedule = validated(
-            pipe, how, held_out, schedule, batch_size=batch_size, first=len(prompts), store=store,
-            progress=progress,
-        )  # fmt: skip
-    return schedule
-
-
-def by_layers(
-    pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    sites: Sequence[str],
-    budget: float,
-    progress: Progress,
-    knobs: Mapping[str, Any],
-) -> tuple[Rule, ...]:
-    """Returns a rule for each type of layer there is, from errors that are measured in one full run."""
-    few = prompts[:8]  # the errors are means over layers too: they hardly differ from one prompt to the next
-    errors = layer_errors(
-        pipe, call, few, sites, longest=knobs.get("longest", 3),
-        progress=lambda done: progress("errors of layers", done, len(few)),
-    )  # fmt: skip
-    return within_budget(errors, budget, first=knobs.get("first", False))
+        rules = fitted_rules(method, profile, budget=budget, **own)
+    return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

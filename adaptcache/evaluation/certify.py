@@ -5,8 +5,6 @@ that is fixed before the held-out prompts are looked at, from the slowest to the
 that fails ends the tests. So the last one that passed is chosen at no price in confidence: a setting that
 misses the target passes in at most one of twenty draws of the prompts, however many are in the line.
 
-The file is longer than ours are: claim, bound, tests and sentence are checked against the paper together.
-
 References:
     | Learn then Test (Angelopoulos et al., 2021), https://arxiv.org/abs/2110.01052
     | Clopper and Pearson, 1934, https://doi.org/10.1093/biomet/26.4.404
@@ -16,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,7 +23,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from scipy.stats import beta
 
-__all__ = ["Certificate", "Claim", "certify", "prompts_needed", "upper_bound"]
+__all__ = ["Certificate", "QualityTarget", "certify", "prompts_needed", "upper_bound"]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,7 +33,7 @@ class Certificate(BaseModel):
 
     Arguments:
         target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
-        at_most: The share of prompts that may stay below it.
+        max_failure_rate: The share of prompts that may stay below it.
         confidence: How sure the statement is.
         prompts: The name of the prompt set.
         n: How many held-out prompts were tested.
@@ -46,10 +44,10 @@ class Certificate(BaseModel):
         upper: The upper bound of their share, at this confidence for that setting alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     target: FiniteFloat
-    at_most: Share
+    max_failure_rate: Annotated[Share, Field(alias="at_most")]
     confidence: Share
     prompts: Annotated[str, Field(max_length=4096)]
     n: Annotated[int, Field(ge=1, le=2**53)]
@@ -61,7 +59,7 @@ class Certificate(BaseModel):
     @property
     def sentence(self) -> str:
         """What is known, and what is not covered, for people."""
-        claim = f"at most {100 * self.at_most:g} % of prompts fall below {self.target:g} dB"
+        claim = f"at most {100 * self.max_failure_rate:g} % of prompts fall below {self.target:g} dB"
         tested = f"with {self.setting} {self.failures} of {self.n} did, of {self.prompts}"
         sure = f"{100 * self.confidence:g} % confidence"
         if self.certified is None:
@@ -76,33 +74,36 @@ class Certificate(BaseModel):
 
 
 @dataclass(frozen=True)
-class Claim:
+class QualityTarget:
     """What is to be shown: at most a share of prompts falls below a target.
 
     Arguments:
         target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
-        at_most: The share of prompts that may stay below it.
+        max_failure_rate: The share of prompts that may stay below it.
         confidence: How sure the statement has to be.
     """
 
     target: float
-    at_most: float = 0.05
+    max_failure_rate: float = 0.05
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.target):
             raise ValueError(f"the target must be a number of decibels, got {self.target}; say 35")
-        for name, value, say in (("at most", self.at_most, 0.05), ("confidence", self.confidence, 0.95)):
+        for name, value, say in (
+            ("max_failure_rate", self.max_failure_rate, 0.05),
+            ("confidence", self.confidence, 0.95),
+        ):
             if not 0 < value < 1:
                 raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
 
     def check_enough(self, prompts: int) -> None:
         """Raises where not even runs without a failure could show it."""
-        if prompts < (need := prompts_needed(self.at_most, self.confidence)):
-            claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.at_most:g} % fail"
+        if prompts < (need := prompts_needed(self.max_failure_rate, self.confidence)):
+            claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.max_failure_rate:g} % fail"
             raise ValueError(
                 f"{prompts} held-out prompts cannot show {claim}: {need} are the least; give more, or allow "
-                "a larger share (--at-most)"
+                "a larger share (--max-failure-rate)"
             )
 
 
@@ -117,36 +118,36 @@ def upper_bound(failures: int, n: int, confidence: float) -> float:
     return 1.0 if failures == n else float(beta.ppf(confidence, failures + 1, n - failures))
 
 
-def prompts_needed(at_most: float, confidence: float) -> int:
+def prompts_needed(max_failure_rate: float, confidence: float) -> int:
     """Returns the least number of prompts that can certify a share, where none of them fails."""
     # Rounded first: 1 - 0.95 is not 0.05 to the last bit, and the quotient may be a whole number.
-    return math.ceil(round(math.log(1 - confidence) / math.log(1 - at_most), 9))
+    return math.ceil(round(math.log(1 - confidence) / math.log(1 - max_failure_rate), 9))
 
 
 def certify(
     values: ArrayLike,
-    target: float,
-    at_most: float = 0.05,
-    confidence: float = 0.95,
+    target: QualityTarget,
     *,
     settings: Sequence[str] = (),
     prompts: str = "held-out prompts",
+    groups: Sequence[Hashable] = (),
 ) -> Certificate:
     """Tests settings from the slowest to the fastest, and stops at the first that fails.
+
+    Prompts of one subject are not independent: they fall below a target together. So a subject counts once, by the
+    worst of its prompts.
 
     Arguments:
         values: Decibels by setting and prompt, with shape (S, P). The settings' order, slow to fast, must
             not come from these prompts, nor may anything have been fitted to them.
-        target: Decibels that a prompt should reach.
-        at_most: The share of prompts that may stay below.
-        confidence: How sure the statement has to be.
+        target: What prompts should reach.
         settings: What the settings are called: S names.
         prompts: The name of the prompt set.
+        groups: The subject of each prompt: P values; without them every prompt is a subject of its own.
 
     Raises:
-        ValueError: The claim cannot be tested, or values are missing or not numbers.
+        ValueError: The target cannot be tested, or values are missing or not numbers.
     """
-    Claim(target, at_most, confidence)  # checks them
     table = np.asarray(values, dtype=float)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"needs values with shape (settings, prompts), got {table.shape}")
@@ -155,14 +156,18 @@ def certify(
     names = list(settings) or [f"setting {k}" for k in range(len(table))]
     if len(names) != len(table):
         raise ValueError(f"{len(names)} names for {len(table)} settings: give one each")
-    failures = (table < target).sum(axis=1).tolist()
-    passed = 0
-    while passed < len(table) and upper_bound(failures[passed], table.shape[1], confidence) <= at_most:
-        passed += 1
+    if groups:
+        if len(groups) != table.shape[1]:
+            raise ValueError(f"{len(groups)} groups for {table.shape[1]} prompts: give each prompt one")
+        subjects = list(dict.fromkeys(groups))
+        worst = [table[:, [group == one for group in groups]].min(axis=1) for one in subjects]
+        table, prompts = np.stack(worst, axis=1), f"{len(subjects)} subjects ({prompts})"
+    failures, n = (table < target.target).sum(axis=1).tolist(), table.shape[1]
+    bounds = [upper_bound(count, n, target.confidence) for count in failures]
+    passed = next((k for k, bound in enumerate(bounds) if bound > target.max_failure_rate), len(table))
     shown = max(passed - 1, 0)
     return Certificate(
-        target=target, at_most=at_most, confidence=confidence, prompts=prompts, n=table.shape[1],
-        certified=passed - 1 if passed else None,
-        setting=names[shown], failures=failures[shown],
-        upper=upper_bound(failures[shown], table.shape[1], confidence),
+        target=target.target, max_failure_rate=target.max_failure_rate, confidence=target.confidence,
+        prompts=prompts, n=n, certified=passed - 1 if passed else None,
+        setting=names[shown], failures=failures[shown], upper=bounds[shown],
     )  # fmt: skip

@@ -1,19 +1,19 @@
-"""Measures schedules on held-out prompts: same noise, decoded images, next to fewer steps."""
+"""Measures schedules on held-out prompts: same noise, decoded images, next to as many plain steps."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..profiling.measure import Progress, silent
-from ..runs import Call, Prompt
+from ..engines import make_setup
+from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .generate import Generation, generate
 from .metrics import psnr, ssim, summary
 
-__all__ = ["Row", "compared", "row"]
+__all__ = ["Row", "evaluate", "evaluate_schedules"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def row(name: str, made: Generation, full: Generation) -> Row:
     pictures = full.images[0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
     return Row(
         name,
-        made.calls,
+        round(made.calls),
         summary([psnr(a, b) for a, b in pairs]),
         summary([ssim(a, b) for a, b in pairs]) if pictures else None,
         full.loop / made.loop,
@@ -51,44 +51,48 @@ def row(name: str, made: Generation, full: Generation) -> Row:
     )
 
 
-def compared(
+def evaluate(
     pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    schedules: Sequence[Schedule],
-    *,
-    batch_size: int = 1,
-    first: int = 0,
-    progress: Progress = silent,
+    schedules: Schedule | Sequence[Schedule],
+    prompts: Iterable[Prompt],
+    num_inference_steps: int = 28,
+    **options: Any,
+) -> list[Row]:
+    """Scores schedules on held-out prompts, each beside as many plain steps.
+
+    Arguments:
+        pipe: A diffusers pipeline, or an engine; it is not changed.
+        schedules: What to measure.
+        prompts: Prompts that nothing was fitted on.
+        num_inference_steps: The steps of the full run.
+        options: As for `calibrate`: `seed`, `batch_size`, `progress`, ..., and arguments of the pipeline.
+
+    Returns:
+        A row for the full run, then one for each schedule and one for as many steps, in turn.
+    """
+    setup, rest = make_setup(pipe, num_inference_steps, options)
+    first = rest.pop("first", 0)
+    if rest:
+        raise TypeError(f"evaluate takes no {', '.join(sorted(rest))}")
+    many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
+    return evaluate_schedules(setup, PromptSet.of(prompts, first), many)[0]
+
+
+def evaluate_schedules(
+    setup: Setup, prompts: PromptSet, schedules: Sequence[Schedule]
 ) -> tuple[list[Row], list[Generation]]:
     """Runs schedules, and fewer steps with the same calls, against the full run: same prompts and noise.
 
-    Arguments:
-        pipe: A diffusers pipeline; it is not changed.
-        call: How to call it in full.
-        prompts: Held-out prompts.
-        schedules: What to measure.
-        batch_size: How many prompts a run has.
-        first: The number of the first prompt, which sets the noise.
-        progress: Told the stage, what is done and of how much.
-
     Returns:
-        A row for the full run, then one for each schedule and one for as many steps, in turn; and what was
-        generated, an entry a row.
+        The rows as in `evaluate`, and what was generated, an entry a row.
     """
-
-    def made(name: str, how: Call, schedule: Schedule | None = None) -> Generation:
-        return generate(
-            pipe, how, prompts, schedule, batch_size=batch_size, offset=first,
-            progress=lambda done: progress(name, done, len(prompts)),
-        )  # fmt: skip
-
-    generate(pipe, call, prompts[:batch_size], batch_size=batch_size)  # warms up: first runs are slow
-    full = made("full run", call)
-    names, all_made = ["full run"], [full]
+    generate(setup, prompts[: setup.batch_size])  # warms up: first runs are slow
+    full = generate(setup, prompts, stage="full run")
+    names, made = ["full run"], [full]
     for schedule in schedules:
-        all_made.append(made(schedule.name, call, schedule))
-        fewer = replace(call, steps=all_made[-1].calls)
-        all_made.append(made(f"{fewer.steps} steps", fewer))
-        names += [schedule.name, f"{fewer.steps} steps"]
-    return [row(name, one, full) for name, one in zip(names, all_made, strict=True)], all_made
+        made.append(generate(setup, prompts, schedule, stage=schedule.name))
+        steps = round(made[-1].calls)
+        fewer = replace(setup, call=replace(setup.call, num_inference_steps=steps))
+        names += [schedule.name, f"{steps} steps"]
+        made.append(generate(fewer, prompts, stage=names[-1]))
+    return [row(name, one, full) for name, one in zip(names, made, strict=True)], made

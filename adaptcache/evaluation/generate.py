@@ -1,10 +1,9 @@
-"""Generates decoded images, timed: what every measurement of quality and speed is made of."""
+"""Generates decoded outputs, timed: what every measurement of quality and speed is made of."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,133 +11,141 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engines.diffusers.finer import refined
-from ..engines.diffusers.gate import Gate
-from ..hooks import Update
-from ..profiling.reference import Progress, batches, twin
-from ..runs import Call, Prompt
-from ..runtime.runner import runner_for
+from ..hooks import SchedulerStep, StepHook
+from ..profiling.measure import content_key
+from ..runs import PromptSet, Setup
+from ..runtime.runner import Runner
 from ..schedule.schedule import Schedule
 from ..step import Step
 
-__all__ = ["Generation", "Stopwatch", "generate", "synchronize", "timed"]
-
-
-class Stopwatch:
-    """Times the denoising loop: from the first denoiser call to the last landing."""
-
-    def __init__(self, inner: Any = None) -> None:
-        self.inner, self.seconds = inner, 0.0
-
-    def stand(self, gate: Gate) -> AbstractContextManager[Any]:
-        """Stands at the sites inside of the denoiser, for visitors that have any."""
-        stand = getattr(self.inner, "stand", None)
-        context: AbstractContextManager[Any] = stand(gate) if stand else nullcontext()
-        return context
-
-    def begin(self, times: tuple[float, ...]) -> None:
-        if self.inner:
-            self.inner.begin(times)
-
-    def computes(self, step: Step) -> bool:
-        if step.index == 0:
-            synchronize()
-            self.since = time.perf_counter()
-        return not self.inner or self.inner.computes(step)
-
-    def update(self, update: Update) -> Tensor:
-        return self.inner.update(update) if self.inner else update.move.u
-
-    def landed(self, update: Update, y: Tensor) -> None:
-        """Only the end counts."""
-
-    def end(self) -> None:
-        synchronize()
-        self.seconds += time.perf_counter() - self.since
-        if self.inner:
-            self.inner.end()
+__all__ = ["Generation", "TimedHook", "check_images", "generate", "reference_images", "synchronize"]
 
 
 def synchronize() -> None:
     """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+class TimedHook(StepHook):
+    """Times the denoising loops of another hook: from the first denoiser call to the last step."""
+
+    def __init__(self, inner: StepHook | None = None) -> None:
+        self.inner, self.seconds = inner or StepHook(), 0.0
+        self.follows_views, self.follows_loops = self.inner.follows_views, self.inner.follows_loops
+
+    def install(self, gate: Any) -> AbstractContextManager[Any]:
+        return self.inner.install(gate)
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        self.inner.on_run_start(times)
+
+    def should_compute(self, step: Step) -> bool:
+        if step.index == 0:
+            synchronize()
+            self.since = time.perf_counter()
+        return self.inner.should_compute(step)
+
+    def model_output(self, step: SchedulerStep) -> Tensor:
+        return self.inner.model_output(step)
+
+    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
+        self.inner.on_step_end(step, latents)
+
+    def on_run_end(self) -> None:
+        synchronize()
+        self.seconds += time.perf_counter() - self.since
+        self.inner.on_run_end()
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Images of some prompts, and what they cost.
+    """Decoded outputs of some prompts, and what they cost.
 
     Arguments:
         images: One array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C); sound with
             values in [-1, 1] and shape (channels, samples).
-        loop: Seconds in the denoising loop, summed over batches.
+        loop: Seconds in the denoising loops, summed over batches.
         total: Seconds in the pipeline.
-        calls: Steps whose denoiser was called, in one run.
+        calls: Steps whose denoiser was called, in one run; the mean where runs differ.
+        steps: All steps of a run.
     """
 
     images: list[np.ndarray]
     loop: float
     total: float
-    calls: int
+    calls: float
+    steps: int
 
 
 def generate(
-    pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    schedule: Schedule | None = None,
+    setup: Setup,
+    prompts: PromptSet,
+    schedule: Schedule | StepHook | None = None,
     *,
-    batch_size: int = 1,
-    finer: int = 1,
-    offset: int = 0,
-    progress: Progress = lambda done: None,
+    refine: int = 1,
+    gear: int | None = None,
+    stage: str = "",
 ) -> Generation:
-    """Generates decoded images, timed.
+    """Generates decoded outputs, timed, in batches.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
-        call: How to call it.
+        setup: Who runs, and how.
         prompts: What to generate.
-        schedule: What to run by; None runs in full.
-        batch_size: How many prompts a run has.
-        finer: Take this many steps for each step (a reference closer to the exact solution).
-        offset: Added to the number of a prompt, which sets its noise.
-        progress: Told the number of prompts done after each run.
+        schedule: What to run by, a schedule or a hook; None runs in full.
+        refine: Take this many steps for each step (a reference closer to the exact solution).
+        gear: Which plan of the schedule; None leaves it to the schedule.
+        stage: What progress is reported as; empty reports none.
     """
-    own = twin(pipe)
-    own.scheduler = refined(own.scheduler, finer)
-    watch = Stopwatch(runner_for(pipe, schedule) if schedule else None)
-    images, total, calls = timed(
-        own, call, prompts, watch, batch_size=batch_size, first=offset, progress=progress
-    )
-    return Generation(images, watch.seconds, total, int(calls))
-
-
-def timed(
-    pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    watch: Stopwatch,
-    *,
-    batch_size: int = 1,
-    first: int = 0,
-    progress: Progress = lambda done: None,
-) -> tuple[list[np.ndarray], float, float]:
-    """Runs a pipeline as it is, batch by batch, under a stopwatch.
-
-    Returns:
-        One image a prompt, the seconds in the pipeline, and the mean number of steps of a run whose
-        denoiser was called.
-    """
-    images, total, calls, runs = list[np.ndarray](), 0.0, 0, 0
-    for start, batch in batches(prompts, batch_size):
-        gate = Gate(pipe, watch).open()
+    if isinstance(schedule, Schedule):
+        setup.engine.check(schedule)
+        schedule = Runner(schedule, gear=gear)
+    hook = TimedHook(schedule)
+    images, total, calls, runs, steps = list[np.ndarray](), 0.0, 0, 0, 0
+    for batch in setup.batches(prompts):
         since = time.perf_counter()
-        with closing(gate), watch.stand(gate):
-            images += list(np.asarray(call(pipe, batch, first + start, output_type="np")))
+        outcome = setup.run(hook, batch, decode=True, refine=refine)
         total += time.perf_counter() - since
-        calls += sum(any(branches) for branches in gate.calls)
+        images += outcome.images
+        calls, steps = calls + outcome.computed, len(outcome.calls)
         runs += 1
-        progress(start + len(batch))
-    return images, total, calls / runs
+        if stage:
+            setup.progress(stage, len(images), len(prompts))
+    return Generation(images, hook.seconds, total, calls / max(runs, 1), steps)
+
+
+def check_images(images: list[np.ndarray], first: int, run: str) -> None:
+    """Raises where an image is not finite: stored as numbers it would be black, and count as a match."""
+    for number, image in enumerate(images, start=first):
+        if not np.isfinite(image).all():
+            raise ValueError(
+                f"the image of prompt {number} from {run} has values that are not finite: "
+                "load the pipeline in bfloat16 or float32, or leave the prompt out"
+            )
+
+
+def reference_images(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> list[np.ndarray]:
+    """Returns the decoded outputs of full runs, from the cache where they are in it."""
+    images = list[np.ndarray]()
+    for batch in setup.batches(prompts):
+        images += reference_batch(setup, batch, refine)
+        setup.progress("held-out, full", len(images), len(prompts))
+    return images
+
+
+def reference_batch(setup: Setup, batch: PromptSet, refine: int = 1) -> list[np.ndarray]:
+    """Returns the decoded outputs of one full run; it has a file of its own in the cache, for all who want it.
+
+    Raises:
+        ValueError: One of them is not finite.
+    """
+    key = content_key(setup, batch.prompts, batch.first, refine, "images") if setup.cache else ""
+    if setup.cache and (found := setup.cache.load(key, "images")) is not None:
+        return [found[name].numpy() for name in sorted(found)]
+    images = generate(setup, batch, refine=refine).images
+    check_images(images, batch.first, "the full run")
+    if setup.cache:
+        # Contiguous, as safetensors writes the memory and not the values.
+        arrays = {f"{k:05d}": torch.from_numpy(np.ascontiguousarray(image)) for k, image in enumerate(images)}
+        setup.cache.save(key, "images", arrays)
+    return images

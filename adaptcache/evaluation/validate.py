@@ -2,91 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from ..calibration.targets import claimed
-from ..distributed import ALONE, Ranks
-from ..profiling.cache import Store, content_key
-from ..profiling.measure import Progress, silent
-from ..profiling.reference import batches
-from ..runs import Call, Prompt
+from ..forecasts.extrapolate import Extrapolate
+from ..policies.plan import Plan
+from ..runs import PromptSet, Setup
 from ..schedule.format import Evidence
+from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .certify import Claim
-from .generate import generate
-from .metrics import psnr, summary
+from .certify import Certificate, QualityTarget, certify
+from .generate import check_images, generate, reference_batch
+from .metrics import CEILING, psnr, summary
 
-__all__ = ["check_images", "validated"]
+__all__ = ["compute_all", "evidence_of", "validate"]
 
-
-def check_images(images: Sequence[np.ndarray], first: int, run: str) -> None:
-    """Raises where an image is not finite: stored as numbers it would be black, and count as a match."""
-    for number, image in enumerate(images, start=first):
-        if not np.isfinite(image).all():
-            raise ValueError(
-                f"the image of held-out prompt {number} from {run} has values that are not finite: "
-                "load the pipeline in bfloat16 or float32, or leave the prompt out"
-            )
+FEW = 8  # steps of a run in which there is little to skip
 
 
-def validated(
-    pipe: Any,
-    call: Call,
-    held_out: Sequence[Prompt],
+def validate(
+    setup: Setup,
+    prompts: PromptSet,
     schedule: Schedule,
     *,
-    batch_size: int = 1,
-    finer: int = 1,
-    first: int = 0,
-    claim: Claim | None = None,
-    store: Store | None = None,
-    ranks: Ranks = ALONE,
-    progress: Progress = silent,
+    refine: int = 1,
+    target: QualityTarget | None = None,
 ) -> Schedule:
     """Returns the schedule with the evidence of held-out prompts.
 
     Arguments:
-        first: The number of the first held-out prompt: its noise is not that of a calibration prompt.
-        claim: What they should show; where they do not, the schedule computes everything.
-        ranks: Who shares the batches.
+        setup: Who runs, and who shares the batches.
+        prompts: Held-out prompts; their noise is not that of a calibration prompt.
+        schedule: What to measure.
+        refine: Steps of the reference in each step of the grid.
+        target: What they should show; where they do not, the schedule computes everything.
     """
-    count, jobs = len(held_out), list(batches(held_out, batch_size))
-    key = content_key(pipe, call, held_out, batch_size, finer, first, "images") if store else ""
+    jobs = setup.batches(prompts)
     truth: dict[int, list[np.ndarray]] = {}  # of this rank's batches
 
     def full(number: int) -> None:
-        start, batch = jobs[number]
-        images = store.load_images(key, number) if store else None
-        if images is None:
-            images = generate(
-                pipe, call, batch, batch_size=batch_size, finer=finer, offset=first + start
-            ).images
-            check_images(images, start, "the full run")
-            if store:
-                store.save_images(key, images, number)
-        truth[number] = images
+        truth[number] = reference_batch(setup, jobs[number], refine)
 
-    def planned(number: int) -> tuple[list[float], int]:
-        start, batch = jobs[number]
-        made = generate(pipe, call, batch, schedule, batch_size=batch_size, offset=first + start)
-        check_images(made.images, start, "the run by the schedule")
-        return [psnr(a, b) for a, b in zip(made.images, truth[number], strict=True)], made.calls
+    def planned(number: int) -> tuple[list[float], float, int]:
+        made = generate(setup, jobs[number], schedule)
+        check_images(made.images, jobs[number].first, "the run by the schedule")
+        values = [psnr(a, b) for a, b in zip(made.images, truth[number], strict=True)]
+        return values, made.calls, made.steps
 
-    def told(stage: str) -> Callable[[int], None]:
-        return lambda done: progress(stage, min(done * batch_size, count), count)
+    def report(stage: str) -> Callable[[int], None]:
+        count = setup.stage(stage, len(prompts))
+        return lambda batches: count(batches * setup.batch_size)
 
-    ranks.each(len(jobs), full, told("held-out, full"))
-    results = ranks.each(len(jobs), planned, told("held-out, by schedule"))
-    calls, steps = sum(calls for _, calls in results) // len(jobs), len(schedule.grid.times)
-    values = [value for found, _ in results for value in found]
-    evidence = Evidence(
-        prompts=f"{count} held-out",
-        n=count,
-        calls=(calls, steps),
-        psnr=summary(values),
-        speed=steps / calls,
+    setup.ranks.each(len(jobs), full, report("held-out, full"))
+    results = setup.ranks.each(len(jobs), planned, report("held-out, by schedule"))
+    values = [value for found, _, _ in results for value in found]
+    calls = int(sum(calls for _, calls, _ in results)) // len(jobs)
+    evidence = evidence_of(values, calls, results[0][2])
+    if target is None:
+        return schedule.model_copy(update={"evidence": evidence})
+    found = certify(
+        [values],
+        target,
+        settings=[f"{evidence.calls[0]} of {evidence.calls[1]} calls"],
+        prompts=evidence.prompts,
     )
-    return claimed(schedule, evidence, values, claim)
+    if found.certified is None:
+        return compute_all(schedule, found)
+    return schedule.model_copy(update={"evidence": evidence.model_copy(update={"certificate": found})})
+
+
+def evidence_of(values: list[float], calls: float, steps: int, **more: object) -> Evidence:
+    """Returns the evidence of held-out prompts.
+
+    Arguments:
+        values: Decibels of each prompt.
+        calls: Steps whose denoiser is called, of a run; the mean where prompts differ.
+        steps: All steps of a run.
+        more: A certificate, a verdict.
+    """
+    return Evidence(
+        prompts=f"{len(values)} held-out", n=len(values), calls=(round(calls), steps),
+        psnr=summary(values), speed=steps / calls, **more,
+    )  # fmt: skip
+
+
+def compute_all(schedule: Schedule, failed: Certificate) -> Schedule:
+    """Returns the schedule that skips nothing, and says why: the verdict 'do not cache'."""
+    times = schedule.grid.times
+    few = (
+        f" With {len(times)} steps every one is large, as in distilled models, and there is little to skip."
+        if len(times) <= FEW
+        else ""
+    )
+    verdict = f"Do not cache: every step is computed. {failed.sentence}{few}"
+    rule = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
+    evidence = Evidence(
+        prompts=failed.prompts, n=failed.n, calls=(len(times), len(times)), speed=1.0,
+        psnr={"mean": CEILING, "p05": CEILING}, certificate=failed, verdict=verdict,
+    )  # fmt: skip
+    return schedule.model_copy(update={"rules": (rule,), "evidence": evidence})

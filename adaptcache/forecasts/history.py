@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..hooks import Update
+from ..hooks import SchedulerStep
 from .base import Known, Weights, weighted_sum
 
 __all__ = ["History"]
@@ -61,19 +61,19 @@ class History:
         x0 = last if line.x0 is None else line.x0
         return Known(line.past, last if x is None else x, x0, line.past_x, signal, line.past_signal)
 
-    def see(self, update: Update, signal: Tensor | None = None) -> None:
+    def record(self, key: Hashable, step: SchedulerStep, signal: Tensor | None = None) -> None:
         """Notes what there is to keep of a step."""
-        if update.step.index == 0:
-            self.enter(update.track, update.move.x)
-        if update.computed:
-            self.keep(update.track, update.move.x, update.move.u, signal)
+        if step.step.index == 0 and key not in self.lines:
+            self.enter(key, step.x)
+        if step.computed:
+            self.keep(key, step.x, step.u, signal)
 
-    def features(self, update: Update, names: Sequence[str]) -> list[Tensor]:
+    def features(self, key: Hashable, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Returns the outputs, newest first, then what is named as in `Matched`; each with shape (B, *)."""
-        known = self.known(update.track, update.move.x)
+        known = self.known(key, x)
         named = {"x": [known.x], "x0": [known.x0], "past_x": known.past_x}
         return [*known.past, *(value for name in names for value in named[name])]
 
-    def combined(self, weights: Weights, update: Update) -> Tensor:
-        """Returns the weighted sum, with shape (B, *)."""
-        return weighted_sum(weights, self.known(update.track, update.move.x))
+    def combine(self, weights: Weights, key: Hashable, x: Tensor) -> Tensor:
+        """Returns the weighted sum at a step that is entered with `x`, with shape (B, *)."""
+        return weighted_sum(weights, self.known(key, x))

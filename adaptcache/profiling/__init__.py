@@ -1,1 +1,1 @@
-"""Full runs on calibration prompts: what is measured, kept and taken up again."""
+"""Full runs on calibration prompts: what is measured, kept and resumed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,41 +16,65 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engines.diffusers.gate import Gate
-from ..engines.diffusers.watch import denoisers_of
 from ..errors import AttachError
-from ..runs import Call, Prompt
+from ..hooks import StepHook
+from ..runs import PromptSet, Setup
 from ..sites.interceptor import Sentry
 from ..sites.layers import compiled_around
 from ..sites.models import layers_of
 from ..sites.outputs import taken_apart
-from .reference import Recorder, twin
 
 __all__ = ["layer_errors"]
 
 TINY = 1e-30
 
 
-class Curves:
-    """Watches the layers of some types in full runs; sums stay on the device until they are asked for.
+class LayerHook(StepHook):
+    """Compares the outputs of layers of some types in full runs; sums stay on the device until they are asked for.
 
     Arguments:
-        gate: Knows the step.
+        sites: The types of layers.
         longest: How many steps back outputs are compared.
     """
 
-    def __init__(self, gate: Gate, longest: int) -> None:
-        self.gate, self.longest = gate, longest
+    def __init__(self, sites: Sequence[str], longest: int) -> None:
+        self.sites, self.longest, self.steps = sites, longest, 0
+        self.found: set[str] = set()  # the types there are
         self.kept: dict[Hashable, list[tuple[int, Tensor]]] = defaultdict(list)
         self.sums: dict[tuple[str, int, int], list[Tensor]] = defaultdict(list)
         self.times: dict[Hashable, int] = {}
 
+    def install(self, gate: Any) -> ExitStack:
+        with ExitStack() as undo:
+            for site in self.sites:
+                for denoiser in gate.denoisers:
+                    layers = layers_of(denoiser, site)
+                    if around := compiled_around(denoiser, list(layers)):
+                        raise AttachError(f"{around} is compiled as a whole: its layers cannot be watched")
+                    for name, layer in layers.items():
+                        self.found.add(site)
+                        Sentry(layer, partial(self.call, gate, site, name), gate).stand(undo)
+            if not self.found:
+                kind = type(gate.denoisers[0]).__name__
+                raise AttachError(f"{kind} has no layers for the site {' or '.join(map(repr, self.sites))}")
+            return undo.pop_all()
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        self.steps = len(times)
+
     def call(
-        self, site: str, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
+        self,
+        gate: Any,
+        site: str,
+        name: str,
+        layer: nn.Module,
+        original: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         """A layer was called: compares what it returns with what it returned before."""
         output = original(*args, **kwargs)
-        if (here := self.gate.here()) is None:
+        if (here := gate.here()) is None:
             return output
         step, branch = here
         place = (branch, name, step.index)
@@ -66,58 +90,31 @@ class Curves:
             del past[self.longest :]
         return output
 
-    def end(self) -> None:
-        """A run is over: lets go of outputs."""
+    def on_run_end(self) -> None:
         self.kept.clear()
         self.times.clear()
 
 
 def layer_errors(
-    pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    sites: Sequence[str],
-    *,
-    longest: int = 3,
-    progress: Callable[[int], None] = lambda done: None,
+    setup: Setup, prompts: PromptSet, sites: Sequence[str], *, longest: int = 3
 ) -> dict[str, np.ndarray]:
     """Runs a pipeline in full and measures the error of reuse of each type of layer.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
-        call: How to call it.
+        setup: Who runs, and how.
         prompts: What to run it on, one at a time.
         sites: Types of layers; those the denoiser does not have are left out.
         longest: How many steps an output may be reused for: L.
-        progress: Told the number of prompts done.
 
     Returns:
         By site, the relative L1 error with shape (N, L) of an output of step i at step i + 1 + k: the mean
         over layers, branches and prompts. Infinite where there is no such step.
     """
-    own = twin(pipe)
-    found = [(site, d, layers_of(d, site)) for site in sites for d in denoisers_of(own)]
-    if not any(layers for _, _, layers in found):
-        name = type(denoisers_of(own)[0]).__name__
-        raise AttachError(f"{name} has no layers for the site {' or '.join(map(repr, sites))}")
-    for _, denoiser, layers in found:
-        if around := compiled_around(denoiser, list(layers)):
-            raise AttachError(f"{around} is compiled as a whole: its layers cannot be watched")
-    curves, steps = None, 0
-    for number, prompt in enumerate(prompts):
-        recorder = Recorder(first=number)
-        with closing(Gate(own, recorder).open()) as gate, ExitStack() as undo:
-            curves = curves or Curves(gate, longest)
-            curves.gate = gate
-            for site, _, layers in found:
-                for name, layer in layers.items():
-                    Sentry(layer, partial(curves.call, site, name), gate).stand(undo)
-            call(own, [prompt], number)
-        curves.end()
-        steps = len(recorder.run.times)
-        progress(number + 1)
-    assert curves is not None
-    errors = {site: np.full((steps, longest), np.inf) for site, _, layers in found if layers}
-    for (site, index, back), values in curves.sums.items():
+    hook = LayerHook(sites, longest)
+    for number, prompt in enumerate(prompts.batches(1)):
+        setup.run(hook, prompt)
+        setup.progress("errors of layers", number + 1, len(prompts))
+    errors = {site: np.full((hook.steps, longest), np.inf) for site in sites if site in hook.found}
+    for (site, index, back), values in hook.sums.items():
         errors[site][index, back] = float(torch.stack(values).mean())
     return errors

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..distributed import ALONE, Ranks
-from ..engines.diffusers.compatibility import other_cache
+import numpy as np
+
+from ..cache import feed
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
-from ..runs import Call, Prompt
-from .cache import Store, content_key
-from .reference import Trajectory, record
-from .sensitivity import with_influence
+from ..runs import PromptSet, Setup
+from .checkpoint import ProfileCheckpoint
+from .reference import Trajectory, run_reference
+from .sensitivity import measure_sensitivity
+from .statistics import statistics_of
 
-__all__ = ["Measurement", "Progress", "in_turn", "measure", "silent"]
+__all__ = ["Measurement", "content_key", "measure"]
 
-INFLUENCED = 2  # prompts of the output-error curve: it takes half a run a step
-
-Progress = Callable[[str, int, int], None]  # stage, done, of
-
-
-def silent(stage: str, done: int, of: int) -> None:
-    """Reports no progress."""
+PERTURBED = 2  # prompts the sensitivity is measured on: it takes half a run a step
+LAYOUT = 5  # raise it when what is cached changes
 
 
-def in_turn(progress: Progress, stage: str, number: int, jobs: int, size: int) -> Callable[[int], None]:
-    """Returns what is told how much of a job is done, and tells how much of all jobs of the stage is."""
-    return lambda done: progress(stage, number * size + done, jobs * size)
+def content_key(setup: Setup, *more: Any) -> str:
+    """Returns a digest of all that full runs depend on: the pipeline, its call, and what else is given."""
+    digest = hashlib.sha256()
+    feed(digest, [LAYOUT, setup.engine.identity(setup.call), setup.batch_size, *more])
+    return digest.hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -36,73 +35,91 @@ class Measurement:
     """What full runs on the calibration prompts gave.
 
     Arguments:
-        profile: Statistics, influence included.
+        profile: Statistics, sensitivities included.
         runs: The reference trajectories, one a batch; of several ranks, each has those of its own batches.
     """
 
     profile: Profile
     runs: list[Trajectory]
 
+    def head(self, count: int, batch_size: int) -> Measurement:
+        """Returns what was measured on the first `count` prompts, in runs of `batch_size`."""
+        profile, every = self.profile, len(self.profile.gram)
+        names = ("gram", "magnitude", "change_in", "change_out", "sensitivities")
+        runs: list[Trajectory] = []
+        for first, run in zip(range(0, every, batch_size), self.runs, strict=True):
+            samples = min(batch_size, every - first)
+            if first < count:
+                runs.append(run.head(min(samples, count - first), of=samples))
+        return Measurement(replace(profile, **{name: getattr(profile, name)[:count] for name in names}), runs)
 
-def measure(
-    pipe: Any,
-    call: Call,
-    prompts: Sequence[Prompt],
-    *,
-    batch_size: int = 1,
-    finer: int = 1,
-    store: Store | None = None,
-    ranks: Ranks = ALONE,
-    progress: Progress = silent,
-) -> Measurement:
-    """Profiles the pipeline on calibration prompts, or takes the profile from the store.
+
+def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement:
+    """Profiles the pipeline on calibration prompts, or takes the profile from the cache.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
-        call: How to call it.
+        setup: Who runs, and how.
         prompts: P calibration prompts.
-        batch_size: How many prompts a run has.
-        finer: Steps of the reference in each step of the grid.
-        store: Where profiles are kept; None keeps none. Ranks may share it, or have one each.
-        ranks: Who shares the work.
-        progress: Told the stage, what is done and of how much.
+        refine: Steps of the reference in each step of the grid.
     """
-    if call.steps < 2:
-        raise ValueError(f"nothing can be skipped in {call.steps} steps; calibrate with 2 or more")
-    if call.steps > KERNEL_STEPS:
-        raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {call.steps}: take fewer")
-    if name := other_cache(pipe):
-        raise ValueError(
-            f"{name} is on in this pipeline: its full runs would not be full; turn it off "
-            "(pipe.transformer.disable_cache()), then calibrate"
-        )
-    if not prompts:
+    steps = setup.call.num_inference_steps
+    if steps < 2:
+        raise ValueError(f"nothing can be skipped in {steps} steps; calibrate with 2 or more")
+    if steps > KERNEL_STEPS:
+        raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {steps}: take fewer")
+    if not len(prompts):
         raise ValueError("no calibration prompts; one is the least, 8 or more are better")
-    key = content_key(pipe, call, prompts, batch_size, finer) if store else ""
-    kept = store.parts(key, ranks.rank) if store else None
-    if store and (found := known(store, key, ranks.own(-(-len(prompts) // batch_size)), ranks)):
-        return found
-    count = len(prompts)
-    profile, runs = record(
-        pipe, call, prompts, batch_size=batch_size, finer=finer, kept=kept, ranks=ranks,
-        progress=lambda done: progress("full runs", done, count),
-    )  # fmt: skip
-    if finer == 1:  # a finer teacher's outputs cannot be replayed step by step
-        few = min(INFLUENCED, batch_size, count)
-        profile = with_influence(
-            pipe, call, prompts[:few], profile,
-            runs[0].head(few, of=min(batch_size, count)) if ranks.rank == 0 else None,
-            kept=kept, ranks=ranks,
-            progress=lambda done: progress("influence of each step", done, profile.steps - 1),
-        )  # fmt: skip
-    if store and ranks.rank == 0:
-        store.save_profile(key, profile)
+    setup.engine.preflight(setup.call, prompts)
+    ranks, checkpoint = setup.ranks, None
+    if setup.cache:
+        key = content_key(setup, prompts.prompts, prompts.first, refine)
+        checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
+        if found := _known(setup, prompts, checkpoint):
+            return found
+    profile, runs = _record(setup, prompts, refine, checkpoint)
+    if refine == 1:  # a finer reference's outputs cannot be replayed step by step
+        few = min(PERTURBED, setup.batch_size, len(prompts))
+        run = runs[0].head(few, of=min(setup.batch_size, len(prompts))) if ranks.rank == 0 else None
+        profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
+    if checkpoint and ranks.rank == 0:
+        checkpoint.save_profile(profile)
     return Measurement(profile, runs)
 
 
-def known(store: Store, key: str, numbers: range, ranks: Ranks) -> Measurement | None:
-    """Returns what the store has, if rank 0 has the profile and every rank the runs of its batches."""
-    profile = ranks.first(store.load_profile(key) if ranks.rank == 0 else None)
-    runs = store.parts(key).runs(numbers) if profile else None
+def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> Measurement | None:
+    """Returns what is cached, if rank 0 has the profile and every rank the runs of its batches."""
+    ranks = setup.ranks
+    profile = ranks.first(checkpoint.load_profile() if ranks.rank == 0 else None)
+    runs = checkpoint.runs(ranks.own(len(setup.batches(prompts)))) if profile else None
     whole = all(ranks.exchange(runs is not None))
     return Measurement(profile, runs) if profile and runs is not None and whole else None
+
+
+def _record(
+    setup: Setup, prompts: PromptSet, refine: int, checkpoint: ProfileCheckpoint | None
+) -> tuple[Profile, list[Trajectory]]:
+    """Returns the profile of all prompts, without sensitivities, and the trajectories of this rank's batches."""
+    runs, jobs = list[Trajectory](), setup.batches(prompts)
+
+    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]]]:
+        found = checkpoint.load(number) if checkpoint else None
+        if found is None:
+            run = run_reference(setup, jobs[number], refine)
+            found = run, statistics_of(run, jobs[number])
+            if checkpoint:
+                checkpoint.save(number, *found)
+        runs.append(found[0])
+        return found[0].times, found[1]
+
+    report = setup.stage("full runs", len(prompts))
+    done = setup.ranks.each(len(jobs), work, lambda batches: report(batches * setup.batch_size))
+    for batch, (grid, _) in zip(jobs, done, strict=True):
+        if grid != done[0][0]:
+            raise ValueError(
+                f"prompt {batch.first} runs on another grid ({len(grid)} steps) than prompt {prompts.first} "
+                f"({len(done[0][0])}): calibrate with one size and one number of steps"
+            )
+    rows = [row for _, known in done for row in known]
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    times = np.array(done[0][0])
+    return Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs

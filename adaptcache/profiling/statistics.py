@@ -10,26 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..runs import PromptSet
+
 if TYPE_CHECKING:
     from .reference import Trajectory
 
-__all__ = ["change", "check_finite", "inner_products", "magnitude", "part", "statistics"]
+__all__ = ["check_finite", "inner_products", "part", "relative_error", "statistics_of"]
 
 CHUNK = 2**16  # values of each vector that are in float64 at a time: 50 MB for 100 vectors
 
 
-def statistics(run: Trajectory, samples: int, first: int = 0) -> list[dict[str, np.ndarray]]:
-    """Returns the arrays of a profile, one dictionary a sample. Tracks count with equal weight.
+def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndarray]]:
+    """Returns the arrays of a profile, one dictionary a prompt. Tracks count with equal weight.
 
     Arguments:
         run: A full run of a batch.
-        samples: How many prompts the batch has.
-        first: The number of the first of them, for errors.
+        prompts: The batch.
 
     Raises:
         ValueError: All outputs of a prompt are zero.
     """
-    rows = []
+    rows, samples = [], len(prompts)
     for k in range(samples):
         grams, curves = [], []
         for u, x in zip(run.u, run.x, strict=True):
@@ -37,7 +38,7 @@ def statistics(run: Trajectory, samples: int, first: int = 0) -> list[dict[str, 
             energy = np.diagonal(gram)[: len(u)].mean()
             if energy == 0:
                 raise ValueError(
-                    f"the denoiser's outputs for prompt {first + k} are zero at every step: nothing can be "
+                    f"the denoiser's outputs for prompt {prompts.first + k} are zero at every step: nothing can be "
                     "fitted to them; check the weights and the call"
                 )
             grams.append(gram / energy)
@@ -79,24 +80,30 @@ def part(tensor: Tensor, k: int, samples: int) -> Tensor:
     return sample(tensor, k, samples).float()
 
 
-def check_finite(value: Tensor, what: str, step: int, first: int, samples: int) -> None:
+def check_finite(value: Tensor, what: str, step: int, prompts: PromptSet) -> None:
     """Raises where a value is not finite, and says at which step and for which prompt.
 
     Arguments:
         value: With shape (B, *).
         what: What it is, in words.
         step: The number of the step.
-        first: The number of the batch's first prompt.
-        samples: How many prompts the batch has.
+        prompts: The batch.
     """
     if bool(torch.isfinite(value).all()):
         return
+    samples = len(prompts)
     bad = [k for k in range(samples) if not bool(torch.isfinite(sample(value, k, samples)).all())]
     cure = "load the pipeline in bfloat16 or float32" if value.dtype == torch.float16 else "check the weights"
     raise ValueError(
-        f"{what} of prompt {first + bad[0]} at step {step} has values that are not finite "
+        f"{what} of prompt {prompts.first + bad[0]} at step {step} has values that are not finite "
         f"({str(value.dtype).removeprefix('torch.')}): {cure}, or leave the prompt out"
     )
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """Returns the squared error over the energy of the truth."""
+    value, truth = value.double(), truth.double()
+    return float((value - truth).square().sum() / truth.square().sum().clamp_min(1e-30))
 
 
 def change(values: Iterable[Tensor]) -> np.ndarray:
@@ -106,6 +113,10 @@ def change(values: Iterable[Tensor]) -> np.ndarray:
 
 
 def magnitude(values: Iterable[Tensor]) -> np.ndarray:
-    """Returns the mean ratio of norms (over the last dimension) to the value before, 1 for the first."""
-    pairs = itertools.pairwise(value.norm(dim=-1) for value in values)
+    """Returns the mean ratio of norms of feature vectors to the value before, 1 for the first.
+
+    A feature vector lies along the last dimension of a sequence of tokens, and along the channels, dimension
+    1, of latents that are an image or a clip.
+    """
+    pairs = itertools.pairwise(value.norm(dim=1 if value.ndim > 3 else -1) for value in values)
     return np.array([1.0, *(float((b / a.clamp_min(1e-12)).mean()) for a, b in pairs)])

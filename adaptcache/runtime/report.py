@@ -1,4 +1,4 @@
-"""What a run did, for people."""
+"""What a call of a pipeline did, for people."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ __all__ = ["Report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What the last run did.
+    """What the last call of the pipeline did, all of its denoising loops together.
 
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
         evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
-            ran at a guidance or size nobody measured, "none" where nothing was fitted.
+            ran with weights, arguments or a scheduler that were not measured, "none" where nothing was fitted.
         gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
         why: How that came about, where it was chosen during the run.
         sites: The numbers of the steps at which each site inside of the denoiser was computed.
+        names: The components that were called, by step and branch.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -26,6 +27,7 @@ class Report:
     gear: int = 0
     why: str = ""
     sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: tuple[tuple[str, ...], ...] = ()
 
     @property
     def made(self) -> int:
@@ -42,10 +44,24 @@ class Report:
         """The numbers of the steps at which the denoiser was called."""
         return [i for i, branches in enumerate(self.calls) if any(branches)]
 
+    @property
+    def components(self) -> dict[str, tuple[int, int]]:
+        """The calls of each denoiser that were made, and those that were skipped."""
+        found: dict[str, list[bool]] = {}
+        for names, branches in zip(self.names, self.calls, strict=False):
+            for name, made in zip(names, branches, strict=True):
+                found.setdefault(name, []).append(made)
+        return {name: (sum(made), len(made) - sum(made)) for name, made in found.items()}
+
     def __str__(self) -> str:
         strip = "".join("█" if any(branches) else "·" for branches in self.calls)
         lines = [f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"]
         lines[0] += f"; {self.why}" if self.why else ""
+        if len(self.components) > 1:
+            parts = (
+                f"{name} {made} of {made + skipped}" for name, (made, skipped) in self.components.items()
+            )
+            lines.append(f"calls made: {', '.join(parts)}")
         for name, steps in self.sites.items():
             marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
             lines.append(f"{marks}  {name}")

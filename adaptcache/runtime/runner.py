@@ -1,62 +1,59 @@
-"""Follows a schedule through the runs of a pipeline: the deciding visitor.
-
-The file is longer than ours are: what happens in one run, from `begin` to `end`, is read in one place.
-"""
+"""Follows a schedule through the runs of a pipeline: the deciding hook."""
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ..engines.diffusers.compatibility import graded, graded_call
-from ..engines.diffusers.gate import Gate
 from ..errors import AttachError, ScheduleError
 from ..forecasts.history import History
-from ..hooks import Update
+from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
-from ..schedule.findings import Grade, explained, worst
-from ..schedule.gears import driven
+from ..schedule.gears import resolve_gear
 from ..schedule.replan import replanned, same_grid
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from ..sites.places import Place, places_of, uncompiled
 from ..step import Step
 
-__all__ = ["Runner", "runner_for"]
+__all__ = ["Runner"]
 
-logger = logging.getLogger(__name__)
 GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
 
 
-class Runner:
-    """Follows the rule of a schedule; holds all state of a run."""
+class Runner(StepHook):
+    """Follows the rule of a schedule; holds all state of a run.
+
+    Arguments:
+        schedule: What to follow.
+        strict: Refuse grids it was not fitted on.
+        gear: The gear to stay in; None leaves it to the policy.
+        guard: Whether to compare innovations with their bands.
+    """
 
     def __init__(
         self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
     ) -> None:
         self.strict, self.guard = strict, guard
+        self.measured = True  # whether the call under way is one that was calibrated
         self.evidence = "calibrated"
         self.state: Any = None
         self.original = schedule
         self.follow(gear)
         self.places: list[tuple[int, Place]] = []  # inside of denoisers, with the number of the rule
-        self.unmeasured, self.warned = False, set[str]()  # of the call under way; of all calls
-        self.end()
+        self.on_run_end()
 
     def follow(self, gear: int | None) -> None:
         """Follows one gear from the next run on, or the one that is chosen on the way."""
-        self.schedule, self.gear = driven(self.original, gear, self.guard)
+        self.schedule, self.gear = resolve_gear(self.original, gear, self.guard)
         self.account = Account(self.gear)
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
-    def stand(self, gate: Gate) -> ExitStack:
-        """Stands at the sites inside of the denoisers, if the schedule has any, until that is closed."""
+    def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
             undo.callback(self.places.clear)
             if self.schedule.rules[0].site != "step":
@@ -65,25 +62,13 @@ class Runner:
                     place.stand(undo)
             return undo.pop_all()
 
-    def called(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
-        """A run is asked for: warns once of what nobody measured, or refuses it."""
-        found = graded_call(self.schedule, pipe, arguments)
-        if found and self.strict:
-            raise ScheduleError(explained(self.schedule, found))
-        self.unmeasured = bool(found)
-        for finding in found:
-            if finding.what not in self.warned:
-                self.warned.add(finding.what)
-                warnings.warn(explained(self.schedule, [finding]), stacklevel=5)
-
-    def begin(self, times: tuple[float, ...]) -> None:
+    def on_run_start(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
             if len(self.rules) >= GRIDS:
                 del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         fitted = "calibrated" if self.schedule.grid.times else "none"
-        own = self._native(times) and not self.unmeasured
-        self.evidence = fitted if own else "extrapolated"
+        self.evidence = fitted if self._is_fitted(times) and self.measured else "extrapolated"
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
@@ -91,12 +76,12 @@ class Runner:
             uncompiled(place)
             place.begin(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
-    def _native(self, times: tuple[float, ...]) -> bool:
+    def _is_fitted(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
 
     def _rule(self, times: tuple[float, ...]) -> Rule:
         rule = self.schedule.rules[0]
-        if self._native(times):
+        if self._is_fitted(times):
             return rule
         grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
         fitted = f"{self.schedule.name} was fitted on {len(self.schedule.grid.times)} other steps"
@@ -109,7 +94,7 @@ class Runner:
         warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
-    def computes(self, step: Step) -> bool:
+    def should_compute(self, step: Step) -> bool:
         if self.places:
             return True  # the denoiser is called, and decides inside
         self.x = None
@@ -119,25 +104,22 @@ class Runner:
                     f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor"
                 )
             self.x = step.x.clone()  # policies compare it with that of later steps
-        step = replace(step, gear=self.gear, x=self.x)
-        return step.index == 0 or self.rule.computes(self.state, step)
+        return step.index == 0 or self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 
-    def update(self, update: Update) -> Tensor:
+    def model_output(self, step: SchedulerStep) -> Tensor:
         if self.places:
-            return update.move.u
-        self.history.see(update, self.x)
+            return step.u
+        key = (step.track, step.view)
+        self.history.record(key, step, self.x)
         gear = self.rule.policy.gear(self.state, self.gear)
-        step = replace(update.step, gear=gear, track=update.track, x=self.x)
-        if not update.computed:
-            return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
-        if update.track == 0:
-            self.rule.policy.observe(self.state, step, update.move.u)
-        return update.move.u
+        where = replace(step.step, gear=gear, track=step.track, x=self.x)
+        if not step.computed:
+            return self.rule.forecast.combine(self.history.known(key, step.x, self.x), where)
+        if key == (0, 0):
+            self.rule.policy.observe(self.state, where, step.u)
+        return step.u
 
-    def landed(self, update: Update, y: Tensor) -> None:
-        """Nothing to learn from at run time."""
-
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         if self.state is not None:
             self.account = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x = History(0), None, None
@@ -156,20 +138,3 @@ class Runner:
             steps = {i for i, flag in enumerate(place.course.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made
-
-
-def runner_for(
-    pipe: Any, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
-) -> Runner:
-    """Returns the visitor that follows a schedule, after checking that it fits the pipeline; see `attach`."""
-    runner = Runner(schedule, strict, gear, guard)
-    found = graded(schedule, pipe)
-    grade = worst(found)
-    if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
-        raise ScheduleError(explained(schedule, found))
-    if grade == Grade.WARNED:
-        warnings.warn(explained(schedule, found), stacklevel=3)
-    elif found:
-        logger.info(explained(schedule, found))
-    runner.warned |= {finding.what for finding in found}
-    return runner

@@ -7,7 +7,7 @@ from ..policies.gears import Gears
 from ..policies.plan import Plan
 from .schedule import Schedule
 
-__all__ = ["driven"]
+__all__ = ["resolve_gear"]
 
 
 def checked_gear(schedule: Schedule, gear: int) -> int:
@@ -19,7 +19,7 @@ def checked_gear(schedule: Schedule, gear: int) -> int:
     return gear % gears
 
 
-def driven(schedule: Schedule, gear: int | None, guard: bool) -> tuple[Schedule, int]:
+def resolve_gear(schedule: Schedule, gear: int | None, guard: bool) -> tuple[Schedule, int]:
     """Returns the schedule as it is to be run, and the gear of runs in which none is chosen.
 
     Arguments:

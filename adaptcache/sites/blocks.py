@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import splits
-from ..engines.diffusers.gate import Gate
 from ..errors import AttachError
 from ..forecasts.history import History
 from ..policies.base import Policy
@@ -117,7 +116,7 @@ class Blocks:
     One decision a step, made at its first branch: the others follow. A branch that was never computed is.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+    def __init__(self, denoiser: nn.Module, gate: Any, rule: Rule) -> None:
         self.denoiser, self.gate, self.rule, self.model = denoiser, gate, rule, model_of(denoiser)
         self.blocks: list[nn.Module] = [b for name in self.model.blocks for b in getattr(denoiser, name)]
         if any(map(splits, self.blocks)):

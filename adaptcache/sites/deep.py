@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engines.diffusers.gate import Gate
 from ..errors import AttachError
 from ..forecasts.history import History
 from ..schedule.rule import Rule
@@ -78,7 +77,7 @@ class Deep:
     Of the skipped modules only the last one's output is used: the others return zeros.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+    def __init__(self, denoiser: nn.Module, gate: Any, rule: Rule) -> None:
         self.denoiser, self.gate = denoiser, gate
         self.modules = deep_part(denoiser, rule.head)
         self.course = Course(rule)

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.diffusers.gate import Gate
 from ..errors import AttachError
 from ..forecasts.history import History
 from ..schedule.rule import Rule
@@ -48,7 +47,7 @@ class Guidance:
         alone: Whether a run without such calls is an error: nothing else would be skipped.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, alone: bool = True) -> None:
+    def __init__(self, denoiser: nn.Module, gate: Any, rule: Rule, alone: bool = True) -> None:
         self.denoiser, self.gate, self.alone = denoiser, gate, alone
         self.course = Course(rule)
         self.end()

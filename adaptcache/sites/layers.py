@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.diffusers.gate import Gate
 from ..forecasts.history import History
 from ..schedule.rule import Rule
 from ..step import entering
@@ -44,7 +43,7 @@ class Layers:
     observes is what leaves it. A layer that was never computed in a branch, or on other shapes, is.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+    def __init__(self, denoiser: nn.Module, gate: Any, rule: Rule) -> None:
         self.denoiser, self.gate = denoiser, gate
         self.layers = layers_of(denoiser, rule.site)
         self.course = Course(rule)

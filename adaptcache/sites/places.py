@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
-from ..engines.diffusers.gate import Gate
-from ..engines.diffusers.watch import denoisers_of
 from ..errors import AttachError
 from ..schedule.rule import Rule
 from .blocks import Blocks
@@ -44,7 +42,7 @@ class Place(Protocol):
         """Lets go of tensors."""
 
 
-def place_of(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> Place:
+def place_of(rule: Rule, denoiser: nn.Module, gate: Any, alone: bool) -> Place:
     """Returns the site of a rule in a denoiser."""
     if rule.site == "guidance":
         return Guidance(denoiser, gate, rule, alone)
@@ -55,14 +53,14 @@ def place_of(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> Place:
     return Layers(denoiser, gate, rule)
 
 
-def places_of(rules: Sequence[Rule], gate: Gate) -> list[tuple[int, Place]]:
+def places_of(rules: Sequence[Rule], gate: Any) -> list[tuple[int, Place]]:
     """Returns the sites of a schedule's rules, with the number of the rule.
 
     Raises:
         AttachError: There is none of them in this pipeline, or it is compiled together with what is around.
     """
     found: list[tuple[int, Place]] = []
-    for denoiser in denoisers_of(gate.pipe):
+    for denoiser in gate.denoisers:
         name = type(denoiser).__name__
         if Sentry.compiled(denoiser) and {rule.site for rule in rules} != {"guidance"}:
             raise within(name, rules[0].site)

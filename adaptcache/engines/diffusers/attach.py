@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ...errors import AttachError
+from ...errors import AttachError, ScheduleError
 from ...runtime.report import Report
-from ...runtime.runner import Runner, runner_for
+from ...runtime.runner import Runner
+from ...schedule.findings import Finding, Grade, explained, worst
 from ...schedule.schedule import Schedule
+from .compatibility import check_schedule, graded, graded_call
 from .gate import Gate
+from .identity import state_of
 
 __all__ = ["Handle", "attach"]
 
 
 class Handle:
-    """An attached schedule: a context manager, with `report()`, `gear` and `close()`."""
+    """An attached schedule: a context manager, with `report()`, `gear`, `loop()`, `paused()` and `close()`."""
 
-    def __init__(self, pipe: Any, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, pipe: Any, runner: Runner, allow: Collection[str] = ()) -> None:
+        self._pipe, self._runner, self._allow = pipe, runner, frozenset(allow)
+        self._found = check_schedule(runner.original, pipe, runner.strict)
+        self._state = state_of(pipe)
+        self._warned = {finding.what for finding in self._found}
         with ExitStack() as undo:
-            self._gate = Gate(pipe, runner, partial(runner.called, pipe)).open()
+            self._gate = Gate(pipe, runner, self._on_call).open()
             undo.callback(self._gate.close)
-            undo.push(runner.stand(self._gate))
+            undo.push(runner.install(self._gate))
             self._undo = undo.pop_all()
+
+    def _on_call(self, arguments: Mapping[str, Any]) -> None:
+        """Compares the pipeline and its call, as they are now, with what was calibrated; warns or refuses."""
+        schedule, strict = self._runner.schedule, self._runner.strict
+        if (state := state_of(self._pipe)) != self._state:
+            self._found, self._state = graded(schedule, self._pipe), state
+        found = [*self._found, *graded_call(schedule, self._pipe, arguments)]
+        found = [one for one in found if one.grade >= Grade.WARNED and one.what not in self._allow]
+        self._runner.measured = not [one for one in found if one.grade >= Grade.WARNED] and not (
+            self._allow & {one.what for one in graded_call(schedule, self._pipe, arguments)}
+        )
+        if worst(found) == Grade.REFUSED or (strict and found):
+            raise ScheduleError(explained(schedule, found))
+        for finding in found:
+            self._warn(finding)
+
+    def _warn(self, finding: Finding) -> None:
+        if finding.what not in self._warned:
+            self._warned.add(finding.what)
+            warnings.warn(explained(self._runner.schedule, [finding]), stacklevel=7)
 
     @property
     def gear(self) -> int:
@@ -34,16 +62,41 @@ class Handle:
 
     @gear.setter
     def gear(self, gear: int | None) -> None:
-        if self._gate.run is not None:
+        if self._gate.loop is not None:
             raise AttachError("a run is going on, with weights of its own gear: set another one between runs")
         self._runner.follow(gear)
 
     def report(self) -> Report:
-        """Returns what the last run did."""
-        run = self._gate.run
-        calls = run.calls if run is not None else self._gate.calls
-        account, sites = self._runner.account, self._runner.sites()
-        return Report(tuple(map(tuple, calls)), self._runner.evidence, account.gear, account.why(), sites)
+        """Returns what the last call of the pipeline did, all of its loops together."""
+        gate, runner = self._gate, self._runner
+        loops = [*gate.done, *([gate.loop.record] if gate.loop is not None and gate.loop.decided else [])]
+        calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
+        names = tuple(tuple(branches) for loop in loops for branches in loop.names)
+        account = runner.account
+        return Report(calls, runner.evidence, account.gear, account.why(), runner.sites(), names)
+
+    @contextmanager
+    def loop(self, **arguments: Any) -> Iterator[None]:
+        """Follows a denoising loop of your own, which does not go through the pipeline's call.
+
+        Arguments:
+            arguments: What the loop was called with, as far as it is to be compared with the calibration.
+
+        Example:
+            >>> with attach(pipe, schedule) as handle, handle.loop():
+            ...     for t in pipe.scheduler.timesteps: ...
+        """
+        with self._gate.calling(arguments):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Runs the pipeline as if nothing were attached, for comparisons."""
+        before, self._gate.paused = self._gate.paused, True
+        try:
+            yield
+        finally:
+            self._gate.paused = before
 
     def close(self) -> None:
         """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
@@ -59,18 +112,25 @@ class Handle:
 
 
 def attach(
-    pipe: Any, schedule: Schedule, *, strict: bool = False, gear: int | None = None, guard: bool = False
+    pipe: Any,
+    schedule: Schedule | str | Path,
+    *,
+    strict: bool = False,
+    gear: int | None = None,
+    guard: bool = False,
+    allow: Collection[str] = (),
 ) -> Handle:
     """Runs a pipeline by a schedule until the returned handle is closed.
 
     Arguments:
-        pipe: A diffusers pipeline with a scheduler and a transformer or unet.
-        schedule: What `adaptcache.calibrate` or `Schedule.load` returned.
-        strict: Refuse grids the schedule was not fitted on, and other weights, where it would warn.
+        pipe: A diffusers pipeline with a scheduler and a denoiser.
+        schedule: What `adaptcache.calibrate` or `Schedule.load` returned; or a file, a folder, or a hub id.
+        strict: Refuse grids the schedule was not fitted on, other weights and other arguments, where it would warn.
         gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
             each prompt, and is the fastest of others.
         guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
             weights, another kind of prompt), the run shifts to a slower gear, or computes everything.
+        allow: Findings to run with that are refused otherwise: "guidance" beyond twice the calibrated one.
 
     Returns:
         A handle that is a context manager.
@@ -81,8 +141,26 @@ def attach(
         AttachError: The pipeline cannot be watched, or is already.
 
     Example:
-        >>> with adaptcache.attach(pipe, Schedule.load("flux.json")) as handle:
+        >>> with adaptcache.attach(pipe, "flux.json") as handle:
         ...     image = pipe("a lighthouse in a storm").images[0]
         >>> print(handle.report())
     """
-    return Handle(pipe, runner_for(pipe, schedule, strict, gear, guard))
+    return Handle(pipe, Runner(as_schedule(schedule), strict, gear, guard), allow)
+
+
+def as_schedule(schedule: Any) -> Schedule:
+    """Returns a schedule, loaded where its file, folder or hub id is given.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, (str, Path)):
+        path = Path(schedule).expanduser()
+        if path.suffix == ".json" or path.is_file():
+            return Schedule.load(path)
+        return Schedule.from_pretrained(schedule)
+    raise TypeError(
+        f"attach takes a schedule, or the path of its file, got {type(schedule).__name__}: Schedule.load(path) reads one"
+    )

@@ -1,23 +1,25 @@
-"""How well a schedule fits a pipeline: every difference from what it was fitted on, with a grade.
-
-The file is longer than ours are: all gradings stand here, so that what is refused is seen in one place.
-"""
+"""How well a schedule fits a pipeline and a call of it: every difference from what it was fitted on, with a grade."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...distributed import sharded
+from ...errors import ScheduleError
 from ...files import dump_json
 from ...forecasts.matched import Matched
-from ...schedule.findings import Finding, Grade
+from ...schedule.findings import Finding, Grade, explained, worst
 from ...schedule.schedule import Schedule
+from .components import denoisers_of, find_schedulers
 from .identity import checkpoint_of, fingerprint, provenance
-from .watch import denoisers_of
 
-__all__ = ["graded", "graded_call", "other_cache"]
+__all__ = ["check_schedule", "graded", "graded_call", "other_cache"]
+
+logger = logging.getLogger(__name__)
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "image_guidance_scale")
 SIZE = ("height", "width", "num_frames", "audio_end_in_s")
@@ -27,6 +29,12 @@ GRID = {  # what of a scheduler's configuration moves its steps and nothing else
     "sigma_max", "sigma_min", "steps_offset", "time_shift_type", "timestep_spacing", "use_beta_sigmas",
     "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
 }  # fmt: skip
+CONTENT = {  # arguments that say what is made, how many, and in which form, or that the grid of the run tells
+    "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "num_inference_steps", "strength",
+    "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
+    "callback_on_step_end_tensor_inputs", "class_labels", "seed",
+}  # fmt: skip
+FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 
 def graded(
@@ -50,12 +58,29 @@ def graded(
     if call is not None:
         found += _call(schedule, pipe, call)
     if steps is not None and len(schedule.grid.times) not in (0, steps):
-        found.append(Finding("steps", *_anew(schedule, f"{len(schedule.grid.times)} steps", f"{steps}")))
+        found.append(Finding("steps", *_replanned(schedule, f"{len(schedule.grid.times)} steps", f"{steps}")))
     return sorted(found, key=lambda finding: -finding.grade)
 
 
+def check_schedule(schedule: Schedule, pipe: Any, strict: bool = False) -> list[Finding]:
+    """Returns how a pipeline differs from what a schedule was fitted on; warns of what was not measured.
+
+    Raises:
+        ScheduleError: The schedule does not fit; with `strict`, also where it would warn.
+    """
+    found = graded(schedule, pipe)
+    grade = worst(found)
+    if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
+        raise ScheduleError(explained(schedule, found))
+    if grade == Grade.WARNED:
+        warnings.warn(explained(schedule, found), stacklevel=4)
+    elif found:
+        logger.info(explained(schedule, found))
+    return found
+
+
 def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> list[Finding]:
-    """Returns what in one call of an attached pipeline nobody measured; steps are looked at when it runs.
+    """Returns what in one call of an attached pipeline was not measured; steps are looked at when it runs.
 
     Arguments:
         schedule: The schedule.
@@ -85,7 +110,7 @@ def _other_cache(pipe: Any) -> Iterator[Finding]:
     if name := other_cache(pipe):
         says = (
             f"would run on top of {name}, which skips on its own at the steps that are computed and does not "
-            "see the others: nobody measured that; turn one of the two off"
+            "see the others: that was not measured; turn one of the two off"
         )
         yield Finding("cache", Grade.WARNED, says)
 
@@ -113,6 +138,8 @@ def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
     if here["loras"] != loras:
         names = " and ".join(", ".join(names) or "none" for names in (loras, here["loras"]))
         return Finding("LoRA", Grade.WARNED, f"{says}: LoRAs {names}; {lost}")
+    if loras:
+        says = f"was fitted on other weights, or on other scales of the LoRA {', '.join(loras)}"
     same = checkpoint_of(pipe) == schedule.denoiser.checkpoint != ""
     if same and made.get("dtype", here["dtype"]) != here["dtype"]:
         # Rounding changes every value, so that hashes of two precisions never agree.
@@ -123,7 +150,7 @@ def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
 def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
     made, here = schedule.made, provenance(pipe)
     if made.get("pipeline", here["pipeline"]) != here["pipeline"]:
-        says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: nobody measured it here"
+        says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: it was not measured here"
         yield Finding("pipeline", Grade.WARNED, says)
     if made.get("dtype", here["dtype"]) != here["dtype"]:
         says = f"was fitted in {made['dtype']}, this is {here['dtype']}: the plan does not depend on it"
@@ -131,9 +158,9 @@ def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
 
 
 def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
-    fitted, here = schedule.grid.scheduler, type(pipe.scheduler).__name__
+    fitted, here = schedule.grid.scheduler, type(next(iter(find_schedulers(pipe).values()))).__name__
     if fitted not in ("", here):
-        says = f"was fitted with {fitted}, this is {here}: nobody measured it with this one"
+        says = f"was fitted with {fitted}, this is {here}: it was not measured with this one"
         yield Finding("scheduler", Grade.WARNED, says)
         return
     before, now = schedule.made.get("scheduler") or {}, provenance(pipe)["scheduler"]
@@ -146,10 +173,10 @@ def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
     elif set(differ) - GRID:
         yield Finding("scheduler", Grade.WARNED, f"was fitted with other settings of {here}: {changes}")
     elif differ:
-        yield Finding("scheduler", *_anew(schedule, f"other steps of {here}", changes))
+        yield Finding("scheduler", *_replanned(schedule, f"other steps of {here}", changes))
 
 
-def _anew(schedule: Schedule, before: str, now: str) -> tuple[Grade, str]:
+def _replanned(schedule: Schedule, before: str, now: str) -> tuple[Grade, str]:
     says = (
         f"was fitted on {before}, this run has {now}" if now.isdigit() else f"was fitted on {before}: {now}"
     )
@@ -160,18 +187,72 @@ def _anew(schedule: Schedule, before: str, now: str) -> tuple[Grade, str]:
 
 
 def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Finding]:
-    known = inspect.signature(pipe.__call__).parameters
     made = schedule.made.get("call")
     if made is None:
         return
+    default = _defaults(pipe)
+    known = {name: default.get(name) for name in (*GUIDANCE, *SIZE) if name in default or name in made}
     for what, names in (("guidance", GUIDANCE), ("size", SIZE)):
-        default = {name: known[name].default for name in names if name in known}
-        pairs = {name: (made.get(name, default[name]), call.get(name, default[name])) for name in default}
+        own = [name for name in names if name in known]
+        pairs = {name: (made.get(name, known[name]), call.get(name, known[name])) for name in own}
         changed = [f"{name} {a} and now {b}" for name, (a, b) in pairs.items() if a != b]
         if not changed:
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
-        if what == "size" and pipe.scheduler.config.get("use_dynamic_shifting"):
-            yield Finding(what, *_anew(schedule, f"another {what}, which sets the steps", ", ".join(changed)))
+        scheduler = next(iter(find_schedulers(pipe).values()))
+        if what == "guidance" and (far := [name for name, pair in pairs.items() if _too_strong(*pair)]):
+            cure = (
+                f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
+                f"{FARTHEST * max(1.0, float(pairs[far[0]][0] or 0)):g}"
+            )
+            yield Finding(what, Grade.REFUSED, f"{says}; as many plain steps are better there: {cure}")
+        elif what == "size" and scheduler.config.get("use_dynamic_shifting"):
+            yield Finding(
+                what, *_replanned(schedule, f"another {what}, which sets the steps", ", ".join(changed))
+            )
         else:
-            yield Finding(what, Grade.WARNED, f"{says}; nobody measured it here")
+            yield Finding(what, Grade.WARNED, f"{says}; it was not measured here")
+    yield from _others(schedule, made, call, default)
+
+
+def _too_strong(calibrated: Any, now: Any) -> bool:
+    """Whether a guidance is so far beyond the calibrated one that fewer plain steps are better."""
+    try:
+        return max(1.0, float(now or 0)) > FARTHEST * max(1.0, float(calibrated or 0))
+    except (TypeError, ValueError):
+        return False
+
+
+def _others(
+    schedule: Schedule, made: Mapping[str, Any], call: Mapping[str, Any], default: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Yields plain settings of the call that differ from those of the calibration: eta, guidance_rescale, ..."""
+    by_prompt = set(schedule.made.get("prompt_arguments", ()))
+    changed = []
+    for name in sorted(call.keys() | made.keys()):
+        if name in (*GUIDANCE, *SIZE) or name in CONTENT or name in by_prompt or "prompt" in name:
+            continue
+        before, now = made.get(name, default.get(name)), call.get(name, default.get(name))
+        if _is_setting(now) and _is_setting(before) and before != now:
+            changed.append(f"{name} {before} and now {now}")
+    if changed:
+        yield Finding(
+            "arguments", Grade.WARNED, f"was fitted with {', '.join(changed)}; it was not measured here"
+        )
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a plain setting, and not content such as tensors, images and lists of them."""
+    if isinstance(value, Mapping):
+        return all(map(_is_setting, value.values()))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _defaults(pipe: Any) -> dict[str, Any]:
+    """Returns the defaults of a pipeline's call, those of its base classes too."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(pipe).__mro__):
+        if (method := vars(kind).get("__call__")) is not None:
+            named = inspect.signature(method).parameters.values()
+            found |= {one.name: one.default for one in named if one.default is not one.empty}
+    return found

@@ -1,8 +1,21 @@
-"""Stands between a pipeline, its denoiser and its scheduler: the only package that touches either."""
+"""Follows the denoising loops of one pipeline: skips denoiser calls and lets a hook decide.
+
+The pipeline's own call opens the gate in its thread; `scheduler.set_timesteps` announces a loop, the first denoiser
+call after that starts it, and every `scheduler.step` is followed by the timestep it is given. The denoiser calls
+between two steps are the step's branches, in call order. At a skipped step each branch returns a placeholder, the
+guider makes of it what it likes, and `scheduler.step` receives the hook's forecast of the *guided* output instead.
+So no guider and no architecture is a special case.
+
+What changes while a gate is open, and changes back when it closes: methods of the classes of the pipeline and its
+schedulers (`watch`), and what `nn.Module.__call__` asks first of each denoiser and ControlNet. That is outside of
+hooks, offloading and compiled code: none of them sees it, a skip runs none of them.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,169 +24,263 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor, nn
 
 from ...distributed import Groups, groups_of
 from ...errors import AttachError
-from ...hooks import Move, Update, Visitor, landing
-from ...step import Step, entering, first_step, times_of
-from .placeholders import StandIns
-from .watch import (
-    SIDES,
-    Guard,
-    check_plain,
+from ...hooks import SchedulerStep, StepHook
+from ...step import Step, entering
+from .components import (
+    TIMES,
     denoisers_of,
-    named,
-    plain,
-    watch_pipeline,
-    watch_scheduler,
-    watched_by,
+    find_controlnets,
+    find_denoisers,
+    find_schedulers,
+    is_scheduler,
+)
+from .grid import Position, number_of, times_of
+from .placeholders import OutputPlaceholders
+from .watch import Guard, check_plain, watch
+
+__all__ = ["Gate", "LoopCalls"]
+
+VIEWS = (
+    "{name} steps its scheduler several times at timestep {t:g} (views of a panorama, tiles?), which {hook} cannot "
+    "keep apart: calibrate on the plain pipeline of the same model, and attach that schedule here"
+)
+LOOPS = (
+    "{name} runs its denoising loop several times in one call (FreeInit, segments of a long video?), and {hook} "
+    "follows one loop only: calibrate with one loop a call, then attach the schedule, which follows all of them"
+)
+LOST = (
+    "{scheduler} was given timestep {t:g}, which is neither the next one of its grid nor the one before (step "
+    "{index} of {steps}): this loop cannot be followed; close() the handle, or run it inside of handle.paused()"
+)
+EARLY = (
+    "{scheduler} stepped before the denoiser was called (step {index}): adaptcache needs a pipeline that calls its "
+    "denoiser before each step of its own scheduler, and loops that take turns in one thread need a denoiser each"
+)
+THREADS = (
+    "this pipeline is used by two threads at once; give each thread a pipeline of its own "
+    "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
 )
 
-# What a gate knows of the run it is in.
+
+@dataclass(frozen=True)
+class LoopCalls:
+    """The denoiser calls of one loop.
+
+    Arguments:
+        calls: By step and branch: True where one was made.
+        names: Likewise, the component that was called.
+    """
+
+    calls: list[list[bool]]
+    names: list[list[str]]
 
 
 @dataclass
-class Run:
-    """One run, from `set_timesteps` to the last step.
+class Track:
+    """The latents that one scheduler steps.
 
     Arguments:
-        thread: Whose run it is.
-        taken: How many steps each scheduler has taken, by id; the pipeline's own comes first.
+        number: Which one: 0 for the pipeline's main scheduler.
+        position: Follows its timesteps.
+        taken: How many times of the grid it has stepped.
+        view: How often it has stepped at the last one, less one.
+    """
+
+    number: int
+    position: Position
+    taken: int = 0
+    view: int = 0
+
+
+@dataclass
+class Loop:
+    """One denoising loop, from its first denoiser call to its last step.
+
+    Arguments:
+        schedulers: Those whose timesteps were set for it.
+        groups: The process groups that run the denoiser together.
+        tracks: By the id of a scheduler that has stepped; the first one leads.
         times: The grid with shape (N,); empty before the first step.
         past: The numbers of the computed steps, newest first.
         decided: Whether the denoiser is called, by step.
-        calls: Whether a denoiser call was made, by step and branch.
-        groups: The process groups that run the denoiser together.
-        sides: How many calls of ControlNets this step had.
+        record: The denoiser calls.
+        views: How many views a time has; 0 until the first one is done.
+        view: The view under way.
+        time: The time argument of the first denoiser call.
+        branch: The number of the denoiser call under way among those of its view.
+        sides: How many calls of ControlNets this view had.
+        stepped: Whether a scheduler has stepped since the last denoiser call.
         outputs: What branches returned last.
-        graph: Whether gradients are kept through the run: what the scheduler landed on wants them.
+        graph: Whether gradients are kept through the run: what the scheduler landed on requires them.
     """
 
-    thread: int
-    taken: dict[int, int]
+    schedulers: list[Any]
+    groups: Groups = ()
+    tracks: dict[int, Track] = field(default_factory=dict)
     times: tuple[float, ...] = ()
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)
-    calls: list[list[bool]] = field(default_factory=list)
-    groups: Groups = ()
+    record: LoopCalls = field(default_factory=lambda: LoopCalls([], []))
+    views: int = 0
+    view: int = 0
+    time: float | None = None
+    branch: int = -1
     sides: int = 0
-    outputs: StandIns = field(default_factory=StandIns)
+    stepped: bool = False
+    outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
     graph: bool = False
 
-    def decide(self, computes: bool) -> None:
-        """Begins a step that is computed or skipped."""
-        self.decided.append(computes)
-        self.calls.append([])
-        self.sides = 0
+    @property
+    def lead(self) -> Track | None:
+        """The track that tells the step."""
+        return next(iter(self.tracks.values()), None)
 
-    def call(self, side: bool, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Makes a call of this step, or returns something in its stead.
+    @property
+    def index(self) -> int:
+        """The number of the step whose denoiser calls are under way, or were made last."""
+        return len(self.decided) - 1
 
-        Arguments:
-            side: Whether it is a ControlNet that is called, not the denoiser.
-            original: What makes the call.
-            args: What it is called with.
-            kwargs: What it is called with, by name.
-        """
-        number = self.sides if side else len(self.calls[-1])
-        others = [(side, earlier) for earlier in range(number)]
-        made = self.decided[-1] or (not self.graph and wants_gradient(args, kwargs))
-        found = () if made else self.outputs.find((side, number), others, args, kwargs)
-        if side:
-            self.sides += 1
-        else:
-            self.calls[-1].append(not found)
-        if found:
-            return found[0]
-        output = original(*args, **kwargs)
-        self.outputs.keep((side, number), args, kwargs, output)
-        return output
-
-
-def wants_gradient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the first tensor of a call wants a gradient.
-
-    If the run itself keeps none, the call is differentiated on its own, to guide the latents: nothing that
-    was returned earlier will do.
-    """
-    first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    return torch.is_grad_enabled() and first is not None and first.requires_grad
+    def same_time(self, args: Any, kwargs: Any) -> bool:
+        """Whether a denoiser call after a step is for another view at the same time. Syncs once a loop at most."""
+        if self.views:
+            return self.view + 1 < self.views
+        now, lead = time_argument(args, kwargs), self.lead
+        same = False
+        if (
+            now is not None
+            and self.time is not None
+            and lead is not None
+            and (ratio := lead.position.ratio())
+        ):
+            later = torch.tensor(self.time * ratio).to(
+                now.dtype
+            )  # where rounding hides the next step, nothing is told
+            same = number_of(now) == self.time != float(later)
+        if not same:
+            self.views = self.view + 1
+        return same
 
 
-# The only code that touches a forward or a scheduler: it skips denoiser calls and lets a visitor decide.
-#
-# The gate watches the pipeline's scheduler. `set_timesteps` starts a run, `step` ends a step, and the
-# denoiser calls in between are the step's branches, in call order. At a skipped step each branch returns
-# its last computed output, the guider makes of it what it likes, and `scheduler.step` receives the
-# visitor's forecast of the *guided* output instead. So no guider and no architecture is a special case.
-#
-# Three things change while a gate is open, and change back when it closes:
-#
-# - the scheduler's class becomes a subclass made here, so that the copies some pipelines make of their
-#   scheduler (one for video, one for audio) are watched too;
-# - so does the pipeline's, as only its `__call__` knows of a run that was broken off, and of two threads;
-# - the denoiser's `_compiled_call_impl`, which `nn.Module.__call__` asks first, becomes a `Guard`. It
-#   stands outside of hooks, offloading and compiled code: none of them sees it, a skip runs none of them.
-#   ControlNets are guarded as well: what they compute only serves the denoiser.
-#
-# The class is longer than ours are: one step is followed through `start`, `call`, `step` and `finish` in turn.
+class DiffusersStep(SchedulerStep):
+    """A call of `scheduler.step` under way."""
+
+    scheduler: Any
+    method: Callable[..., Any]
+    bound: inspect.BoundArguments
+
+    def run(self, u: Tensor) -> Any:
+        """Steps the scheduler with the model output `u` and returns what it returns."""
+        self.bound.arguments["model_output"] = u
+        return self.method(*self.bound.args, **self.bound.kwargs)
+
+    def preview(self, u: Tensor) -> Tensor:
+        arguments = dict(self.bound.arguments)
+        # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
+        shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
+        # Latents that are kept in single precision stay in it where the outputs are in half (Wan).
+        x = self.x if u.dtype == self.u.dtype else self.x.to(u.dtype)
+        first = next(iter(arguments))  # self
+        arguments |= {first: copy.deepcopy(self.scheduler, shared), "model_output": u, "sample": x}
+        if (generator := arguments.get("generator")) is not None:
+            many = isinstance(generator, list)
+            arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
+        bound = inspect.BoundArguments(self.bound.signature, arguments)
+        with torch.random.fork_rng(
+            [u.device] if u.device.type != "cpu" else [], device_type=accelerator_of(u)
+        ):
+            return landing(self.method(*bound.args, **bound.kwargs))
+
+
+def accelerator_of(u: Tensor) -> str:
+    """Returns the kind of accelerator a tensor is on."""
+    return "cuda" if u.device.type == "cpu" else u.device.type
+
+
+def landing(result: Any) -> Tensor:
+    """Returns the latents in what `scheduler.step` returned."""
+    latents: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return latents
 
 
 class Gate:
-    """Watches one pipeline for one visitor, from `open` to `close`."""
+    """Watches one pipeline for one hook, from `open` to `close`."""
 
-    _starts = itertools.count()
+    _starts = itertools.count(1)
 
     def __init__(
-        self,
-        pipe: Any,
-        visitor: Visitor,
-        called: Callable[[Mapping[str, Any]], None] = lambda arguments: None,
+        self, pipe: Any, hook: StepHook, on_call: Callable[[Mapping[str, Any]], None] = lambda arguments: None
     ) -> None:
         """Prepares a gate.
 
         Arguments:
             pipe: The pipeline.
-            visitor: Who decides.
-            called: Told the arguments of each call of the pipeline before it is made; may refuse it.
+            hook: Who decides.
+            on_call: Called with the arguments of each call of the pipeline before it is made; may refuse it.
         """
-        self.pipe, self.visitor, self.scheduler = pipe, visitor, getattr(pipe, "scheduler", None)
-        self.called = called
-        self.run: Run | None = None  # set from `set_timesteps` to the last step
-        self.started = 0  # orders the runs of gates in one thread: a callback may call another pipeline
-        self.apart = False  # while a callback has its say
-        self.closed = False
-        self.calls: list[list[bool]] = []  # of the last run
+        self.pipe, self.hook, self.on_call = pipe, hook, on_call
+        self.schedulers: list[Any] = []  # as they were when the gate was opened
+        self.loop: Loop | None = None  # from `set_timesteps` to the last step
+        self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
+        self.thread: int | None = None  # whose call is under way
+        self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
+        self.apart = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
         # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
         self.within: dict[int, Callable[..., Any]] = {}
         self.half: bool | None = None
-        self._undo, self._guards = ExitStack(), ExitStack()
-        self.caller = threading.RLock()  # held while the pipeline is called
+        self._undo, self._guards, self._copies = ExitStack(), ExitStack(), ExitStack()
+        self._caller = threading.RLock()  # held while the pipeline is called
+        self._names: dict[int, str] = {}
+        self._sides: set[int] = set()
+        self._last: list[Any] = []  # the schedulers of the last loop
+        self._announced = False
+
+    # What sites ask
+
+    @property
+    def denoisers(self) -> list[nn.Module]:
+        """The denoisers the pipeline has now."""
+        return denoisers_of(self.pipe)
 
     @property
     def running(self) -> bool:
-        """Whether a run is going on in this thread, and it is its loop that is heard."""
-        return self.run is not None and self.run.thread == threading.get_ident() and not self.apart
+        """Whether a call of the pipeline is under way in this thread, and not one of its callbacks."""
+        return self.thread == threading.get_ident() and not (self.apart or self.closed)
+
+    @property
+    def run(self) -> Loop | None:
+        """The loop under way."""
+        return self.loop
+
+    def here(self) -> tuple[Step, int] | None:
+        """Returns the step and the branch of the denoiser call under way; None outside of a loop."""
+        if (loop := self.loop) is None or not self.running or not loop.decided:
+            return None
+        return Step(loop.index, loop.times, loop.past, groups=loop.groups), loop.branch
+
+    def skipped(self) -> None:
+        """Notes that the call under way skips what a finer site has to skip."""
+        assert self.loop is not None
+        self.loop.record.calls[-1][-1] = False
+
+    # Opening and closing
 
     def open(self) -> Gate:
         """Starts watching; changes nothing when it raises."""
         denoisers_of(self.pipe)
-        check_plain(self.scheduler)
-        for part in (self.pipe, self.scheduler):
-            if watched_by(part):
-                name = type(part).__name__
-                raise AttachError(
-                    f"the {name} of this pipeline is attached already; close() that handle first"
-                )
-            part.__class__ = plain(part)  # a copy of one that was attached
+        self.schedulers = list({id(one): one for one in find_schedulers(self.pipe).values()}.values())
+        for scheduler in self.schedulers:
+            check_plain(scheduler)
         with ExitStack() as undo:
             undo.callback(lambda: self._guards.close())
             self._guard()
-            watch_scheduler(self.scheduler, self, undo)
-            if callable(self.pipe):
-                watch_pipeline(self.pipe, self, undo)
+            for part in (*self.schedulers, *([self.pipe] if callable(self.pipe) else [])):
+                watch(part, self, undo)
             self._undo = undo.pop_all()
         return self
 
@@ -181,18 +288,79 @@ class Gate:
         """Puts everything back. Safe to call twice."""
         self.closed = True
         self._undo.close()
+        self._copies.close()
         self.finish()
 
     def _guard(self) -> None:
-        """Guards the modules the pipeline has now: they may have been compiled since the last run."""
-        modules = [*denoisers_of(self.pipe), *named(self.pipe, SIDES)]
-        if all((guard := Guard.of(module)) and self in guard.gates for module in modules):
+        """Guards the modules the pipeline has now: they may have been compiled or replaced since the last run."""
+        sides = find_controlnets(self.pipe)
+        named = find_denoisers(self.pipe) | sides
+        self._names = {id(module): name for name, module in named.items()}
+        self._sides = set(map(id, sides.values()))
+        if all((guard := Guard.of(module)) and self in guard.gates for module in named.values()):
             return
         self._guards.close()
         with ExitStack() as undo:
-            for module in modules:
+            for module in named.values():
                 Guard.stand(module, self, undo)
             self._guards = undo.pop_all()
+
+    # A call of the pipeline
+
+    @contextmanager
+    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Stands around a call of the pipeline, or a loop of the user's own.
+
+        Raises:
+            AttachError: Another thread is calling it, or it was called and nothing could have been skipped.
+        """
+        if not self._caller.acquire(blocking=False):
+            raise AttachError(THREADS)
+        before = self.thread, self.started, self.apart
+        nested = self.thread is not None and not self.apart  # a `__call__` that calls that of its base
+        try:
+            if not nested:
+                self._check_schedulers()
+                self.on_call(arguments)
+                self.thread, self.apart = threading.get_ident(), False
+                self.started, self._announced, self.done = next(self._starts), False, []
+                self._guard()
+            yield
+            if not nested:
+                self._check_used()
+        finally:
+            if not nested:
+                self.finish()  # broken off, or stopped before the end of the grid
+                self._copies.close()
+                self.thread, self.started, self.apart = before
+            self._caller.release()
+
+    def _check_schedulers(self) -> None:
+        now = {id(one) for one in find_schedulers(self.pipe).values()}
+        for scheduler in find_schedulers(self.pipe).values():
+            if all(scheduler is not one for one in self.schedulers):
+                raise AttachError(
+                    f"the scheduler was replaced by a {type(scheduler).__name__} after attach; "
+                    "close() the handle and attach again"
+                )
+        if missing := [one for one in self.schedulers if id(one) not in now]:
+            raise AttachError(
+                f"the {type(missing[0]).__name__} of this pipeline was removed after attach; "
+                "close() the handle and attach again"
+            )
+
+    def _check_used(self) -> None:
+        """Raises where a call went past the gate: a schedule never silently does nothing."""
+        name, loop = type(self.pipe).__name__, self.loop
+        if loop is not None and loop.decided and not loop.tracks and not self.done:
+            raise AttachError(
+                f"{name} called its denoiser but not the step() of its scheduler, which was replaced after "
+                "attach (by another library?): nothing could be skipped; close() the handle"
+            )
+        if not self._announced and not self.closed:
+            raise AttachError(
+                f"{name} did not use its scheduler: nothing could be skipped; close() the handle"
+            )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -203,76 +371,202 @@ class Gate:
         finally:
             self.apart = before
 
-    def start(self, scheduler: Any) -> None:
-        """`set_timesteps` was called: a run starts."""
-        if self.apart:
-            return
-        if scheduler is self.scheduler:
-            self.finish()  # a run of a loop of the caller's own was abandoned
-            self._guard()
-            groups = groups_of(denoisers_of(self.pipe))
-            self.run = Run(threading.get_ident(), {id(scheduler): 0}, groups=groups)
-            self.started = next(self._starts) + 1
-        elif self.run is not None and self.running:  # a copy the pipeline made, for its other latents
-            self.run.taken[id(scheduler)] = 0
+    def aside_callback(self, callback: Any) -> Any:
+        """Returns a callback that runs aside from the loop.
 
-    def call(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A guarded module was called: call it, or return something in its stead."""
-        run = self.run
-        assert run is not None
-        index = run.taken[id(self.scheduler)]
-        if index == len(run.decided):
-            step = Step(index, run.times, run.past, x=entering(args, kwargs), groups=run.groups)
-            run.decide(self.visitor.computes(step) or index == 0)
+        A callback that calls the denoiser, or another pipeline that has the same one, would be taken for the
+        loop: it would get outputs of earlier steps, and push the steps of the run out of place.
+        """
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            return _AsideCallback(self, callback)  # pipelines ask these which tensors they want
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.aside():
+                return callback(*args, **kwargs)
+
+        return functools.update_wrapper(call, callback)
+
+    # The loop
+
+    def adopt(self, scheduler: Any) -> None:
+        """Watches a copy that the pipeline made of a scheduler during its call, until the call ends."""
+        if is_scheduler(scheduler):
+            watch(scheduler, self, self._copies)
+
+    def timesteps_set(self, scheduler: Any) -> None:
+        """`set_timesteps` was called: a loop is about to begin."""
+        self._announced = True
+        if (loop := self.loop) is None or loop.decided:
+            self.finish()
+            self.loop = Loop([scheduler], groups_of(self.denoisers))
+        elif all(scheduler is not one for one in loop.schedulers):  # a second one, for other latents
+            loop.schedulers.append(scheduler)
+
+    def denoiser_called(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A guarded module was called: calls it, or returns a placeholder."""
+        if (loop := self.loop) is None:
+            if not self.done:
+                return original(*args, **kwargs)  # before any timesteps: not the loop
+            loop = self.loop = Loop(self._last)  # the same grid once more
+        side = id(module) in self._sides
+        if not loop.decided or (loop.stepped and not loop.same_time(args, kwargs)):
+            self._begin_step(loop, args, kwargs)
+        elif loop.stepped:
+            loop.view, loop.branch, loop.sides, loop.stepped = loop.view + 1, -1, 0, False
         if within := self.within.get(id(module)):
             original = functools.partial(within, original)
-        return run.call(module in named(self.pipe, SIDES), original, args, kwargs)
+        return self._call(loop, side, self._names.get(id(module), "denoiser"), original, args, kwargs)
 
-    def step(self, move: Move) -> Any:
-        """`scheduler.step` was called: hand it the output that the visitor chooses."""
-        run, scheduler = self.run, move.scheduler
-        if run is None or self.apart or (scheduler is not self.scheduler and not self.running):
-            return move.make(move.u)
-        if not self.running:
-            raise AttachError("this pipeline is used by two threads at once; give each thread its own")
-        index = run.taken.setdefault(id(scheduler), 0)
-        if index >= len(run.decided):
-            raise AttachError(
-                f"{type(scheduler).__name__} stepped before the denoiser was called (step {index}): "
-                "adaptcache needs a pipeline that calls its denoiser before each step of its own scheduler, "
-                "and loops that take turns in one thread need a denoiser each"
-            )
-        if not run.times:
-            first = first_step(self.scheduler, move.bound.arguments["timestep"])
-            run.times = times_of(self.scheduler)[first:]
-            self.visitor.begin(run.times)
-        track = list(run.taken).index(id(scheduler))
-        update = Update(Step(index, run.times, run.past), track, move, run.decided[index])
-        result = move.make(self.visitor.update(update))
-        y = landing(result)
-        self.visitor.landed(update, y)
-        run.graph = y.requires_grad
-        run.taken[id(scheduler)] += 1
-        if scheduler is self.scheduler and run.decided[index]:
-            run.past = (index, *run.past)
-        if all(taken == len(run.times) for taken in run.taken.values()):
+    def _begin_step(self, loop: Loop, args: Any, kwargs: Any) -> None:
+        index = len(loop.decided)
+        if index == 0 and (time := time_argument(args, kwargs)) is not None:
+            loop.time = number_of(time)
+        step = Step(index, loop.times, loop.past, x=entering(args, kwargs), groups=loop.groups)
+        loop.decided.append(self.hook.should_compute(step) or index == 0)
+        loop.record.calls.append([])
+        loop.record.names.append([])
+        loop.view, loop.branch, loop.sides, loop.stepped = 0, -1, 0, False
+
+    def _call(
+        self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Makes a call of this step, or returns a placeholder; a ControlNet is a side of the denoiser."""
+        number = loop.sides if side else loop.branch + 1
+        key, others = (side, number), [(side, earlier) for earlier in range(number)]
+        made = loop.decided[-1] or (not loop.graph and wants_gradient(args, kwargs))
+        found = () if made else loop.outputs.find(key, others, args, kwargs)
+        if side:
+            loop.sides += 1
+        else:
+            loop.branch = number
+            loop.record.calls[-1].append(not found)
+            loop.record.names[-1].append(name)
+        if found:
+            return found[0]
+        output = original(*args, **kwargs)
+        loop.outputs.keep(key, args, kwargs, output)
+        return output
+
+    def scheduler_called(
+        self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments
+    ) -> Any:
+        """`scheduler.step` was called: hands it the output that the hook chooses."""
+        loop, timestep = self.loop, bound.arguments["timestep"]
+        if loop is None or not loop.decided:
+            if scheduler is not self.schedulers[0]:
+                return method(*bound.args, **bound.kwargs)  # a loop without a denoiser: nothing was skipped
+            raise AttachError(EARLY.format(scheduler=type(scheduler).__name__, index=0))
+        track = self._follow(loop, scheduler, timestep)
+        index = track.taken - 1
+        computed = loop.decided[index]
+        step = DiffusersStep(
+            Step(index, loop.times, loop.past, track=track.number), track.number, track.view, computed,
+            bound.arguments["sample"], bound.arguments["model_output"],
+        )  # fmt: skip
+        step.scheduler, step.method, step.bound = scheduler, method, bound
+        self.stepping = True
+        try:
+            result = step.run(self.hook.model_output(step))
+            latents = landing(result)
+            self.hook.on_step_end(step, latents)
+        finally:
+            self.stepping = False
+        loop.graph, loop.stepped = latents.requires_grad, True
+        if track is loop.lead and computed and track.view == 0:
+            loop.past = (index, *loop.past)
+        everyone = len(loop.times) > 1 or all(id(one) in loop.tracks for one in loop.schedulers)
+        if everyone and all(
+            one.taken == len(loop.times) and one.view + 1 >= loop.views for one in loop.tracks.values()
+        ):
             self.finish()
         return result
 
-    def here(self) -> tuple[Step, int] | None:
-        """Returns the step and the branch of the denoiser call under way; None outside of a run."""
-        if (run := self.run) is None or not self.running or not run.calls:
-            return None
-        index = run.taken[id(self.scheduler)]
-        return Step(index, run.times, run.past, groups=run.groups), len(run.calls[-1]) - 1
+    def _follow(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
+        """Returns the track of a scheduler, moved to the step of the timestep it is given."""
+        track = loop.tracks.get(id(scheduler)) or self._begin_track(loop, scheduler, timestep)
+        name, next_one = type(scheduler).__name__, track.position.matches(timestep, track.taken)
+        if next_one and track.taken < len(loop.decided):
+            if track is loop.lead and track.taken == 1:
+                loop.views = track.view + 1
+            track.taken, track.view = track.taken + 1, 0
+        elif track.taken and track.position.matches(timestep, track.taken - 1):
+            track.view += 1
+            self._check_view(loop, track, number_of(timestep))
+        elif next_one:
+            raise AttachError(EARLY.format(scheduler=name, index=track.taken))
+        else:
+            t, steps = number_of(timestep), len(loop.times)
+            raise AttachError(LOST.format(scheduler=name, t=t, index=track.taken, steps=steps))
+        return track
 
-    def skipped(self) -> None:
-        """Notes that the call under way skips what a finer site has to skip."""
-        assert self.run is not None
-        self.run.calls[-1][-1] = False
+    def _begin_track(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
+        """Returns the track of a scheduler that steps for the first time; the first one of a loop starts its run."""
+        main = self.schedulers[0]
+        reserved = scheduler is not main and any(one is main for one in loop.schedulers)
+        number = next(
+            n for n in itertools.count(int(reserved)) if all(n != one.number for one in loop.tracks.values())
+        )
+        track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
+        if len(loop.tracks) == 1:
+            if self.done and not self.hook.follows_loops:
+                raise AttachError(LOOPS.format(name=type(self.pipe).__name__, hook=type(self.hook).__name__))
+            loop.times = times_of(scheduler)[track.position.begin :]
+            self.hook.on_run_start(loop.times)
+        return track
+
+    def _check_view(self, loop: Loop, track: Track, t: float) -> None:
+        """Refuses another view that the hook cannot follow; corrects what looked like the next step and was a view."""
+        name, hook = type(self.pipe).__name__, type(self.hook).__name__
+        if not self.hook.follows_views:
+            raise AttachError(VIEWS.format(name=name, t=t, hook=hook))
+        if len(loop.decided) == track.taken:
+            return
+        if not loop.decided.pop() and loop.decided[-1]:
+            raise AttachError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
+        for rows in (loop.record.calls, loop.record.names):
+            last: list[Any] = rows.pop()
+            rows[-1] += last  # type: ignore[arg-type]
+        loop.view = track.view
 
     def finish(self) -> None:
-        """The run is over, or was abandoned. Safe to call twice."""
-        if self.run is not None:
-            self.calls, self.run = self.run.calls, None
-            self.visitor.end()
+        """The loop is over, or was abandoned. Safe to call twice."""
+        if (loop := self.loop) is None:
+            return
+        self.loop = None
+        if loop.decided:
+            self._last = loop.schedulers
+            self.done.append(loop.record)
+            self.hook.on_run_end()
+
+
+class _AsideCallback(MultiPipelineCallbacks):  # type: ignore[misc]
+    """A callback object of diffusers, run aside from the loop."""
+
+    def __init__(self, gate: Gate, callback: Any) -> None:
+        super().__init__([callback])
+        self.gate = gate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.gate.aside():
+            return super().__call__(*args, **kwargs)
+
+
+def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the time that a denoiser is called with, as a tensor."""
+    values = [kwargs[name] for name in kwargs if name in TIMES]
+    values += [value for value in args[1:] if isinstance(value, (Tensor, float, int)) and _is_time(value)]
+    return next((torch.as_tensor(value) for value in values if value is not None), None)
+
+
+def _is_time(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.ndim <= 1
+
+
+def wants_gradient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the first tensor of a call wants a gradient.
+
+    If the run itself keeps none, the call is differentiated on its own, to guide the latents: nothing that
+    was returned earlier will do.
+    """
+    first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    return torch.is_grad_enabled() and first is not None and first.requires_grad

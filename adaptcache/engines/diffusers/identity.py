@@ -1,30 +1,114 @@
-"""Which denoiser this is: digests of its configuration and of a sample of its weights."""
+"""What a pipeline is: everything that changes its output, for cache keys, fingerprints and every attached run.
+
+Configurations and weights of its modules, adapters with their scales, what patches them, its scheduler. Weights are
+told by a sample of their values: enough to tell checkpoints and LoRAs apart, and cheap for 12 B parameters.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...cache import feed
 from ...distributed import sharded
 from ...errors import AttachError
 from ...schedule.format import Denoiser
-from .watch import denoisers_of
+from .components import denoisers_of, find_schedulers, parts_of, plain_module
 
-__all__ = ["checkpoint_of", "fingerprint", "provenance", "weights_hash"]
+__all__ = [
+    "adapters_of",
+    "checkpoint_of",
+    "fingerprint",
+    "identity_of",
+    "provenance",
+    "state_of",
+    "weights_hash",
+]
 
-SAMPLE = 64  # values read of each tensor: enough to tell checkpoints and LoRAs apart, cheap for 12 B
+SAMPLE = 64  # values read of each tensor
+PATCHES = ("b1", "b2", "s1", "s2")  # what FreeU leaves on the blocks of a U-Net
+
+
+def identity_of(pipe: Any) -> list[Any]:
+    """Returns all that the outputs of a pipeline depend on, the call aside, as values that `cache.feed` takes."""
+    modules = {name: part for name, part in sorted(parts_of(pipe).items()) if isinstance(part, nn.Module)}
+    parts = {
+        name: [
+            class_name(part),
+            config_of(part),
+            weights_hash([part]),
+            list(adapters_of(part)),
+            patches_of(part),
+        ]
+        for name, part in modules.items()
+    }
+    schedulers = {name: [type(one).__name__, config_of(one)] for name, one in find_schedulers(pipe).items()}
+    own = [type(pipe).__name__, config_of(pipe), str(getattr(pipe, "dtype", ""))]
+    return [torch.__version__, own, parts, schedulers]
+
+
+def state_of(pipe: Any) -> tuple[Any, ...]:
+    """Returns what differs whenever the denoisers of a pipeline may have changed. Reads nothing from the device.
+
+    Replaced modules and tensors have other addresses, tensors that were written to another version. Compared only
+    while the objects live, never kept.
+    """
+    found: list[Any] = []
+    for denoiser in denoisers_of(pipe):
+        module = plain_module(denoiser)
+        found += [id(module), json.dumps([list(adapters_of(module)), patches_of(module)], default=str)]
+        for tensor in (*module.parameters(), *module.buffers()):
+            found.append((id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)))
+    return tuple(found)
+
+
+def _address(tensor: Tensor) -> int:
+    return 0 if tensor.is_meta or sharded(tensor) else tensor.data_ptr()
+
+
+def config_of(part: Any) -> dict[str, Any]:
+    """Returns the configuration of a part, but for notes of diffusers' own, which begin with an underscore."""
+    config = getattr(part, "config", None)
+    if config is not None and not isinstance(config, Mapping):
+        config = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    return {str(k): plain(v) for k, v in (config or {}).items() if not str(k).startswith("_")}
+
+
+def adapters_of(module: nn.Module) -> Iterator[list[Any]]:
+    """Yields the adapters of layers (LoRA and the like): which are active, how strong, and whether merged or off."""
+    for name, layer in module.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, Mapping) and hasattr(layer, "active_adapters"):
+            active = list(layer.active_adapters)
+            scales = {adapter: float(scaling[adapter]) for adapter in active if adapter in scaling}
+            yield [name, active, scales, bool(layer.disable_adapters), list(layer.merged_adapters)]
+
+
+def patches_of(module: nn.Module) -> list[Any]:
+    """Returns what else changes the forward of a module: attention processors, FreeU, hooks of diffusers."""
+    found: list[Any] = []
+    for name, layer in module.named_modules():
+        own = vars(layer)
+        if patched := {key: own[key] for key in PATCHES if isinstance(own.get(key), (int, float))}:
+            found.append([name, patched])
+        if (processor := own.get("processor")) is not None:
+            scale = getattr(processor, "scale", None)
+            found.append([name, type(processor).__name__, plain(scale)])
+        if hooks := getattr(own.get("_diffusers_hook"), "hooks", None):
+            found.append([name, sorted(hooks)])
+    return found
 
 
 def fingerprint(pipe: Any) -> Denoiser:
     """Describes the denoisers of a pipeline. Reads a few values of each weight from the device."""
-    modules = [getattr(denoiser, "_orig_mod", denoiser) for denoiser in denoisers_of(pipe)]
+    modules = [plain_module(denoiser) for denoiser in denoisers_of(pipe)]
     config = hashlib.sha256()
     for module in modules:
         if not isinstance(settings := getattr(module, "config", None), Mapping):
@@ -35,43 +119,45 @@ def fingerprint(pipe: Any) -> Denoiser:
         known = {key: value for key, value in settings.items() if not key.startswith("_")}
         config.update(json.dumps(known, sort_keys=True, default=str).encode())
     return Denoiser(
-        class_name=_class_name(modules[0]),
+        class_name=class_name(modules[0]),
         config_hash=config.hexdigest()[:16],
         weights_hash=weights_hash(modules),
         checkpoint=checkpoint_of(pipe),
     )
 
 
-def _class_name(module: nn.Module) -> str:
+def class_name(module: Any) -> str:
     """Returns the name of a module's class, as it was before FSDP made a subclass of it."""
-    kinds = type(module).__mro__
+    kinds = type(plain_module(module)).__mro__
     own = [kind for kind in kinds if not any(base.__name__ == "FSDPModule" for base in kind.__mro__)]
     return own[0].__name__
 
 
 def provenance(pipe: Any) -> dict[str, Any]:
     """Returns what besides the denoiser a schedule depends on, as JSON can hold it."""
-    config = {k: _plain(v) for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
     loras = {name for part in denoisers_of(pipe) for name in getattr(part, "peft_config", None) or {}}
+    scheduler = next(iter(find_schedulers(pipe).values()))
     return {
         "pipeline": type(pipe).__name__,
         "dtype": str(next(denoisers_of(pipe)[0].parameters()).dtype).removeprefix("torch."),
-        "scheduler": config,
+        "scheduler": config_of(scheduler),
         "loras": sorted(loras),
     }
 
 
 def checkpoint_of(pipe: Any) -> str:
     """Returns the hub id of a pipeline, or the name of its folder: paths mean nothing elsewhere."""
-    known = str(getattr(pipe.config, "_name_or_path", "") or "")
+    known = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
     return Path(known).name if Path(known).is_dir() else known
 
 
 def weights_hash(modules: Sequence[nn.Module]) -> str:
-    """Returns a digest of the names, the shapes and some values of all weights."""
+    """Returns a digest of the names, the shapes and some values of all weights, and of the state of adapters."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
+            if not isinstance(tensor, Tensor):
+                continue
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             if sharded(tensor):  # to look at it, all processes would have to
                 continue
@@ -79,14 +165,18 @@ def weights_hash(modules: Sequence[nn.Module]) -> str:
             few = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
             if not few.is_meta:  # offloaded: the values are elsewhere
                 digest.update(few.to("cpu", torch.float32).numpy().tobytes())
+        if adapters := list(adapters_of(module)):
+            feed(digest, adapters)
     return digest.hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a setting as strict JSON can hold it: infinities and objects as text."""
-    plain = (
+    if isinstance(value, Tensor) and value.numel() <= SAMPLE:
+        value = value.tolist()
+    kept = (
         value is None
         or isinstance(value, (bool, int, str))
         or (isinstance(value, float) and math.isfinite(value))
     )
-    return value if plain else str(value)[:200]
+    return value if kept else str(value)[:200]

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["StandIns"]
+__all__ = ["OutputPlaceholders"]
 
 
-class StandIns:
+class OutputPlaceholders:
     """Keeps the last output of each branch."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class StandIns:
                 rest += value
 
     def find(self, branch: Hashable, others: Sequence[Hashable], args: Any, kwargs: Any) -> tuple[Any, ...]:
-        """Returns a stand-in, in a tuple that is empty where there is none and the call has to be made.
+        """Returns a placeholder, in a tuple that is empty where there is none and the call has to be made.
 
         Arguments:
             branch: The branch that is called.

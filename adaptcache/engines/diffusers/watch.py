@@ -1,143 +1,168 @@
-"""A call of a pipeline: what is checked before and after it, and its callbacks, which are not its loop."""
+"""How a pipeline, its schedulers and its denoisers are made to report to a gate, and set back.
+
+Methods are wrapped on the class, for the objects that are watched and for no others: so `type(scheduler) is ...`
+stays true, pickles and copies are plain, and copies that a pipeline makes of its scheduler during a call (one for
+video, one for audio) can be watched too.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import nn
 
 from ...errors import AttachError
 
 if TYPE_CHECKING:
     from .gate import Gate
-import copy
-import copyreg
-from contextlib import ExitStack
 
-from torch import nn
-
-from ...hooks import Move
-
-CALLBACKS = ("callback_on_step_end", "callback")
+_lock = threading.Lock()
+_watched: dict[int, tuple[Any, Gate]] = {}  # by the object's id: the object, and whom it reports to
+_wrapped: dict[tuple[type, str], int] = {}  # how many gates need a method of a class wrapped
 
 
-@contextmanager
-def calling(gate: Gate, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Stands around a call of the pipeline of a gate.
+def gate_of(part: Any) -> Gate | None:
+    """Returns the gate that an object reports to."""
+    found = _watched.get(id(part))
+    return found[1] if found else None
+
+
+def watch(part: Any, gate: Gate, undo: ExitStack) -> None:
+    """Makes a pipeline or a scheduler report to a gate, until `undo` is closed.
 
     Raises:
-        AttachError: Another thread is calling it, or it was called and nothing could have been skipped.
+        AttachError: It reports to another one.
     """
-    if not gate.caller.acquire(blocking=False):
-        raise AttachError(
-            "this pipeline is used by two threads at once; give each thread a pipeline of its own "
-            "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
-        )
-    before, apart = gate.started, gate.apart
-    gate.apart = False  # a callback that calls its own pipeline again
-    try:
-        if gate.pipe.scheduler is not gate.scheduler:
-            raise AttachError(
-                f"the scheduler was replaced by a {type(gate.pipe.scheduler).__name__} after attach; "
-                "close() the handle and attach again"
-            )
-        gate.called(arguments)
-        yield
-        check_used(gate, before)
-    finally:
-        gate.finish()  # broken off, or stopped before the end of the grid
-        gate.apart = apart
-        gate.caller.release()
+    name = type(part).__name__
+    with _lock:
+        if gate_of(part) is not None:
+            raise AttachError(f"the {name} of this pipeline is attached already; close() that handle first")
+        _watched[id(part)] = (part, gate)
+    undo.callback(_watched.pop, id(part), None)
+    wrappers = SCHEDULER if hasattr(type(part), "set_timesteps") else PIPELINE
+    for method, wrap in wrappers.items():
+        _wrap(type(part), method, wrap)
+        undo.callback(_unwrap, type(part), method)
 
 
-def check_used(gate: Gate, before: int) -> None:
-    """Raises where a call went past the gate: a schedule never silently does nothing."""
-    name = type(gate.pipe).__name__
-    if gate.started == before and not gate.closed:
-        raise AttachError(f"{name} did not use its scheduler: nothing could be skipped; close() the handle")
-    if gate.run is not None and gate.run.calls and not gate.run.taken[id(gate.scheduler)]:
-        raise AttachError(
-            f"{name} called its denoiser but not the step() of its scheduler, which was replaced after "
-            "attach (by another library?): nothing could be skipped; close() the handle"
-        )
+def _wrap(kind: type, name: str, wrap: Callable[[Any], Any]) -> None:
+    with _lock:
+        _wrapped[kind, name] = _wrapped.get((kind, name), 0) + 1
+        if _wrapped[kind, name] == 1:
+            original = getattr(kind, name, None)
+            wrapper = wrap(original)
+            wrapper.__wrapped_here__ = (original, name in vars(kind))
+            setattr(kind, name, wrapper)
 
 
-def arguments_of(method: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Returns the arguments of a call by name, or only the named ones where it cannot be made."""
-    try:
-        return dict(inspect.signature(method).bind(*args, **kwargs).arguments)
-    except TypeError:
-        return kwargs  # the call itself will say what is wrong with it
+def _unwrap(kind: type, name: str) -> None:
+    with _lock:
+        _wrapped[kind, name] -= 1
+        if _wrapped[kind, name]:
+            return
+        del _wrapped[kind, name]
+        found = vars(kind).get(name)
+        if found is not None and hasattr(found, "__wrapped_here__"):  # else another library wrapped it since
+            original, own = found.__wrapped_here__
+            if own:
+                setattr(kind, name, original)
+            else:
+                delattr(kind, name)
 
 
-def heard_apart(gate: Gate, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the named arguments of a call, its callbacks made to run aside from the loop of the gate.
+def _set_timesteps(original: Any) -> Any:
+    @functools.wraps(original)  # pipelines ask for the names of its arguments
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gate, result = gate_of(self), original(self, *args, **kwargs)
+        if gate is not None and gate.running:
+            gate.timesteps_set(self)
+        return result
 
-    A callback that calls the denoiser, or another pipeline that has the same one, would be taken for the
-    loop: it would get outputs of earlier steps, and push the steps of the run out of place.
-    """
-    given = {name: arguments[name] for name in CALLBACKS if arguments.get(name) is not None}
-    return {**arguments, **{name: heard(gate, callback) for name, callback in given.items()}}
-
-
-def heard(gate: Gate, callback: Any) -> Any:
-    """Returns a callback that runs aside from the loop."""
-    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-        return Aside(gate, callback)  # pipelines ask these which tensors they want
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with gate.aside():
-            return callback(*args, **kwargs)
-
-    return functools.update_wrapper(call, callback)
+    return set_timesteps
 
 
-class Aside(MultiPipelineCallbacks):  # type: ignore[misc]
-    """A callback object of diffusers, run aside from the loop."""
+def _step(original: Any) -> Any:
+    signature = inspect.signature(original)
 
-    def __init__(self, gate: Gate, callback: Any) -> None:
-        super().__init__([callback])
-        self.gate = gate
+    @functools.wraps(original)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gate = gate_of(self)
+        if gate is None or not gate.running or gate.stepping:  # a subclass calls the step of its base
+            return original(self, *args, **kwargs)
+        return gate.scheduler_called(self, original, signature.bind(self, *args, **kwargs))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.gate.aside():
-            return super().__call__(*args, **kwargs)
-
-
-# How a pipeline, its scheduler and its denoisers are made to report to a gate, and set back.
-
-DENOISERS = ("transformer", "transformer_2", "unet")  # what diffusers pipelines call theirs
-SIDES = ("controlnet",)  # what only serves a denoiser at the same step, and is skipped with it
+    return step
 
 
-def denoisers_of(pipe: Any) -> list[nn.Module]:
-    """Returns the denoisers of a pipeline: one, or two where experts share the steps (Wan 2.2)."""
-    found = named(pipe, DENOISERS)
-    scheduler = getattr(pipe, "scheduler", None)
-    if not found or scheduler is None:
-        raise AttachError(
-            f"{type(pipe).__name__} has no scheduler or none of {', '.join(DENOISERS)}: "
-            "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
-        )
-    takes = inspect.signature(type(scheduler).step).parameters
-    if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
-        step = f"{type(scheduler).__name__}.step"
-        raise AttachError(f"{step} takes no {', '.join(missing)}: adaptcache cannot hand it a forecast")
+def _deepcopy(original: Any) -> Any:
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        if original is not None:
+            other = original(self, memo)
+        else:
+            other = object.__new__(type(self))
+            memo[id(self)] = other
+            vars(other).update(copy.deepcopy(vars(self), memo))
+        gate = gate_of(self)
+        if gate is not None and gate.running and not gate.stepping:
+            gate.adopt(other)  # for the pipeline's other latents, or for one of its frames
+        return other
+
+    return __deepcopy__
+
+
+def _call(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gate = gate_of(self)
+        if gate is None or gate.paused:
+            return original(self, *args, **kwargs)
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return original(self, *args, **kwargs)  # which says what is wrong with the call
+        with gate.calling(named_arguments(bound)):
+            for name, value in bound.arguments.items():
+                if name in CALLBACKS and value is not None:
+                    bound.arguments[name] = gate.aside_callback(value)
+                elif bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                    more = {
+                        n: gate.aside_callback(v)
+                        for n, v in value.items()
+                        if n in CALLBACKS and v is not None
+                    }
+                    bound.arguments[name] = {**value, **more}
+            return original(*bound.args, **bound.kwargs)
+
+    return __call__
+
+
+CALLBACKS = ("callback_on_step_end", "callback")
+SCHEDULER = {"set_timesteps": _set_timesteps, "step": _step, "__deepcopy__": _deepcopy}
+PIPELINE = {"__call__": _call}
+
+
+def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Returns the arguments of a call by name, those in `**kwargs` too."""
+    found: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            found[name] = value
     return found
 
 
-def named(pipe: Any, names: tuple[str, ...]) -> list[nn.Module]:
-    """Returns the modules a pipeline has under these names."""
-    parts = [getattr(pipe, name, None) for name in names]
-    return [part for part in parts if isinstance(part, nn.Module)]
-
-
 def check_plain(scheduler: Any) -> None:
-    """Raises where somebody else replaced a method of this very scheduler: then a gate would hear nothing."""
+    """Raises where a method was replaced on the very object: then its steps cannot be watched."""
     if replaced := sorted({"step", "set_timesteps"} & vars(scheduler).keys()):
         raise AttachError(
             f"{' and '.join(replaced)} of this {type(scheduler).__name__} was replaced on the object itself "
@@ -189,67 +214,6 @@ class Guard:
         running = [gate for gate in self.gates if gate.running]
         if not running:  # called outside of a pipeline's loop, or by a pipeline that is not attached
             return original(*args, **kwargs)
-        return max(running, key=lambda gate: gate.started).call(self.module, original, args, kwargs)
-
-
-def watched_by(part: Any) -> Gate | None:
-    """Returns the gate a scheduler or a pipeline reports to; copies that outlived a gate do not."""
-    gate: Gate | None = vars(type(part)).get("_gate")
-    return gate if gate is not None and (part is gate.pipe or part is gate.scheduler) else None
-
-
-def watch_scheduler(scheduler: Any, gate: Gate, undo: ExitStack) -> None:
-    """Makes a scheduler, and copies made of it, report to a gate, until `undo` is closed."""
-    base = plain(scheduler)
-    signature = inspect.signature(base.step)
-
-    @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = base.set_timesteps(self, *args, **kwargs)
-        if gate.closed:  # this is a copy that outlived it
-            self.__class__ = base
-        else:
-            gate.start(self)
-        return result
-
-    @functools.wraps(base.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return gate.step(Move(self, base.step, signature.bind(self, *args, **kwargs)))
-
-    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        # LTX-2 copies its scheduler for the audio: the copy has to be watched too, and is not pickled.
-        other: Any = object.__new__(type(self))
-        memo[id(self)] = other
-        vars(other).update(copy.deepcopy(vars(self), memo))
-        return other
-
-    disguise(scheduler, base, gate, undo, set_timesteps=set_timesteps, step=step, __deepcopy__=__deepcopy__)
-
-
-def watch_pipeline(pipe: Any, gate: Gate, undo: ExitStack) -> None:
-    """Makes the calls of a pipeline report to a gate, until `undo` is closed."""
-    base = plain(pipe)
-
-    @functools.wraps(base.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with calling(gate, arguments_of(base.__call__, self, *args, **kwargs)):
-            return base.__call__(self, *args, **heard_apart(gate, kwargs))
-
-    disguise(pipe, base, gate, undo, __call__=__call__)
-
-
-def plain(part: Any) -> type[Any]:
-    """Returns the true class of a scheduler or a pipeline."""
-    return type(part).__base__ if "_gate" in vars(type(part)) else type(part)  # type: ignore[return-value]
-
-
-def disguise(part: Any, base: type[Any], gate: Gate, undo: ExitStack, **methods: Any) -> None:
-    """Gives an object a subclass of its class with other methods, until `undo` is closed."""
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        return copyreg._reconstructor, (base, object, None), vars(self)  # type: ignore[attr-defined]
-
-    own = {"_gate": gate, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__}
-    own |= {"__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    part.__class__ = type(base.__name__, (base,), own | methods)
-    undo.callback(setattr, part, "__class__", base)
+        return max(running, key=lambda gate: gate.started).denoiser_called(
+            self.module, original, args, kwargs
+        )

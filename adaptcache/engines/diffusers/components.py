@@ -1,0 +1,114 @@
+"""What the parts of a pipeline are: denoisers, ControlNets, schedulers, found by what they do and not by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ...errors import AttachError
+
+__all__ = ["denoisers_of", "find_controlnets", "find_denoisers", "find_schedulers", "parts_of"]
+
+FIRST = (
+    "transformer",
+    "transformer_2",
+    "unet",
+)  # what most pipelines call theirs: they come first, in this order
+TIMES = {
+    "timestep", "timesteps", "timestep_ratio", "t", "time", "sigma", "sigmas", "noise_level", "noise_labels",
+}  # fmt: skip
+HOMES = ("diffusers.models.transformers", "diffusers.models.unets")
+
+
+def parts_of(pipe: Any) -> dict[str, Any]:
+    """Returns the components of a pipeline by name, and what else it has as attributes."""
+    found = dict(getattr(pipe, "components", None) or {})
+    for name, value in vars(pipe).items():
+        if not name.startswith("_") and (isinstance(value, nn.Module) or is_scheduler(value)):
+            found.setdefault(name, value)
+    return {name: getattr(pipe, name, part) for name, part in found.items()}
+
+
+def is_scheduler(part: Any) -> bool:
+    """Whether a part steps latents through a grid of timesteps."""
+    kind = type(part)
+    return not isinstance(part, nn.Module) and all(
+        callable(getattr(kind, name, None)) for name in ("set_timesteps", "step")
+    )
+
+
+def is_controlnet(module: nn.Module) -> bool:
+    """Whether a module only serves a denoiser at the same step, and is skipped with it."""
+    return "ControlNet" in type(plain_module(module)).__name__ and not _is_home(module)
+
+
+def is_denoiser(module: nn.Module) -> bool:
+    """Whether a module is called with latents and a time."""
+    if is_controlnet(module):
+        return False
+    return _is_home(module) or bool(TIMES & set(inspect.signature(plain_module(module).forward).parameters))
+
+
+def _is_home(module: nn.Module) -> bool:
+    return any(kind.__module__.startswith(HOMES) for kind in type(plain_module(module)).__mro__)
+
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """Returns the module that `torch.compile` was given."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Returns the denoisers of a pipeline by name; several where experts or branches have their own."""
+    parts = {name: part for name, part in parts_of(pipe).items() if isinstance(part, nn.Module)}
+    named = {name: part for name in FIRST if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    return named | {name: part for name, part in parts.items() if name not in named and is_denoiser(part)}
+
+
+def find_controlnets(pipe: Any) -> dict[str, nn.Module]:
+    """Returns the modules that only serve a denoiser."""
+    parts = parts_of(pipe)
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, nn.Module) and (name == "controlnet" or is_controlnet(part))
+    }
+
+
+def find_schedulers(pipe: Any) -> dict[str, Any]:
+    """Returns the schedulers of a pipeline by name, its main one first."""
+    found = {name: part for name, part in parts_of(pipe).items() if is_scheduler(part)}
+    main = {"scheduler": pipe.scheduler} if getattr(pipe, "scheduler", None) is not None else {}
+    return main | found
+
+
+def denoisers_of(pipe: Any) -> list[nn.Module]:
+    """Returns the denoisers of a pipeline that can be watched.
+
+    Raises:
+        AttachError: It has none, no scheduler, or a scheduler that cannot be handed a forecast.
+    """
+    found, schedulers = list(find_denoisers(pipe).values()), find_schedulers(pipe)
+    if not found or not schedulers:
+        inner = [name for name, part in parts_of(pipe).items() if hasattr(part, "components")]
+        inner += [name for name in vars(pipe) if hasattr(getattr(pipe, name), "components")]
+        cure = f"; it holds other pipelines: use pipe.{inner[0]}" if inner else ""
+        what = (
+            "no scheduler"
+            if found
+            else f"no denoiser (none of {', '.join(FIRST)}, nothing called with a time)"
+        )
+        raise AttachError(
+            f"{type(pipe).__name__} has {what}{cure}: "
+            "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
+        )
+    kind = type(next(iter(schedulers.values())))
+    takes = inspect.signature(kind.step).parameters
+    if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
+        raise AttachError(
+            f"{kind.__name__}.step takes no {', '.join(missing)}: adaptcache cannot hand it a forecast"
+        )
+    return found
