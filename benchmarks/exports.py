@@ -23,7 +23,7 @@ from adaptcache.evaluation.metrics import psnr
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from adaptcache.profiling.sensitivity import relative
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent

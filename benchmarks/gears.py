@@ -50,7 +50,7 @@ from adaptcache.profile import Profile
 from adaptcache.profiling.cache import Parts
 from adaptcache.profiling.reference import batches, record, twin
 from adaptcache.profiling.sensitivity import with_influence
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 
 FIT, PROMPTS, BATCH = 80, 340, 20

@@ -25,7 +25,7 @@ from rich.table import Table
 from adaptcache.calibration.calibrate import calibrate
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.cache import Store
+from adaptcache.cache import Cache
 from adaptcache.tuning.storage import optuna
 from adaptcache.tuning.tune import tune
 from tests.toy import Pipe

@@ -30,9 +30,9 @@ from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.cache import Store
+from adaptcache.cache import Cache
 from adaptcache.profiling.measure import Measurement, measure
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.tuning.bench import full_images

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.cache import Store
+from adaptcache.cache import Cache
 from adaptcache.tuning.search import Search
 from adaptcache.tuning.target import Target
 from adaptcache.tuning.trial import candidate_of

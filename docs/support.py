@@ -15,7 +15,8 @@ import torch
 from torch._dynamo.utils import counters
 
 import adaptcache
-from adaptcache.engines.diffusers.watch import DENOISERS, denoisers_of
+from adaptcache.engines.diffusers.components import denoisers_of
+from adaptcache.engines.diffusers.watch import DENOISERS
 from adaptcache.forecasts.extrapolate import Extrapolate
 from tests.pipelines.setup import Setup
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned

@@ -19,7 +19,7 @@ import torch
 
 import adaptcache
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 from tests.conftest import embedded, schedule_of, tiny_flux
 

@@ -17,7 +17,7 @@ from adaptcache.policies.base import Policy
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.probe import Probe
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.step import worst

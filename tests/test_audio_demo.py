@@ -15,7 +15,7 @@ from adaptcache.evaluation.evaluate import compared
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.report.picture import SPECTRUM
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 from calibration.demo.train import Trainer
 from calibration.demo.vae import encode

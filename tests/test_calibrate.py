@@ -17,7 +17,7 @@ from adaptcache.calibration.calibrate import calls_for
 from adaptcache.engines.diffusers.finer import refined
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import CEILING, psnr, ssim
-from adaptcache.profiling.cache import Store, content_key
+from adaptcache.cache import Cache, content_key
 from adaptcache.profiling.measure import measure
 from adaptcache.schedule.schedule import Schedule
 

@@ -24,7 +24,7 @@ from adaptcache.comparison.solution import no_solution
 from adaptcache.comparison.sweep import between
 from adaptcache.comparison.trial import BlockCounter, Trial, blocks_of, kept, latent_error, run, storages
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.reference import twin
+from adaptcache.engines.diffusers.engine import twin
 
 PROMPTS = embedded(2)
 

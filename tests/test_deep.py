@@ -3,7 +3,7 @@
 import pytest
 
 import adaptcache
-from adaptcache.engines.diffusers.watch import denoisers_of
+from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.errors import AttachError
 from adaptcache.policies.mask import Mask
 from adaptcache.schedule.rule import Rule

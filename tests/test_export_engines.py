@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from test_export import kernel, schedule
 
 from adaptcache.engines.formats import export
-from adaptcache.runs import Call
+from tests.calls import Call
 
 CALL = Call(STEPS, {"height": 16, "width": 16})
 COMPUTE = [[0, 1, 4, 6], [0, 5], [0, 2, 4, 7]]

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.errors import AttachError, ScheduleError
-from adaptcache.runs import Call
+from tests.calls import Call
 
 SKIPPING = [0, 1, 4, 6]
 

@@ -18,7 +18,7 @@ from adaptcache.fitting.signals import look_rows, signals_in
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.signals import signals_of
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 
 STEPS = 12

@@ -8,7 +8,7 @@ import torch
 from diffusers import FasterCacheConfig
 
 import adaptcache
-from adaptcache.engines.diffusers.watch import denoisers_of
+from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.errors import AttachError
 from adaptcache.policies.mask import Mask
 from adaptcache.schedule.rule import Rule

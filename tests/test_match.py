@@ -30,7 +30,7 @@ from adaptcache.presets.prompts import read_prompts
 from adaptcache.profiling.measure import measure
 from adaptcache.profiling.reference import Trajectory, record
 from adaptcache.profiling.statistics import statistics
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.step import Step
 

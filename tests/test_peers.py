@@ -17,7 +17,7 @@ import adaptcache
 from adaptcache.forecasts.taylor import Taylor
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 
 STEPS = 12

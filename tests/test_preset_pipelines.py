@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import adaptcache
-from adaptcache.engines.diffusers.watch import denoisers_of
+from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.limits import KERNEL_STEPS
 from adaptcache.presets import Preset, names
 from tests.pipelines.setup import Setup, noise

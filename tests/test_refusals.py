@@ -9,7 +9,7 @@ import adaptcache
 from adaptcache.engines.diffusers.gate import Gate
 from adaptcache.errors import AttachError
 from adaptcache.profiling.reference import Recorder, record
-from adaptcache.runs import Call
+from tests.calls import Call
 from tests.pipelines.setup import Setup, noise, prompts
 from tests.pipelines.table import built, generated, planned
 from tests.pipelines.video import unipc, wan_transformer

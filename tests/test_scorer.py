@@ -12,7 +12,7 @@ from safetensors import safe_open
 from adaptcache.comparison.scorer import SCORER, Scorer, load_scorer, named, shows_for
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.runs import Call
+from tests.calls import Call
 
 PRESET = resolve("emoji-flux")
 assert PRESET.folder

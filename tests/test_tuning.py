@@ -18,8 +18,8 @@ from toy import Pipe
 import adaptcache
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import psnr
-from adaptcache.profiling.cache import Store
-from adaptcache.runs import Call
+from adaptcache.cache import Cache
+from tests.calls import Call
 from adaptcache.tuning.aims import aims
 from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.conclude import Tuned, concluded

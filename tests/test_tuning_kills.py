@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
-from adaptcache.profiling.cache import Store
+from adaptcache.cache import Cache
 from adaptcache.tuning.tune import tune
 
 TRIALS = 10

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy import Pipe
 
-from adaptcache.profiling.cache import Store
+from adaptcache.cache import Cache
 from adaptcache.tuning.conclude import concluded
 from adaptcache.tuning.search import Search
 from adaptcache.tuning.target import Target
