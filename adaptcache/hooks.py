@@ -30,6 +30,20 @@ class Update:
     track: int
     move: Move
     computed: bool
+    view = 0
+
+    @property
+    def x(self) -> Tensor:
+        """The latents before the step, with shape (B, *)."""
+        return self.move.x
+
+    @property
+    def u(self) -> Tensor:
+        """The guided model output, with shape (B, *)."""
+        return self.move.u
+
+
+SchedulerStep = Update
 
 
 class Visitor(Protocol):

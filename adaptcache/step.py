@@ -108,6 +108,7 @@ def first_step(scheduler: Any, timestep: Any) -> int:
 Signal = Literal["none", "input", "modulated", "residual"]
 
 TINY = 1e-30
+NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, schedulers compute in float32
 
 
 def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -153,6 +153,11 @@ class Gate:
         self.caller = threading.RLock()  # held while the pipeline is called
 
     @property
+    def denoisers(self) -> list[nn.Module]:
+        """The denoisers the pipeline has now."""
+        return denoisers_of(self.pipe)
+
+    @property
     def running(self) -> bool:
         """Whether a run is going on in this thread, and it is its loop that is heard."""
         return self.run is not None and self.run.thread == threading.get_ident() and not self.apart
