@@ -1,15 +1,11 @@
 """Which steps to compute: exact dynamic programming over the computed steps."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from .kernel import Array
-
-__all__ = ["best_plan", "even_plan", "minmax_plan", "plan_cost", "reuse_costs", "shared_plans"]
 
 BEGINNINGS = 12  # steps that a shared beginning is made of, denser at the start
 

@@ -1,7 +1,5 @@
 """Polynomials that rise, stay positive, and say how well they predict what they were not fitted to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +8,6 @@ from scipy.special import comb
 from scipy.stats import spearmanr
 
 from .kernel import Array
-
-__all__ = ["Rising", "fit_rising", "held_out", "scores"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def scores(predicted: Array, y: Array) -> tuple[float, float]:
     return r2, float(spearmanr(predicted, y).statistic)
 
 
-def held_out(x: Array, y: Array, degree: int = 4) -> tuple[float, float]:
+def cross_validate(x: Array, y: Array, degree: int = 4) -> tuple[float, float]:
     """Returns R2 and rank correlation on prompts that the polynomial was not fitted to.
 
     Arguments:

@@ -1,22 +1,16 @@
 """The interface of a forecast: what to use instead of computing."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Signal, Step
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Forecast", "Known", "Weights", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -95,16 +89,16 @@ class Forecast(ABC, BaseModel):
         """Returns at most `depth` weights, and at most one for each step in `step.past`."""
 
     def combine(self, known: Known, step: Step) -> Tensor:
-        """Returns the forecast: the weighted sum, but for methods that say otherwise, with shape (B, *)."""
+        """Returns the forecast, with shape (B, *): the weighted sum, unless a method does more."""
         return weighted_sum(self.weights(step), known)
 
     @classmethod
-    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:
         """Returns the forecast for a profile; most have nothing to fit.
 
         Arguments:
             profile: What was measured on calibration prompts.
             plan: The computed steps, for forecasts that only hold for one plan.
-            knobs: Fields of the forecast that are not fitted.
+            params: Fields of the forecast that are not fitted.
         """
-        return cls(**knobs)
+        return cls(**params)

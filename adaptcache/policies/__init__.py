@@ -1,6 +1,6 @@
 """When to compute: one file a method."""
 
-from .base import Policy
+from .base import Policy, StaticPolicy
 from .codebook import Codebook
 from .drift import Drift
 from .gears import Gears
@@ -19,7 +19,7 @@ from .transform_rate import TransformRate
 from .uniform import Uniform
 from .verify import Verify
 
-__all__ = ["POLICIES", "Policy"]
+__all__ = ["POLICIES", "Policy", "StaticPolicy"]
 
 POLICIES: dict[str, type[Policy]] = {
     "codebook": Codebook,
