@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from adaptcache.errors import ScheduleError
 from adaptcache.files import check_writable, write_atomically
 from adaptcache.forecasts.base import Weights
-from adaptcache.forecasts.matched import Matched, named
+from adaptcache.forecasts.matched import Matched, split_row
 from adaptcache.schedule.schedule import Schedule
 
 GOLDEN = Path(__file__).parent / "data"
@@ -91,9 +91,9 @@ def test_rows_that_do_not_go_with_the_features_are_refused(features: tuple, row:
 
 
 def test_a_row_gives_each_output_the_latents_before_it() -> None:
-    weights = named((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), ("past_x", "x", "x0"))
+    weights = split_row((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), ("past_x", "x", "x0"))
     assert weights == Weights((1.0, 2.0), 5.0, 6.0, (3.0, 4.0))
-    assert named((1.0, 2.0, 3.0), ("x0",)) == Weights((1.0, 2.0), 0.0, 3.0)
+    assert split_row((1.0, 2.0, 3.0), ("x0",)) == Weights((1.0, 2.0), 0.0, 3.0)
 
 
 def test_a_plan_without_weights_for_a_skipped_step_is_refused(pipe: FluxPipeline) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..distributed import ALONE, Ranks
 from ..evaluation.validate import validated
-from ..limits import checked_name
+from ..limits import check_name
 from ..profiling.cache import Store
 from ..profiling.measure import Progress, measure, silent
 from ..runs import Call, Prompt
@@ -104,7 +104,7 @@ def calibrate(
             f"gears are calibrated in one process, not in {ranks.size}: start without a launcher"
         )
     if name:
-        checked_name(name)
+        check_name(name)
     how = Call(steps, dict(call or {}), seed)
     measurement = measure(
         pipe, how, prompts,

@@ -12,7 +12,6 @@ from .. import __version__
 from ..distributed import ALONE, Ranks
 from ..engines.diffusers.identity import fingerprint, provenance
 from ..fitting.plan import best_plan, even_plan
-from ..policies.learn import watched
 from ..policies.plan import Plan
 from ..profile import Profile
 from ..profiling.cache import described
@@ -57,7 +56,7 @@ def fitted(
         )  # fmt: skip
         watch(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    policy = watched(Plan.of(plans[best], times), matchings[best].seen)
+    policy = Plan.of(plans[best], times).with_signals(matchings[best].seen)
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return assembled(pipe, call, profile, (rule,), about)

@@ -18,13 +18,12 @@ from ..evaluation.metrics import psnr, summary
 from ..evaluation.validate import check_images
 from ..fitting.kernel import Array
 from ..fitting.plan import shared_plans
-from ..fitting.signals import look_rows
+from ..fitting.signals import signal_rows
 from ..forecasts.matched import Matched
 from ..hooks import Update
 from ..policies.gears import Gears
-from ..policies.learn import learned
 from ..policies.plan import Plan
-from ..policies.signals import signals_of
+from ..policies.signals import compute_signals, fit_signal_specs
 from ..profiling.cache import Store, content_key
 from ..profiling.measure import Measurement, Progress, in_turn, silent
 from ..profiling.reference import Trajectory, batches, twin
@@ -132,7 +131,7 @@ class Witness(Runner):
         if update.computed and update.track == 0:
             self.outputs.insert(0, update.move.u.clone())
             if 0 < len(update.step.past) <= len(self.rows):
-                self.seen.append(signals_of(self.rows[len(update.step.past) - 1], self.outputs).cpu())
+                self.seen.append(compute_signals(self.rows[len(update.step.past) - 1], self.outputs).cpu())
         return super().update(update)
 
 
@@ -232,11 +231,11 @@ class Trials:
         import torch
 
         found = {}
-        for g, looks in enumerate(policy.watch):
+        for g, looks in enumerate(policy.signal_specs):
             for number, look in enumerate(looks):
-                if look.guess:
+                if look.predictor:
                     signals = torch.from_numpy(np.concatenate(self.seen[g][: number + 1], 1)).float()
-                    found[g, number] = look.guess.predict(signals).double().numpy()
+                    found[g, number] = look.predictor.predict(signals).double().numpy()
         return found
 
 
@@ -338,15 +337,15 @@ def fit_gears(
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     plain = assembled(pipe, call, profile, (Rule(policy=Plan(gears=gears), forecast=forecast),), about)
-    rows = [look_rows(profile.kernel, plan) for plan in plans]
+    rows = [signal_rows(profile.kernel, plan) for plan in plans]
     truth = landed_images(
         pipe, call, prompts, measurement.runs, batch_size,
         lambda done: progress("decoding the full runs", done, len(prompts)),
     )  # fmt: skip
     trials = tried(pipe, call, prompts, plain, rows, truth, batch_size=batch_size, progress=progress)
-    watched, guessed = learned(plans, rows, trials.seen, trials.ends)
+    watched, guessed = fit_signal_specs(plans, rows, trials.seen, trials.ends)
     margin = least_margin(plans, guessed, trials.ends, target, at_most)
-    policy = Gears(gears=gears, watch=watched, target=target, margin=margin)
+    policy = Gears(gears=gears, signal_specs=watched, target=target, margin=margin)
     return plain.model_copy(update={"rules": (Rule(policy=policy, forecast=forecast),)})
 
 
@@ -395,7 +394,7 @@ def calibrated_gears(
     first, policy = len(prompts), schedule.rules[0].policy
     assert isinstance(policy, Gears)
     truth = full_images(pipe, call, held_out, batch_size, first, store, progress)
-    rows = [[look.rows for look in looks] for looks in policy.watch]
+    rows = [[look.rows for look in looks] for looks in policy.signal_specs]
     trials = tried(
         pipe, call, held_out, schedule, rows, truth, batch_size=batch_size, offset=first, progress=progress
     )

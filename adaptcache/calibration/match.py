@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..distributed import ALONE, Ranks
 from ..engines.diffusers.gate import Gate
-from ..fitting.kernel import Array, open_loop, shrunk
-from ..fitting.signals import look_rows
+from ..fitting.kernel import Array, fit_open_loop, solve_ridge
+from ..fitting.signals import signal_rows
 from ..forecasts.history import History
-from ..forecasts.matched import Feature, Matched, named
+from ..forecasts.matched import Feature, Matched, split_row
 from ..hooks import Update
-from ..policies.signals import signals_of
+from ..policies.signals import compute_signals
 from ..profile import Profile
 from ..profiling.reference import Progress, Trajectory, batches, twin
 from ..profiling.sensitivity import relative
@@ -129,10 +129,10 @@ class Follower:
 
     def update(self, update: Update) -> Tensor:
         if update.computed and update.track == 0 and (before := len(update.step.past)):
-            outputs = [update.move.u, *self.history.lines[0].past]
-            seen = signals_of([self.looks[before - 1]], outputs)
+            outputs = [update.move.u, *self.history.streams[0, 0].past]
+            seen = compute_signals([self.looks[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
-        self.history.see(update)
+        self.history.record(update)
         if update.computed:
             return update.move.u
         index, track = update.step.index, update.track
@@ -141,7 +141,7 @@ class Follower:
             target = self.reference.u[track][index]
         features = self.history.features(update, self.fit.features)
         weights = self.meet(moments_of(update, features, target, self.samples, self.first))
-        return self.history.combined(named(weights.tolist(), self.fit.features), update)
+        return self.history.combine(split_row(weights.tolist(), self.fit.features), update)
 
     def landed(self, update: Update, y: Tensor) -> None:
         if update.step.index == len(self.reference.times) - 1:
@@ -191,10 +191,10 @@ def solved(given: Sequence[Moments], profile: Profile, fit: Fit) -> Array:
     index, known = given[0].index, list(given[0].past[: fit.history])
     latents = {"past_x": known, "x": [index], "x0": [0]}
     sources = known + [profile.steps + at for name in fit.features for at in latents[name]]
-    prior = open_loop(profile.gram.mean(axis=0), index, sources)
+    prior = fit_open_loop(profile.gram.mean(axis=0), index, sources)
     gram = np.sum([moments.gram for moments in given], axis=0)
     moment = np.sum([moments.moment for moments in given], axis=0)
-    return shrunk(gram, moment, prior, fit.ridge)
+    return solve_ridge(gram, moment, prior, fit.ridge)
 
 
 def met(team: Lockstep[Moments, Array], member: int, moments: Moments) -> Array:
@@ -250,7 +250,7 @@ def match(
     team: Lockstep[Moments, Array] = Lockstep(max(len(own), 1), solve)
     errors = [list[float]() for _ in own]
     innovations = [list[Array]() for _ in own]
-    looks = [rows[0] for rows in look_rows(profile.kernel, plan, min(fit.history, LOOKED_AT))]
+    looks = [rows[0] for rows in signal_rows(profile.kernel, plan, min(fit.history, LOOKED_AT))]
 
     def follow(member: int) -> None:
         first, batch = jobs[own[member]]

@@ -9,13 +9,13 @@ import numpy as np
 
 from ..evaluation.validate import validated
 from ..forecasts.extrapolate import Extrapolate
-from ..limits import checked_name
+from ..limits import check_name
 from ..policies.local_error import LocalError
 from ..profiling.cache import Store
 from ..profiling.layers import layer_errors
 from ..profiling.measure import Progress, measure, silent
 from ..runs import Call, Prompt
-from ..schedule.methods import fitted_rules, method_named
+from ..schedule.methods import find_method, fit_rules
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .calibrate import calls_for
@@ -48,7 +48,7 @@ def within_budget(errors: Mapping[str, np.ndarray], budget: float, first: bool =
         }
 
     def off(threshold: float) -> float:
-        made = [len(policy.init(grid)) for policy in policies(threshold).values()]
+        made = [len(policy.steps(grid)) for policy in policies(threshold).values()]
         return abs(float(np.mean(made)) / steps - budget)
 
     low, high = 0, len(thresholds) - 1  # higher thresholds compute less, but for a few steps
@@ -104,16 +104,16 @@ def calibrate_method(
         >>> schedule = calibrate_method(pipe, prompts, "magcache", steps=28, budget=0.5)
     """
     calls_for(steps, budget, speed)  # a bad target should not cost a profile
-    chosen = method_named(method)
+    chosen = find_method(method)
     if name:
-        checked_name(name)
+        check_name(name)
     how = Call(steps, dict(call or {}), seed)
     profile = measure(pipe, how, prompts, batch_size=batch_size, store=store, progress=progress).profile
     share = calls_for(profile.steps, budget, speed) / profile.steps
     if chosen.policy == "local-error" and chosen.site != "step":
         rules = by_layers(pipe, how, prompts, [part.site for part in chosen.parts], share, progress, knobs)
     else:
-        rules = fitted_rules(method, profile, budget=share, **knobs)
+        rules = fit_rules(method, profile, budget=share, **knobs)
     schedule = assembled(
         pipe, how, profile, rules, {"prompts": len(prompts), "method": method}, name or method
     )

@@ -20,10 +20,9 @@ from ..engines.diffusers.gate import Gate
 from ..engines.diffusers.watch import denoisers_of
 from ..errors import AttachError
 from ..runs import Call, Prompt
-from ..sites.interceptor import Sentry
-from ..sites.layers import compiled_around
-from ..sites.models import layers_of
-from ..sites.outputs import taken_apart
+from ..sites.denoisers import find_layers
+from ..sites.interceptor import ModuleInterceptor, find_compiled
+from ..sites.outputs import split_tensors
 from .reference import Recorder, twin
 
 __all__ = ["layer_errors"]
@@ -55,7 +54,7 @@ class Curves:
         step, branch = here
         place = (branch, name, step.index)
         self.times[place] = self.times.get(place, 0) + 1  # a layer may be called twice
-        for number, tensor in enumerate(taken_apart(output)[1]):
+        for number, tensor in enumerate(split_tensors(output)[1]):
             past = self.kept[branch, name, self.times[place], number]
             size = tensor.float().abs().mean().clamp_min(TINY)
             for index, old in past:
@@ -96,12 +95,12 @@ def layer_errors(
         over layers, branches and prompts. Infinite where there is no such step.
     """
     own = twin(pipe)
-    found = [(site, d, layers_of(d, site)) for site in sites for d in denoisers_of(own)]
+    found = [(site, d, find_layers(d, site)) for site in sites for d in denoisers_of(own)]
     if not any(layers for _, _, layers in found):
         name = type(denoisers_of(own)[0]).__name__
         raise AttachError(f"{name} has no layers for the site {' or '.join(map(repr, sites))}")
     for _, denoiser, layers in found:
-        if around := compiled_around(denoiser, list(layers)):
+        if around := find_compiled(denoiser, list(layers)):
             raise AttachError(f"{around} is compiled as a whole: its layers cannot be watched")
     curves, steps = None, 0
     for number, prompt in enumerate(prompts):
@@ -111,7 +110,7 @@ def layer_errors(
             curves.gate = gate
             for site, _, layers in found:
                 for name, layer in layers.items():
-                    Sentry(layer, partial(curves.call, site, name), gate).stand(undo)
+                    ModuleInterceptor.install(layer, gate, partial(curves.call, site, name), undo)
             call(own, [prompt], number)
         curves.end()
         steps = len(recorder.run.times)

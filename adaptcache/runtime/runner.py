@@ -20,12 +20,13 @@ from ..errors import AttachError, ScheduleError
 from ..forecasts.history import History
 from ..hooks import Update
 from ..policies.base import Account
-from ..schedule.findings import Grade, explained, worst
-from ..schedule.gears import driven
-from ..schedule.replan import replanned, same_grid
+from ..schedule.findings import Grade, explain_findings, worst_grade
+from ..schedule.format import same_grid
+from ..schedule.gears import resolve_gear
+from ..schedule.replan import replan
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from ..sites.places import Place, places_of, uncompiled
+from ..sites import SiteHook, check_compiled, find_sites
 from ..step import Step
 
 __all__ = ["Runner", "runner_for"]
@@ -45,13 +46,13 @@ class Runner:
         self.state: Any = None
         self.original = schedule
         self.follow(gear)
-        self.places: list[tuple[int, Place]] = []  # inside of denoisers, with the number of the rule
+        self.places: list[tuple[int, SiteHook]] = []  # inside of denoisers, with the number of the rule
         self.unmeasured, self.warned = False, set[str]()  # of the call under way; of all calls
         self.end()
 
     def follow(self, gear: int | None) -> None:
         """Follows one gear from the next run on, or the one that is chosen on the way."""
-        self.schedule, self.gear = driven(self.original, gear, self.guard)
+        self.schedule, self.gear = resolve_gear(self.original, gear, self.guard)
         self.account = Account(self.gear)
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
@@ -60,21 +61,21 @@ class Runner:
         with ExitStack() as undo:
             undo.callback(self.places.clear)
             if self.schedule.rules[0].site != "step":
-                self.places[:] = places_of(self.schedule.rules, gate)
+                self.places[:] = find_sites(self.schedule.rules, gate)
                 for _, place in self.places:
-                    place.stand(undo)
+                    place.install(undo)
             return undo.pop_all()
 
     def called(self, pipe: Any, arguments: Mapping[str, Any]) -> None:
         """A run is asked for: warns once of what nobody measured, or refuses it."""
         found = graded_call(self.schedule, pipe, arguments)
         if found and self.strict:
-            raise ScheduleError(explained(self.schedule, found))
+            raise ScheduleError(explain_findings(self.schedule, found))
         self.unmeasured = bool(found)
         for finding in found:
             if finding.what not in self.warned:
                 self.warned.add(finding.what)
-                warnings.warn(explained(self.schedule, [finding]), stacklevel=5)
+                warnings.warn(explain_findings(self.schedule, [finding]), stacklevel=5)
 
     def begin(self, times: tuple[float, ...]) -> None:
         if times not in self.rules:
@@ -88,8 +89,8 @@ class Runner:
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
         for number, place in self.places:
-            uncompiled(place)
-            place.begin(self.schedule.rules[number] if number else self.rule, times, self.gear)
+            check_compiled(place)
+            place.on_run_start(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
     def _native(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -104,7 +105,7 @@ class Runner:
             raise ScheduleError(
                 f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
             )
-        anew = replanned(self.schedule, times)
+        anew = replan(self.schedule, times)
         how = "its rule is used as it is" if anew is rule else "planned anew"
         warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
         return anew
@@ -125,11 +126,11 @@ class Runner:
     def update(self, update: Update) -> Tensor:
         if self.places:
             return update.move.u
-        self.history.see(update, self.x)
+        self.history.record(update, self.x)
         gear = self.rule.policy.gear(self.state, self.gear)
         step = replace(update.step, gear=gear, track=update.track, x=self.x)
         if not update.computed:
-            return self.rule.forecast.combine(self.history.known(update.track, update.move.x, self.x), step)
+            return self.rule.forecast.combine(self.history.known_at(update, self.x), step)
         if update.track == 0:
             self.rule.policy.observe(self.state, step, update.move.u)
         return update.move.u
@@ -142,7 +143,7 @@ class Runner:
             self.account = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x = History(0), None, None
         for _, place in self.places:
-            place.end()
+            place.on_run_end()
 
     def sites(self) -> dict[str, tuple[int, ...]]:
         """Returns the steps at which each site inside of the denoisers was computed."""
@@ -150,10 +151,10 @@ class Runner:
         names = [rule.site for rule in self.schedule.rules]
         for number, place in self.places:
             rule = self.schedule.rules[number]
-            if not place.course.made:  # this run had no such calls
+            if not place.decision.made:  # this run had no such calls
                 continue
             name = f"{rule.site} {rule.span}" if names.count(rule.site) > 1 else rule.site
-            steps = {i for i, flag in enumerate(place.course.made) if flag}
+            steps = {i for i, flag in enumerate(place.decision.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made
 
@@ -164,12 +165,12 @@ def runner_for(
     """Returns the visitor that follows a schedule, after checking that it fits the pipeline; see `attach`."""
     runner = Runner(schedule, strict, gear, guard)
     found = graded(schedule, pipe)
-    grade = worst(found)
+    grade = worst_grade(found)
     if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
-        raise ScheduleError(explained(schedule, found))
+        raise ScheduleError(explain_findings(schedule, found))
     if grade == Grade.WARNED:
-        warnings.warn(explained(schedule, found), stacklevel=3)
+        warnings.warn(explain_findings(schedule, found), stacklevel=3)
     elif found:
-        logger.info(explained(schedule, found))
+        logger.info(explain_findings(schedule, found))
     runner.warned |= {finding.what for finding in found}
     return runner

@@ -127,8 +127,9 @@ class Schedule(Part):
             yield "calls", "{} of {}".format(*self.evidence.calls)
         if self.denoiser.class_name:
             yield "denoiser", self.denoiser.class_name[:100]
-        if self.evidence:
-            yield "evidence", f"{self.evidence.psnr['mean']:.1f} dB on {self.evidence.n} prompts"
+        if seen := self.evidence:
+            proof = ", with a certificate" if seen.certificate else ""
+            yield "evidence", f"{seen.psnr['mean']:.1f} dB on {seen.n} prompts{proof}"
         else:
             yield "evidence", None
 

@@ -17,10 +17,10 @@ from ...policies.plan import Plan
 from ...policies.uniform import Uniform
 from ...runtime.runner import Runner
 from ...schedule.format import Grid
-from ...schedule.methods import rules_of
+from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
-from ...sites.models import model_of
+from ...sites.denoisers import find_spec
 from ...step import Step
 from .base import Case, Knobs, Peer, Ready
 
@@ -31,7 +31,7 @@ NEAR = 2  # plans tried for each budget
 
 def rule_of(name: str, **knobs: Any) -> Rule:
     """Returns the rule of a published method that has one."""
-    (rule,) = rules_of(name, **knobs)
+    (rule,) = build_rules(name, **knobs)
     return rule
 
 
@@ -44,7 +44,7 @@ class Zoo(Peer):
     def missing(self, case: Case) -> str | None:
         if self.inside:
             try:
-                model_of(denoisers_of(case.pipe)[0])
+                find_spec(denoisers_of(case.pipe)[0])
             except AttachError as error:
                 return str(error).partition(",")[0]
         return None
