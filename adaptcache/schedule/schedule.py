@@ -72,6 +72,8 @@ class Schedule(Part):
         for rule in self.rules:
             if not isinstance(rule.forecast, Matched):
                 continue
+            if not n:
+                raise ValueError("a matched forecast needs the grid that it was fitted on")
             for gear, tracks in enumerate(rule.forecast.table):
                 skipped = set(range(n)) - set(rule.steps(self.grid.times, gear) or ())
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
