@@ -11,7 +11,7 @@ import adaptcache
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.base import Known
-from adaptcache.policies import POLICIES
+from adaptcache.policies import POLICIES, StaticPolicy
 from adaptcache.policies.replay import replay
 from adaptcache.schedule.format import Denoiser, Grid
 from adaptcache.schedule.rule import Rule
@@ -94,6 +94,26 @@ def test_a_policy_can_compute_everything(name):
 def test_a_policy_spends_its_budget(name):
     spent = [len(replay(policy_of(name, budget), PROFILE)) for budget in (0.25, 0.5, 0.8)]
     assert spent == sorted(spent) and abs(spent[1] - 6) <= 3, spent
+
+
+@pytest.mark.parametrize("name", [name for name, kind in POLICIES.items() if kind.static])
+@pytest.mark.parametrize("steps", [1, 2, 9, STEPS, 31])
+def test_a_static_policy_knows_its_steps_beforehand(name, steps):
+    times = tuple(1 - i / steps for i in range(steps))
+    found = policy_of(name).steps(times)
+    assert found == sorted(set(found)) and set(found) <= set(range(steps))
+    rule = Rule(policy=policy_of(name), forecast=FORECASTS["extrapolate"]())
+    state, made = rule.policy.init(times), [0]
+    for index in range(1, steps):
+        if rule.computes(state, Step(index, times, tuple(reversed(made)))):
+            made.append(index)
+    assert rule.steps(times) == made
+
+
+def test_six_policies_are_static():
+    static = {name for name, kind in POLICIES.items() if kind.static}
+    assert static == {"growing", "local-error", "magnitude", "mask", "plan", "uniform"}
+    assert all(issubclass(POLICIES[name], StaticPolicy) for name in static)
 
 
 @every_policy

@@ -114,7 +114,7 @@ def certify(
         passed += 1
     shown = max(passed - 1, 0)
     return Certificate(
-        target=target, at_most=at_most, confidence=confidence, prompts=prompts, n=table.shape[1],
+        target=target, max_failure_rate=at_most, confidence=confidence, prompts=prompts, n=table.shape[1],
         certified=passed - 1 if passed else None,
         setting=names[shown], failures=failures[shown],
         upper=upper_bound(failures[shown], table.shape[1], confidence),

@@ -46,9 +46,6 @@ def fit_open_loop(gram: Array, target: int, sources: list[int], ridge: float = R
         gram: Inner products with shape (M, M).
         target: The number of the vector to forecast.
         sources: The numbers of the K vectors it is forecast from; the first is what reuse would take.
-
-    Returns:
-        The weights, with shape (K,).
     """
     prior = np.zeros(len(sources))
     prior[0] = 1.0
@@ -95,7 +92,7 @@ def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Arr
         gram: The kernel, with shape (N, N).
         ridge: Strength of the pull towards reuse.
         latents: Whether the latents before these steps, before the forecast one and before the first are
-            used too; then the inner products are those of outputs and latents, with shape (2N, 2N).
+            used too; then `gram` is of outputs and latents, with shape (2N, 2N).
 
     Returns:
         `errors[a, b, i]`: of step i from the computed steps a < b, and from b alone where a == b, with
@@ -125,11 +122,8 @@ def resample_kernel(gram: Array, times: Array, wanted: Array) -> Array:
 
     Arguments:
         gram: The kernel, with shape (N, N).
-        times: Where it was measured, falling, with shape (N,).
-        wanted: The times wanted, with shape (M,).
-
-    Returns:
-        The kernel there, with shape (M, M).
+        times: Where it was measured, falling.
+        wanted: The M times wanted.
     """
     if len(times) < 2:
         raise ValueError(

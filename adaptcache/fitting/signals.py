@@ -41,7 +41,7 @@ def measure_signals(gram: Array, plan: Sequence[int], signals: Sequence[Sequence
     Arguments:
         gram: Inner products of the outputs by prompt, with shape (P, N, N).
         plan: The computed steps, rising.
-        signals: What is looked at.
+        signals: What is looked at, as `signal_rows` gives it.
     """
     seen = []
     for number, rows in enumerate(signals, start=1):

@@ -15,40 +15,24 @@ from ..step import Signal, Step
 
 @dataclass(frozen=True)
 class Weights:
-    """A linear combination of what is known at a skipped step at no cost.
+    """A linear combination of what is known at a skipped step at no cost."""
 
-    Arguments:
-        past: The weights of the last computed outputs, newest first.
-        x: The weight of the latents before the step.
-        x0: The weight of the latents before the first step.
-        past_x: The weights of the latents before the steps of `past`.
-    """
-
-    past: tuple[float, ...]
-    x: float = 0.0
-    x0: float = 0.0
-    past_x: tuple[float, ...] = ()
+    past: tuple[float, ...]  # of the last computed outputs, newest first
+    x: float = 0.0  # of the latents before the step
+    x0: float = 0.0  # of the latents before the first step
+    past_x: tuple[float, ...] = ()  # of the latents before the steps of `past`
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a forecast is made of; all with shape (B, *).
+    """What a forecast is made of; all with shape (B, *)."""
 
-    Arguments:
-        past: The last computed outputs, newest first.
-        x: What enters the site now: the latents, or the hidden states.
-        x0: What entered it at the first step.
-        past_x: What entered it at the steps of `past`, for forecasts that keep it.
-        signal: The signal of this step, for forecasts that read one.
-        past_signal: The signals of the steps of `past`.
-    """
-
-    past: Sequence[Tensor]
-    x: Tensor
-    x0: Tensor
-    past_x: Sequence[Tensor] = ()
-    signal: Tensor | None = None
-    past_signal: Sequence[Tensor | None] = ()
+    past: Sequence[Tensor]  # the last computed outputs, newest first
+    x: Tensor  # what enters the site now: the latents, or the hidden states
+    x0: Tensor  # what entered it at the first step
+    past_x: Sequence[Tensor] = ()  # what entered it at the steps of `past`, for forecasts that keep it
+    signal: Tensor | None = None  # of this step, for forecasts that read one
+    past_signal: Sequence[Tensor | None] = ()  # of the steps of `past`
 
 
 def weighted_sum(weights: Weights, known: Known) -> Tensor:

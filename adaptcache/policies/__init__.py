@@ -22,21 +22,9 @@ from .verify import Verify
 __all__ = ["POLICIES", "Policy", "StaticPolicy"]
 
 POLICIES: dict[str, type[Policy]] = {
-    "codebook": Codebook,
-    "drift": Drift,
-    "gears": Gears,
-    "growing": Growing,
-    "learned": Learned,
-    "local-error": LocalError,
-    "magnitude": Magnitude,
-    "mask": Mask,
-    "plan": Plan,
-    "polynomial": Polynomial,
-    "probe": Probe,
-    "sensitivity": Sensitivity,
-    "spectral": Spectral,
-    "third-difference": ThirdDifference,
-    "transform-rate": TransformRate,
-    "uniform": Uniform,
-    "verify": Verify,
-}
+    kind.model_fields["type"].default: kind
+    for kind in (
+        Codebook, Drift, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan, Polynomial, Probe,
+        Sensitivity, Spectral, ThirdDifference, TransformRate, Uniform, Verify,
+    )
+}  # fmt: skip

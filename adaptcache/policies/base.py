@@ -14,15 +14,10 @@ from ..step import Signal, Step
 
 @dataclass(frozen=True)
 class Account:
-    """What a policy chose in a run.
+    """What a policy chose in a run."""
 
-    Arguments:
-        gear: The plan that was followed last.
-        why: Gives the reason; may read from the device, so it is called after the run.
-    """
-
-    gear: int
-    why: Callable[[], str] = str
+    gear: int  # the plan that was followed last
+    why: Callable[[], str] = str  # gives the reason; may read from the device, so it is called after the run
 
 
 class Policy(ABC, BaseModel):
@@ -72,7 +67,7 @@ class Policy(ABC, BaseModel):
         Arguments:
             state: The state of the run.
             step: As it was given to `compute`.
-            found: What these blocks added, run on the forecast, with shape (B, *).
+            found: What these blocks added on top of the forecast, with shape (B, *).
             expected: The forecast of what they add, with shape (B, *).
         """
 
@@ -95,12 +90,7 @@ class StaticPolicy(Policy):
 
     @abstractmethod
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
-        """Returns the numbers of the computed steps on a grid of N times, rising.
-
-        Arguments:
-            times: The grid, with shape (N,).
-            gear: Which plan, for policies that have several.
-        """
+        """Returns the numbers of the computed steps on a grid of N times, rising; of one plan of several."""
 
     def init(self, times: tuple[float, ...]) -> dict[int, set[int]]:
         return {}

@@ -22,12 +22,12 @@ Entry = tuple[Annotated[float, Field(gt=0)], Annotated[int, Field(ge=1)]]
 
 @dataclass
 class CodebookState:
-    """The last output, how fast it changed (not read yet), and when the next one is due."""
+    """What is known of the last computed step."""
 
     index: int = 0
     output: Tensor | None = None
-    rate: Tensor | None = None
-    due: int = 0
+    rate: Tensor | None = None  # how fast the output changed; not read yet
+    due: int = 0  # the next step to compute
 
 
 class Codebook(Policy):

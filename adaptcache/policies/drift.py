@@ -23,6 +23,5 @@ class Drift(Threshold):
 
     type: Literal["drift"] = "drift"
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        return relative_change(step.x, before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        return relative_change(x, before)

@@ -38,25 +38,16 @@ ALARM = 1000  # added to the number of a gear that the guard chose: one number c
 
 @dataclass
 class GearState:
-    """The way a run has taken; tensors stay on the device.
+    """The way a run has taken; tensors stay on the device."""
 
-    Arguments:
-        plans: The steps each gear computes.
-        gear: The one followed; their number where everything is computed from now on.
-        outputs: Those computed so far, newest first.
-        signals: Those of each computed step, with shape (B, F).
-        choice: The number of a gear that was chosen on the device and not read yet.
-        expected: Step, open gears, and what they predict for the worst sample, with shape (G,).
-        alarms: The steps after which the guard acted.
-    """
-
-    plans: list[list[int]]
-    gear: int
-    outputs: list[Tensor] = field(default_factory=list)
-    signals: list[Tensor] = field(default_factory=list)
-    choice: Tensor | None = None
+    plans: list[list[int]]  # the steps each gear computes
+    gear: int  # the one followed; their number where everything is computed from now on
+    outputs: list[Tensor] = field(default_factory=list)  # those computed so far, newest first
+    signals: list[Tensor] = field(default_factory=list)  # of each computed step, with shape (B, F)
+    choice: Tensor | None = None  # the number of a gear that was chosen on the device and not read yet
+    # Step, open gears, and what they predict for the worst sample, with shape (G,).
     expected: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
-    alarms: list[int] = field(default_factory=list)
+    alarms: list[int] = field(default_factory=list)  # the steps after which the guard acted
 
 
 def explain_choice(

@@ -38,9 +38,8 @@ class Polynomial(Threshold):
     r2: FiniteFloat | None = None
     rank: FiniteFloat | None = None
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        change = relative_change(step.x, before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        change = relative_change(x, before)
         return self.predict(change.clamp(*self.clamp) if self.clamp else change)
 
     def predict(self, change: Tensor) -> Tensor:

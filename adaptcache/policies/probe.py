@@ -26,6 +26,6 @@ class Probe(Threshold):
     type: Literal["probe"] = "probe"
     on: Signal = "residual"
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.anchor is not None
-        return relative_change(step.x, state.anchor)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.anchor is not None
+        return relative_change(x, state.anchor)

@@ -37,10 +37,10 @@ class Sensitivity(Threshold):
     to_input: Table
     to_time: Table
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.anchor is not None
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.anchor is not None
         old = state.anchor.flatten(1).float()
-        moved = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+        moved = (x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
         rising = self.times[::-1]
         a = float(np.interp(step.t, rising, self.to_input[::-1]))
         b = float(np.interp(step.t, rising, self.to_time[::-1]))

@@ -28,9 +28,8 @@ class ThirdDifference(Threshold):
     threshold: Annotated[float, Field(ge=0)] = 0.01
     max_skip: Annotated[int, Field(ge=0)] | None = 4
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        moves = [size(step.x - before), *state.notes][:3]
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        moves = [size(x - before), *state.notes][:3]
         state.notes[:] = moves
         if len(moves) < 3:
             return torch.full_like(moves[0], float("inf"))

@@ -15,21 +15,13 @@ from .replay import fit_threshold
 
 @dataclass
 class ThresholdState:
-    """What such a policy remembers of a run; tensors stay on the device.
+    """What such a policy remembers of a run; tensors stay on the device."""
 
-    Arguments:
-        before: The signal at the step before.
-        anchor: The signal at the last computed step.
-        output: What was computed there.
-        total: The score so far, of each sample, with shape (B,).
-        notes: What else a method keeps.
-    """
-
-    before: Tensor | None = None
-    anchor: Tensor | None = None
-    output: Tensor | None = None
-    total: Tensor | float = 0.0
-    notes: list[Tensor] = field(default_factory=list)
+    before: Tensor | None = None  # the signal at the step before
+    anchor: Tensor | None = None  # the signal at the last computed step
+    output: Tensor | None = None  # what was computed there
+    total: Tensor | float = 0.0  # the score so far, of each sample, with shape (B,)
+    notes: list[Tensor] = field(default_factory=list)  # what else a method keeps
 
 
 class Threshold(Policy):
@@ -63,12 +55,13 @@ class Threshold(Policy):
         return ThresholdState()
 
     @abstractmethod
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        """Returns the score of each sample at this step, with shape (B,); reads nothing from the device.
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        """Returns the score of each sample, with shape (B,); reads nothing from the device.
 
         Arguments:
             state: What is remembered.
-            step: Where the run is, with the signal.
+            step: Where the run is.
+            x: The signal.
             before: The signal at the step before.
         """
 
@@ -82,7 +75,7 @@ class Threshold(Policy):
         before, state.before = state.before, step.x
         if step.x is None or before is None or before.shape != step.x.shape:
             return True
-        score = self.score(state, step, before)
+        score = self.score(state, step, step.x, before)
         state.total = state.total + score if self.accumulates else score
         if self.must_compute(step):
             return True

@@ -24,9 +24,9 @@ class TransformRate(Threshold):
 
     type: Literal["transform-rate"] = "transform-rate"
 
-    def score(self, state: ThresholdState, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.output is not None
-        moved = size(step.x - before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.output is not None
+        moved = size(x - before)
         if not state.notes:
             return torch.full_like(moved, float("inf"))
         return state.notes[0] * moved / size(state.output).clamp_min(TINY)

@@ -21,17 +21,11 @@ class Grade(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A difference between what a schedule was fitted on and what it is to run on.
+    """A difference between what a schedule was fitted on and what it is to run on."""
 
-    Arguments:
-        what: What differs.
-        grade: What that means.
-        says: The rest of a sentence that begins with the name of the schedule.
-    """
-
-    what: str
+    what: str  # what differs
     grade: Grade
-    says: str
+    says: str  # the rest of a sentence that begins with the name of the schedule
 
 
 def worst_grade(findings: Sequence[Finding]) -> Grade:

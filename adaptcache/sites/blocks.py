@@ -28,23 +28,14 @@ Streams: TypeAlias = dict[str, Tensor]
 
 @dataclass
 class DenoiserCall:
-    """One call of the denoiser, while it goes through the blocks.
-
-    Arguments:
-        step: Where the run is.
-        branch: Which call of this step it is.
-        raw: What entered the first block.
-        entered: What entered the site.
-        tail: What entered the blocks after it.
-        skips: Whether the site is skipped.
-    """
+    """One call of the denoiser, while it goes through the blocks."""
 
     step: Step
-    branch: int
-    raw: Streams
-    entered: Streams = field(default_factory=dict)
-    tail: Streams = field(default_factory=dict)
-    skips: bool = False
+    branch: int  # which call of this step it is
+    raw: Streams  # what entered the first block
+    entered: Streams = field(default_factory=dict)  # what entered the site
+    tail: Streams = field(default_factory=dict)  # what entered the blocks after it
+    skips: bool = False  # whether the site is skipped
 
 
 class Blocks(SiteHook):
@@ -164,7 +155,7 @@ class Blocks(SiteHook):
 
 
 @functools.cache
-def parameters_of(kind: type[nn.Module]) -> list[str]:
+def parameters_of(kind: Any) -> list[str]:
     """Returns the names of the arguments that modules of a class take."""
     return list(inspect.signature(kind.forward).parameters)[1:]
 
@@ -173,7 +164,8 @@ def find_streams(
     spec: DenoiserSpec, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Streams:
     """Returns the streams among the arguments of a block."""
-    given = {**dict(zip(parameters_of(type(block)), args, strict=False)), **kwargs}
+    kind: Any = type(block)
+    given = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}
     return {name: given[name] for name in spec.streams if isinstance(given.get(name), Tensor)}
 
 

@@ -16,18 +16,13 @@ from .interceptor import Owner
 
 
 class Gate(Owner, Protocol):
-    """What sites need of the gate that follows the runs of a pipeline.
-
-    Arguments:
-        pipe: The pipeline.
-        within: What makes the calls of a denoiser, by its id, where a site skips some of them.
-        half: Of a batch of two halves with and without the prompt: whether only the half with it goes through
-            the denoiser now; None where there are no such halves.
-    """
+    """What sites need of the gate that follows the runs of a pipeline."""
 
     pipe: Any
-    within: dict[int, Callable[..., Any]]
-    half: bool | None
+    within: dict[
+        int, Callable[..., Any]
+    ]  # what makes calls of a denoiser, by its id, where a site skips some
+    half: bool | None  # of a batch of two halves: whether only the one with the prompt goes through now
 
     @property
     def denoisers(self) -> list[nn.Module]:
@@ -41,11 +36,7 @@ class Gate(Owner, Protocol):
 
 
 class SiteDecision:
-    """Decides once a step, at its first branch: the others follow.
-
-    Arguments:
-        rule: What to decide by.
-    """
+    """Decides once a step, at its first branch, by a rule: the others follow."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -68,13 +59,7 @@ class SiteDecision:
         self.step: Step | None = None
 
     def decide(self, step: Step, branch: int, signal: Callable[[], Tensor | None]) -> bool:
-        """Returns whether the site is computed in this call of the denoiser.
-
-        Arguments:
-            step: Where the run is.
-            branch: Which call of this step it is.
-            signal: Gives what the policy reads.
-        """
+        """Whether the site is computed in this call of the denoiser; `signal` gives what the policy reads."""
         if branch == 0 or self.step is None or self.step.index != step.index:
             if step.index == 0:
                 self.made = []
@@ -99,11 +84,6 @@ class SiteHook(ABC):
     """Skips one site of one denoiser by a rule.
 
     What is computed is kept by key (a branch, or a layer in a branch) and by name (one of its tensors).
-
-    Arguments:
-        denoiser: The denoiser.
-        gate: Follows the runs of its pipeline.
-        rule: When to compute, and what to use instead.
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
@@ -153,9 +133,9 @@ class SiteHook(ABC):
     def keep(
         self,
         key: Hashable,
-        outputs: Mapping[Hashable, Tensor],
+        outputs: Mapping[Any, Tensor],
         shape: torch.Size | None = None,
-        entered: Mapping[Hashable, Tensor] | None = None,
+        entered: Mapping[Any, Tensor] | None = None,
     ) -> None:
         """Notes the outputs of a computed step by name, and what entered; forgets those of another shape."""
         if not self.knows(key, shape):
