@@ -18,9 +18,9 @@ from adaptcache.sites.interceptor import ModuleInterceptor
 STEPS = 10
 
 
-def schedule(**knobs):
-    mask = knobs.pop("mask", [1, 1, 0, 0, 1, 0, 0, 0, 1, 0])
-    return Schedule.of("scm", compute_steps=tuple(map(bool, mask)), **{"head": 0, **knobs})
+def schedule(**params):
+    mask = params.pop("mask", [1, 1, 0, 0, 1, 0, 0, 0, 1, 0])
+    return Schedule.of("scm", compute_steps=tuple(map(bool, mask)), **{"head": 0, **params})
 
 
 def blocks_of(pipe):
@@ -206,9 +206,9 @@ def test_the_models_of_the_table_exist_and_return_what_it_says(name):
 UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between
 
 
-def group(span, mask, **knobs):
+def group(span, mask, **params):
     policy = {"type": "mask", "compute_steps": list(map(bool, mask))}
-    return Rule(site="blocks", span=span, policy=policy, forecast={"type": "extrapolate"}, **knobs)
+    return Rule(site="blocks", span=span, policy=policy, forecast={"type": "extrapolate"}, **params)
 
 
 def written_out(pipe, first, last, mask, output):

@@ -19,10 +19,10 @@ STEPS = 10
 FAST = ("Flux", "PixArt-Sigma")
 
 
-def masked(site, mask, forecast="extrapolate", **knobs):
+def masked(site, mask, forecast="extrapolate", **params):
     """Returns a rule that computes where the mask has ones."""
     return Rule(
-        site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **knobs}
+        site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **params}
     )
 
 
@@ -182,15 +182,15 @@ def test_dynamic_policies_look_at_the_first_layer():
 
 
 @pytest.mark.parametrize(
-    "knobs, message",
+    "params, message",
     [
         (dict(forecast={"type": "offset"}), "what entered"),
         (dict(head=1), "no blocks"),
         (dict(policy={"type": "probe", "threshold": 1}), "no blocks"),
     ],
 )
-def test_what_a_layer_cannot_have_is_refused(knobs, message):
-    given = dict(policy={"type": "uniform"}, forecast={"type": "extrapolate"}) | knobs
+def test_what_a_layer_cannot_have_is_refused(params, message):
+    given = dict(policy={"type": "uniform"}, forecast={"type": "extrapolate"}) | params
     with pytest.raises(ValueError, match=message):
         Rule(site="attention", **given)
 

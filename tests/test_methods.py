@@ -189,8 +189,8 @@ def test_lint_scores_foreign_numbers_on_a_profile():
 def test_lint_finds_ratios_that_do_not_matter_and_thresholds_that_skip_nothing():
     ratios = tuple(published_sets("magcache")["wan2.1-t2v-1.3b"]["ratios"])
 
-    def with_(**knobs):
-        return Schedule(name="mag", rules=(*build_rules("magcache", model="wan2.1-t2v-1.3b", **knobs),))
+    def with_(**params):
+        return Schedule(name="mag", rules=(*build_rules("magcache", model="wan2.1-t2v-1.3b", **params),))
 
     assert len(ratios) == 50
     assert "ratios" in codes(with_(threshold=0.9, max_skip=1))
