@@ -129,19 +129,20 @@ class Follower:
 
     def update(self, update: Update) -> Tensor:
         if update.computed and update.track == 0 and (before := len(update.step.past)):
-            outputs = [update.move.u, *self.history.streams[0, 0].past]
+            outputs = [update.move.u, *self.history.streams[0].past]
             seen = compute_signals([self.looks[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
-        self.history.record(update)
+        self.history.record(update.track, update)
         if update.computed:
             return update.move.u
         index, track = update.step.index, update.track
         target = target_of(update, self.reference.y[track][index])
         if target is None:  # fit the output itself, without undoing earlier errors
             target = self.reference.u[track][index]
-        features = self.history.features(update, self.fit.features)
+        features = self.history.features(update.track, update.x, self.fit.features)
         weights = self.meet(moments_of(update, features, target, self.samples, self.first))
-        return self.history.combine(split_row(weights.tolist(), self.fit.features), update)
+        named = split_row(weights.tolist(), self.fit.features)
+        return self.history.combine(named, update.track, update.x)
 
     def landed(self, update: Update, y: Tensor) -> None:
         if update.step.index == len(self.reference.times) - 1:

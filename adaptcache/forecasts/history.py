@@ -57,26 +57,17 @@ class History:
         x0 = last if stream.x0 is None else stream.x0
         return Known(stream.past, last if x is None else x, x0, stream.past_x, signal, stream.past_signal)
 
-    # At the site `step`
-
-    def record(self, step: SchedulerStep, signal: Tensor | None = None) -> None:
+    def record(self, key: Hashable, step: SchedulerStep, signal: Tensor | None = None) -> None:
         """Notes what there is to keep of a step."""
-        key = step.track, step.view
-        if step.step.index == 0:
-            self.drop(key)
         if step.computed:
             self.keep(key, step.x, step.u, signal)
 
-    def known_at(self, step: SchedulerStep, signal: Tensor | None = None) -> Known:
-        """Returns what a forecast of a step can be made of."""
-        return self.known((step.track, step.view), step.x, signal)
-
-    def features(self, step: SchedulerStep, names: Sequence[str]) -> list[Tensor]:
+    def features(self, key: Hashable, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Returns the outputs, newest first, then what is named as in `Matched`; each with shape (B, *)."""
-        known = self.known_at(step)
+        known = self.known(key, x)
         named = {"x": [known.x], "x0": [known.x0], "past_x": known.past_x}
         return [*known.past, *(value for name in names for value in named[name])]
 
-    def combine(self, weights: Weights, step: SchedulerStep) -> Tensor:
-        """Returns the weighted sum, with shape (B, *)."""
-        return weighted_sum(weights, self.known_at(step))
+    def combine(self, weights: Weights, key: Hashable, x: Tensor) -> Tensor:
+        """Returns the weighted sum at a step that is entered with `x`, with shape (B, *)."""
+        return weighted_sum(weights, self.known(key, x))

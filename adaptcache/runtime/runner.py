@@ -126,11 +126,11 @@ class Runner:
     def update(self, update: Update) -> Tensor:
         if self.places:
             return update.move.u
-        self.history.record(update, self.x)
+        self.history.record(update.track, update, self.x)
         gear = self.rule.policy.gear(self.state, self.gear)
         step = replace(update.step, gear=gear, track=update.track, x=self.x)
         if not update.computed:
-            return self.rule.forecast.combine(self.history.known_at(update, self.x), step)
+            return self.rule.forecast.combine(self.history.known(update.track, update.x, self.x), step)
         if update.track == 0:
             self.rule.policy.observe(self.state, step, update.move.u)
         return update.move.u

@@ -21,7 +21,6 @@ from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
 from ...sites.denoisers import find_spec
-from ...step import Step
 from .base import Case, Knobs, Peer, Ready
 
 __all__ = ["DiCache", "EasyCache", "HiCache", "Learned", "Zoo", "even", "follower", "rule_of"]
@@ -153,8 +152,4 @@ def even(steps: int, calls: int) -> list[int]:
 
 def followed(policy: Uniform, steps: int) -> tuple[int, ...]:
     """Returns the numbers of the steps a policy computes that looks at nothing."""
-    times, past = tuple(1 - i / steps for i in range(steps)), tuple[int, ...]()
-    for index in range(steps):
-        if index == 0 or policy.compute(None, Step(index, times, past)):
-            past = (index, *past)
-    return past[::-1]
+    return tuple(policy.steps(tuple(1 - i / steps for i in range(steps))))
