@@ -1,7 +1,5 @@
 """The errors adaptcache raises on purpose; each message names the value and the cure."""
 
-__all__ = ["AttachError", "ScheduleError"]
-
 
 class ScheduleError(ValueError):
     """A schedule that cannot be read, or that does not fit the pipeline or the run."""

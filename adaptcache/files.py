@@ -1,19 +1,14 @@
 """Files written whole or not at all, and JSON whose numbers a person can read."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
 import re
 import tempfile
-import wave
 from pathlib import Path
 from typing import Any
 
 FRAMES = 8  # a second, of animations
-
-__all__ = ["check_image", "check_writable", "dump_json", "write_atomically", "write_image", "write_sound"]
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
@@ -79,10 +74,10 @@ def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
         samples: With values in [-1, 1] and shape (channels, samples).
         rate: Samples a second.
     """
+    from scipy.io import wavfile
+
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setparams((len(samples), 2, rate, 0, "NONE", ""))
-        file.writeframes((samples.T.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+    wavfile.write(buffer, rate, (samples.T.clip(-1, 1) * 32767).round().astype("<i2"))
     return write_atomically(path, buffer.getvalue())
 
 

@@ -1,21 +1,13 @@
 """What a file from a stranger may hold: sizes, depths and counts, checked before anything is built."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-__all__ = [
-    "GEARS", "KERNEL_STEPS", "NODES", "PROMPTS", "STEPS", "TRACKS",
-    "checked_name", "falling", "first_fault", "parse_json", "plain", "read_bytes",
-]  # fmt: skip
+from pydantic import ValidationError
 
 STEPS = 1024  # of a grid
 KERNEL_STEPS = 256  # of a kernel: its size is their square, and planning takes their cube
@@ -93,7 +85,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def plain(value: Any) -> Any:
+def check_plain(value: Any) -> Any:
     """Returns a value that is only kept, if it is small and plain: texts, numbers, lists and tables.
 
     Raises:
@@ -126,14 +118,14 @@ def _check_leaf(item: Any) -> None:
         raise ValueError(f"a text has more than {TEXT:,} characters")
 
 
-def falling(times: Sequence[float]) -> Sequence[float]:
+def check_falling(times: Sequence[float]) -> Sequence[float]:
     """Returns times, if they fall."""
     if any(b >= a for a, b in itertools.pairwise(times)):
         raise ValueError("the times must fall")
     return times
 
 
-def checked_name(name: str) -> str:
+def check_name(name: str) -> str:
     """Returns a name, if it can be shown in a line and be part of a file's name.
 
     Raises:

@@ -49,6 +49,7 @@ NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, scheduler
 Signal = Literal["none", "input", "modulated", "residual"]
 
 TINY = 1e-30
+NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, schedulers compute in float32
 
 
 def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -39,11 +39,10 @@ from adaptcache.evaluation.certify import certify
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.fitting.kernel import pair_errors
 from adaptcache.fitting.plan import best_plan
-from adaptcache.fitting.signals import look_rows
+from adaptcache.fitting.signals import signal_rows
 from adaptcache.policies.gears import Gears
-from adaptcache.policies.learn import learned
 from adaptcache.policies.plan import Plan
-from adaptcache.policies.signals import signals_of
+from adaptcache.policies.signals import compute_signals, fit_signal_specs
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from adaptcache.profile import Profile
@@ -131,15 +130,15 @@ class Learned:
 
     def __init__(self, bench: Bench, plans: list[list[int]]) -> None:
         self.plans, self.calls = plans, np.array([len(plan) for plan in plans])
-        rows = [look_rows(bench.profile.kernel, plan) for plan in plans]
+        rows = [signal_rows(bench.profile.kernel, plan) for plan in plans]
         made = [bench.ran(plan) for plan in plans]
         self.ends = np.stack([values for values, _ in made])
         seen = [_signals(own, outputs) for own, (_, outputs) in zip(rows, made, strict=True)]
         fit = [[part[:FIT] for part in one] for one in seen]
-        watch, self.guessed = learned(plans, rows, fit, self.ends[:, :FIT])
+        watch, self.guessed = fit_signal_specs(plans, rows, fit, self.ends[:, :FIT])
         times = tuple(map(float, bench.profile.times))
         gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
-        self.policy = Gears(gears=gears, watch=watch, target=0.0)
+        self.policy = Gears(gears=gears, signal_specs=watch, target=0.0)
         held = [[part[FIT:] for part in one] for one in seen]
         self.trials = Trials(self.ends[:, FIT:], held)
         self.promised = self.trials.promised(self.policy)
@@ -152,7 +151,7 @@ class Learned:
 
 def _signals(rows: Any, outputs: torch.Tensor) -> list[np.ndarray]:
     return [
-        signals_of(own, [outputs[:, j] for j in range(k + 1, -1, -1)]).double().numpy()
+        compute_signals(own, [outputs[:, j] for j in range(k + 1, -1, -1)]).double().numpy()
         for k, own in enumerate(rows)
     ]
 

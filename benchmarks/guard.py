@@ -20,7 +20,6 @@ from rich.table import Table
 import adaptcache
 from adaptcache.calibration.match import match
 from adaptcache.evaluation.metrics import psnr
-from adaptcache.policies.learn import watched
 from adaptcache.policies.plan import Plan
 from adaptcache.schedule.schedule import Schedule
 from benchmarks.gears import BATCH, FIT, Bench
@@ -52,7 +51,7 @@ def main() -> None:
         bench.pipe, bench.call, bench.prompts[:FIT], rule.policy.steps(schedule.grid.times), bench.profile,
         bench.runs[: FIT // BATCH], batch_size=BATCH,
     )  # fmt: skip
-    fitted = {"policy": watched(rule.policy, matching.seen), "forecast": matching.forecast}
+    fitted = {"policy": rule.policy.with_signals(matching.seen), "forecast": matching.forecast}
     schedule = schedule.model_copy(update={"rules": (rule.model_copy(update=fitted),)})
     prompts = bench.prompts[-options.prompts :]
     table = Table("noise", "alarms", "calls", "dB without", "dB with the guard")

@@ -6,7 +6,7 @@ import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.errors import AttachError
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.models import MODELS
+from adaptcache.sites.denoisers import DENOISERS
 from tests.pipelines.table import TABLE, built, generated, grid_of, same
 
 FAST = ("Flux", "Wan 2.2")
@@ -15,7 +15,7 @@ FAST = ("Flux", "Wan 2.2")
 def setup_of(name):
     setup = built(name)
     kinds = {kind.__name__ for denoiser in denoisers_of(setup.pipe) for kind in type(denoiser).__mro__}
-    return setup, bool(kinds & MODELS.keys())
+    return setup, bool(kinds & DENOISERS.keys())
 
 
 @pytest.mark.parametrize(

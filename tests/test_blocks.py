@@ -12,15 +12,15 @@ import adaptcache
 from adaptcache.errors import AttachError
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.interceptor import Sentry
-from adaptcache.sites.models import MODELS, model_of
+from adaptcache.sites.denoisers import DENOISERS, find_spec
+from adaptcache.sites.interceptor import ModuleInterceptor
 
 STEPS = 10
 
 
-def schedule(**knobs):
-    mask = knobs.pop("mask", [1, 1, 0, 0, 1, 0, 0, 0, 1, 0])
-    return Schedule.of("scm", compute_steps=tuple(map(bool, mask)), **{"head": 0, **knobs})
+def schedule(**params):
+    mask = params.pop("mask", [1, 1, 0, 0, 1, 0, 0, 0, 1, 0])
+    return Schedule.of("scm", compute_steps=tuple(map(bool, mask)), **{"head": 0, **params})
 
 
 def blocks_of(pipe):
@@ -68,7 +68,7 @@ def test_every_run_starts_afresh_and_closing_leaves_nothing():
     assert not torch.equal(first, full) and torch.equal(flux.run(pipe, STEPS), first)
     handle.close()
     assert torch.equal(flux.run(pipe, STEPS), full)
-    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
+    assert not any(ModuleInterceptor.of(module) for module in pipe.transformer.modules())
     assert all("_compiled_call_impl" not in vars(block) for block in blocks_of(pipe))
 
 
@@ -81,7 +81,7 @@ def test_a_second_attach_and_a_site_with_nothing_left_are_refused_and_change_not
             adaptcache.attach(other, schedule())
     with pytest.raises(AttachError, match="nothing is left"):
         adaptcache.attach(pipe, schedule(head=2, tail=2))
-    assert not any(Sentry.of(module) for module in pipe.transformer.modules())
+    assert not any(ModuleInterceptor.of(module) for module in pipe.transformer.modules())
     adaptcache.attach(pipe, schedule()).close()
 
 
@@ -183,22 +183,22 @@ def test_speca_computes_more_the_less_it_believes():
 
 def test_unknown_models_are_met_with_the_site_that_needs_no_knowledge():
     with pytest.raises(AttachError, match="site 'step'"):
-        model_of(nn.Linear(1, 1))
+        find_spec(nn.Linear(1, 1))
     heir = type("Heir", (diffusers.FluxTransformer2DModel,), {})
-    assert model_of(object.__new__(heir)) is MODELS["FluxTransformer2DModel"]
+    assert find_spec(object.__new__(heir)) is DENOISERS["FluxTransformer2DModel"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_the_models_of_the_table_exist_and_return_what_it_says(name):
     if (kind := getattr(diffusers, name, None)) is None:
         pytest.skip(f"diffusers {diffusers.__version__} has none")
     source = inspect.getsource(inspect.getmodule(kind))
-    for attribute in MODELS[name].blocks:
+    for attribute in DENOISERS[name].blocks:
         assert f"self.{attribute} = nn.ModuleList(" in source
-    left = ", ".join(MODELS[name].streams)
+    left = ", ".join(DENOISERS[name].streams)
     assert (
         f"{left} = block(" in source
-        or f"hidden_states = {MODELS[name].blocks[-1]}" in source
+        or f"hidden_states = {DENOISERS[name].blocks[-1]}" in source
         or name in UNUSUAL
     )
 
@@ -206,9 +206,9 @@ def test_the_models_of_the_table_exist_and_return_what_it_says(name):
 UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between
 
 
-def group(span, mask, **knobs):
+def group(span, mask, **params):
     policy = {"type": "mask", "compute_steps": list(map(bool, mask))}
-    return Rule(site="blocks", span=span, policy=policy, forecast={"type": "extrapolate"}, **knobs)
+    return Rule(site="blocks", span=span, policy=policy, forecast={"type": "extrapolate"}, **params)
 
 
 def written_out(pipe, first, last, mask, output):

@@ -20,7 +20,7 @@ from adaptcache.engines.diffusers.compatibility import graded
 from adaptcache.engines.diffusers.identity import provenance
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.matched import Matched
-from adaptcache.schedule.findings import Finding, Grade, explained, worst
+from adaptcache.schedule.findings import Finding, Grade, explain_findings, worst_grade
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 
@@ -140,8 +140,8 @@ def test_several_differences_are_one_message_worst_first(pipe: Any) -> None:
     own = fitted(tiny_flux(seed=1), dtype="bfloat16")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     found = graded(own, pipe)
-    assert worst(found) == Grade.WARNED
-    lines = explained(own, found).splitlines()
+    assert worst_grade(found) == Grade.WARNED
+    lines = explain_findings(own, found).splitlines()
     assert lines[0] == "by-hand differs from this pipeline in 3 ways:"
     assert [line.split()[0] for line in lines[1:]] == ["warned", "re-planned", "fine"]
     with pytest.warns(UserWarning, match=r"differs from this pipeline in 3 ways") as caught:

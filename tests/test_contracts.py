@@ -11,8 +11,8 @@ import adaptcache
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.base import Known
-from adaptcache.policies import POLICIES
-from adaptcache.policies.replay import replayed
+from adaptcache.policies import POLICIES, StaticPolicy
+from adaptcache.policies.replay import replay
 from adaptcache.schedule.format import Denoiser, Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
@@ -38,7 +38,7 @@ def schedule_of(policy="uniform", forecast="extrapolate"):
     policy = policy_of(policy) if isinstance(policy, str) else policy
     if forecast == "matched":
         policy = policy_of("plan")
-    plan = replayed(policy, PROFILE)
+    plan = replay(policy, PROFILE)
     # Half of what is computed must not matter to a schedule: the site `step` has no residuals.
     policy = policy.model_copy(update={"on": "input"}) if getattr(policy, "on", None) else policy
     return Schedule(
@@ -69,7 +69,7 @@ def test_a_policy_survives_json(name, tmp_path):
     loaded = Schedule.load(schedule.save(tmp_path / "schedule.json"))
     again = Schedule.load(loaded.save(tmp_path / "again.json"))
     assert again == loaded and type(loaded.rules[0].policy) is POLICIES[name]
-    assert replayed(loaded.rules[0].policy, PROFILE) == replayed(schedule.rules[0].policy, PROFILE)
+    assert replay(loaded.rules[0].policy, PROFILE) == replay(schedule.rules[0].policy, PROFILE)
 
 
 @every_policy
@@ -87,13 +87,33 @@ def test_a_policy_runs_in_half_precision(name, dtype):
 
 @every_policy
 def test_a_policy_can_compute_everything(name):
-    assert replayed(policy_of(name, budget=1), PROFILE) == list(range(STEPS))
+    assert replay(policy_of(name, budget=1), PROFILE) == list(range(STEPS))
 
 
 @every_policy
 def test_a_policy_spends_its_budget(name):
-    spent = [len(replayed(policy_of(name, budget), PROFILE)) for budget in (0.25, 0.5, 0.8)]
+    spent = [len(replay(policy_of(name, budget), PROFILE)) for budget in (0.25, 0.5, 0.8)]
     assert spent == sorted(spent) and abs(spent[1] - 6) <= 3, spent
+
+
+@pytest.mark.parametrize("name", [name for name, kind in POLICIES.items() if kind.static])
+@pytest.mark.parametrize("steps", [1, 2, 9, STEPS, 31])
+def test_a_static_policy_knows_its_steps_beforehand(name, steps):
+    times = tuple(1 - i / steps for i in range(steps))
+    found = policy_of(name).steps(times)
+    assert found == sorted(set(found)) and set(found) <= set(range(steps))
+    rule = Rule(policy=policy_of(name), forecast=FORECASTS["extrapolate"]())
+    state, made = rule.policy.init(times), [0]
+    for index in range(1, steps):
+        if rule.computes(state, Step(index, times, tuple(reversed(made)))):
+            made.append(index)
+    assert rule.steps(times) == made
+
+
+def test_six_policies_are_static():
+    static = {name for name, kind in POLICIES.items() if kind.static}
+    assert static == {"growing", "local-error", "magnitude", "mask", "plan", "uniform"}
+    assert all(issubclass(POLICIES[name], StaticPolicy) for name in static)
 
 
 @every_policy

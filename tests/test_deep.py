@@ -8,8 +8,8 @@ from adaptcache.errors import AttachError
 from adaptcache.policies.mask import Mask
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.deep import deep_part
-from adaptcache.sites.interceptor import Sentry
+from adaptcache.sites.deep import find_deep
+from adaptcache.sites.interceptor import ModuleInterceptor
 from tests.pipelines.table import built, generated, grid_of, same
 from tests.pipelines.unet import UNET
 
@@ -99,25 +99,25 @@ def test_deepcache_is_the_loop_of_its_authors(name, branch):
     loop.close()
     assert same(peer, made)
     assert same(generated(setup), plain)
-    assert not any(Sentry.of(module) for module in setup.pipe.unet.modules())
+    assert not any(ModuleInterceptor.of(module) for module in setup.pipe.unet.modules())
 
 
 def test_deeper_heads_leave_less_to_skip():
     (unet,) = denoisers_of(built("Stable Diffusion 1.5").pipe)
     sizes = [
-        sum(p.numel() for module in deep_part(unet, head) for p in module.parameters()) for head in range(4)
+        sum(p.numel() for module in find_deep(unet, head) for p in module.parameters()) for head in range(4)
     ]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
-    assert deep_part(unet, 3) == [unet.mid_block]
+    assert find_deep(unet, 3) == [unet.mid_block]
     with pytest.raises(AttachError, match="3 layers on its way down"):
-        deep_part(unet, 4)
+        find_deep(unet, 4)
 
 
 def test_the_skipped_modules_are_not_run():
     setup = built("Stable Diffusion 1.5")
     mask = [i % 3 == 0 for i in range(len(grid_of(setup)))]
     counts = {}
-    for module in deep_part(setup.pipe.unet, 1):
+    for module in find_deep(setup.pipe.unet, 1):
         module.register_forward_hook(lambda own, *_: counts.__setitem__(own, counts.get(own, 0) + 1))
     with adaptcache.attach(setup.pipe, schedule(mask, 1)):
         generated(setup)

@@ -14,7 +14,7 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.calibration.match import Fit
-from adaptcache.fitting.kernel import shrunk
+from adaptcache.fitting.kernel import solve_ridge
 from adaptcache.profiling.reference import record
 from adaptcache.profiling.statistics import inner_products
 
@@ -101,10 +101,10 @@ def test_held_out_images_that_are_not_finite_are_no_evidence(prompts: list) -> N
 
 def test_weights_that_nothing_determines_stay_at_their_prior() -> None:
     prior = np.array([1.0, -0.5, 0.25])
-    assert shrunk(np.zeros((3, 3)), np.zeros(3), prior, ridge=0.0) == pytest.approx(prior)
+    assert solve_ridge(np.zeros((3, 3)), np.zeros(3), prior, ridge=0.0) == pytest.approx(prior)
     a = np.random.default_rng(0).normal(size=20)
     same = np.stack([a, a, 0 * a])  # one direction for three weights
-    w = shrunk(same @ same.T, same @ a, prior, ridge=0.0)
+    w = solve_ridge(same @ same.T, same @ a, prior, ridge=0.0)
     assert w[:2].sum() == pytest.approx(1.0, abs=1e-6) and w[2] == 0.25
 
 

@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from adaptcache.fitting.kernel import added_noise, forecast_error, open_loop, pair_errors, resampled, shrunk
+from adaptcache.fitting.kernel import (
+    added_noise,
+    fit_open_loop,
+    forecast_error,
+    pair_errors,
+    resample_kernel,
+    solve_ridge,
+)
 from adaptcache.fitting.plan import best_plan
 
 
@@ -43,7 +50,7 @@ def test_best_plan_names_the_bad_number_of_calls(calls: int) -> None:
 def test_open_loop_weights_are_the_least_squares_solution() -> None:
     u = vectors(5)
     exact = np.linalg.lstsq(u[[2, 1, 0]].T, u[4], rcond=None)[0]
-    assert open_loop(u @ u.T, 4, [2, 1, 0], ridge=1e-12) == pytest.approx(exact)
+    assert fit_open_loop(u @ u.T, 4, [2, 1, 0], ridge=1e-12) == pytest.approx(exact)
 
 
 def test_forecast_error_is_the_squared_distance() -> None:
@@ -58,7 +65,7 @@ def test_pair_errors_are_those_of_the_fitted_forecasts() -> None:
     errors = pair_errors(gram, ridge=1e-9)
     for a, b, i in [(0, 0, 1), (2, 2, 4), (0, 2, 3), (1, 3, 4)]:
         sources = [b] if a == b else [b, a]
-        expected = forecast_error(gram, i, sources, open_loop(gram, i, sources, ridge=1e-9))
+        expected = forecast_error(gram, i, sources, fit_open_loop(gram, i, sources, ridge=1e-9))
         assert errors[a, b, i] == pytest.approx(expected)
 
 
@@ -81,20 +88,20 @@ def test_pair_errors_with_latents_do_not_count_the_noise_of_the_sampler() -> Non
 def test_shrunk_weights_do_not_depend_on_the_scale_of_a_feature() -> None:
     a, b = vectors(3), vectors(1, seed=1)[0]
     scale = np.array([1.0, 100.0, 0.01])
-    w = shrunk(a @ a.T, a @ b, np.zeros(3), ridge=0.1)
+    w = solve_ridge(a @ a.T, a @ b, np.zeros(3), ridge=0.1)
     scaled = a * scale[:, None]
-    assert shrunk(scaled @ scaled.T, scaled @ b, np.zeros(3), ridge=0.1) * scale == pytest.approx(w)
+    assert solve_ridge(scaled @ scaled.T, scaled @ b, np.zeros(3), ridge=0.1) * scale == pytest.approx(w)
 
 
 def test_shrunk_weights_fall_back_on_the_prior_where_features_say_the_same() -> None:
     a = np.stack([vectors(1)[0]] * 2)  # the same feature twice: only the sum is determined
-    w = shrunk(a @ a.T, a @ (3 * a[0]), np.array([2.0, 0.0]), ridge=1e-9)
+    w = solve_ridge(a @ a.T, a @ (3 * a[0]), np.array([2.0, 0.0]), ridge=1e-9)
     assert w == pytest.approx([2.5, 0.5])
 
 
 def test_a_kernel_moved_to_its_own_times_is_unchanged() -> None:
     u, times = vectors(6), np.linspace(1, 0.1, 6)
-    assert resampled(u @ u.T, times, times) == pytest.approx(u @ u.T)
+    assert resample_kernel(u @ u.T, times, times) == pytest.approx(u @ u.T)
 
 
 def test_a_moved_kernel_predicts_outputs_that_change_smoothly() -> None:
@@ -105,4 +112,4 @@ def test_a_moved_kernel_predicts_outputs_that_change_smoothly() -> None:
         return u @ u.T
 
     fine, coarse = np.linspace(1, 0.05, 30), np.linspace(1, 0.05, 17)
-    assert resampled(kernel(fine), fine, coarse) == pytest.approx(kernel(coarse), rel=1e-3, abs=1e-2)
+    assert resample_kernel(kernel(fine), fine, coarse) == pytest.approx(kernel(coarse), rel=1e-3, abs=1e-2)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptcache.errors import ScheduleError
-from adaptcache.limits import checked_name, parse_json, plain
+from adaptcache.limits import check_name, check_plain, parse_json
 from adaptcache.presets import Preset
 from adaptcache.profile import Profile
 from adaptcache.schedule.schedule import LARGEST, Schedule
@@ -92,7 +92,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".hidden", "a\nb", "a\x1b[2J", "x" * 201])
 def test_a_name_cannot_lead_out_of_a_folder_or_rewrite_a_screen(name: str) -> None:
     with pytest.raises(ValueError, match="is no name"):
-        checked_name(name)
+        check_name(name)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_json_that_cannot_be_written_again_is_refused(text: str) -> None:
 @pytest.mark.parametrize("value", [float("inf"), 2**70, "x" * 10_001, [0] * 10_001, object(), {"a": b""}])
 def test_what_is_only_kept_has_to_be_small_and_plain(value: Any) -> None:
     with pytest.raises(ValueError):
-        plain({"deep": [value]})
+        check_plain({"deep": [value]})
 
 
 def test_the_meter_sees_what_one_input_takes_and_forgets_it() -> None:

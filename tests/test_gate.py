@@ -137,7 +137,7 @@ def test_nothing_of_a_run_is_kept_after_it(pipe: FluxPipeline, prompts: list) ->
     with adaptcache.attach(pipe, schedule_of(pipe, SKIPPING)) as handle:
         CALL(pipe, prompts[:1])
         assert handle._gate.run is None
-        assert not handle._runner.history.lines
+        assert not handle._runner.history.streams
 
 
 def test_a_replaced_scheduler_is_refused(pipe: FluxPipeline, prompts: list) -> None:

@@ -14,11 +14,11 @@ from adaptcache.cli.calibrate import parsed_gears
 from adaptcache.cli.show import describe
 from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
-from adaptcache.fitting.signals import look_rows, signals_in
+from adaptcache.fitting.signals import measure_signals, signal_rows
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.plan import Plan
-from adaptcache.policies.signals import signals_of
-from tests.calls import Call
+from adaptcache.policies.signals import compute_signals
+from adaptcache.runs import Call
 from adaptcache.schedule.schedule import Schedule
 
 STEPS = 12
@@ -94,11 +94,13 @@ def test_choosing_on_arrays_is_choosing_in_runs(schedule):
     policy, times = schedule.rules[0].policy, schedule.grid.times
     plans = [policy.steps(times, gear) for gear in range(len(BUDGETS))]
     seen = []
-    for gear, looks in enumerate(policy.watch):
+    for gear, looks in enumerate(policy.signal_specs):
         rows = []
         for number, prompt in enumerate(HELD_OUT):
             outputs = outputs_of(schedule, gear, prompt, number)
-            rows.append([signals_of(k.rows, outputs[i + 1 :: -1])[0].numpy() for i, k in enumerate(looks)])
+            rows.append(
+                [compute_signals(k.rows, outputs[i + 1 :: -1])[0].numpy() for i, k in enumerate(looks)]
+            )
         seen.append([np.stack(column) for column in zip(*rows, strict=True)])
     promised = Trials(np.zeros((len(plans), len(HELD_OUT))), seen).promised(policy)
     assert chosen(plans, promised, policy.target + policy.margin).tolist() == gears
@@ -193,7 +195,7 @@ def test_a_single_plan_has_a_guard_too():
 
 
 def without_watch(rule):
-    return rule.model_copy(update={"policy": rule.policy.model_copy(update={"watch": None})})
+    return rule.model_copy(update={"policy": rule.policy.model_copy(update={"signal_specs": None})})
 
 
 def test_gears_survive_json_and_run_the_same(schedule, tmp_path):
@@ -246,11 +248,11 @@ def test_signals_of_runs_are_those_of_their_inner_products():
     vectors = torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(0)).cumsum(0).double()
     grams = torch.einsum("ipd,jpd->pij", vectors, vectors).numpy()
     plan = [0, 2, 3, 4]
-    rows = look_rows(grams.mean(0), plan)
-    closed = signals_in(grams, plan, rows)
+    rows = signal_rows(grams.mean(0), plan)
+    closed = measure_signals(grams, plan, rows)
     for number, row in enumerate(rows, start=1):
         outputs = [vectors[step] for step in reversed(plan[: number + 1])]
-        assert signals_of(row, outputs).numpy() == pytest.approx(closed[number - 1], abs=1e-4)
+        assert compute_signals(row, outputs).numpy() == pytest.approx(closed[number - 1], abs=1e-4)
 
 
 def test_the_least_margin_is_the_least_that_keeps_the_share():

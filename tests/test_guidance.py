@@ -194,12 +194,12 @@ def test_two_prompts_of_a_distilled_model_are_not_taken_for_two_halves(more):
         assert "attention" in handle.report().sites
 
 
-def faster(pipe, **knobs):
+def faster(pipe, **params):
     """Enables diffusers' FasterCache."""
     pipe.transformer.enable_cache(
         FasterCacheConfig(
             spatial_attention_block_identifiers=("transformer_blocks",),
-            current_timestep_callback=lambda: pipe.current_timestep, **knobs,
+            current_timestep_callback=lambda: pipe.current_timestep, **params,
         )
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from adaptcache.errors import AttachError
 from adaptcache.profiling.layers import layer_errors
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.models import layers_of
+from adaptcache.sites.denoisers import find_layers
 
 ARGUMENTS = dict(CALL.arguments)
 
@@ -26,7 +26,7 @@ def test_the_curves_are_those_of_the_outputs_written_out():
     found = layer_errors(pipe, CALL, prompt, ["attention", "cross-attention", "mlp"])
     assert set(found) == {"attention", "mlp"}  # FLUX has no cross-attention
     outputs = {}
-    for name, layer in layers_of(pipe.transformer, "attention").items():
+    for name, layer in find_layers(pipe.transformer, "attention").items():
 
         def hook(_, __, output, name=name):
             for number, tensor in enumerate(output if isinstance(output, tuple) else (output,)):
@@ -65,7 +65,7 @@ def test_one_threshold_serves_all_types_and_calmer_types_skip_more():
     for budget in (1.0, 0.7, 0.5, 0.3):
         rules = within_budget({"attention": calm, "mlp": wild}, budget)
         grid = tuple(1 - i / 12 for i in range(12))
-        counts = [len(rule.policy.init(grid)) for rule in rules]
+        counts = [len(rule.policy.steps(grid)) for rule in rules]
         assert rules[0].policy.threshold == rules[1].policy.threshold and counts[0] <= counts[1]
         made.append(sum(counts) / 24)
     assert made[0] == 1 and made == sorted(made, reverse=True) and abs(made[2] - 0.5) < 0.2

@@ -9,9 +9,9 @@ import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.errors import AttachError
 from adaptcache.policies.mask import Mask
-from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.rule import LAYERS, Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.models import LAYERS, layers_of
+from adaptcache.sites.denoisers import find_layers
 from tests.pipelines.latte import latte
 from tests.pipelines.table import TABLE, built, generated, grid_of, same
 
@@ -19,10 +19,10 @@ STEPS = 10
 FAST = ("Flux", "PixArt-Sigma")
 
 
-def masked(site, mask, forecast="extrapolate", **knobs):
+def masked(site, mask, forecast="extrapolate", **params):
     """Returns a rule that computes where the mask has ones."""
     return Rule(
-        site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **knobs}
+        site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **params}
     )
 
 
@@ -63,7 +63,7 @@ def test_layers_that_are_computed_change_nothing_and_skipped_ones_are_replaced(n
     setup = built(name)
     mask = [i % 3 != 2 for i in range(len(grid_of(setup)))]
     plain = generated(setup)
-    types = {kind for d in denoisers_of(setup.pipe) for kind in LAYERS if layers_of(d, kind)}
+    types = {kind for d in denoisers_of(setup.pipe) for kind in LAYERS if find_layers(d, kind)}
     assert {"attention", "mlp"} <= types
     for kind in types:
         with adaptcache.attach(setup.pipe, schedule(masked(kind, [1] * len(mask)))):
@@ -87,11 +87,11 @@ def test_reuse_is_the_loop_written_out(name, kind):
         made = generated(setup)
     (denoiser,) = denoisers_of(setup.pipe)
     if setup.branches == 1:
-        with Replayed(layers_of(denoiser, kind).values(), mask):
+        with Replayed(find_layers(denoiser, kind).values(), mask):
             assert same(generated(setup), made)
     else:  # one history a branch: a loop that mixes them gives something else
         twice = [flag for flag in mask for _ in range(2)]
-        with Replayed(layers_of(denoiser, kind).values(), twice):
+        with Replayed(find_layers(denoiser, kind).values(), twice):
             assert not same(generated(setup), made)
 
 
@@ -99,7 +99,7 @@ def test_only_the_layers_of_the_type_are_skipped_and_types_have_plans_of_their_o
     pipe = flux.pipeline()
     counts = {kind: 0 for kind in ("attention", "mlp")}
     for kind in counts:
-        for layer in layers_of(pipe.transformer, kind).values():
+        for layer in find_layers(pipe.transformer, kind).values():
             layer.register_forward_hook(lambda *_, kind=kind: counts.__setitem__(kind, counts[kind] + 1))
     attention, mlp = [1, 0, 0, 1, 0, 0, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0, 1, 1, 0, 1]
     both = schedule(masked("attention", attention), masked("mlp", mlp, "taylor", order=1))
@@ -109,7 +109,7 @@ def test_only_the_layers_of_the_type_are_skipped_and_types_have_plans_of_their_o
             "attention": (0, 3, 6, 9), "mlp": (0, 1, 3, 4, 6, 7, 9),
         }  # fmt: skip
         assert torch.equal(flux.run(pipe, STEPS), first)
-    sizes = [len(layers_of(pipe.transformer, kind)) for kind in counts]
+    sizes = [len(find_layers(pipe.transformer, kind)) for kind in counts]
     assert sizes == [4, 6]  # two blocks of each kind: four attentions, ff, ff_context and proj_mlp
     assert counts == {"attention": 2 * 4 * 4, "mlp": 2 * 7 * 6}
 
@@ -154,7 +154,7 @@ def test_compiled_blocks_hide_their_layers_and_compiled_layers_do_not():
     rule = schedule(masked("attention", [1, 0]))
     with adaptcache.attach(pipe, rule):
         cached = flux.run(pipe, STEPS)
-    for layer in layers_of(pipe.transformer, "attention").values():
+    for layer in find_layers(pipe.transformer, "attention").values():
         layer.compile(backend="eager")
     with adaptcache.attach(pipe, rule):
         assert torch.allclose(flux.run(pipe, STEPS), cached, atol=1e-5)
@@ -182,15 +182,15 @@ def test_dynamic_policies_look_at_the_first_layer():
 
 
 @pytest.mark.parametrize(
-    "knobs, message",
+    "params, message",
     [
         (dict(forecast={"type": "offset"}), "what entered"),
         (dict(head=1), "no blocks"),
         (dict(policy={"type": "probe", "threshold": 1}), "no blocks"),
     ],
 )
-def test_what_a_layer_cannot_have_is_refused(knobs, message):
-    given = dict(policy={"type": "uniform"}, forecast={"type": "extrapolate"}) | knobs
+def test_what_a_layer_cannot_have_is_refused(params, message):
+    given = dict(policy={"type": "uniform"}, forecast={"type": "extrapolate"}) | params
     with pytest.raises(ValueError, match=message):
         Rule(site="attention", **given)
 
@@ -214,7 +214,7 @@ def test_t_gate_keeps_the_cross_attention_after_its_gate():
         made = generated(setup)
         assert handle.report().sites == {"cross-attention": (0, 1)}
     (denoiser,) = denoisers_of(setup.pipe)
-    with Replayed(layers_of(denoiser, "cross-attention").values(), [1, 1] + [0] * 20):
+    with Replayed(find_layers(denoiser, "cross-attention").values(), [1, 1] + [0] * 20):
         assert same(generated(setup), made)
 
 

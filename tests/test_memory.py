@@ -20,7 +20,7 @@ def test_a_run_keeps_the_outputs_its_forecast_needs_and_the_first_latents(depth)
 
     def callback(pipe, step, timestep, tensors):
         history = handle._runner.history
-        tracks = [tensor for line in history.lines.values() for tensor in (*line.past, line.x0)]
+        tracks = [tensor for line in history.streams.values() for tensor in (*line.past, line.x0)]
         kept.append({tensor.data_ptr() for tensor in tracks})
         return tensors
 
@@ -85,7 +85,7 @@ def test_a_run_holds_at_most_its_history_and_one_output_a_branch(name):
     held = []
 
     def callback(pipe, step, timestep, tensors):
-        run, lines = handle._gate.run, handle._runner.history.lines.values()
+        run, lines = handle._gate.run, handle._runner.history.streams.values()
         if run is not None:
             outputs = [kept[1] for kept in run.outputs._kept.values()]
             latents = [tensor for line in lines for tensor in (*line.past, *line.past_x, line.x0)]
@@ -95,7 +95,7 @@ def test_a_run_holds_at_most_its_history_and_one_output_a_branch(name):
     depth = 3
     with adaptcache.attach(setup.pipe, planned(setup, range(5), Extrapolate(order=depth - 1))) as handle:
         generated(setup, callback_on_step_end=callback)
-        assert handle._gate.run is None and not handle._runner.history.lines
+        assert handle._gate.run is None and not handle._runner.history.streams
     assert max(held) == (setup.branches, depth + 1)  # (m + 2) latents: the current ones are the pipeline's
 
 
@@ -117,7 +117,7 @@ def test_history_is_kept_in_the_dtype_of_the_outputs_and_summed_in_single_precis
     kinds = set()
 
     def callback(pipe, step, timestep, tensors):
-        kinds.update(tensor.dtype for line in handle._runner.history.lines.values() for tensor in line.past)
+        kinds.update(tensor.dtype for line in handle._runner.history.streams.values() for tensor in line.past)
         return tensors
 
     with pytest.warns(UserWarning, match="other weights"), adaptcache.attach(setup.pipe, schedule) as handle:

@@ -16,9 +16,9 @@ from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.magnitude import Magnitude
 from adaptcache.policies.mask import Mask
 from adaptcache.policies.polynomial import Polynomial
-from adaptcache.policies.replay import replayed
+from adaptcache.policies.replay import replay
 from adaptcache.policies.uniform import Uniform
-from adaptcache.schedule.methods import METHODS, fitted_rules, method_named, published, rules_of
+from adaptcache.schedule.methods import METHODS, build_rules, find_method, fit_rules, published_sets
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 
@@ -36,7 +36,7 @@ def test_every_method_has_a_rule_or_says_what_it_needs(name, tmp_path):
         with pytest.raises(LookupError, match="calibrate"):
             Schedule.of(name)
         return
-    models = list(published(method.published)) if method.published else [None]
+    models = list(published_sets(method.published)) if method.published else [None]
     for model in models:
         needed = {"threshold": 0.1} if method.published == "teacache" else {}
         schedule = Schedule.of(name, **({"model": model} if model else {}), **needed)
@@ -50,7 +50,7 @@ def test_every_method_has_a_rule_or_says_what_it_needs(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_fitted_to_a_profile_and_runs(name):
-    rules = fitted_rules(name, PROFILE, budget=0.5)
+    rules = fit_rules(name, PROFILE, budget=0.5)
     # The toy has no layers: what is for these is tried where it has something to skip.
     rule = Rule(policy=rules[0].policy, forecast=rules[0].forecast)
     pipe = toy.Pipe()
@@ -79,13 +79,13 @@ def test_an_unfitted_schedule_runs_on_any_grid_without_a_warning(recwarn):
 def test_unknown_names_are_met_with_near_ones():
     for wrong, right in [("tecache", "teacache"), ("MagCache", "magcache"), ("fb-cache", "fbcache")]:
         with pytest.raises(LookupError, match=right):
-            method_named(wrong)
+            find_method(wrong)
     with pytest.raises(LookupError, match="threshold"):
-        rules_of("fbcache", treshold=0.1)
+        build_rules("fbcache", treshold=0.1)
     with pytest.raises(LookupError, match="flux"):
-        rules_of("teacache", model="fluxx")
+        build_rules("teacache", model="fluxx")
     with pytest.raises(LookupError, match="takes no model"):
-        rules_of("fora", model="flux")
+        build_rules("fora", model="flux")
 
 
 def written(tmp_path, data, name="theirs.json"):
@@ -136,11 +136,11 @@ def test_ours_and_theirs_are_told_apart(tmp_path):
 def tea(coefficients, threshold, **more):
     policy = Polynomial(coefficients=tuple(coefficients), threshold=threshold, on="modulated", **more)
     return Schedule(
-        name="tea", rules=(rules_of("teacache", model="flux")[0].model_copy(update={"policy": policy}),)
+        name="tea", rules=(build_rules("teacache", model="flux")[0].model_copy(update={"policy": policy}),)
     )
 
 
-FLUX = published("teacache")["flux"]["coefficients"]
+FLUX = published_sets("teacache")["flux"]["coefficients"]
 
 
 def test_lint_finds_a_threshold_below_the_least_the_polynomial_can_be():
@@ -163,17 +163,17 @@ def test_lint_finds_a_threshold_on_the_edge():
 
 
 def test_lint_finds_what_is_negative_falls_and_is_extrapolated():
-    wan = published("teacache")["wan2.1-t2v-1.3b"]["coefficients"]
+    wan = published_sets("teacache")["wan2.1-t2v-1.3b"]["coefficients"]
     assert {"negative", "not-monotone", "extrapolates"} <= codes(tea(wan, 0.08))
     good = Polynomial.fit(PROFILE, budget=0.5)
-    assert not codes(Schedule(name="good", rules=fitted_rules("teacache", PROFILE))) - {"weak"}
+    assert not codes(Schedule(name="good", rules=fit_rules("teacache", PROFILE))) - {"weak"}
     assert good.r2 is not None and good.rank is not None and good.clamp is not None
 
 
 def test_most_published_polynomials_are_not_monotone():
-    bad = [name for name, entry in published("teacache").items()
+    bad = [name for name, entry in published_sets("teacache").items()
            if {"negative", "not-monotone"} & codes(tea(entry["coefficients"], 0.5))]  # fmt: skip
-    assert (len(bad), len(published("teacache"))) == (20, 23)
+    assert (len(bad), len(published_sets("teacache"))) == (20, 23)
 
 
 def test_lint_scores_foreign_numbers_on_a_profile():
@@ -187,10 +187,10 @@ def test_lint_scores_foreign_numbers_on_a_profile():
 
 
 def test_lint_finds_ratios_that_do_not_matter_and_thresholds_that_skip_nothing():
-    ratios = tuple(published("magcache")["wan2.1-t2v-1.3b"]["ratios"])
+    ratios = tuple(published_sets("magcache")["wan2.1-t2v-1.3b"]["ratios"])
 
-    def with_(**knobs):
-        return Schedule(name="mag", rules=(*rules_of("magcache", model="wan2.1-t2v-1.3b", **knobs),))
+    def with_(**params):
+        return Schedule(name="mag", rules=(*build_rules("magcache", model="wan2.1-t2v-1.3b", **params),))
 
     assert len(ratios) == 50
     assert "ratios" in codes(with_(threshold=0.9, max_skip=1))
@@ -199,10 +199,10 @@ def test_lint_finds_ratios_that_do_not_matter_and_thresholds_that_skip_nothing()
 
 
 def test_cliffs_are_where_the_replayed_plan_changes():
-    policy = fitted_rules("dicache", PROFILE, budget=0.5)[0].policy
+    policy = fit_rules("dicache", PROFILE, budget=0.5)[0].policy
     for threshold, before, after in cliffs(policy, PROFILE, jump=1):
         at = policy.model_copy(update={"threshold": threshold})
-        assert len(replayed(at, PROFILE)) == after != before
+        assert len(replay(at, PROFILE)) == after != before
     assert cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
     assert "inert" in codes(uniform(1), PROFILE)
 

@@ -11,17 +11,17 @@ import toy
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, nearest_interp
 from diffusers.hooks.sea_cache import _apply_sea_filter
 
-from adaptcache.fitting.polynomial import fit_rising, held_out
+from adaptcache.fitting.polynomial import cross_validate, fit_rising
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.drift import Drift
 from adaptcache.policies.growing import Growing
-from adaptcache.policies.learned import Learned, examples
+from adaptcache.policies.learned import Learned, build_examples
 from adaptcache.policies.local_error import LocalError
 from adaptcache.policies.magnitude import Magnitude
-from adaptcache.policies.mask import Mask, nearest
+from adaptcache.policies.mask import Mask, nearest_entries
 from adaptcache.policies.polynomial import Polynomial
 from adaptcache.policies.probe import Probe
-from adaptcache.policies.replay import replayed, stand_ins
+from adaptcache.policies.replay import build_vectors, replay
 from adaptcache.policies.sensitivity import Sensitivity
 from adaptcache.policies.spectral import denoised
 from adaptcache.policies.third_difference import ThirdDifference
@@ -86,7 +86,7 @@ def test_the_ratios_and_their_stretching_are_those_of_diffusers():
     assert np.allclose(RATIOS["flux"], FLUX_MAG_RATIOS)
     for steps in (1, 2, 7, 20, 28, 50, 61):
         theirs = nearest_interp(torch.arange(28), steps).tolist()
-        assert nearest(28, steps) == theirs
+        assert nearest_entries(28, steps) == theirs
 
 
 def test_uniform_computes_what_the_papers_and_diffusers_do():
@@ -215,7 +215,7 @@ def test_a_learned_policy_predicts_without_scikit_learn_what_scikit_learn_does(m
         if model == "linear"
         else DecisionTreeRegressor(max_leaf_nodes=32, min_samples_leaf=4, random_state=0)
     )
-    x, y = examples(PROFILE)
+    x, y = build_examples(PROFILE)
     assert np.allclose([policy.predict(tuple(row)) for row in x], peer.fit(x, y).predict(x), atol=1e-5)
     assert np.corrcoef(peer.predict(x), y)[0, 1] > 0.9
 
@@ -238,13 +238,13 @@ def test_the_rising_fit_is_exact_where_truth_rises():
 def test_held_out_scores_tell_a_law_from_noise():
     rng = np.random.default_rng(0)
     x = rng.uniform(0.1, 0.5, (6, 20))
-    r2, rank = held_out(x, x**2)
+    r2, rank = cross_validate(x, x**2)
     assert r2 > 0.99 and rank > 0.99
-    assert held_out(x, rng.uniform(size=(6, 20)))[0] < 0.2
+    assert cross_validate(x, rng.uniform(size=(6, 20)))[0] < 0.2
 
 
 def test_stand_ins_have_the_geometry_of_the_profile():
-    outputs, latents = stand_ins(PROFILE, 1)
+    outputs, latents = build_vectors(PROFILE, 1)
     rows = torch.cat([outputs, latents]).double().numpy()
     assert np.allclose(rows @ rows.T, PROFILE.gram[1], atol=1e-4)
     change = (latents[1:] - latents[:-1]).abs().mean(1) / latents[:-1].abs().mean(1)
@@ -262,4 +262,4 @@ def test_replay_computes_what_the_run_computes():
     with adaptcache.attach(pipe, Schedule(name="drift", rules=(rule,))) as handle:
         toy.run(pipe, 16)
         steps = handle.report().computed
-    assert abs(len(steps) - len(replayed(policy, PROFILE))) <= 1
+    assert abs(len(steps) - len(replay(policy, PROFILE))) <= 1

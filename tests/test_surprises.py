@@ -287,7 +287,7 @@ def test_an_error_inside_of_the_scheduler_leaves_nothing_behind() -> None:
     with adaptcache.attach(setup.pipe, schedule) as handle:
         with pytest.raises(ZeroDivisionError):
             generated(setup)
-        assert handle._gate.run is None and not handle._runner.history.lines
+        assert handle._gate.run is None and not handle._runner.history.streams
         first = generated(setup)
         assert same(generated(setup), first)
 

@@ -11,10 +11,10 @@ from ..cache import feed
 from ..engines import make_setup
 from ..evaluation.certify import QualityTarget
 from ..evaluation.validate import validate
-from ..limits import checked_name
+from ..limits import check_name
 from ..profiling.measure import measure
 from ..runs import Prompt, PromptSet, Setup
-from ..schedule.methods import method_named
+from ..schedule.methods import find_method
 from ..schedule.schedule import Schedule
 from .fit import fit_schedule
 from .gears import GearOptions, calibrate_gears
@@ -141,9 +141,9 @@ class Goal:
         else:
             calls_for(steps, self.budget, self.speed)
         if self.name:
-            checked_name(self.name)
+            check_name(self.name)
         if self.method:
-            method_named(self.method)
+            find_method(self.method)
         if self.gears and setup.ranks.size > 1:
             raise ValueError(
                 f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"

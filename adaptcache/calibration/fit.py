@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..fitting.plan import best_plan, even_plan
-from ..policies.learn import watched
 from ..policies.plan import Plan
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -40,7 +39,7 @@ def fit_schedule(
         matchings.append(match(setup, prompts, plan, measurement, fit, report))
         report(len(times))  # the last steps may have been computed ones
     best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    policy = watched(Plan.of(plans[best], times), matchings[best].seen)
+    policy = Plan.of(plans[best], times).with_signals(matchings[best].seen)
     rule = Rule(policy=policy, forecast=matchings[best].forecast)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     return build_schedule(setup, profile, (rule,), about)

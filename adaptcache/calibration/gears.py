@@ -15,13 +15,12 @@ from ..evaluation.metrics import psnr
 from ..evaluation.validate import compute_all, evidence_of
 from ..fitting.kernel import Array
 from ..fitting.plan import shared_plans
-from ..fitting.signals import look_rows
+from ..fitting.signals import signal_rows
 from ..forecasts.matched import Matched
 from ..hooks import SchedulerStep
 from ..policies.gears import Gears
-from ..policies.learn import learned
 from ..policies.plan import Plan
-from ..policies.signals import signals_of
+from ..policies.signals import compute_signals, fit_signal_specs
 from ..profiling.measure import Measurement
 from ..profiling.reference import Replay
 from ..runs import PromptSet, Setup
@@ -74,7 +73,7 @@ def calibrate_gears(
         return schedule
     policy = schedule.rules[0].policy
     assert isinstance(policy, Gears)
-    rows = [[signal.rows for signal in signals] for signals in policy.watch]
+    rows = [[signal.rows for signal in signals] for signals in policy.signal_specs]
     trials = evaluate_gears(setup, eval_prompts, schedule, rows, reference_images(setup, eval_prompts))
     return judge_gears(schedule, trials, target if options.certify else None, options.groups)
 
@@ -109,11 +108,11 @@ class Trials:
     def predicted(self, policy: Gears) -> dict[tuple[int, int], Array]:
         """Returns what a policy predicts, by gear and number of the signal, with shape (P,)."""
         found = {}
-        for g, signals in enumerate(policy.watch):
+        for g, signals in enumerate(policy.signal_specs):
             for number, signal in enumerate(signals):
-                if signal.guess:
+                if signal.predictor:
                     values = torch.from_numpy(np.concatenate(self.seen[g][: number + 1], 1)).float()
-                    found[g, number] = signal.guess.predict(values).double().numpy()
+                    found[g, number] = signal.predictor.predict(values).double().numpy()
         return found
 
 
@@ -139,11 +138,11 @@ def fit_gears(
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
     plain = build_schedule(setup, profile, (Rule(policy=Plan(gears=gears), forecast=forecast),), about)
-    rows = [look_rows(profile.kernel, plan) for plan in plans]
+    rows = [signal_rows(profile.kernel, plan) for plan in plans]
     trials = evaluate_gears(setup, prompts, plain, rows, replayed_images(setup, prompts, measurement))
-    watched, predicted = learned(plans, rows, trials.seen, trials.ends)
+    specs, predicted = fit_signal_specs(plans, rows, trials.seen, trials.ends)
     margin = least_margin(plans, predicted, trials.ends, target)
-    policy = Gears(gears=gears, watch=watched, target=target.target, margin=margin)
+    policy = Gears(gears=gears, signal_specs=specs, target=target.target, margin=margin)
     return plain.model_copy(update={"rules": (Rule(policy=policy, forecast=forecast),)})
 
 
@@ -172,7 +171,7 @@ class RunRecorder(Runner):
         if step.computed and step.track == 0:
             self.outputs.insert(0, step.u.clone())
             if 0 < len(step.step.past) <= len(self.rows):
-                self.seen.append(signals_of(self.rows[len(step.step.past) - 1], self.outputs).cpu())
+                self.seen.append(compute_signals(self.rows[len(step.step.past) - 1], self.outputs).cpu())
         return super().model_output(step)
 
 

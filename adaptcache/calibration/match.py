@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fitting.kernel import Array, open_loop, shrunk
-from ..fitting.signals import look_rows
+from ..fitting.kernel import Array, fit_open_loop, solve_ridge
+from ..fitting.signals import signal_rows
 from ..forecasts.history import History
-from ..forecasts.matched import Feature, Matched, named
+from ..forecasts.matched import Feature, Matched, split_row
 from ..hooks import SchedulerStep, StepHook
-from ..policies.signals import signals_of
+from ..policies.signals import compute_signals
 from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
@@ -102,10 +102,10 @@ def solve(given: Sequence[NormalEquations], profile: Profile, fit: Fit) -> Array
     index, known = given[0].index, list(given[0].past[: fit.history])
     latents = {"past_x": known, "x": [index], "x0": [0]}
     sources = known + [profile.steps + at for name in fit.features for at in latents[name]]
-    prior = open_loop(profile.gram.mean(axis=0), index, sources)
+    prior = fit_open_loop(profile.gram.mean(axis=0), index, sources)
     gram = np.sum([equations.gram for equations in given], axis=0)
     moment = np.sum([equations.moment for equations in given], axis=0)
-    return shrunk(gram, moment, prior, fit.ridge)
+    return solve_ridge(gram, moment, prior, fit.ridge)
 
 
 def target_output(step: SchedulerStep, y: Tensor) -> Tensor | None:
@@ -165,8 +165,8 @@ class MatchingHook(StepHook):
     def model_output(self, step: SchedulerStep) -> Tensor:
         index, track, key = step.step.index, step.track, (step.track, 0)
         if step.computed and track == 0 and (before := len(step.step.past)):
-            outputs = [step.u, *self.history.lines[TRACK].past]
-            seen = signals_of([self.signals[before - 1]], outputs)
+            outputs = [step.u, *self.history.streams[TRACK].past]
+            seen = compute_signals([self.signals[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
         self.history.record(key, step)
         if step.computed:
@@ -176,7 +176,7 @@ class MatchingHook(StepHook):
             target = self.reference.u[track][index]
         features = self.history.features(key, step.x, self.fit.features)
         weights = self.meet(NormalEquations.of(step, features, target, self.prompts))
-        return self.history.combine(named(weights.tolist(), self.fit.features), key, step.x)
+        return self.history.combine(split_row(weights.tolist(), self.fit.features), key, step.x)
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:
@@ -242,7 +242,7 @@ def match(
         return weights
 
     team: Lockstep[NormalEquations, Array] = Lockstep(max(len(own), 1), solve_together)
-    signals = [rows[0] for rows in look_rows(profile.kernel, plan, min(fit.history, SIGNAL_HISTORY))]
+    signals = [rows[0] for rows in signal_rows(profile.kernel, plan, min(fit.history, SIGNAL_HISTORY))]
     hooks: list[MatchingHook] = []
     for member, number in enumerate(own):
         hooks.append(MatchingHook(plan, fit, runs[member], jobs[number], partial(meet, team, member)))

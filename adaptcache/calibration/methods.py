@@ -12,7 +12,7 @@ from ..policies.local_error import LocalError
 from ..profile import Profile
 from ..profiling.layers import layer_errors
 from ..runs import PromptSet, Setup
-from ..schedule.methods import fitted_rules, method_named
+from ..schedule.methods import find_method, fit_rules
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .fit import build_schedule
@@ -47,7 +47,7 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
         }
 
     def off(threshold: float) -> float:
-        made = [len(policy.init(grid)) for policy in policies(threshold).values()]
+        made = [len(policy.steps(grid)) for policy in policies(threshold).values()]
         return abs(float(np.mean(made)) / steps - budget)
 
     low, high = 0, len(thresholds) - 1  # higher thresholds compute less, but for a few steps
@@ -79,12 +79,12 @@ def fit_method(
         budget: Fraction of the calls that are made; of layers: of all of a type.
         params: Fields of the method's policy and forecast that are not fitted.
     """
-    chosen, own = method_named(method), dict(params or {})
+    chosen, own = find_method(method), dict(params or {})
     if chosen.policy == "local-error" and chosen.site != "step":
         errors = layer_errors(
             setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)
         )
         rules = fit_thresholds(errors, budget, first=own.get("first", False))
     else:
-        rules = fitted_rules(method, profile, budget=budget, **own)
+        rules = fit_rules(method, profile, budget=budget, **own)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

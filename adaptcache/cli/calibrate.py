@@ -16,7 +16,7 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..profiling.cache import Store
-from ..schedule.methods import method_named
+from ..schedule.methods import find_method
 from ..schedule.schedule import Schedule
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
@@ -94,7 +94,7 @@ def calibrate(
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
     """
     if method:
-        method_named(method)
+        find_method(method)
         ours_only = {"--teacher-steps": teacher_steps, "--gears": gears, "--certify": certify}
         if wrong := [option for option, given in ours_only.items() if given]:
             raise ValueError(f"published methods are fitted as they are: give --method or {wrong[0]}")
@@ -145,7 +145,9 @@ def calibrate(
 def _told(schedule: Schedule, target: Path, json: bool) -> None:
     """Says what was fitted."""
     if json:
-        evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
+        evidence = (
+            schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
+        )
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
     else:
         describe(schedule)

@@ -17,7 +17,7 @@ from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..report.picture import side_by_side
 from ..runs import Call
-from ..schedule.findings import Finding, Grade, explained, worst
+from ..schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ..schedule.schedule import Schedule
 from .options import Device, Model, Seed, Set, Steps
 from .screen import out, print_json, progress, table
@@ -69,11 +69,11 @@ def evaluate(
     call = Call(preset.steps if steps is None else steps, preset.call, seed)
     found = [graded(one, pipe, call=preset.call, steps=call.steps) for one in schedules]
     for one, findings in zip(schedules, found, strict=True):
-        if worst(findings) == Grade.REFUSED:
-            raise ScheduleError(explained(one, findings))
+        if worst_grade(findings) == Grade.REFUSED:
+            raise ScheduleError(explain_findings(one, findings))
     if not json:
         for one, findings in zip(schedules, found, strict=True):
-            out.print(explained(one, findings) if findings else f"{one.name} was fitted on this.")
+            out.print(explain_findings(one, findings) if findings else f"{one.name} was fitted on this.")
     with progress() as report, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said above
         rows, images = compared(

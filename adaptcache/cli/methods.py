@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..schedule.methods import METHODS, published
+from ..schedule.methods import METHODS, published_sets
 from .screen import out, print_json
 
 __all__ = ["methods"]
@@ -19,7 +19,7 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
 
     Example:  adaptcache methods
     """
-    models = {name: list(published(m.published)) if m.published else [] for name, m in METHODS.items()}
+    models = {name: list(published_sets(m.published)) if m.published else [] for name, m in METHODS.items()}
     if json:
         print_json([{"name": name, **asdict(m), "models": models[name]} for name, m in METHODS.items()])
         return

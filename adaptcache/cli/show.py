@@ -94,12 +94,12 @@ def add_policy(view: Table, schedule: Schedule) -> None:
     if isinstance(policy, Gears):
         wanted = f"{policy.target:g} dB, by a margin of {policy.margin:g} dB"
         view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
-        r2 = [[look.guess.r2 for look in looks if look.guess] for looks in policy.watch]
+        r2 = [[look.predictor.r2 for look in looks if look.predictor] for looks in policy.signal_specs]
         shown = "  ".join(
             f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2)
         )
         view.add_row("guesses, held-out R2", shown)
-    if isinstance(policy, Plan) and policy.watch is not None:
+    if isinstance(policy, Plan) and policy.signal_specs is not None:
         view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")
 
 

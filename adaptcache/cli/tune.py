@@ -117,7 +117,9 @@ def _told(tuned: Tuned, where: Path, beside: Path, json: bool) -> None:
     """Says what was found."""
     schedule = tuned.schedule
     if json:
-        evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
+        evidence = (
+            schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
+        )
         points = [{"calls": point.calls, **point.select, "gain": point.gain} for point in tuned.front.points]
         print_json({"schedule": str(where), "name": schedule.name, "front": str(beside), "points": points,
                     "gained": tuned.gained, "sentence": tuned.sentence, "study": tuned.study,

@@ -15,7 +15,7 @@ from ..fitting.polynomial import scores
 from ..policies.base import Policy
 from ..policies.magnitude import Magnitude
 from ..policies.polynomial import Polynomial
-from ..policies.replay import calls_of, replayed
+from ..policies.replay import count_calls, replay
 from ..schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def of_ratios(policy: Magnitude, steps: int) -> list[Fault]:
     grid = tuple(1 - i / steps for i in range(steps))
     flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
     found = []
-    if all(policy.init(grid)):
+    if len(policy.steps(grid)) == steps:
         found.append(error("inert", f"the threshold {policy.threshold:g} skips none of {steps} steps"))
-    elif policy.init(grid) == flat.init(grid):
+    elif policy.steps(grid) == flat.steps(grid):
         why = f"with at most {policy.max_skip} skips the plan is the same where all ratios are 1"
         found.append(warning("ratios", f"{why}; raise the limit, or use `uniform`"))
     if steps != len(policy.ratios):
@@ -146,7 +146,7 @@ def of_ratios(policy: Magnitude, steps: int) -> list[Fault]:
 
 def of_plan(policy: Policy, profile: Profile) -> list[Fault]:
     """Returns what a policy does on a profile: nothing, everything, or other things near by."""
-    calls, n = calls_of(policy, profile), profile.steps
+    calls, n = count_calls(policy, profile), profile.steps
     found = []
     if calls == n:
         found.append(error("inert", f"it computes all {n} steps of this profile"))
@@ -174,6 +174,6 @@ def cliffs(
         return []
     span = (own * (1 - near), own * (1 + near)) if near else (own / 100, own * 100)
     grid = np.geomspace(*span, 41 if near else 161).tolist()
-    calls = [len(replayed(policy.model_copy(update={"threshold": t}), profile)) for t in grid]
+    calls = [len(replay(policy.model_copy(update={"threshold": t}), profile)) for t in grid]
     pairs = itertools.pairwise(zip(grid, calls, strict=True))
     return [(b, before, after) for (_, before), (b, after) in pairs if abs(after - before) >= jump]

@@ -16,62 +16,14 @@ import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from scipy.stats import beta
 
+from ..schedule.format import Certificate
+
 __all__ = ["Certificate", "QualityTarget", "certify", "prompts_needed", "upper_bound"]
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Certificate(BaseModel):
-    """What was tested on held-out prompts, and what came of it.
-
-    Arguments:
-        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
-        max_failure_rate: The share of prompts that may stay below it.
-        confidence: How sure the statement is.
-        prompts: The name of the prompt set.
-        n: How many held-out prompts were tested.
-        certified: The position of the fastest setting that passed, counted from the slowest (0); None where
-            not even the slowest did.
-        setting: What that setting is called; where none passed, the one that failed.
-        failures: How many of the prompts stay below the target in that setting.
-        upper: The upper bound of their share, at this confidence for that setting alone.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    target: FiniteFloat
-    max_failure_rate: Annotated[Share, Field(alias="at_most")]
-    confidence: Share
-    prompts: Annotated[str, Field(max_length=4096)]
-    n: Annotated[int, Field(ge=1, le=2**53)]
-    certified: Annotated[int, Field(ge=0, le=4096)] | None = None
-    setting: Annotated[str, Field(max_length=200)]
-    failures: Annotated[int, Field(ge=0, le=2**53)]
-    upper: Annotated[float, Field(ge=0, le=1)]
-
-    @property
-    def sentence(self) -> str:
-        """What is known, and what is not covered, for people."""
-        claim = f"at most {100 * self.max_failure_rate:g} % of prompts fall below {self.target:g} dB"
-        tested = f"with {self.setting} {self.failures} of {self.n} did, of {self.prompts}"
-        sure = f"{100 * self.confidence:g} % confidence"
-        if self.certified is None:
-            return f"Not certified with {sure} that {claim}: {tested}."
-        return (
-            f"With {sure} {claim}: {tested}. This covers prompts drawn like these, with this checkpoint, "
-            "call and steps: no other kind of prompt, no other weights or LoRA, no other size or guidance."
-        )
-
-    def __str__(self) -> str:
-        return self.sentence
-
 
 @dataclass(frozen=True)
 class QualityTarget:

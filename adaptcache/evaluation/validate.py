@@ -9,10 +9,10 @@ import numpy as np
 from ..forecasts.extrapolate import Extrapolate
 from ..policies.plan import Plan
 from ..runs import PromptSet, Setup
-from ..schedule.format import Evidence
+from ..schedule.format import Certificate, Evidence
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .certify import Certificate, QualityTarget, certify
+from .certify import QualityTarget, certify
 from .generate import check_images, generate, reference_batch
 from .metrics import CEILING, psnr, summary
 

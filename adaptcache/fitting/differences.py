@@ -1,15 +1,11 @@
 """Weights of classical forecasts: polynomials through known points, and backward differences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from .kernel import Array
-
-__all__ = ["backward", "lagrange", "mean_weights"]
 
 
 def lagrange(known: Sequence[float], at: float) -> tuple[float, ...]:

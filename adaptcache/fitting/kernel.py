@@ -1,12 +1,10 @@
 """Errors and weights of linear forecasts, in closed form from inner products.
 
 Let `G[i, j] = <u_i, u_j>` over a reference run, averaged over prompts: the *kernel*. The forecast
-`sum_k w_k u_{c_k}` of `u_i` has the squared error `G_ii - 2 w.G_ci + w.G_cc.w`, so one profile tells
+`sum_k w_k u_{c_k}` of `u_i` has the squared error `G_ii - 2 w.G_ci + w.G_cc.w`, so one profile gives
 the error of any linear forecast from any computed steps, without running the model again. This
 ignores that errors feed into later inputs; trajectory matching does not.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,23 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-__all__ = [
-    "Array",
-    "added_noise",
-    "forecast_error",
-    "open_loop",
-    "open_loop_table",
-    "pair_errors",
-    "resampled",
-    "shrunk",
-]
-
 Array = np.ndarray[Any, np.dtype[np.float64]]
 RIDGE = 1e-6
 LEAST_RIDGE = 1e-13  # just above rounding: two equal features leave the system solvable
 
 
-def shrunk(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Array:
+def solve_ridge(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Array:
     """Solves least squares from inner products, held near `prior` where the data say little.
 
     Minimises `w.gram.w - 2 w.moment + ridge * sum_k gram_kk (w_k - prior_k)^2`, which does not depend
@@ -52,20 +39,26 @@ def shrunk(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Ar
     return prior + np.linalg.solve(system, (rest / scale)[..., None])[..., 0] / scale
 
 
-def open_loop(gram: Array, target: int, sources: list[int], ridge: float = RIDGE) -> Array:
+def fit_open_loop(gram: Array, target: int, sources: list[int], ridge: float = RIDGE) -> Array:
     """Fits the weights that forecast one vector from others of a Gram matrix.
 
     Arguments:
         gram: Inner products with shape (M, M).
         target: The number of the vector to forecast.
         sources: The numbers of the K vectors it is forecast from; the first is what reuse would take.
-
-    Returns:
-        The weights, with shape (K,).
     """
     prior = np.zeros(len(sources))
     prior[0] = 1.0
-    return shrunk(gram[np.ix_(sources, sources)], gram[sources, target], prior, ridge)
+    return solve_ridge(gram[np.ix_(sources, sources)], gram[sources, target], prior, ridge)
+
+
+def fit_open_loop_table(gram: Array, steps: Sequence[int], history: int) -> tuple[tuple[float, ...], ...]:
+    """Returns the weights of all steps of a plan, fitted to the kernel: empty rows where computed."""
+    table = []
+    for i in range(len(gram)):
+        known = [c for c in sorted(steps, reverse=True) if c < i][:history]
+        table.append(() if i in steps else tuple(map(float, fit_open_loop(gram, i, known))))
+    return tuple(table)
 
 
 def forecast_error(gram: Array, target: int, sources: list[int], weights: Array) -> float:
@@ -87,7 +80,7 @@ def added_noise(gram: Array, steps: int) -> float:
         known = range(max(0, i - 4), i)  # as far back as any multistep sampler looks
         sources = [steps + i - 1, *known, *(steps + k for k in known[-2::-1])]
         target = steps + i
-        error = forecast_error(gram, target, sources, open_loop(gram, target, sources))
+        error = forecast_error(gram, target, sources, fit_open_loop(gram, target, sources))
         shares.append(error / max(float(gram[target, target]), np.finfo(float).tiny))
     return float(np.median(shares)) if shares else 0.0
 
@@ -99,7 +92,7 @@ def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Arr
         gram: The kernel, with shape (N, N).
         ridge: Strength of the pull towards reuse.
         latents: Whether the latents before these steps, before the forecast one and before the first are
-            used too; then the inner products are those of outputs and latents, with shape (2N, 2N).
+            used too; then `gram` is of outputs and latents, with shape (2N, 2N).
 
     Returns:
         `errors[a, b, i]`: of step i from the computed steps a < b, and from b alone where a == b, with
@@ -116,25 +109,21 @@ def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Arr
             inner, moment = gram[sources[:, :, None], sources[:, None]], gram[sources, later[:, None]]
             prior = np.zeros_like(moment)
             prior[:, 0] = 1.0
-            w = shrunk(inner, moment, prior, ridge)
+            w = solve_ridge(inner, moment, prior, ridge)
             fitted = np.einsum("ik,ikl,il->i", w, inner, w)
             errors[a, b, later] = gram[later, later] - 2 * np.sum(w * moment, axis=1) + fitted
     return np.maximum(errors, 0.0)
 
 
-def resampled(gram: Array, times: Array, wanted: Array) -> Array:
-    """Returns the kernel at other times, by splines through its factor.
+def resample_kernel(gram: Array, times: Array, wanted: Array) -> Array:
+    """Returns the kernel at other times, by splines through its factor, which go on beyond its ends.
 
-    Interpolating the factor and not the matrix keeps the result positive semi-definite. Times outside
-    of the measured range are taken at its ends.
+    Interpolating the factor and not the matrix keeps the result positive semi-definite.
 
     Arguments:
         gram: The kernel, with shape (N, N).
-        times: Where it was measured, falling, with shape (N,).
-        wanted: The times wanted, with shape (M,).
-
-    Returns:
-        The kernel there, with shape (M, M).
+        times: Where it was measured, falling.
+        wanted: The M times wanted.
     """
     if len(times) < 2:
         raise ValueError(
@@ -142,15 +131,5 @@ def resampled(gram: Array, times: Array, wanted: Array) -> Array:
         )
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))
-    inside = np.clip(wanted, times[-1], times[0])
-    moved = CubicSpline(times[::-1], factor[::-1])(inside)
+    moved = CubicSpline(times[::-1], factor[::-1])(wanted)
     return np.asarray(moved @ moved.T)
-
-
-def open_loop_table(gram: Array, steps: Sequence[int], history: int) -> tuple[tuple[float, ...], ...]:
-    """Returns the weights of all steps of a plan, fitted to the kernel: empty rows where computed."""
-    table = []
-    for i in range(len(gram)):
-        known = [c for c in sorted(steps, reverse=True) if c < i][:history]
-        table.append(() if i in steps else tuple(map(float, open_loop(gram, i, known))))
-    return tuple(table)

@@ -1,15 +1,11 @@
 """Which steps to compute: exact dynamic programming over the computed steps."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from .kernel import Array
-
-__all__ = ["best_plan", "even_plan", "minmax_plan", "plan_cost", "reuse_costs", "shared_plans"]
 
 BEGINNINGS = 12  # steps that a shared beginning is made of, denser at the start
 
@@ -61,13 +57,6 @@ def even_plan(steps: int, calls: int) -> list[int]:
     """Returns computed steps as far from each other as can be, from the first to the last but one.
 
     The last step of a run is the safest to forecast: nothing is computed from what it leads to.
-
-    Arguments:
-        steps: The number of steps N.
-        calls: How many to compute, from 1 to N.
-
-    Returns:
-        `calls` rising step numbers; the first is 0.
     """
     if calls == steps:
         return list(range(steps))
@@ -75,14 +64,9 @@ def even_plan(steps: int, calls: int) -> list[int]:
 
 
 def reuse_costs(errors: Array, sensitivity: Array) -> Array:
-    """Returns the cost of computing step i and then step j, and reusing i in between.
+    """Returns the cost of computing step i and then step j, and reusing i in between, with shape (N, N + 1).
 
-    Arguments:
-        errors: As for `best_plan`, with shape (N, N, N).
-        sensitivity: What an error at each step does to the end result, with shape (N,).
-
-    Returns:
-        Costs with shape (N, N + 1); the last column is the end of the run. Only i < j means something.
+    The last column is the end of the run. Only i < j means something. The arguments are those of `best_plan`.
     """
     n = len(sensitivity)
     alone = errors[np.arange(n), np.arange(n)] * sensitivity  # (i, k): of k from i alone
@@ -97,11 +81,8 @@ def minmax_plan(costs: Array, calls: int) -> list[int]:
     Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
 
     Arguments:
-        costs: The cost of going from computed step i to j, with shape (N, N + 1); column N is the end.
+        costs: As `reuse_costs` gives them, with shape (N, N + 1).
         calls: How many steps to compute, from 1 to N.
-
-    Returns:
-        `calls` rising step numbers; the first is 0.
     """
     n = len(costs)
     if not 1 <= calls <= n:
@@ -135,8 +116,7 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
     sum of the logarithms of their costs.
 
     Arguments:
-        errors: As for `best_plan`, with shape (N, N, N).
-        sensitivity: As for `best_plan`, with shape (N,).
+        errors: As for `best_plan`.
         calls: How many steps each plan computes.
         shared: How many computed steps they share.
     """

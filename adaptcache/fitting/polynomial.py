@@ -1,7 +1,5 @@
 """Polynomials that rise, stay positive, and say how well they predict what they were not fitted to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +9,10 @@ from scipy.stats import spearmanr
 
 from .kernel import Array
 
-__all__ = ["Rising", "fit_rising", "held_out", "scores"]
-
 
 @dataclass(frozen=True)
 class Rising:
-    """A polynomial that rises on a range.
-
-    Arguments:
-        coefficients: Highest power first.
-        low: Where the range starts.
-        high: Where it ends.
-    """
+    """A polynomial that rises from `low` to `high`; its coefficients have the highest power first."""
 
     coefficients: tuple[float, ...]
     low: float
@@ -37,11 +27,7 @@ def fit_rising(x: Array, y: Array, degree: int = 4) -> Rising:
 
     In Bernstein's basis a polynomial rises if its coefficients do, so the steps between them, and the
     first, are fitted by non-negative least squares. (Some rising polynomials of a degree are left out.)
-
-    Arguments:
-        x: Where, with shape (M,).
-        y: What, with shape (M,).
-        degree: The degree.
+    `x` and `y` have shape (M,).
     """
     low, high = float(x.min()), float(x.max())
     width = (high - low) or 1.0
@@ -67,13 +53,10 @@ def scores(predicted: Array, y: Array) -> tuple[float, float]:
     return r2, float(spearmanr(predicted, y).statistic)
 
 
-def held_out(x: Array, y: Array, degree: int = 4) -> tuple[float, float]:
+def cross_validate(x: Array, y: Array, degree: int = 4) -> tuple[float, float]:
     """Returns R2 and rank correlation on prompts that the polynomial was not fitted to.
 
-    Arguments:
-        x: With shape (P, M): one row a prompt; each is predicted from the others.
-        y: With shape (P, M).
-        degree: The degree.
+    `x` and `y` have shape (P, M), one row a prompt; each is predicted from the others.
     """
     if len(x) < 2:
         return 0.0, 0.0  # one prompt says nothing about another

@@ -1,147 +1,103 @@
 """Predicts the quality a run will end with from what was seen at its first computed steps.
 
-Candidates are compared by cross-validation over prompts; the best is fitted to all of them and kept as a
-polynomial of degree one or two, or as a sum of bumps around the prompts it was fitted on (kernel ridge
-regression): plain numbers that run on any device without scikit-learn.
+Candidates are compared by cross-validation over prompts; the best is fitted to all of them and kept as plain
+numbers that run on any device without scikit-learn: a polynomial of degree one or two, or radial basis
+functions around the prompts it was fitted on (kernel ridge regression).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .kernel import Array
 
-__all__ = ["Fitted", "fit_quality", "predicted"]
-
 FOLDS = 10
 RIDGES = np.logspace(-2, 4, 25)
-FIRMNESS = 0.5  # ridge of the bumps: signals explain about half of the variance
-WIDTHS = ("bumps 0.02", "bumps 0.1", "bumps 0.5")  # times the number of signals
-WORTH = 0.02  # of R2, that a candidate has to gain over a simpler one
+FIRMNESS = 0.5  # ridge of the radial basis functions: signals explain about half of the variance
+WIDTHS = ("rbf 0.02", "rbf 0.1", "rbf 0.5")  # times the number of signals
+GAIN = 0.02  # of R2, that a candidate has to have over a simpler one
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A regression as plain numbers: of `z = (clip(s, low, high) - centre) / scale`.
+class QualityFit:
+    """A regression from F signals of P prompts.
 
     Arguments:
-        low: The smallest signals that were seen, with shape (F,): beyond is unknown, so signals are clipped.
-        high: The largest ones, with shape (F,).
-        centre: With shape (F,).
-        scale: With shape (F,).
-        constant: What is predicted besides.
-        linear: The weights of z, with shape (F,).
-        square: The weights of the products z_i z_j with i <= j, row by row; empty for degree one.
-        around: Centres of the bumps exp(-width |z - centre|^2), with shape (M, F); empty without.
-        heights: The bumps' heights, with shape (M,).
-        width: The bumps' width, as above.
-        r2: Share of the variance that was explained on prompts left out of the fit; may be negative.
-        scores: The same for each candidate.
+        numbers: The fields of `adaptcache.policies.signals.QualityPredictor`.
+        left_out: What is predicted for each prompt by fits to the others, with shape (P,).
+        scores: The share of the variance explained on prompts left out, by candidate; may be negative.
     """
 
-    low: Array
-    high: Array
-    centre: Array
-    scale: Array
-    constant: float
-    linear: Array
-    square: Array
-    around: Array
-    heights: Array
-    width: float
-    r2: float
+    numbers: dict[str, Any]
+    left_out: Array
     scores: dict[str, float]
 
 
-def folds(count: int) -> list[np.ndarray]:
-    """Returns the numbers of the prompts that are left out together; the same for all candidates."""
-    order = np.random.default_rng(0).permutation(count)
-    return [order[k::FOLDS] for k in range(min(FOLDS, count))]
+def build_regression(name: str, count: int) -> Any:
+    """Returns an unfitted candidate on so many signals, as a pipeline of scikit-learn.
 
-
-def products(z: Array) -> Array:
-    """Returns z and the products of its entries, with shape (P, F + F (F + 1) / 2)."""
-    rows, columns = np.triu_indices(z.shape[1])
-    return np.concatenate([z, z[:, rows] * z[:, columns]], axis=1)
-
-
-def _ridge(z: Array, y: Array) -> tuple[Array, float]:
-    from sklearn.linear_model import RidgeCV
-
-    line = RidgeCV(RIDGES).fit(z, y)
-    return np.asarray(line.coef_), float(line.intercept_)
-
-
-def _bumps(z: Array, y: Array, width: float) -> tuple[Array, float]:
+    What lies beyond the signals it is fitted on is unknown, so it is clipped to their range.
+    """
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.dummy import DummyRegressor
     from sklearn.kernel_ridge import KernelRidge
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures, StandardScaler
 
-    centre = float(y.mean())
-    found = KernelRidge(alpha=FIRMNESS, kernel="rbf", gamma=width).fit(z, y - centre)
-    return np.asarray(found.dual_coef_), centre
-
-
-def _assembled(name: str, s: Array, y: Array) -> Fitted:
-    """Fits one candidate to all rows."""
-    centre, scale = s.mean(axis=0), np.maximum(s.std(axis=0), 1e-6)
-    z, none = (s - centre) / scale, np.zeros(0)
-    linear, square, around, heights, width = np.zeros(s.shape[1]), none, np.zeros((0, s.shape[1])), none, 0.0
-    constant = float(y.mean())
-    if name == "linear":
-        linear, constant = _ridge(z, y)
-    elif name == "quadratic":
-        weights, constant = _ridge(products(z), y)
-        linear, square = weights[: s.shape[1]], weights[s.shape[1] :]
-    elif name.startswith("bumps"):
-        around, width = z, float(name.removeprefix("bumps ")) / s.shape[1]
-        heights, constant = _bumps(z, y, width)
-    return Fitted(
-        s.min(axis=0), s.max(axis=0), centre, scale, constant, linear, square, around, heights, width, 0.0, {}
-    )
+    kind, _, width = name.partition(" ")
+    last: list[Any]
+    match kind:
+        case "mean":
+            last = [DummyRegressor()]
+        case "linear":
+            last = [RidgeCV(RIDGES)]
+        case "quadratic":
+            last = [PolynomialFeatures(include_bias=False), RidgeCV(RIDGES)]
+        case _:
+            radial = KernelRidge(alpha=FIRMNESS, kernel="rbf", gamma=float(width) / count)
+            last = [TransformedTargetRegressor(radial, transformer=StandardScaler(with_std=False))]
+    return make_pipeline(MinMaxScaler(clip=True), StandardScaler(), *last)
 
 
-def predicted(fit: Fitted, signals: Array) -> Array:
-    """Returns the predictions for signals with shape (P, F), with shape (P,)."""
-    z = (np.clip(signals, fit.low, fit.high) - fit.centre) / fit.scale
-    value = fit.constant + z @ fit.linear
-    if len(fit.square):
-        value = value + products(z)[:, z.shape[1] :] @ fit.square
-    if len(fit.heights):
-        apart = ((z[:, None] - fit.around[None]) ** 2).sum(axis=2)
-        value = value + np.exp(-fit.width * apart) @ fit.heights
-    return np.asarray(value)
-
-
-def left_out(make: Callable[[Array, Array], Fitted], s: Array, y: Array) -> Array:
-    """Returns predictions for each prompt from fits to the others, with shape (P,)."""
-    guesses = np.zeros(len(y))
-    for out in folds(len(y)):
-        rest = np.setdiff1d(np.arange(len(y)), out)
-        guesses[out] = predicted(make(s[rest], y[rest]), s[out])
-    return guesses
-
-
-def fit_quality(signals: Array, values: Array, names: tuple[str, ...] = ()) -> tuple[Fitted, Array]:
+def fit_quality(signals: Array, values: Array, names: tuple[str, ...] = ()) -> QualityFit:
     """Compares the candidates and returns the best one, fitted to all prompts. Needs scikit-learn.
 
     Arguments:
         signals: What was seen, with shape (P, F).
         values: What the runs ended with, in decibels, with shape (P,).
         names: The candidates, the simplest first; by default "mean", "linear", and with enough prompts
-            "quadratic" and "bumps" of three widths.
-
-    Returns:
-        The regression, and the predictions it was judged by, each from the other prompts, with shape (P,).
+            "quadratic" and "rbf" of three widths.
     """
-    names = names or ("mean", "linear", *(("quadratic", *WIDTHS) if len(values) >= 2 * FOLDS else ()))
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    prompts, count = signals.shape
+    names = names or ("mean", "linear", *(("quadratic", *WIDTHS) if prompts >= 2 * FOLDS else ()))
+    folds = np.empty(prompts, int)  # the same for all candidates
+    folds[np.random.default_rng(0).permutation(prompts)] = np.arange(prompts) % FOLDS
     spread = float(((values - values.mean()) ** 2).sum()) or 1.0
-    guesses = {name: left_out(lambda s, y, n=name: _assembled(n, s, y), signals, values) for name in names}  # type: ignore[misc]
-    scores = {name: 1 - float(((values - guess) ** 2).sum()) / spread for name, guess in guesses.items()}
-    best = names[0]
-    for name in names[1:]:
-        if scores[name] > scores[best] + WORTH:
+    left_out, scores, best = {}, {}, names[0]
+    for name in names:
+        model = build_regression(name, count)
+        left_out[name] = np.asarray(cross_val_predict(model, signals, values, cv=PredefinedSplit(folds)))
+        scores[name] = 1 - float(((values - left_out[name]) ** 2).sum()) / spread
+        if scores[name] > scores[best] + GAIN:
             best = name
-    fitted = _assembled(best, signals, values)
-    return Fitted(**{**vars(fitted), "r2": scores[best], "scores": scores}), guesses[best]
+    model = build_regression(best, count).fit(signals, values)
+    numbers = extract_numbers(model[-1], signals, values) | {"r2": scores[best]}
+    return QualityFit(numbers, left_out[best], scores)
+
+
+def extract_numbers(model: Any, signals: Array, values: Array) -> dict[str, Any]:
+    """Returns what a fitted candidate knows, and the range and scale of the signals, as plain numbers."""
+    count = signals.shape[1]
+    numbers = {
+        "low": signals.min(axis=0), "high": signals.max(axis=0), "centre": signals.mean(axis=0),
+        "scale": np.maximum(signals.std(axis=0), 1e-6), "constant": values.mean(), "linear": np.zeros(count),
+    }  # fmt: skip
+    if (weights := getattr(model, "coef_", None)) is not None:
+        numbers |= {"constant": model.intercept_, "linear": weights[:count], "square": weights[count:]}
+    if (radial := getattr(model, "regressor_", None)) is not None:
+        numbers |= {"around": radial.X_fit_, "heights": radial.dual_coef_, "width": np.array(radial.gamma)}
+    return {name: np.asarray(value).tolist() for name, value in numbers.items()}

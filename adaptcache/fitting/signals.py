@@ -1,14 +1,10 @@
-"""What to look at after computed steps, and what it tells in closed form on a profile."""
-
-from __future__ import annotations
+"""What to look at after computed steps, and what it shows in closed form on a profile."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from .kernel import Array, forecast_error, open_loop, open_loop_table
-
-__all__ = ["look_rows", "qualities", "signals_in"]
+from .kernel import Array, fit_open_loop, fit_open_loop_table, forecast_error
 
 CEILING = 100.0  # decibels of a run without errors, so that means stay finite
 LEAST = 1e-14  # of a relative energy
@@ -16,7 +12,7 @@ LEAST = 1e-14  # of a relative energy
 Row = tuple[float, ...]
 
 
-def look_rows(gram: Array, plan: Sequence[int], history: int = 4) -> list[list[Row]]:
+def signal_rows(gram: Array, plan: Sequence[int], history: int = 4) -> list[list[Row]]:
     """Returns the signals of each computed step after the first, as weights of outputs, newest first.
 
     The first is the innovation: the output less its best forecast from those before. The others are the
@@ -28,27 +24,27 @@ def look_rows(gram: Array, plan: Sequence[int], history: int = 4) -> list[list[R
         plan: The computed steps, rising.
         history: How many earlier outputs are used.
     """
-    looks: list[list[Row]] = []
+    signals: list[list[Row]] = []
     for number in range(1, len(plan)):
         known = list(reversed(plan[:number]))[:history]
-        forecast = open_loop(gram, plan[number], known)
+        forecast = fit_open_loop(gram, plan[number], known)
         rows = [(1.0, *(-float(weight) for weight in forecast)), (0.0, 1.0)]
         if len(known) > 1:  # with one, it says what the innovation says
             rows.insert(1, (1.0, -1.0))
-        looks.append(rows)
-    return looks
+        signals.append(rows)
+    return signals
 
 
-def signals_in(gram: Array, plan: Sequence[int], looks: Sequence[Sequence[Row]]) -> list[Array]:
+def measure_signals(gram: Array, plan: Sequence[int], signals: Sequence[Sequence[Row]]) -> list[Array]:
     """Returns what is seen in full runs, one array with shape (P, F) a computed step after the first.
 
     Arguments:
         gram: Inner products of the outputs by prompt, with shape (P, N, N).
         plan: The computed steps, rising.
-        looks: What is looked at.
+        signals: What is looked at, as `signal_rows` gives it.
     """
     seen = []
-    for number, rows in enumerate(looks, start=1):
+    for number, rows in enumerate(signals, start=1):
         columns = []
         for row in rows:
             steps, weights = list(reversed(plan[: number + 1]))[: len(row)], np.array(row)
@@ -58,7 +54,7 @@ def signals_in(gram: Array, plan: Sequence[int], looks: Sequence[Sequence[Row]])
     return seen
 
 
-def qualities(gram: Array, sensitivity: Array, plan: Sequence[int], history: int = 4) -> Array:
+def predict_psnr(gram: Array, sensitivity: Array, plan: Sequence[int], history: int = 4) -> Array:
     """Returns decibels that runs by a plan should end with, in the model that errors add up, with shape (P,).
 
     Arguments:
@@ -67,7 +63,7 @@ def qualities(gram: Array, sensitivity: Array, plan: Sequence[int], history: int
         plan: The computed steps, rising.
         history: How many outputs a forecast uses.
     """
-    table = open_loop_table(gram.mean(axis=0), plan, history)
+    table = fit_open_loop_table(gram.mean(axis=0), plan, history)
     errors = np.zeros(len(gram))
     for index, row in enumerate(table):
         if row:

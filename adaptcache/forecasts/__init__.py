@@ -22,21 +22,9 @@ from .velocity import Velocity
 __all__ = ["FORECASTS", "Forecast", "Known", "Weights"]
 
 FORECASTS: dict[str, type[Forecast]] = {
-    "adams-bashforth": AdamsBashforth,
-    "bands": Bands,
-    "chebyshev": Chebyshev,
-    "dmd": DynamicModes,
-    "extrapolate": Extrapolate,
-    "foca": FoCa,
-    "frequency": Frequency,
-    "gamma": Gamma,
-    "hermite": Hermite,
-    "matched": Matched,
-    "momentum": Momentum,
-    "newton": Newton,
-    "offset": Offset,
-    "open-loop": OpenLoop,
-    "scaled": Scaled,
-    "taylor": Taylor,
-    "velocity": Velocity,
-}
+    kind.model_fields["type"].default: kind
+    for kind in (
+        AdamsBashforth, Bands, Chebyshev, DynamicModes, Extrapolate, FoCa, Frequency, Gamma, Hermite, Matched,
+        Momentum, Newton, Offset, OpenLoop, Scaled, Taylor, Velocity,
+    )
+}  # fmt: skip

@@ -4,8 +4,6 @@ References:
     | AB-Cache (Yu et al., 2025), https://arxiv.org/abs/2504.10540
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,8 +11,6 @@ from pydantic import Field
 from ..fitting.differences import mean_weights
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["AdamsBashforth"]
 
 
 class AdamsBashforth(Forecast):

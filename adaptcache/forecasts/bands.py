@@ -4,9 +4,7 @@ References:
     | FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, FiniteFloat
@@ -14,8 +12,6 @@ from torch import Tensor
 
 from ..step import Step
 from .base import Forecast, Known, Weights
-
-__all__ = ["Bands"]
 
 Factor = Annotated[float, Field(ge=0, le=2)]
 
@@ -35,21 +31,19 @@ class Bands(Forecast):
         high_window: The same for high frequencies.
     """
 
+    depth: ClassVar[int] = 1
+
     type: Literal["bands"] = "bands"
     low: Factor = 1.1
     high: Factor = 1.1
     low_window: tuple[FiniteFloat, FiniteFloat] = (0.099, 0.901)
     high_window: tuple[FiniteFloat, FiniteFloat] = (-0.001, 0.301)
 
-    @property
-    def depth(self) -> int:
-        return 1
-
     def weights(self, step: Step) -> Weights:
         """Returns the weight of the low band."""
-        return Weights((self.grown(step, self.low, self.low_window),))
+        return Weights((self.growth(step, self.low, self.low_window),))
 
-    def grown(self, step: Step, factor: float, window: tuple[float, float]) -> float:
+    def growth(self, step: Step, factor: float, window: tuple[float, float]) -> float:
         """Returns what a factor has become since the last computed step."""
         times = [step.times[i] for i in range(step.past[0] + 1, step.index + 1)]
         return float(factor ** sum(window[0] < t < window[1] for t in times))
@@ -57,12 +51,12 @@ class Bands(Forecast):
     def combine(self, known: Known, step: Step) -> Tensor:
         last = known.past[0]
         value, (low,) = last.float(), self.weights(step).past
-        high = self.grown(step, self.high, self.high_window)
+        high = self.growth(step, self.high, self.high_window)
         if low == high or value.ndim < 4:
             return (value * low).to(last.dtype)
-        return (value * high + self.band(value) * (low - high)).to(last.dtype)
+        return (value * high + self.low_band(value) * (low - high)).to(last.dtype)
 
-    def band(self, value: Tensor) -> Tensor:
+    def low_band(self, value: Tensor) -> Tensor:
         """Returns the low band of a tensor with shape (*, H, W)."""
         h, w = value.shape[-2:]
         rows, columns = torch.arange(h, device=value.device), torch.arange(w, device=value.device)

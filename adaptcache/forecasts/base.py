@@ -1,60 +1,38 @@
 """The interface of a forecast: what to use instead of computing."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Signal, Step
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Forecast", "Known", "Weights", "weighted_sum"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A linear combination of what is known at a skipped step at no cost.
+    """A linear combination of what is known at a skipped step at no cost."""
 
-    Arguments:
-        past: The weights of the last computed outputs, newest first.
-        x: The weight of the latents before the step.
-        x0: The weight of the latents before the first step.
-        past_x: The weights of the latents before the steps of `past`.
-    """
-
-    past: tuple[float, ...]
-    x: float = 0.0
-    x0: float = 0.0
-    past_x: tuple[float, ...] = ()
+    past: tuple[float, ...]  # of the last computed outputs, newest first
+    x: float = 0.0  # of the latents before the step
+    x0: float = 0.0  # of the latents before the first step
+    past_x: tuple[float, ...] = ()  # of the latents before the steps of `past`
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a forecast is made of; all with shape (B, *).
+    """What a forecast is made of; all with shape (B, *)."""
 
-    Arguments:
-        past: The last computed outputs, newest first.
-        x: What enters the site now: the latents, or the hidden states.
-        x0: What entered it at the first step.
-        past_x: What entered it at the steps of `past`, for forecasts that keep it.
-        signal: The signal of this step, for forecasts that read one.
-        past_signal: The signals of the steps of `past`.
-    """
-
-    past: Sequence[Tensor]
-    x: Tensor
-    x0: Tensor
-    past_x: Sequence[Tensor] = ()
-    signal: Tensor | None = None
-    past_signal: Sequence[Tensor | None] = ()
+    past: Sequence[Tensor]  # the last computed outputs, newest first
+    x: Tensor  # what enters the site now: the latents, or the hidden states
+    x0: Tensor  # what entered it at the first step
+    past_x: Sequence[Tensor] = ()  # what entered it at the steps of `past`, for forecasts that keep it
+    signal: Tensor | None = None  # of this step, for forecasts that read one
+    past_signal: Sequence[Tensor | None] = ()  # of the steps of `past`
 
 
 def weighted_sum(weights: Weights, known: Known) -> Tensor:
@@ -95,16 +73,16 @@ class Forecast(ABC, BaseModel):
         """Returns at most `depth` weights, and at most one for each step in `step.past`."""
 
     def combine(self, known: Known, step: Step) -> Tensor:
-        """Returns the forecast: the weighted sum, but for methods that say otherwise, with shape (B, *)."""
+        """Returns the forecast, with shape (B, *): the weighted sum, unless a method does more."""
         return weighted_sum(self.weights(step), known)
 
     @classmethod
-    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:
         """Returns the forecast for a profile; most have nothing to fit.
 
         Arguments:
             profile: What was measured on calibration prompts.
             plan: The computed steps, for forecasts that only hold for one plan.
-            knobs: Fields of the forecast that are not fitted.
+            params: Fields of the forecast that are not fitted.
         """
-        return cls(**knobs)
+        return cls(**params)

@@ -4,8 +4,6 @@ References:
     | Spectrum (2026), https://arxiv.org/abs/2603.01623
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,8 +11,6 @@ from pydantic import Field
 
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Chebyshev"]
 
 
 class Chebyshev(Forecast):

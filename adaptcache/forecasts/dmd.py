@@ -4,8 +4,6 @@ References:
     | Dynamic mode decomposition (Schmid, 2010), https://doi.org/10.1017/S0022112010001217
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -18,8 +16,6 @@ from ..fitting.kernel import Array
 from ..step import Step
 from .base import Forecast, Known, Weights, weighted_sum
 from .newton import Newton
-
-__all__ = ["DynamicModes"]
 
 
 class DynamicModes(Forecast):

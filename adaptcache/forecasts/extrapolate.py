@@ -1,7 +1,5 @@
 """The polynomial through the last computed outputs, continued in time: reuse, linear, quadratic, ..."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,8 +7,6 @@ from pydantic import Field
 from ..fitting.differences import lagrange
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Extrapolate"]
 
 
 class Extrapolate(Forecast):

@@ -4,8 +4,6 @@ References:
     | FoCa (Zheng et al., 2025), https://arxiv.org/abs/2508.16211
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,8 +12,6 @@ from pydantic import Field
 from ..fitting.kernel import Array
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["FoCa"]
 
 
 class FoCa(Forecast):

@@ -4,8 +4,6 @@ References:
     | FreqCa (2025), https://arxiv.org/abs/2510.08669
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -15,8 +13,6 @@ from torch import Tensor
 from ..step import Step
 from .base import Forecast, Known, Weights, weighted_sum
 from .hermite import Hermite
-
-__all__ = ["Frequency"]
 
 
 class Frequency(Forecast):
@@ -49,9 +45,9 @@ class Frequency(Forecast):
         last = known.past[0]
         # high(forecast) + low(last) = forecast + low(last - forecast): one transform each way.
         forecast = weighted_sum(self.weights(step), known).float()
-        return (forecast + self.low(last.float() - forecast)).to(last.dtype)
+        return (forecast + self.low_band(last.float() - forecast)).to(last.dtype)
 
-    def low(self, value: Tensor) -> Tensor:
+    def low_band(self, value: Tensor) -> Tensor:
         """Returns the low band of a tensor with shape (B, S, C) or (B, C, *)."""
         axes = [1] if value.ndim == 3 else list(range(2, value.ndim))
         if not axes:

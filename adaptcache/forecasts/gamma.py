@@ -1,20 +1,16 @@
-"""DiCache: how far to go from the last output but one to the last, told by a cheap probe.
+"""DiCache: how far to go from the last output but one to the last, by a cheap probe.
 
 References:
     | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from ..step import TINY, Signal, Step
 from .base import Forecast, Known, Weights, weighted_sum
-
-__all__ = ["Gamma"]
 
 
 class Gamma(Forecast):
@@ -29,17 +25,12 @@ class Gamma(Forecast):
         most: The largest gamma.
     """
 
+    depth: ClassVar[int] = 2
+    signal: ClassVar[Signal] = "input"
+
     type: Literal["gamma"] = "gamma"
     least: Annotated[float, Field(ge=0)] = 1.0
     most: Annotated[float, Field(ge=0)] = 1.5
-
-    @property
-    def depth(self) -> int:
-        return 2
-
-    @property
-    def signal(self) -> Signal:
-        return "input"
 
     def weights(self, step: Step) -> Weights:
         return Weights((1.0,))  # reuse, while there is one output only

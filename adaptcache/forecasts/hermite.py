@@ -4,8 +4,6 @@ References:
     | HiCache (Feng et al., 2025), https://arxiv.org/abs/2508.16984
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 
@@ -15,8 +13,6 @@ from pydantic import Field
 from ..fitting.differences import backward
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Hermite"]
 
 
 class Hermite(Forecast):

@@ -1,28 +1,22 @@
 """Weights fitted by calibration, one vector for each skipped step of a plan.
 
-`adaptcache.matching.match` fits them so that the scheduler lands where the full run landed (trajectory
+`adaptcache.calibration.match` fits them so that the scheduler lands where the full run landed (trajectory
 matching); `adaptcache.fitting.kernel` fits them to the outputs alone (open loop), as in
 
 References:
     L2P (2026), https://arxiv.org/abs/2604.26365
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..fitting.kernel import open_loop_table
+from ..fitting.kernel import fit_open_loop_table
 from ..limits import GEARS, STEPS, TRACKS
+from ..profile import Profile
 from ..step import Step
 from .base import Forecast, Weights
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Feature", "Matched", "named"]
 
 Feature = Literal["x", "x0", "past_x"]
 Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=14)]
@@ -48,7 +42,7 @@ class Matched(Forecast):
     table: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
 
     @model_validator(mode="after")
-    def _rows_fit(self) -> Matched:
+    def _rows_fit(self) -> Self:
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"the features {', '.join(self.features)} name one twice")
         if "past_x" in self.features[1:]:
@@ -73,16 +67,16 @@ class Matched(Forecast):
 
     def weights(self, step: Step) -> Weights:
         tracks = self.table[step.gear]
-        return named(tracks[min(step.track, len(tracks) - 1)][step.index], self.features)
+        return split_row(tracks[min(step.track, len(tracks) - 1)][step.index], self.features)
 
     @classmethod
-    def fit(cls, profile: Profile, plan: Sequence[int], history: int = 4, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, plan: Sequence[int], history: int = 4, **params: Any) -> Self:
         """Returns the open-loop weights of one plan (L2P); trajectory matching needs the pipeline too."""
-        table = open_loop_table(profile.kernel, plan, history)
-        return cls(history=history, features=(), table=((table,),), **knobs)
+        table = fit_open_loop_table(profile.kernel, plan, history)
+        return cls(history=history, features=(), table=((table,),), **params)
 
 
-def named(row: Sequence[float], features: Sequence[Feature]) -> Weights:
+def split_row(row: Sequence[float], features: Sequence[Feature]) -> Weights:
     """Returns a row of the table by name: outputs first, then the features in their order."""
     others = [name for name in features if name != "past_x"]
     first, rest = row[: len(row) - len(others)], row[len(row) - len(others) :]

@@ -4,8 +4,6 @@ References:
     | FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,8 +11,6 @@ from pydantic import Field
 
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Momentum"]
 
 
 class Momentum(Forecast):

@@ -4,8 +4,6 @@ Newton's backward form and Lagrange's are the same polynomial. Published methods
 grid is uneven (a shifted schedule), the same degree in time (`extrapolate`) is another forecast.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,8 +11,6 @@ from pydantic import Field
 from ..fitting.differences import lagrange
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Newton"]
 
 
 class Newton(Forecast):

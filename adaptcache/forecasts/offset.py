@@ -4,14 +4,10 @@ References:
     | EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860
 """
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Offset"]
 
 
 class Offset(Forecast):
@@ -21,15 +17,10 @@ class Offset(Forecast):
     plain reuse (`extrapolate` of order 0) is what this is here.
     """
 
+    depth: ClassVar[int] = 1
+    keeps_latents: ClassVar[bool] = True
+
     type: Literal["offset"] = "offset"
-
-    @property
-    def depth(self) -> int:
-        return 1
-
-    @property
-    def keeps_latents(self) -> bool:
-        return True
 
     def weights(self, step: Step) -> Weights:
         return Weights((1.0,), x=1.0, past_x=(-1.0,))

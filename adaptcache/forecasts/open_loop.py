@@ -4,24 +4,16 @@ References:
     | L2P (2026), https://arxiv.org/abs/2604.26365
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..fitting.kernel import open_loop, resampled
-from ..step import Step
+from ..fitting.kernel import fit_open_loop, resample_kernel
+from ..profile import Profile
+from ..step import NEAR, Step
 from .base import Forecast, Weights
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["OpenLoop"]
-
-NEAR = 1e-4
 
 
 class OpenLoop(Forecast):
@@ -45,7 +37,7 @@ class OpenLoop(Forecast):
     ridge: Annotated[float, Field(gt=0)] = 1e-6
 
     @model_validator(mode="after")
-    def _square(self) -> OpenLoop:
+    def _square(self) -> Self:
         if len(self.gram) != len(self.times) or any(len(row) != len(self.times) for row in self.gram):
             raise ValueError(f"the kernel of {len(self.times)} times is not square")
         return self
@@ -60,11 +52,11 @@ class OpenLoop(Forecast):
         same = len(self.times) == len(step.times)
         if not same or max(abs(a - b) for a, b in zip(self.times, step.times, strict=True)) > NEAR:
             wanted = np.array([step.t, *(step.times[i] for i in known)])
-            gram = resampled(gram, np.array(self.times), wanted)
+            gram = resample_kernel(gram, np.array(self.times), wanted)
             here, sources = 0, list(range(1, len(wanted)))
-        return Weights(tuple(map(float, open_loop(gram, here, sources, self.ridge))))
+        return Weights(tuple(map(float, fit_open_loop(gram, here, sources, self.ridge))))
 
     @classmethod
-    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:
         gram = tuple(tuple(map(float, row)) for row in profile.kernel)
-        return cls(times=tuple(map(float, profile.times)), gram=gram, **knobs)
+        return cls(times=tuple(map(float, profile.times)), gram=gram, **params)

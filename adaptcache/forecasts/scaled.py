@@ -4,21 +4,15 @@ References:
     | MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from ..profile import Profile
 from ..step import Step
 from .base import Forecast, Weights
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Scaled"]
 
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -26,19 +20,17 @@ Ratio = Annotated[float, Field(gt=0)]
 class Scaled(Forecast):
     """Multiplies the last output by the ratios of norms of all steps since.
 
-    MagCache uses these ratios to decide only; here the forecast has the norm they foretell.
+    MagCache uses these ratios to decide only; here the forecast has the norm they predict.
 
     Arguments:
         ratios: Norm of the output over that of the step before, by step; other numbers of steps take the
             nearest, to the power that keeps the growth over the whole run.
     """
 
+    depth: ClassVar[int] = 1
+
     type: Literal["scaled"] = "scaled"
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)] = (1.0,)
-
-    @property
-    def depth(self) -> int:
-        return 1
 
     def weights(self, step: Step) -> Weights:
         n, m = len(step.times), len(self.ratios)
@@ -47,5 +39,5 @@ class Scaled(Forecast):
         return Weights((math.prod(grown) ** (stretch if m != n else 1.0),))
 
     @classmethod
-    def fit(cls, profile: Profile, plan: Sequence[int], **knobs: Any) -> Self:
-        return cls(ratios=tuple(map(float, profile.magnitude.mean(axis=0))), **knobs)
+    def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:
+        return cls(ratios=tuple(map(float, profile.magnitude.mean(axis=0))), **params)

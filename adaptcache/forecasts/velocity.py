@@ -4,16 +4,12 @@ References:
     | MeanCache (2026), https://arxiv.org/abs/2601.19961
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ..step import Step
 from .base import Forecast, Weights
-
-__all__ = ["Velocity"]
 
 
 class Velocity(Forecast):
@@ -29,16 +25,14 @@ class Velocity(Forecast):
         span: How many computed steps back r is.
     """
 
+    keeps_latents: ClassVar[bool] = True
+
     type: Literal["velocity"] = "velocity"
     span: Annotated[int, Field(ge=1, le=6)] = 1
 
     @property
     def depth(self) -> int:
         return self.span + 1
-
-    @property
-    def keeps_latents(self) -> bool:
-        return True
 
     def weights(self, step: Step) -> Weights:
         known = step.past[: self.depth]

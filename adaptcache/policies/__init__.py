@@ -1,6 +1,6 @@
 """When to compute: one file a method."""
 
-from .base import Policy
+from .base import Policy, StaticPolicy
 from .codebook import Codebook
 from .drift import Drift
 from .gears import Gears
@@ -19,24 +19,12 @@ from .transform_rate import TransformRate
 from .uniform import Uniform
 from .verify import Verify
 
-__all__ = ["POLICIES", "Policy"]
+__all__ = ["POLICIES", "Policy", "StaticPolicy"]
 
 POLICIES: dict[str, type[Policy]] = {
-    "codebook": Codebook,
-    "drift": Drift,
-    "gears": Gears,
-    "growing": Growing,
-    "learned": Learned,
-    "local-error": LocalError,
-    "magnitude": Magnitude,
-    "mask": Mask,
-    "plan": Plan,
-    "polynomial": Polynomial,
-    "probe": Probe,
-    "sensitivity": Sensitivity,
-    "spectral": Spectral,
-    "third-difference": ThirdDifference,
-    "transform-rate": TransformRate,
-    "uniform": Uniform,
-    "verify": Verify,
-}
+    kind.model_fields["type"].default: kind
+    for kind in (
+        Codebook, Drift, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan, Polynomial, Probe,
+        Sensitivity, Spectral, ThirdDifference, TransformRate, Uniform, Verify,
+    )
+}  # fmt: skip

@@ -1,50 +1,41 @@
 """The interface of a policy: when to compute."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Signal, Step
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Account", "Policy"]
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a policy chose in a run.
+    """What a policy chose in a run."""
 
-    Arguments:
-        gear: The plan that was followed last.
-        why: Says how it came about; may read from the device, so it is called after the run.
-    """
-
-    gear: int
-    why: Callable[[], str] = str
+    gear: int  # the plan that was followed last
+    why: Callable[[], str] = str  # gives the reason; may read from the device, so it is called after the run
 
 
 class Policy(ABC, BaseModel):
-    """Decides at which steps the site is computed.
+    """Decides at which steps the site is computed; step 0 always is.
 
     A policy is frozen. What changes during a run is a small plain object, made by `init` and held by
-    the runtime alone. Step 0 is always computed.
+    the runtime alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    static: ClassVar[bool] = False  # whether `steps` tells before a run what is computed
 
     type: str
 
     @property
     def signal(self) -> Signal:
-        """What `step.x` has to be at each step; static policies read nothing and pay nothing."""
+        """What `step.x` has to be at each step; static policies read nothing and cost nothing."""
         return "none"
 
     def init(self, times: tuple[float, ...]) -> Any:
@@ -52,7 +43,7 @@ class Policy(ABC, BaseModel):
         return None
 
     def gear(self, state: Any, chosen: int) -> int:
-        """Returns the plan that is followed now: `chosen` by the user, but for policies that choose."""
+        """Returns the plan that is followed now: `chosen` by the user, except in policies that choose."""
         return chosen
 
     def account(self, state: Any, chosen: int) -> Account:
@@ -61,38 +52,50 @@ class Policy(ABC, BaseModel):
 
     @abstractmethod
     def compute(self, state: Any, step: Step) -> bool:
-        """Whether to compute at this step. Asked at every step after the first, which is always computed.
+        """Whether to compute at this step. Asked at every step after the first.
 
-        Reads at most one number from the device, by `worst(values, step.groups)`: so the ranks that run
+        Reads at most one number from the device, by `worst(values, step.groups)`, so that the ranks that run
         a denoiser together decide alike.
         """
 
     def observe(self, state: Any, step: Step, output: Tensor) -> None:
-        """Notes what left the site at a step that was computed. Reads nothing from the device.
-
-        Arguments:
-            state: The state of the run.
-            step: As it was given to `compute`.
-            output: What a forecast would have to meet, with shape (B, *).
-        """
+        """Notes what left the site at a computed step, with shape (B, *). Reads nothing from the device."""
 
     def verify(self, state: Any, step: Step, found: Tensor, expected: Tensor) -> None:
-        """Notes what blocks that always run found at a skipped step, where a site has such blocks.
+        """Notes how good a forecast was at a skipped step, where blocks after the site always run.
 
         Arguments:
             state: The state of the run.
             step: As it was given to `compute`.
-            found: What they added, run on the forecast, with shape (B, *).
-            expected: What the forecast of their addition was, with shape (B, *).
+            found: What these blocks added on top of the forecast, with shape (B, *).
+            expected: The forecast of what they add, with shape (B, *).
         """
 
     @classmethod
     @abstractmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the policy that computes about `budget` of the steps of a profile.
 
         Arguments:
             profile: What was measured on calibration prompts.
             budget: The fraction of the steps that are computed, in (0, 1].
-            knobs: Fields of the policy that are not fitted.
+            params: Fields of the policy that are not fitted.
         """
+
+
+class StaticPolicy(Policy):
+    """A policy that depends on the numbers and times of the steps alone."""
+
+    static: ClassVar[bool] = True
+
+    @abstractmethod
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        """Returns the numbers of the computed steps on a grid of N times, rising; of one plan of several."""
+
+    def init(self, times: tuple[float, ...]) -> dict[int, set[int]]:
+        return {}
+
+    def compute(self, state: dict[int, set[int]], step: Step) -> bool:
+        if step.gear not in state:
+            state[step.gear] = set(self.steps(step.times, step.gear))
+        return step.index in state[step.gear]

@@ -4,34 +4,30 @@ References:
     | AdaCache (Kahatapitiya et al., 2024), https://arxiv.org/abs/2411.02397
 """
 
-from __future__ import annotations
-
 import itertools
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Step, relative_change, worst
 from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Codebook"]
+from .replay import fit_threshold
 
 Entry = tuple[Annotated[float, Field(gt=0)], Annotated[int, Field(ge=1)]]
 
 
 @dataclass
-class Pace:
-    """The last output, how fast it changed (not read yet), and when the next one is due."""
+class CodebookState:
+    """What is known of the last computed step."""
 
     index: int = 0
     output: Tensor | None = None
-    rate: Tensor | None = None
-    due: int = 0
+    rate: Tensor | None = None  # how fast the output changed; not read yet
+    due: int = 0  # the next step to compute
 
 
 class Codebook(Policy):
@@ -59,24 +55,22 @@ class Codebook(Policy):
             raise ValueError("the bounds of a codebook must rise")
         return table
 
-    def init(self, times: tuple[float, ...]) -> Pace:
-        return Pace()
+    def init(self, times: tuple[float, ...]) -> CodebookState:
+        return CodebookState()
 
-    def compute(self, state: Pace, step: Step) -> bool:
+    def compute(self, state: CodebookState, step: Step) -> bool:
         if state.rate is not None:
             rate, state.rate = worst(state.rate, step.groups), None
-            ahead = next((skip for bound, skip in self.table if rate < bound * self.scale), 1)
-            state.due = state.index + ahead
+            entry = bisect_right(self.table, rate, key=lambda entry: entry[0] * self.scale)
+            state.due = state.index + (self.table[entry][1] if entry < len(self.table) else 1)
         return step.index >= state.due
 
-    def observe(self, state: Pace, step: Step, output: Tensor) -> None:
+    def observe(self, state: CodebookState, step: Step, output: Tensor) -> None:
         if state.output is not None and state.output.shape == output.shape:
             state.rate = relative_change(output, state.output) / (step.index - state.index)
         state.index, state.output, state.due = step.index, output.clone(), 0
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the table, scaled to spend the budget as far as its longest skip allows."""
-        from .replay import with_budget
-
-        return with_budget(lambda scale: cls(scale=scale, **knobs), profile, budget)
+        return fit_threshold(lambda scale: cls(scale=scale, **params), profile, budget)

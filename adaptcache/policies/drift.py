@@ -4,16 +4,12 @@ References:
     | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..step import Step, relative_change
-from .threshold import Threshold, Trail
-
-__all__ = ["Drift"]
+from .threshold import Threshold, ThresholdState
 
 
 class Drift(Threshold):
@@ -27,6 +23,5 @@ class Drift(Threshold):
 
     type: Literal["drift"] = "drift"
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        return relative_change(step.x, before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        return relative_change(x, before)

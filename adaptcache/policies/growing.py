@@ -4,23 +4,18 @@ References:
     | Spectrum (2026), https://arxiv.org/abs/2603.01623
 """
 
-from __future__ import annotations
-
+import itertools
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..step import Step
-from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Growing"]
+from ..profile import Profile
+from .base import StaticPolicy
+from .replay import fit_threshold
 
 
-class Growing(Policy):
+class Growing(StaticPolicy):
     """Computes steps `warm_up` + floor(`growth` r (r + 1) / 2), for r = 0, 1, 2, ...
 
     Arguments:
@@ -32,21 +27,16 @@ class Growing(Policy):
     growth: Annotated[float, Field(ge=0)] = 0.75
     warm_up: Annotated[int, Field(ge=1)] = 5
 
-    def init(self, times: tuple[float, ...]) -> set[int]:
-        if self.growth == 0:
-            return set(range(len(times)))
-        # Long enough: at r = ceil(sqrt(2 N / growth)) the steps are past the end.
-        rounds = math.ceil(math.sqrt(2 * len(times) / self.growth)) + 1
-        later = {self.warm_up + math.floor(self.growth * r * (r + 1) / 2) for r in range(rounds)}
-        return set(range(self.warm_up)) | later
-
-    def compute(self, state: set[int], step: Step) -> bool:
-        return step.index in state
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        n = len(times)
+        if 2 * n * self.growth <= 1:  # every interval within the run is shorter than a step
+            return list(range(n))
+        every = (self.warm_up + math.floor(self.growth * r * (r + 1) / 2) for r in itertools.count())
+        later = itertools.takewhile(lambda step: step < n, every)
+        return sorted({*range(min(self.warm_up, n)), *later})
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the growth that spends the budget; the warm-up is a tenth of the steps unless given."""
-        from .replay import with_budget
-
-        knobs.setdefault("warm_up", max(1, profile.steps // 10))
-        return with_budget(lambda growth: cls(growth=growth, **knobs), profile, budget)
+        params.setdefault("warm_up", max(1, profile.steps // 10))
+        return fit_threshold(lambda growth: cls(growth=growth, **params), profile, budget)

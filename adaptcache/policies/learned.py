@@ -5,23 +5,18 @@ References:
       (there gates are trained inside of the denoiser; this is a few numbers outside of it)
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import TINY, Signal, Step, worst
 from .base import Policy
-from .threshold import Trail
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Learned", "Node"]
+from .replay import fit_threshold
+from .threshold import ThresholdState
 
 REACH = 8  # steps between a computed step and those its output may be reused for, in the data
 
@@ -31,7 +26,7 @@ class Node(BaseModel):
 
     Arguments:
         value: What a leaf predicts.
-        feature: Which feature is asked: 0 time, 1 time since the last computed step, 2 log of the change.
+        feature: Which feature is tested: 0 time, 1 time since the last computed step, 2 log of the change.
         at_most: Up to this value the left child is next, else the right one.
         left: Its number in the tree.
         right: Its number in the tree.
@@ -65,7 +60,7 @@ class Learned(Policy):
     linear: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] = (0.0, 0.0, 1.0, 0.0)
 
     @model_validator(mode="after")
-    def _ends(self) -> Learned:
+    def _ends(self) -> Self:
         for number, node in enumerate(self.tree):
             ends = node.left < 0 and node.right < 0
             if not ends and not (
@@ -78,10 +73,10 @@ class Learned(Policy):
     def signal(self) -> Signal:
         return "input"
 
-    def init(self, times: tuple[float, ...]) -> Trail:
-        return Trail()
+    def init(self, times: tuple[float, ...]) -> ThresholdState:
+        return ThresholdState()
 
-    def compute(self, state: Trail, step: Step) -> bool:
+    def compute(self, state: ThresholdState, step: Step) -> bool:
         if step.x is None or state.anchor is None or state.anchor.shape != step.x.shape:
             return True
         old = state.anchor.flatten(1).float()
@@ -90,7 +85,7 @@ class Learned(Policy):
         seen = math.log(worst(change, step.groups) + TINY)
         return math.exp(self.predict((step.t, gone, seen))) >= self.threshold
 
-    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+    def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         state.anchor = step.x
 
     def predict(self, features: tuple[float, float, float]) -> float:
@@ -103,19 +98,17 @@ class Learned(Policy):
         return node.value
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, model: str = "tree", **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, model: str = "tree", **params: Any) -> Self:
         """Learns the predictor and takes the threshold that spends the budget.
 
         Arguments:
             model: "tree" or "linear".
         """
-        from .replay import with_budget
-
-        knobs |= learned_tree(*examples(profile)) if model == "tree" else learned_line(*examples(profile))
-        return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)
+        params |= (fit_tree if model == "tree" else fit_line)(*build_examples(profile))
+        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)
 
 
-def examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+def build_examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     """Returns features with shape (M, 3) and log errors of reuse with shape (M,), of all prompts."""
     n, rows, values = profile.steps, [], []
     for gram in profile.gram:
@@ -130,7 +123,7 @@ def examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows), np.array(values)
 
 
-def learned_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+def fit_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     """Returns a regression tree as plain nodes."""
     from sklearn.tree import DecisionTreeRegressor
 
@@ -146,7 +139,7 @@ def learned_tree(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def learned_line(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+def fit_line(features: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     """Returns the weights of a linear model."""
     from sklearn.linear_model import LinearRegression
 

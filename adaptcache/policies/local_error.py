@@ -5,27 +5,21 @@ References:
     | ERTACache (Peng et al., 2025), https://arxiv.org/abs/2508.21091
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import FailFast, Field
 
-from ..step import Step
-from .base import Policy
-from .mask import nearest
+from ..profile import Profile
+from .base import StaticPolicy
+from .mask import nearest_entries
+from .replay import fit_threshold
 
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["LocalError"]
-
-# One bad entry is told, not a million.
+# One bad entry is reported, not a million.
 Errors = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1), FailFast()]
 
 
-class LocalError(Policy):
+class LocalError(StaticPolicy):
     """Skips from each computed step the largest number of steps whose error stays below the threshold.
 
     How SmoothCache decides for a type of layers; here for the whole step. ERTACache's walk (skip until
@@ -43,16 +37,16 @@ class LocalError(Policy):
     threshold: Annotated[float, Field(ge=0)]
     first: bool = True
 
-    def init(self, times: tuple[float, ...]) -> set[int]:
-        entries = nearest(len(self.errors), len(times))
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        entries = nearest_entries(len(self.errors), len(times))
         stretch = (len(self.errors) - 1) / max(len(times) - 1, 1)
-        steps, index = set(), 0
+        steps, index = [], 0
         while index < len(times):
-            steps.add(index)
-            index += 1 + self._skips(self.errors[entries[index]], stretch, len(times) - 1 - index)
+            steps.append(index)
+            index += 1 + self._count_skips(self.errors[entries[index]], stretch, len(times) - 1 - index)
         return steps
 
-    def _skips(self, errors: tuple[float, ...], stretch: float, left: int) -> int:
+    def _count_skips(self, errors: tuple[float, ...], stretch: float, left: int) -> int:
         """Returns how many steps may be skipped after a computed one with these errors."""
         skips = 0
         for k in range(1, left + 1):
@@ -65,22 +59,17 @@ class LocalError(Policy):
                 break
         return skips
 
-    def compute(self, state: set[int], step: Step) -> bool:
-        return step.index in state
-
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, longest: int | None = None, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, longest: int | None = None, **params: Any) -> Self:
         """Takes the errors from the kernel (relative L2; the papers take L1), and the threshold by budget.
 
         Arguments:
             longest: The most steps skipped in a row; SmoothCache measures 3.
         """
-        from .replay import with_budget
-
         gram, n = profile.kernel, profile.steps
         energy = np.diagonal(gram)
         relative = np.sqrt(np.maximum(energy[:, None] + energy[None] - 2 * gram, 0.0) / energy[None])
         reach = longest or n - 1
-        rows = tuple(tuple(map(float, relative[i, i + 1 : i + 1 + reach])) or (np.inf,) for i in range(n))
-        rows = tuple(tuple(min(value, 1e9) for value in row) for row in rows)
-        return with_budget(lambda value: cls(errors=rows, threshold=value, **knobs), profile, budget)
+        rows = (tuple(map(float, relative[i, i + 1 : i + 1 + reach])) or (np.inf,) for i in range(n))
+        errors = tuple(tuple(min(value, 1e9) for value in row) for row in rows)
+        return fit_threshold(lambda value: cls(errors=errors, threshold=value, **params), profile, budget)

@@ -1,28 +1,22 @@
-"""Ratios of norms, walked until they promise too much error: a plan in disguise.
+"""Ratios of norms, followed until they predict too much error: a plan in disguise.
 
 References:
     | MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..step import Step
-from .base import Policy
-from .mask import nearest
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Magnitude"]
+from ..profile import Profile
+from .base import StaticPolicy
+from .mask import nearest_entries
+from .replay import fit_threshold
 
 Ratio = Annotated[float, Field(gt=0)]
 
 
-class Magnitude(Policy):
+class Magnitude(StaticPolicy):
     """Skips while the summed deviation from 1 of the product of ratios stays small.
 
     With P the product of the ratios since the last computed step, the sum of |1 - P| is compared with the
@@ -47,32 +41,24 @@ class Magnitude(Policy):
     strict: bool = False
     always: tuple[int, ...] = ()
 
-    def init(self, times: tuple[float, ...]) -> list[bool]:
-        start = int(self.retention * len(times) + (0.5 if self.rounded else 0.0))
-        product, summed, skipped = 1.0, 0.0, 0
-        mask = []
-        for index, entry in enumerate(nearest(len(self.ratios), len(times))):
-            if index >= start:
-                product *= self.ratios[entry]
-                summed, skipped = summed + abs(1 - product), skipped + 1
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        start = max(int(self.retention * len(times) + (0.5 if self.rounded else 0.0)), 1)
+        product, summed, computed = 1.0, 0.0, list(range(min(start, len(times))))
+        for index, entry in list(enumerate(nearest_entries(len(self.ratios), len(times))))[start:]:
+            product *= self.ratios[entry]
+            summed += abs(1 - product)
             within = summed < self.threshold if self.strict else summed <= self.threshold
-            skip = 0 < index >= start and within and skipped <= self.max_skip and entry not in self.always
-            if not skip:
-                product, summed, skipped = 1.0, 0.0, 0
-            mask.append(not skip)
-        return mask
-
-    def compute(self, state: list[bool], step: Step) -> bool:
-        return state[step.index]
+            if not within or index - computed[-1] > self.max_skip or entry in self.always:
+                product, summed = 1.0, 0.0
+                computed.append(index)
+        return computed
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Takes the ratios of the profile, and the threshold that spends the budget.
 
         `max_skip` is not limited unless given: a low limit makes every plan uniform, whatever the ratios.
         """
-        from .replay import with_budget
-
         ratios = tuple(map(float, profile.magnitude.mean(axis=0)))
-        knobs = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | knobs
-        return with_budget(lambda value: cls(ratios=ratios, threshold=value, **knobs), profile, budget)
+        params = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | params
+        return fit_threshold(lambda value: cls(ratios=ratios, threshold=value, **params), profile, budget)

@@ -5,31 +5,25 @@ References:
     | cache-dit's steps mask (2025), https://github.com/vipshop/cache-dit
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..step import Step
-from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Mask", "nearest"]
+from ..profile import Profile
+from .base import StaticPolicy
+from .plan import Plan
 
 
-def nearest(length: int, steps: int) -> list[int]:
+def nearest_entries(length: int, steps: int) -> list[int]:
     """Returns which entry of a list of some length each of N steps takes: the ends stay ends."""
     if steps == 1:
         return [length - 1]
     return [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
 
 
-class Mask(Policy):
+class Mask(StaticPolicy):
     """Computes where the list has a one; runs of another length take the nearest entries.
 
     A `plan` says the same by times, and so means the same on another grid.
@@ -56,16 +50,12 @@ class Mask(Policy):
             raise ValueError(f"the bins give {len(mask)} steps, {steps} are needed")
         return cls(compute_steps=tuple(mask[:steps]))
 
-    def init(self, times: tuple[float, ...]) -> list[bool]:
-        return [self.compute_steps[i] for i in nearest(len(self.compute_steps), len(times))]
-
-    def compute(self, state: list[bool], step: Step) -> bool:
-        return state[step.index]
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        entries = nearest_entries(len(self.compute_steps), len(times))
+        return [i for i, entry in enumerate(entries) if self.compute_steps[entry]]
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the mask of the best plan."""
-        from .plan import Plan
-
-        steps = Plan.fit(profile, budget=budget, **knobs).steps(tuple(map(float, profile.times)))
+        steps = Plan.fit(profile, budget=budget, **params).steps(tuple(map(float, profile.times)))
         return cls(compute_steps=tuple(i in steps for i in range(profile.steps)))

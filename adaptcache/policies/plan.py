@@ -1,37 +1,30 @@
 """A fixed plan: compute at given times.
 
-The times come from dynamic programming on the kernel of a profile (`adaptcache.fitting.path`), as in
+The times come from dynamic programming on the kernel of a profile (`adaptcache.fitting.plan`), as in
 
 References:
     | LeMiCa (Gao et al., 2025), https://arxiv.org/abs/2511.00090
     | DPCache (2026), https://arxiv.org/abs/2602.22654
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..fitting.kernel import pair_errors
+from ..fitting.kernel import Array, pair_errors
 from ..fitting.plan import best_plan, minmax_plan, reuse_costs
-from ..limits import GEARS, STEPS, falling
-from ..step import Step
-from .base import Policy
-from .signals import Look
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Gear", "Plan", "Watch"]
+from ..fitting.signals import measure_signals, signal_rows
+from ..limits import GEARS, STEPS, check_falling
+from ..profile import Profile
+from .base import StaticPolicy
+from .signals import MARGIN, UNSEEN_MARGIN, Row, SignalSpec, fit_band
 
 Time = Annotated[float, Field(ge=0, le=1)]
-
-
-Watch = Annotated[
-    tuple[Annotated[tuple[Look, ...], Field(max_length=STEPS)], ...], Field(min_length=1, max_length=GEARS)
+SignalSpecs = Annotated[
+    tuple[Annotated[tuple[SignalSpec, ...], Field(max_length=STEPS)], ...],
+    Field(min_length=1, max_length=GEARS),
 ]
 
 
@@ -46,32 +39,33 @@ class Gear(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: Annotated[float, Field(gt=0, le=1)]
-    compute: Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(falling)]
+    compute: Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(check_falling)]
 
 
-class Plan(Policy):
+class Plan(StaticPolicy):
     """Computes at the step nearest to each time of the gear.
 
     Times and not step numbers, so that a plan made for 50 steps also means something on 28.
 
     Arguments:
-        gears: Plans with rising budgets; the runtime is told which one to follow.
-        watch: What a guard looks at, by gear and computed step after the first; None where it has nothing.
+        gears: Plans with rising budgets; the runtime decides which one is followed.
+        signal_specs: What a guard looks at, by gear and computed step after the first; None where it has
+            nothing.
     """
 
     type: Literal["plan"] = "plan"
     gears: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
-    watch: Watch | None = None
+    signal_specs: SignalSpecs | None = Field(None, alias="watch")
 
     @model_validator(mode="after")
-    def _watches_its_gears(self) -> Self:
-        if self.watch is not None:
+    def _specs_fit_the_gears(self) -> Self:
+        if self.signal_specs is not None:
             steps = [len(gear.compute) for gear in self.gears]
-            if len(self.watch) != len(steps) or any(
-                len(looks) >= most for looks, most in zip(self.watch, steps, strict=True)
+            if len(self.signal_specs) != len(steps) or any(
+                len(specs) >= most for specs, most in zip(self.signal_specs, steps, strict=True)
             ):
                 raise ValueError("there is at most one look for each computed step after a gear's first")
-            if any(look.depth > k + 2 for looks in self.watch for k, look in enumerate(looks)):
+            if any(spec.depth > k + 2 for specs in self.signal_specs for k, spec in enumerate(specs)):
                 raise ValueError("a look weighs more outputs than are computed by then")
         return self
 
@@ -81,15 +75,27 @@ class Plan(Policy):
         return cls(gears=(Gear(budget=len(steps) / len(times), compute=tuple(times[i] for i in steps)),))
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
-        """Returns the numbers of the steps a gear computes on a grid of N times, rising."""
         wanted = np.array(self.gears[gear].compute)
         return [int(i) for i in np.unique(np.abs(wanted[:, None] - np.array(times)).argmin(axis=1))]
 
-    def init(self, times: tuple[float, ...]) -> list[list[int]]:
-        return [self.steps(times, gear) for gear in range(len(self.gears))]
+    def with_signals(self, seen: Sequence[tuple[Row, Array]], margin: float = MARGIN) -> Self:
+        """Returns this plan of one gear with what a guard needs.
 
-    def compute(self, state: list[list[int]], step: Step) -> bool:
-        return step.index in state[step.gear]
+        Arguments:
+            seen: By computed step after the first: how the innovation is computed, and that of each prompt in
+                runs by this plan, in decades.
+            margin: Room beyond that, in decades.
+        """
+        specs = tuple(SignalSpec(rows=(row,), band=fit_band(values, margin)) for row, values in seen)
+        return self.model_copy(update={"signal_specs": (specs,)})
+
+    def with_profile_signals(self, profile: Profile) -> Self:
+        """Returns this plan of one gear with what a guard needs, where there were full runs only."""
+        n, steps = profile.steps, self.steps(tuple(map(float, profile.times)))
+        rows = signal_rows(profile.kernel, steps)
+        seen = measure_signals(profile.gram[:, :n, :n], steps, rows)
+        innovations = [(own[0], signals[:, 0]) for own, signals in zip(rows, seen, strict=True)]
+        return self.with_signals(innovations, UNSEEN_MARGIN)
 
     @classmethod
     def fit(
@@ -99,14 +105,14 @@ class Plan(Policy):
         budget: float = 0.5,
         planner: Literal["sum", "minmax"] = "sum",
         weighted: bool = True,
-        **knobs: Any,
+        **params: Any,
     ) -> Self:
         """Returns the best plan for a budget.
 
         Arguments:
             planner: "sum" has the smallest sum of errors, forecast from the last two computed steps;
                 "minmax" the smallest worst skip, reused from the last one, as LeMiCa.
-            weighted: Whether errors count by what they do to the end result (the profile's influence).
+            weighted: Whether errors count by what they do to the end result (the profile's sensitivity).
         """
         calls = max(1, round(budget * profile.steps))
         errors = pair_errors(profile.kernel)

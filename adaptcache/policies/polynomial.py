@@ -4,34 +4,28 @@ References:
     | TeaCache (Liu et al., 2024), https://arxiv.org/abs/2411.19108
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from ..fitting.polynomial import fit_rising, held_out
+from ..fitting.polynomial import cross_validate, fit_rising
+from ..profile import Profile
 from ..step import Step, relative_change
-from .threshold import Threshold, Trail
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Polynomial"]
+from .threshold import Threshold, ThresholdState
 
 
 class Polynomial(Threshold):
     """Adds up p(relative L1 change of the signal from step to step); computes where the sum is due.
 
-    p is to foretell the output's change. Published polynomials are not monotone and partly negative, and are
-    extrapolated without a word (`adaptcache lint`); `fit` makes rising ones, clamped to what was measured.
+    p predicts the output's change. Published polynomials are not monotone and partly negative, and are
+    extrapolated without a warning (`adaptcache lint`); `fit` makes rising ones, clamped to what was measured.
 
     Arguments:
         coefficients: Of p, highest power first.
         clamp: The range p was fitted on; changes outside count as its ends. None extrapolates, as published.
-        r2: How well p foretells the output's change on prompts it was not fitted to.
+        r2: How well p predicts the output's change on prompts it was not fitted to.
         rank: Rank correlation of the same.
     """
 
@@ -44,9 +38,8 @@ class Polynomial(Threshold):
     r2: FiniteFloat | None = None
     rank: FiniteFloat | None = None
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        change = relative_change(step.x, before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        change = relative_change(x, before)
         return self.predict(change.clamp(*self.clamp) if self.clamp else change)
 
     def predict(self, change: Tensor) -> Tensor:
@@ -57,7 +50,7 @@ class Polynomial(Threshold):
         return total
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, degree: int = 4, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, degree: int = 4, **params: Any) -> Self:
         """Fits p to the changes of latents and outputs, and the threshold to the budget.
 
         Arguments:
@@ -65,13 +58,8 @@ class Polynomial(Threshold):
         """
         x, y = profile.change_in[:, 1:], profile.change_out[:, 1:]
         rising = fit_rising(x.ravel(), y.ravel(), degree)
-        r2, rank = held_out(x, y, degree)
-        fitted = {
-            "coefficients": rising.coefficients,
-            "clamp": (rising.low, rising.high),
-            "r2": r2,
-            "rank": rank,
-        }
+        r2, rank = cross_validate(x, y, degree)
+        fitted = {"coefficients": rising.coefficients, "clamp": (rising.low, rising.high)}
         if budget == 1:
-            knobs["cool_down"] = profile.steps
-        return super().fit(profile, budget=budget, **fitted, **knobs)
+            params["cool_down"] = profile.steps
+        return super().fit(profile, budget=budget, r2=r2, rank=rank, **fitted, **params)

@@ -5,16 +5,12 @@ References:
     | DBCache (cache-dit, 2025), https://github.com/vipshop/cache-dit
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..step import Signal, Step, relative_change
-from .threshold import Threshold, Trail
-
-__all__ = ["Probe"]
+from .threshold import Threshold, ThresholdState
 
 
 class Probe(Threshold):
@@ -30,6 +26,6 @@ class Probe(Threshold):
     type: Literal["probe"] = "probe"
     on: Signal = "residual"
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.anchor is not None
-        return relative_change(step.x, state.anchor)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.anchor is not None
+        return relative_change(x, state.anchor)

@@ -1,18 +1,16 @@
-"""Runs a policy on a profile instead of a pipeline: what would it compute?
+"""Runs a policy on a profile instead of a pipeline, to see what it would compute.
 
 A profile keeps inner products and no tensors. Vectors with the same inner products exist, and a random
 rotation into many dimensions gives them the same relative L1 distances too, to about a percent: its
-coordinates are Gaussian, and mean absolute values then tell lengths. So any policy can be asked, with
-the code that will run, thousands of times a second.
+coordinates are Gaussian, and mean absolute values then measure lengths. So any policy can be run, with
+the code that will run later, thousands of times a second.
 
-Two limits: what is not in the profile cannot be replayed (policies that look inside the denoiser are shown
+Two limits: what is not in the profile cannot be replayed (policies that look inside the denoiser are given
 the latents), and the run is the full one, so errors of forecasts do not feed back.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -23,21 +21,19 @@ from ..profile import Profile
 from ..step import Step
 from .base import Policy
 
-__all__ = ["calls_of", "replayed", "with_budget"]
-
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
-WIDTH = 2048  # dimensions of the stand-ins
+WIDTH = 2048  # dimensions of the vectors
 MOST = 4  # prompts that are replayed
 LOW, HIGH, HALVINGS = 1e-6, 1e3, 24
 
 
-def stand_ins(profile: Profile, prompt: int) -> tuple[Tensor, Tensor]:
+def build_vectors(profile: Profile, prompt: int) -> tuple[Tensor, Tensor]:
     """Returns outputs and latents with the inner products of a prompt, each with shape (N, WIDTH)."""
-    return _stand_ins(profile.gram[prompt].tobytes(), len(profile.gram[prompt]))
+    return _build_vectors(profile.gram[prompt].tobytes(), len(profile.gram[prompt]))
 
 
 @functools.lru_cache(maxsize=64)
-def _stand_ins(data: bytes, size: int) -> tuple[Tensor, Tensor]:
+def _build_vectors(data: bytes, size: int) -> tuple[Tensor, Tensor]:
     gram = np.frombuffer(data).reshape(size, size)
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -47,9 +43,9 @@ def _stand_ins(data: bytes, size: int) -> tuple[Tensor, Tensor]:
     return rows[: size // 2], rows[size // 2 :]
 
 
-def replayed(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
+def replay(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
     """Returns the steps the policy computes on a prompt of the profile, rising."""
-    outputs, latents = stand_ins(profile, prompt)
+    outputs, latents = build_vectors(profile, prompt)
     times = tuple(map(float, profile.times))
     state, past = policy.init(times), tuple[int, ...]()
     for index in range(len(times)):
@@ -61,14 +57,21 @@ def replayed(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
     return list(reversed(past))
 
 
-def calls_of(policy: Policy, profile: Profile) -> float:
+def count_calls(policy: Policy, profile: Profile) -> float:
     """Returns how many steps the policy computes, the mean over the first prompts of the profile."""
     prompts = range(min(MOST, len(profile.gram)))
-    return float(np.mean([len(replayed(policy, profile, prompt)) for prompt in prompts]))
+    return float(np.mean([len(replay(policy, profile, prompt)) for prompt in prompts]))
 
 
-def with_budget(make: Callable[[float], AnyPolicy], profile: Profile, budget: float) -> AnyPolicy:
+def find_nearest(policies: Iterable[AnyPolicy], profile: Profile, budget: float) -> AnyPolicy:
+    """Returns the first of the policies whose calls are nearest to a fraction of the steps."""
+    return min(policies, key=lambda policy: abs(count_calls(policy, profile) - budget * profile.steps))
+
+
+def fit_threshold(make: Callable[[float], AnyPolicy], profile: Profile, budget: float) -> AnyPolicy:
     """Returns the policy whose threshold spends a budget.
+
+    Bisection with a memory, as calls need not fall everywhere where thresholds rise.
 
     Arguments:
         make: Gives the policy of a threshold; higher ones compute less.
@@ -84,7 +87,7 @@ def with_budget(make: Callable[[float], AnyPolicy], profile: Profile, budget: fl
     for _ in range(HALVINGS):
         middle = float(np.sqrt(low * high))
         policy = make(middle)
-        calls = calls_of(policy, profile)
+        calls = count_calls(policy, profile)
         if abs(calls - wanted) < nearest:
             best, nearest = policy, abs(calls - wanted)
         if nearest < 1 / MOST:

@@ -4,22 +4,16 @@ References:
     | SenCache (2026), https://arxiv.org/abs/2602.24208
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import TINY, Step
-from .threshold import Threshold, Trail
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Sensitivity"]
+from .threshold import Threshold, ThresholdState
 
 Gain = Annotated[float, Field(ge=0)]
 Table = Annotated[tuple[Gain, ...], Field(min_length=1, max_length=4096)]
@@ -43,10 +37,10 @@ class Sensitivity(Threshold):
     to_input: Table
     to_time: Table
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.anchor is not None
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.anchor is not None
         old = state.anchor.flatten(1).float()
-        moved = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+        moved = (x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
         rising = self.times[::-1]
         a = float(np.interp(step.t, rising, self.to_input[::-1]))
         b = float(np.interp(step.t, rising, self.to_time[::-1]))
@@ -54,15 +48,15 @@ class Sensitivity(Threshold):
         return score
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         n, times = profile.steps, profile.times
-        rows = [gains(profile.gram, times, i) for i in range(1, n)]
+        rows = [fit_gains(profile.gram, times, i) for i in range(1, n)]
         to_input, to_time = zip(rows[0], *rows, strict=True)
         tables = {"times": tuple(map(float, times)), "to_input": to_input, "to_time": to_time}
-        return super().fit(profile, budget=budget, **tables, **knobs)
+        return super().fit(profile, budget=budget, **tables, **params)
 
 
-def gains(gram: np.ndarray, times: np.ndarray, step: int) -> tuple[float, float]:
+def fit_gains(gram: np.ndarray, times: np.ndarray, step: int) -> tuple[float, float]:
     """Returns the two gains at a step, fitted to its change from each of the steps before.
 
     Arguments:

@@ -1,43 +1,49 @@
-"""What is looked at after a computed step, and what it says about how the run will end.
+"""Signals of a run: what is looked at after a computed step, and what it says about how the run will end.
 
 A signal is the decimal logarithm of the energy of a linear combination of the outputs computed so far, over
 the energy of the newest. The first one at each step is the *innovation*: how far a forecast of the output
 from the earlier ones would have been off. All is computed on the device, for each sample of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
-__all__ = ["Guess", "Look", "signals_of"]
+from ..fitting.kernel import Array
+from ..fitting.quality import fit_quality
 
 LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
-MOST = 64  # signals that a guess is made from
+MOST = 64  # signals that a prediction is made from
+SPREAD = 3.0  # standard deviations of the innovation on each side of its band
+MARGIN = 0.1  # beyond what was seen, in decades
+UNSEEN_MARGIN = (
+    0.5  # where only full runs were seen, from which those by a plan stray, or fewer prompts than this:
+)
+FEW = 8
 
+Row = tuple[float, ...]
 Numbers = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
-Bump = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
 
 
-class Guess(BaseModel):
+class QualityPredictor(BaseModel):
     """Predicts how a run ends, in decibels: a regression of all signals so far, as plain numbers.
 
     With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus
-    `square` times the products of its entries, plus bumps around the prompts it was fitted on.
+    `square` times the products of its entries, plus radial basis functions around prompts it was fitted on.
 
     Arguments:
-        low: The smallest signals of the calibration prompts: what is beyond is unknown, so it is clipped.
+        low: The smallest signals of the F there are: what is beyond is unknown, so it is clipped.
         high: The largest ones.
         centre: Their means.
         scale: Their standard deviations.
-        constant: What is predicted where z is zero, but for bumps.
-        linear: The weights of z.
-        square: The weights of z_i z_j with i <= j, row by row; empty for a linear guess.
-        around: The centres of the bumps exp(-width |z - centre|^2); empty without.
+        constant: What is predicted where z is zero, without radial basis functions.
+        linear: The weights of z, F of them.
+        square: The weights of z_i z_j with i <= j, row by row; empty for a linear prediction.
+        around: The centres of the radial basis functions exp(-width |z - centre|^2), with F entries each.
         heights: Their heights.
         width: Their width, as above.
         r2: The share of the variance explained on prompts that it was not fitted to.
@@ -52,19 +58,19 @@ class Guess(BaseModel):
     constant: FiniteFloat
     linear: Numbers
     square: Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST * (MOST + 1) // 2)] = ()
-    around: Annotated[tuple[Bump, ...], Field(max_length=1024)] = ()
+    around: Annotated[tuple[Numbers, ...], Field(max_length=1024)] = ()
     heights: Annotated[tuple[FiniteFloat, ...], Field(max_length=1024)] = ()
     width: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     r2: FiniteFloat
 
     @model_validator(mode="after")
-    def _lengths_agree(self) -> Guess:
+    def _lengths_agree(self) -> Self:
         count = len(self.linear)
         rows = (self.low, self.high, self.centre, self.scale, *self.around)
         if any(len(row) != count for row in rows) or len(self.square) not in (0, count * (count + 1) // 2):
-            raise ValueError(f"the numbers of a guess from {count} signals do not agree in length")
+            raise ValueError(f"the numbers of a prediction from {count} signals do not agree in length")
         if len(self.around) != len(self.heights):
-            raise ValueError(f"{len(self.around)} bumps have {len(self.heights)} heights")
+            raise ValueError(f"{len(self.around)} radial basis functions have {len(self.heights)} heights")
         return self
 
     def predict(self, signals: Tensor) -> Tensor:
@@ -84,23 +90,23 @@ class Guess(BaseModel):
         return value
 
 
-class Look(BaseModel):
+class SignalSpec(BaseModel):
     """What to look at after one computed step of a gear.
 
     Arguments:
         rows: One row a signal: the weights of the outputs computed so far, newest first.
-        band: Between which values the innovation of the calibration prompts lies, with some room.
-        guess: How a run in this gear ends, from the signals of this step and those before.
+        band: Between which values the innovation of the calibration prompts lies, with some margin.
+        predictor: How a run in this gear ends, from the signals of this step and those before.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     rows: Annotated[
         tuple[Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=8)], ...],
         Field(min_length=1, max_length=MOST),
     ]
     band: tuple[FiniteFloat, FiniteFloat]
-    guess: Guess | None = None
+    predictor: QualityPredictor | None = Field(None, alias="guess")
 
     @property
     def depth(self) -> int:
@@ -108,7 +114,7 @@ class Look(BaseModel):
         return max(map(len, self.rows))
 
 
-def signals_of(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Tensor:
+def compute_signals(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Tensor:
     """Returns the signals of each sample, with shape (B, len(rows)). Reads nothing from the device.
 
     Arguments:
@@ -122,3 +128,52 @@ def signals_of(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Te
         total = sum((value * weight for value, weight in zip(flat, row, strict=False)), torch.zeros(()))
         found.append((total.square().sum(1) / energy).clamp_min(LEAST).log10())
     return torch.stack(found, 1)
+
+
+def fit_signal_specs(
+    plans: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[Sequence[Row]]],
+    seen: Sequence[Sequence[Array]],
+    ends: Array,
+) -> tuple[tuple[tuple[SignalSpec, ...], ...], dict[tuple[int, int], Array]]:
+    """Fits bands, and predictors for the steps after which more than one gear is open. Needs scikit-learn.
+
+    Arguments:
+        plans: The computed steps of the G gears.
+        rows: What is looked at, by gear and computed step after the first.
+        seen: What was seen there, each with shape (P, F).
+        ends: What the runs ended with, in decibels, with shape (G, P).
+
+    Returns:
+        What to look at, and by gear and number of the step what is predicted for each prompt from the others.
+    """
+    specs, predicted = [], {}
+    for g, plan in enumerate(plans):
+        own = []
+        for number, signals in enumerate(seen[g]):
+            predictor = None
+            if _is_open(plans, g, number + 2):
+                fit = fit_quality(np.concatenate(seen[g][: number + 1], 1), ends[g])
+                predictor, predicted[g, number] = QualityPredictor(**fit.numbers), fit.left_out
+            band = fit_band(signals[:, 0])
+            own.append(SignalSpec(rows=tuple(rows[g][number]), band=band, predictor=predictor))
+        specs.append(tuple(own))
+        assert len(own) == len(plan) - 1
+    return tuple(specs), predicted
+
+
+def _is_open(plans: Sequence[Sequence[int]], gear: int, computed: int) -> bool:
+    """Whether another gear computes the same first steps, and none that this one skipped."""
+    return any(other[:computed] == plans[gear][:computed] for g, other in enumerate(plans) if g != gear)
+
+
+def fit_band(innovations: Array, margin: float = MARGIN) -> tuple[float, float]:
+    """Returns between which values the innovation of other prompts of the kind lies, nearly always.
+
+    In logarithms it is bell-shaped enough for this: the mean and three standard deviations to each side, and
+    some margin beyond what was seen.
+    """
+    room, least = SPREAD * float(innovations.std()), margin if len(innovations) >= FEW else UNSEEN_MARGIN
+    low = min(innovations.mean() - room, innovations.min() - least)
+    high = max(innovations.mean() + room, innovations.max() + least)
+    return float(low), float(high)

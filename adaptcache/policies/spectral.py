@@ -4,8 +4,6 @@ References:
     | SeaCache (2026), https://arxiv.org/abs/2602.18993
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,9 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..step import Step, relative_change
-from .threshold import Threshold, Trail
-
-__all__ = ["Spectral", "denoised"]
+from .threshold import Threshold, ThresholdState
 
 TINY = 1e-16
 
@@ -38,10 +34,9 @@ class Spectral(Threshold):
     power: Annotated[float, Field(gt=0)] = 2.0
     grid: tuple[int, ...] | None = None
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
         last = state.notes[0] if state.notes else self._seen(before, step.times[step.index - 1])
-        state.notes[:] = [self._seen(step.x, step.t)]
+        state.notes[:] = [self._seen(x, step.t)]
         return relative_change(state.notes[0], last)
 
     def _seen(self, x: Tensor, t: float) -> Tensor:

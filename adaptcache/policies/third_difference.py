@@ -4,8 +4,6 @@ References:
     | AdaptiveDiffusion (Ye et al., 2024), https://arxiv.org/abs/2410.09873
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,10 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..step import TINY, Step
-from .threshold import Threshold, Trail
+from .threshold import Threshold, ThresholdState
 from .transform_rate import size
-
-__all__ = ["ThirdDifference"]
 
 
 class ThirdDifference(Threshold):
@@ -32,9 +28,8 @@ class ThirdDifference(Threshold):
     threshold: Annotated[float, Field(ge=0)] = 0.01
     max_skip: Annotated[int, Field(ge=0)] | None = 4
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None
-        moves = [size(step.x - before), *state.notes][:3]
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        moves = [size(x - before), *state.notes][:3]
         state.notes[:] = moves
         if len(moves) < 3:
             return torch.full_like(moves[0], float("inf"))

@@ -1,40 +1,27 @@
 """What the policies have in common that compare a number with a threshold during the run."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Signal, Step, worst
 from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Threshold", "Trail"]
+from .replay import fit_threshold
 
 
 @dataclass
-class Trail:
-    """What such a policy remembers of a run; tensors stay on the device.
+class ThresholdState:
+    """What such a policy remembers of a run; tensors stay on the device."""
 
-    Arguments:
-        before: The signal at the step before.
-        anchor: The signal at the last computed step.
-        output: What was computed there.
-        total: The score so far, of each sample, with shape (B,).
-        notes: What else a method keeps.
-    """
-
-    before: Tensor | None = None
-    anchor: Tensor | None = None
-    output: Tensor | None = None
-    total: Tensor | float = 0.0
-    notes: list[Tensor] = field(default_factory=list)
+    before: Tensor | None = None  # the signal at the step before
+    anchor: Tensor | None = None  # the signal at the last computed step
+    output: Tensor | None = None  # what was computed there
+    total: Tensor | float = 0.0  # the score so far, of each sample, with shape (B,)
+    notes: list[Tensor] = field(default_factory=list)  # what else a method keeps
 
 
 class Threshold(Policy):
@@ -52,7 +39,7 @@ class Threshold(Policy):
     """
 
     accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
-    inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as some codes have it
+    inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as in some codes
 
     threshold: Annotated[float, Field(ge=0)]
     warm_up: Annotated[int, Field(ge=1)] = 1
@@ -64,44 +51,42 @@ class Threshold(Policy):
     def signal(self) -> Signal:
         return self.on
 
-    def init(self, times: tuple[float, ...]) -> Trail:
-        return Trail()
+    def init(self, times: tuple[float, ...]) -> ThresholdState:
+        return ThresholdState()
 
     @abstractmethod
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        """Returns the score of each sample at this step, with shape (B,); reads nothing from the device.
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        """Returns the score of each sample, with shape (B,); reads nothing from the device.
 
         Arguments:
             state: What is remembered.
-            step: Where the run is, with the signal.
+            step: Where the run is.
+            x: The signal.
             before: The signal at the step before.
         """
 
-    def forced(self, step: Step) -> bool:
+    def must_compute(self, step: Step) -> bool:
         """Whether the step is computed whatever the score."""
         if step.index < self.warm_up or step.index >= len(step.times) - self.cool_down:
             return True
-        skipped = step.index - 1 - step.past[0]
-        return self.max_skip is not None and skipped >= self.max_skip
+        return self.max_skip is not None and step.index - 1 - step.past[0] >= self.max_skip
 
-    def compute(self, state: Trail, step: Step) -> bool:
+    def compute(self, state: ThresholdState, step: Step) -> bool:
         before, state.before = state.before, step.x
         if step.x is None or before is None or before.shape != step.x.shape:
             return True
-        score = self.score(state, step, before)
+        score = self.score(state, step, step.x, before)
         state.total = state.total + score if self.accumulates else score
-        if self.forced(step):
+        if self.must_compute(step):
             return True
         value = worst(state.total, step.groups)
         return value > self.threshold if self.inclusive else value >= self.threshold
 
-    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+    def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         state.before = state.anchor = step.x
         state.output, state.total = output, 0.0
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the policy with the threshold that spends the budget, replayed on the profile."""
-        from .replay import with_budget
-
-        return with_budget(lambda threshold: cls(threshold=threshold, **knobs), profile, budget)
+        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)

@@ -4,17 +4,13 @@ References:
     | EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..step import TINY, Step
-from .threshold import Threshold, Trail
-
-__all__ = ["TransformRate", "size"]
+from .threshold import Threshold, ThresholdState
 
 
 class TransformRate(Threshold):
@@ -28,14 +24,14 @@ class TransformRate(Threshold):
 
     type: Literal["transform-rate"] = "transform-rate"
 
-    def score(self, state: Trail, step: Step, before: Tensor) -> Tensor:
-        assert step.x is not None and state.output is not None
-        moved = size(step.x - before)
+    def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
+        assert state.output is not None
+        moved = size(x - before)
         if not state.notes:
             return torch.full_like(moved, float("inf"))
         return state.notes[0] * moved / size(state.output).clamp_min(TINY)
 
-    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+    def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         if step.x is not None and state.anchor is not None and state.output is not None:
             change = size(output - state.output)
             state.notes[:] = [change / size(step.x - state.anchor).clamp_min(TINY)]

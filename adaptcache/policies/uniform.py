@@ -5,23 +5,17 @@ References:
     | FORA (Selvaraju et al., 2024), https://arxiv.org/abs/2407.01425
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from ..limits import STEPS
-from ..step import Step
-from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Uniform"]
+from ..profile import Profile
+from .base import StaticPolicy
+from .replay import find_nearest
 
 
-class Uniform(Policy):
+class Uniform(StaticPolicy):
     """Computes every `interval`-th step, counted from the last one of the warm-up.
 
     Arguments:
@@ -38,17 +32,15 @@ class Uniform(Policy):
     cool_down: Annotated[int, Field(ge=0, le=STEPS)] = 0
     first_gap: Annotated[int, Field(ge=1, le=STEPS)] | None = None
 
-    def compute(self, state: None, step: Step) -> bool:
-        if step.index < self.warm_up or step.index >= len(step.times) - self.cool_down:
-            return True
-        since = step.index - (self.warm_up - 1) - (self.first_gap or self.interval)
-        return since >= 0 and since % self.interval == 0
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
+        n = len(times)
+        later = range(self.warm_up - 1 + (self.first_gap or self.interval), n, self.interval)
+        ends = (*range(min(self.warm_up, n)), *range(max(n - self.cool_down, 0), n))
+        return sorted({*ends, *later})
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the interval that comes nearest to the budget, or the warm-up if the interval is given."""
-        from .replay import calls_of
-
-        free = "warm_up" if "interval" in knobs else "interval"
-        made = [cls(**{free: value}, **knobs) for value in range(1, profile.steps + 1)]
-        return min(made, key=lambda policy: abs(calls_of(policy, profile) - budget * profile.steps))
+        free = "warm_up" if "interval" in params else "interval"
+        made = [cls(**{free: value}, **params) for value in range(1, profile.steps + 1)]
+        return find_nearest(made, profile, budget)

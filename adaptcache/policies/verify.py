@@ -4,32 +4,27 @@ References:
     | SpeCa (Liu et al., 2025), https://arxiv.org/abs/2509.11628
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
 
+from ..profile import Profile
 from ..step import Step, relative_change, worst
 from .base import Policy
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Verify"]
+from .replay import find_nearest
 
 
 @dataclass
-class Doubt:
+class VerifyState:
     """The error of the last forecast that was checked, of each sample; not read yet."""
 
     error: Tensor | None = None
 
 
 class Verify(Policy):
-    """Skips until the last block, run on a forecast, does not give what the forecast said it would.
+    """Skips until the last block, run on a forecast, does not give what was forecast.
 
     On the site `blocks` with a last block that always runs (`tail` = 1): its residual is compared with its
     own forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
@@ -50,10 +45,10 @@ class Verify(Policy):
     warm_up: Annotated[int, Field(ge=1)] = 3
     max_skip: Annotated[int, Field(ge=0)] = 5
 
-    def init(self, times: tuple[float, ...]) -> Doubt:
-        return Doubt()
+    def init(self, times: tuple[float, ...]) -> VerifyState:
+        return VerifyState()
 
-    def compute(self, state: Doubt, step: Step) -> bool:
+    def compute(self, state: VerifyState, step: Step) -> bool:
         error, state.error = state.error, None
         if step.index < self.warm_up or step.index - 1 - step.past[0] >= self.max_skip:
             return True
@@ -61,14 +56,12 @@ class Verify(Policy):
         allowed = max(self.least, self.threshold * self.decay**progress)
         return error is not None and worst(error, step.groups) > allowed
 
-    def verify(self, state: Doubt, step: Step, found: Tensor, expected: Tensor) -> None:
+    def verify(self, state: VerifyState, step: Step, found: Tensor, expected: Tensor) -> None:
         state.error = relative_change(expected, found)
 
     @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> Self:
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the longest skip that comes nearest to the budget where no forecast is found bad."""
-        from .replay import calls_of
-
-        knobs.setdefault("warm_up", min(3, max(1, round(budget * profile.steps))))
-        made = [cls(max_skip=skip, **knobs) for skip in range(profile.steps)]
-        return min(made, key=lambda policy: abs(calls_of(policy, profile) - budget * profile.steps))
+        params.setdefault("warm_up", min(3, max(1, round(budget * profile.steps))))
+        made = [cls(max_skip=skip, **params) for skip in range(profile.steps)]
+        return find_nearest(made, profile, budget)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..limits import PROMPTS, STEPS, checked_name, first_fault, plain, read_bytes
+from ..limits import PROMPTS, STEPS, check_name, check_plain, first_fault, read_bytes
 from .checkpoint import CheckpointError, load_pipeline
 from .prompts import Prompts, calibration_folder, read_prompts
 
@@ -53,12 +53,12 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, AfterValidator(checked_name)]
+    name: Annotated[str, AfterValidator(check_name)]
     about: str = ""
     checkpoint: Annotated[str, Field(max_length=4096)]
     pipeline: Annotated[str, Field(pattern=r"^[A-Z]\w*$", max_length=200)] = "DiffusionPipeline"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    variant: Annotated[str, AfterValidator(checked_name)] | None = None
+    variant: Annotated[str, AfterValidator(check_name)] | None = None
     steps: int = Field(default=28, ge=1, le=STEPS)
     prompts: Annotated[str, Field(max_length=4096)] = "general"
     gated: bool = False
@@ -70,7 +70,7 @@ class Preset(BaseModel):
     def _leaves_ours(cls, call: dict[str, Any]) -> dict[str, Any]:
         if taken := OURS & call.keys():
             raise ValueError(f"adaptcache sets {', '.join(sorted(taken))} itself; remove it")
-        plain(call)
+        check_plain(call)
         return call
 
     @classmethod

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
-from ..sites.interceptor import Sentry
-from ..sites.layers import compiled_around
-from ..sites.models import layers_of
-from ..sites.outputs import taken_apart
+from ..sites.denoisers import find_layers
+from ..sites.interceptor import ModuleInterceptor, find_compiled
+from ..sites.outputs import split_tensors
 
 __all__ = ["layer_errors"]
 
@@ -48,12 +47,13 @@ class LayerHook(StepHook):
         with ExitStack() as undo:
             for site in self.sites:
                 for denoiser in gate.denoisers:
-                    layers = layers_of(denoiser, site)
-                    if around := compiled_around(denoiser, list(layers)):
+                    layers = find_layers(denoiser, site)
+                    if around := find_compiled(denoiser, list(layers)):
                         raise AttachError(f"{around} is compiled as a whole: its layers cannot be watched")
                     for name, layer in layers.items():
                         self.found.add(site)
-                        Sentry(layer, partial(self.call, gate, site, name), gate).stand(undo)
+                        call = partial(self.call, gate, site, name)
+                        ModuleInterceptor.install(layer, gate, call, undo, shared=False)
             if not self.found:
                 kind = type(gate.denoisers[0]).__name__
                 raise AttachError(f"{kind} has no layers for the site {' or '.join(map(repr, self.sites))}")
@@ -79,7 +79,7 @@ class LayerHook(StepHook):
         step, branch = here
         place = (branch, name, step.index)
         self.times[place] = self.times.get(place, 0) + 1  # a layer may be called twice
-        for number, tensor in enumerate(taken_apart(output)[1]):
+        for number, tensor in enumerate(split_tensors(output)[1]):
             past = self.kept[branch, name, self.times[place], number]
             size = tensor.float().abs().mean().clamp_min(TINY)
             for index, old in past:

@@ -13,11 +13,12 @@ from ..errors import AttachError, ScheduleError
 from ..forecasts.history import History
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
+from ..schedule.format import same_grid
 from ..schedule.gears import resolve_gear
-from ..schedule.replan import replanned, same_grid
+from ..schedule.replan import replan
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from ..sites.places import Place, places_of, uncompiled
+from ..sites import SiteHook, check_compiled, find_sites
 from ..step import Step
 
 __all__ = ["Runner"]
@@ -44,7 +45,7 @@ class Runner(StepHook):
         self.state: Any = None
         self.original = schedule
         self.follow(gear)
-        self.places: list[tuple[int, Place]] = []  # inside of denoisers, with the number of the rule
+        self.sites: list[tuple[int, SiteHook]] = []  # inside of denoisers, with the number of the rule
         self.on_run_end()
 
     def follow(self, gear: int | None) -> None:
@@ -55,11 +56,11 @@ class Runner(StepHook):
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
-            undo.callback(self.places.clear)
+            undo.callback(self.sites.clear)
             if self.schedule.rules[0].site != "step":
-                self.places[:] = places_of(self.schedule.rules, gate)
-                for _, place in self.places:
-                    place.stand(undo)
+                self.sites[:] = find_sites(self.schedule.rules, gate)
+                for _, site in self.sites:
+                    site.install(undo)
             return undo.pop_all()
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
@@ -72,9 +73,9 @@ class Runner(StepHook):
         self.rule = self.rules[times]
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
-        for number, place in self.places:
-            uncompiled(place)
-            place.begin(self.schedule.rules[number] if number else self.rule, times, self.gear)
+        for number, site in self.sites:
+            check_compiled(site)
+            site.on_run_start(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
     def _is_fitted(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -89,13 +90,13 @@ class Runner(StepHook):
             raise ScheduleError(
                 f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
             )
-        anew = replanned(self.schedule, times)
+        anew = replan(self.schedule, times)
         how = "its rule is used as it is" if anew is rule else "planned anew"
         warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
     def should_compute(self, step: Step) -> bool:
-        if self.places:
+        if self.sites:
             return True  # the denoiser is called, and decides inside
         self.x = None
         if self.schedule.rules[0].signal != "none":
@@ -107,7 +108,7 @@ class Runner(StepHook):
         return step.index == 0 or self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        if self.places:
+        if self.sites:
             return step.u
         key = (step.track, step.view)
         self.history.record(key, step, self.x)
@@ -123,18 +124,18 @@ class Runner(StepHook):
         if self.state is not None:
             self.account = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x = History(0), None, None
-        for _, place in self.places:
-            place.end()
+        for _, site in self.sites:
+            site.on_run_end()
 
-    def sites(self) -> dict[str, tuple[int, ...]]:
+    def site_steps(self) -> dict[str, tuple[int, ...]]:
         """Returns the steps at which each site inside of the denoisers was computed."""
         made: dict[str, tuple[int, ...]] = {}
         names = [rule.site for rule in self.schedule.rules]
-        for number, place in self.places:
+        for number, site in self.sites:
             rule = self.schedule.rules[number]
-            if not place.course.made:  # this run had no such calls
+            if not site.decision.made:  # this run had no such calls
                 continue
             name = f"{rule.site} {rule.span}" if names.count(rule.site) > 1 else rule.site
-            steps = {i for i, flag in enumerate(place.course.made) if flag}
+            steps = {i for i, flag in enumerate(site.decision.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made

@@ -1,14 +1,10 @@
 """What was found when a schedule was compared with a pipeline, and how bad it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from .schedule import Schedule
-
-__all__ = ["Finding", "Grade", "explained", "worst"]
 
 
 class Grade(IntEnum):
@@ -16,7 +12,7 @@ class Grade(IntEnum):
 
     FINE = 0  # the evidence holds
     REPLANNED = 1  # the plan and its weights are made anew from the kernel, where the steps differ
-    WARNED = 2  # it runs, but nobody measured how well
+    WARNED = 2  # it runs, but how well was not measured
     REFUSED = 3  # it cannot run
 
     def __str__(self) -> str:
@@ -25,25 +21,19 @@ class Grade(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A difference between what a schedule was fitted on and what it is to run on.
+    """A difference between what a schedule was fitted on and what it is to run on."""
 
-    Arguments:
-        what: What differs.
-        grade: What that means.
-        says: The rest of a sentence that begins with the name of the schedule.
-    """
-
-    what: str
+    what: str  # what differs
     grade: Grade
-    says: str
+    says: str  # the rest of a sentence that begins with the name of the schedule
 
 
-def worst(findings: Sequence[Finding]) -> Grade:
+def worst_grade(findings: Sequence[Finding]) -> Grade:
     """Returns the worst grade."""
     return max((finding.grade for finding in findings), default=Grade.FINE)
 
 
-def explained(schedule: Schedule, findings: Sequence[Finding]) -> str:
+def explain_findings(schedule: Schedule, findings: Sequence[Finding]) -> str:
     """Returns all findings as one message: a sentence for one, else a line for each."""
     if len(findings) == 1:
         return f"{schedule.name} {findings[0].says}"

@@ -1,33 +1,36 @@
 """What the parts of a schedule are made of: their base, and the types of their fields."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import Annotated, Self
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from ..evaluation.certify import Certificate
-from ..limits import KERNEL_STEPS, STEPS, checked_name, falling
+from ..fitting.kernel import Array, resample_kernel
+from ..limits import KERNEL_STEPS, STEPS, check_falling, check_name
+from ..step import NEAR
 
 Time = Annotated[float, Field(ge=0, le=1)]
-Times = Annotated[
-    tuple[Time, ...],
-    Field(min_length=1, max_length=STEPS),
-    AfterValidator(falling),
-]
-Name = Annotated[str, AfterValidator(checked_name)]
+Times = Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(check_falling)]
+Name = Annotated[str, AfterValidator(check_name)]
 Line = Annotated[str, Field(max_length=4096)]  # as long as a path may be
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-def summarised(summary: dict[str, float]) -> dict[str, float]:
+def check_summary(summary: dict[str, float]) -> dict[str, float]:
     """Returns the figures of a metric, if they are the two that are shown."""
     if summary.keys() != {"mean", "p05"}:
         raise ValueError("needs 'mean' and 'p05'")
     return summary
 
 
-Summary = Annotated[dict[str, FiniteFloat], AfterValidator(summarised)]
+Summary = Annotated[dict[str, FiniteFloat], AfterValidator(check_summary)]
+
+
+def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two grids of times are the same."""
+    return len(a) == len(b) and all(abs(s - t) < NEAR for s, t in zip(a, b, strict=True))
 
 
 class Part(BaseModel):
@@ -62,7 +65,7 @@ class Grid(Part):
     """
 
     scheduler: Line = ""
-    times: Annotated[tuple[Time, ...], Field(max_length=STEPS), AfterValidator(falling)] = ()
+    times: Annotated[tuple[Time, ...], Field(max_length=STEPS), AfterValidator(check_falling)] = ()
 
 
 class Kernel(Part):
@@ -88,8 +91,63 @@ class Kernel(Part):
             raise ValueError(f"the kernel of {n} times needs {n} x {n} products and {n} sensitivities")
         return self
 
+    def on_grid(self, times: Sequence[float]) -> tuple[Array, Array]:
+        """Returns inner products and sensitivities on a grid with shape (M,): with shapes (M, M) and (M,).
+
+        Beyond the measured times the outputs go on as they end there. Sensitivities, which must not become
+        negative, stay what they are at the ends.
+        """
+        gram, sensitivity = np.array(self.gram), np.array(self.sensitivity)
+        if same_grid(self.times, times):
+            return gram, sensitivity
+        moved = np.interp(times, self.times[::-1], sensitivity[::-1])
+        return resample_kernel(gram, np.array(self.times), np.array(times)), moved
+
 
 # How good a schedule is, as it was measured.
+
+
+class Certificate(Part):
+    """What was tested on held-out prompts, and what came of it.
+
+    Arguments:
+        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
+        max_failure_rate: The share of prompts that may stay below it.
+        confidence: How sure the statement is.
+        prompts: The name of the prompt set.
+        n: How many held-out prompts were tested.
+        certified: The position of the fastest setting that passed, counted from the slowest (0); None where
+            not even the slowest did.
+        setting: What that setting is called; where none passed, the one that failed.
+        failures: How many of the prompts stay below the target in that setting.
+        upper: The upper bound of their share, at this confidence for that setting alone.
+    """
+
+    target: FiniteFloat
+    max_failure_rate: Share = Field(alias="at_most")
+    confidence: Share
+    prompts: Line
+    n: Annotated[int, Field(ge=1, le=2**53)]
+    certified: Annotated[int, Field(ge=0, le=4096)] | None = None
+    setting: Annotated[str, Field(max_length=200)]
+    failures: Count
+    upper: Annotated[float, Field(ge=0, le=1)]
+
+    @property
+    def sentence(self) -> str:
+        """What is known, and what is not covered, for people."""
+        claim = f"at most {100 * self.max_failure_rate:g} % of prompts fall below {self.target:g} dB"
+        tested = f"with {self.setting} {self.failures} of {self.n} did, of {self.prompts}"
+        sure = f"{100 * self.confidence:g} % confidence"
+        if self.certified is None:
+            return f"Not certified with {sure} that {claim}: {tested}."
+        return (
+            f"With {sure} {claim}: {tested}. This covers prompts drawn like these, with this checkpoint, "
+            "call and steps: no other kind of prompt, no other weights or LoRA, no other size or guidance."
+        )
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class Evidence(Part):

@@ -1,30 +1,17 @@
 """Which gear of a schedule is followed: the user's, or the one that the run chooses."""
 
-from __future__ import annotations
-
 from ..errors import ScheduleError
 from ..policies.gears import Gears
 from ..policies.plan import Plan
 from .schedule import Schedule
 
-__all__ = ["resolve_gear"]
 
-
-def checked_gear(schedule: Schedule, gear: int) -> int:
-    """Returns the number of a gear, negative ones counted from the end."""
-    policy = schedule.rules[0].policy
-    gears = len(policy.gears) if isinstance(policy, Plan) else 1
-    if not -gears <= gear < gears:
-        raise LookupError(f"no gear {gear}: {schedule.name} has {gears} (0 to {gears - 1})")
-    return gear % gears
-
-
-def resolve_gear(schedule: Schedule, gear: int | None, guard: bool) -> tuple[Schedule, int]:
+def resolve_gear(schedule: Schedule, gear: int | None, guard: bool = False) -> tuple[Schedule, int]:
     """Returns the schedule as it is to be run, and the gear of runs in which none is chosen.
 
     Arguments:
         schedule: As it was fitted.
-        gear: The gear to stay in; None leaves it to the policy.
+        gear: The gear to stay in, negative ones counted from the end; None leaves it to the policy.
         guard: Whether to compare innovations with their bands.
 
     Raises:
@@ -33,18 +20,16 @@ def resolve_gear(schedule: Schedule, gear: int | None, guard: bool) -> tuple[Sch
     """
     rule = schedule.rules[0]
     policy = rule.policy
-    chooses = isinstance(policy, Gears) and gear is None
+    chooses = rule.chooses and gear is None
     # On another grid nothing is known of the prompt: a schedule that chooses is safest in its slowest gear.
-    number = checked_gear(schedule, -1 if chooses else gear or 0)
+    number = schedule.check_gear(-1 if chooses else gear or 0)
+    if guard and not rule.guarded:
+        raise ScheduleError(
+            f"{schedule.name} has nothing for the guard to look at; `adaptcache calibrate` writes that"
+        )
     if guard:
-        if not isinstance(policy, Plan) or policy.watch is None:
-            raise ScheduleError(
-                f"{schedule.name} has nothing for the guard to look at; `adaptcache calibrate` writes that"
-            )
-        if isinstance(policy, Gears) and chooses:
-            policy = policy.model_copy(update={"guard": True})
-        else:
-            policy = Gears.staying(policy, number, guard=True)
+        assert isinstance(policy, Plan)
+        policy = policy.model_copy(update={"guard": True}) if chooses else Gears.staying(policy, number, True)
     elif isinstance(policy, Gears) and not chooses:
         policy = Plan(gears=policy.gears)
     if policy is rule.policy:

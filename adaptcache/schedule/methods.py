@@ -1,7 +1,5 @@
 """What the field published, by name: sites, a policy and a forecast, and what has to be known for them."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import json
@@ -9,19 +7,17 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..forecasts import FORECASTS
 from ..policies import POLICIES
-from ..policies.replay import replayed
-from ..sites.models import LAYERS
-from .rule import Rule
+from ..policies.mask import Mask
+from ..policies.replay import replay
+from ..profile import Profile
+from .rule import LAYERS, Rule
 
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-
-# The table of the methods there are, and of the numbers that were published for them.
+# Parameters of a rule, not of its policy or forecast.
+RULE_PARAMS = ("head", "tail", "site", "span", "output", "window")
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,11 @@ class Method:
         site: Where it skips here.
         policy: When it computes: a key of POLICIES.
         forecast: What it uses instead: a key of FORECASTS.
-        knobs: Its defaults, of policy, forecast and rule.
+        params: Its defaults, of policy, forecast and rule.
         needs: What it cannot run without: "profile" (calibrate), "model" (a published set, or a profile), or
             nothing.
         published: The part of `published.json` that has its sets.
-        more: What further rules have that the first has not: another site, policy or forecast, other knobs.
+        more: What further rules have that the first has not: another site, policy, forecast or parameters.
         fits: Defaults that a profile replaces.
         note: How it differs here from what was published.
     """
@@ -49,7 +45,7 @@ class Method:
     site: str
     policy: str
     forecast: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
     needs: str = ""
     published: str = ""
     more: Sequence[Mapping[str, Any]] = ()
@@ -57,17 +53,17 @@ class Method:
     note: str = ""
 
     @property
-    def parts(self) -> list[Method]:
+    def parts(self) -> list["Method"]:
         """The method as one for each of its rules."""
         own = [self]
         for changes in self.more:
-            knobs = dict(changes)
-            kinds = {key: knobs.pop(key) for key in ("site", "policy", "forecast") if key in knobs}
+            params = dict(changes)
+            kinds = {key: params.pop(key) for key in ("site", "policy", "forecast") if key in params}
             drop: dict[str, Mapping[str, Any]] = {"policy": POLICIES, "forecast": FORECASTS}
-            kept = self.knobs
+            kept = self.params
             for key in kinds.keys() & drop.keys():  # what was said of another kind does not hold for this one
                 kept = {k: v for k, v in kept.items() if k not in drop[key][getattr(self, key)].model_fields}
-            own.append(replace(self, **kinds, knobs={**kept, **knobs}, more=()))
+            own.append(replace(self, **kinds, params={**kept, **params}, more=()))
         return own
 
     @property
@@ -76,22 +72,20 @@ class Method:
         return ", ".join(dict.fromkeys(part.site for part in self.parts))
 
 
-def _table() -> dict[str, Method]:
-    text = (resources.files(__package__) / "methods.toml").read_text(encoding="utf-8")
-    return {name: Method(**entry) for name, entry in tomllib.loads(text).items()}
+def _read(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-METHODS = _table()
+METHODS = {name: Method(**entry) for name, entry in tomllib.loads(_read("methods.toml")).items()}
 
 
 @functools.cache
-def published(part: str) -> dict[str, Any]:
+def published_sets(part: str) -> dict[str, Any]:
     """Returns the published sets of a method, by the name of the model."""
-    text = (resources.files(__package__) / "published.json").read_text(encoding="utf-8")
-    return dict(json.loads(text)[part]["sets"])
+    return dict(json.loads(_read("published.json"))[part]["sets"])
 
 
-def one_of(what: str, name: str, known: Collection[str]) -> str:
+def find_name(what: str, name: str, known: Collection[str]) -> str:
     """Returns the name, or says which ones are near it."""
     if name in known:
         return name
@@ -100,89 +94,77 @@ def one_of(what: str, name: str, known: Collection[str]) -> str:
     raise LookupError(f"no {what} {name!r}; {hint}")
 
 
-def method_named(name: str) -> Method:
+def find_method(name: str) -> Method:
     """Returns a method; `LookupError` says which names are near."""
-    return METHODS[one_of("method", name, METHODS)]
+    return METHODS[find_name("method", name, METHODS)]
 
 
-# From the name of a method to its rules: with given or published numbers, or fitted to a profile.
-
-PLACE = ("head", "tail", "site", "span", "output", "window")  # knobs of a rule, not of its parts
-
-
-def rules_of(name: str, *, model: str | None = None, **knobs: Any) -> tuple[Rule, ...]:
+def build_rules(name: str, *, model: str | None = None, **params: Any) -> tuple[Rule, ...]:
     """Returns the rules of a method that needs no profile.
 
     Arguments:
         name: A key of METHODS.
         model: Whose published numbers to take, for methods that need some.
-        knobs: Fields of its policy, its forecast or the rule: one value for all of its rules, or a mapping
+        params: Fields of its policy, its forecast or the rule: one value for all of its rules, or a mapping
             with a value for each site.
     """
-    method = method_named(name)
-    known = {"model", *PLACE}
-    for part in method.parts:
-        known |= fields_of(part.policy, part.forecast)
-    for key in knobs.keys() - known:
-        one_of(f"knob of {name}", key, sorted(known - {"type"}))
+    parts = find_method(name).parts
+    kinds = [kind for part in parts for kind in (POLICIES[part.policy], FORECASTS[part.forecast])]
+    known = {"model", *RULE_PARAMS}.union(*(kind.model_fields for kind in kinds)) - {"type"}
+    for key in params.keys() - known:
+        find_name(f"parameter of {name}", key, sorted(known))
     rules = []
-    for part in method.parts:
-        wanted = {key: value for key, value in knobs.items() if not isinstance(value, Mapping)}
-        by_site = {key: value for key, value in knobs.items() if isinstance(value, Mapping)}
+    for part in parts:
+        wanted = {key: value for key, value in params.items() if not isinstance(value, Mapping)}
+        by_site = {key: value for key, value in params.items() if isinstance(value, Mapping)}
         wanted |= {key: value[part.site] for key, value in by_site.items() if part.site in value}
-        rules.append(rule_of(name, part, {**part.knobs, **from_published(name, part, model), **wanted}))
+        rules.append(_build_rule(name, part, {**part.params, **_find_published(name, part, model), **wanted}))
     return tuple(rules)
 
 
-def fields_of(policy: str, forecast: str) -> set[str]:
-    """Returns the knobs of a policy and a forecast."""
-    return {*POLICIES[policy].model_fields, *FORECASTS[forecast].model_fields}
-
-
-def rule_of(name: str, method: Method, knobs: Mapping[str, Any]) -> Rule:
-    """Returns one rule of a method."""
+def _build_rule(name: str, method: Method, params: Mapping[str, Any]) -> Rule:
+    policy, forecast = POLICIES[method.policy], FORECASTS[method.forecast]
     missing = [
         key
-        for kind in (POLICIES[method.policy], FORECASTS[method.forecast])
+        for kind in (policy, forecast)
         for key, field_ in kind.model_fields.items()
-        if field_.is_required() and key not in knobs
+        if field_.is_required() and key not in params
     ]
     if missing:
         cure = "fit it: `adaptcache calibrate --method`" if method.needs == "profile" else "give it"
-        have = f", or a model: {', '.join(published(method.published))}" if method.published else ""
+        have = f", or a model: {', '.join(published_sets(method.published))}" if method.published else ""
         raise LookupError(f"{name} needs {', '.join(missing)}: {cure}{have}")
     return Rule(
-        policy=POLICIES[method.policy](**of_kind(POLICIES[method.policy], knobs)),
-        forecast=FORECASTS[method.forecast](**of_kind(FORECASTS[method.forecast], knobs)),
-        **{"site": method.site, **{key: knobs[key] for key in PLACE if key in knobs}},
+        policy=policy(**_pick(policy, params)),
+        forecast=forecast(**_pick(forecast, params)),
+        **{"site": method.site, **{key: params[key] for key in RULE_PARAMS if key in params}},
     )
 
 
-def of_kind(kind: Any, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those knobs that are fields of a policy or a forecast."""
-    return {key: value for key, value in knobs.items() if key in kind.model_fields}
+def _pick(kind: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters that are fields of a policy or a forecast."""
+    return {key: value for key, value in params.items() if key in kind.model_fields}
 
 
-def from_published(name: str, method: Method, model: str | None) -> dict[str, Any]:
+def _find_published(name: str, method: Method, model: str | None) -> dict[str, Any]:
     """Returns the numbers that were published for a model."""
     if model is None:
         return {}
     if not method.published:
         raise LookupError(f"{name} has no published numbers: it takes no model")
-    sets = published(method.published)
-    entry = dict(sets[one_of(f"{name} model", model, sets)])
+    sets = published_sets(method.published)
+    entry = dict(sets[find_name(f"{name} model", model, sets)])
     if method.published == "teacache":
         if thresholds := entry.pop("thresholds"):
             entry["threshold"] = thresholds[0]
     elif method.published == "cache-dit":
-        mask = POLICIES["mask"].of_bins(entry["compute"], entry["cache"])  # type: ignore[attr-defined]
-        entry = {"compute_steps": mask.compute_steps}
+        entry = {"compute_steps": Mask.of_bins(entry["compute"], entry["cache"]).compute_steps}
     elif method.published == "meancache":
         entry = {"compute_steps": tuple(i in entry["compute"] for i in range(entry["steps"]))}
     return entry
 
 
-def fitted_rules(name: str, profile: Profile, *, budget: float = 0.5, **knobs: Any) -> tuple[Rule, ...]:
+def fit_rules(name: str, profile: Profile, *, budget: float = 0.5, **params: Any) -> tuple[Rule, ...]:
     """Returns the rules of a method, fitted to a profile.
 
     The profile measures whole steps. So what looks at blocks where it was published gets a rule for the site
@@ -193,21 +175,19 @@ def fitted_rules(name: str, profile: Profile, *, budget: float = 0.5, **knobs: A
         name: A key of METHODS.
         profile: What was measured on calibration prompts.
         budget: The fraction of the steps that are computed.
-        knobs: Fields of its policy and its forecast that are not fitted.
+        params: Fields of its policy and its forecast that are not fitted.
     """
-    method = method_named(name)
-    return tuple(fitted_rule(part, profile, budget, knobs) for part in method.parts)
+    return tuple(_fit_rule(part, profile, budget, params) for part in find_method(name).parts)
 
 
-def fitted_rule(method: Method, profile: Profile, budget: float, knobs: Mapping[str, Any]) -> Rule:
-    """Returns one rule of a method, fitted to a profile."""
-    own = {**{k: v for k, v in method.knobs.items() if k not in (*method.fits, *PLACE)}, **knobs}
+def _fit_rule(method: Method, profile: Profile, budget: float, params: Mapping[str, Any]) -> Rule:
+    own = {**{k: v for k, v in method.params.items() if k not in (*method.fits, *RULE_PARAMS)}, **params}
     kind, forecast = POLICIES[method.policy], FORECASTS[method.forecast]
     if "on" in kind.model_fields:
         own["on"] = "input"
-    instead = of_kind(forecast, own)
+    instead = _pick(forecast, own)
     policy = kind.fit(profile, budget=budget, **{k: v for k, v in own.items() if k not in instead})
-    stays = method.site in ("deep", "guidance", *LAYERS) or "span" in method.knobs
-    place = {k: v for k, v in method.knobs.items() if k in PLACE} | {"site": method.site} if stays else {}
-    plan = replayed(policy, profile)
-    return Rule(policy=policy, forecast=forecast.fit(profile, plan, **instead), **place)
+    place = {k: v for k, v in method.params.items() if k in RULE_PARAMS} | {"site": method.site}
+    if method.site not in ("deep", "guidance", *LAYERS) and "span" not in method.params:
+        place = {}
+    return Rule(policy=policy, forecast=forecast.fit(profile, replay(policy, profile), **instead), **place)

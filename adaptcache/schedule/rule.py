@@ -1,21 +1,16 @@
 """A rule of a schedule: at one site, when to compute and what to use instead."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from ..forecasts import FORECASTS
-from ..forecasts.base import Forecast
+from ..forecasts import FORECASTS, Forecast
 from ..forecasts.matched import Matched
-from ..policies import POLICIES
-from ..policies.base import Policy
+from ..policies import POLICIES, Policy
+from ..policies.gears import Gears
 from ..policies.plan import Plan
 from ..step import Signal, Step
 from .format import Part, Time
-
-__all__ = ["Rule"]
 
 if TYPE_CHECKING:
     AnyPolicy: TypeAlias = Policy
@@ -23,6 +18,13 @@ if TYPE_CHECKING:
 else:  # parsed by their `type`
     AnyPolicy = Annotated[Union[tuple(POLICIES.values())], Field(discriminator="type")]  # noqa: UP007
     AnyForecast = Annotated[Union[tuple(FORECASTS.values())], Field(discriminator="type")]  # noqa: UP007
+
+LAYERS = {  # sites that are all layers of a type
+    "attention": "self-attention, in space where there is one in time too",
+    "temporal-attention": "self-attention in time",
+    "cross-attention": "attention to the text",
+    "mlp": "feed-forward",
+}
 Site = Literal[
     "step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"
 ]
@@ -60,13 +62,44 @@ class Rule(Part):
         """What has to be given to the policy, or to the forecast if only that reads one."""
         return self.policy.signal if self.policy.signal != "none" else self.forecast.signal
 
+    @property
+    def gears(self) -> int:
+        """How many plans there are to choose from."""
+        return len(self.policy.gears) if isinstance(self.policy, Plan) else 1
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the policy chooses among its plans during the run."""
+        return isinstance(self.policy, Gears)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there are signals that a guard can look at."""
+        return isinstance(self.policy, Plan) and self.policy.signal_specs is not None
+
+    @property
+    def matched(self) -> bool:
+        """Whether the weights are those of one plan on one grid."""
+        return isinstance(self.forecast, Matched)
+
+    def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int] | None:
+        """Returns the numbers of the computed steps on a grid, rising; None where the run decides."""
+        if not self.policy.static and not self.chooses:
+            return None
+        computed = set(self.policy.steps(times, gear))  # type: ignore[attr-defined]
+        return [i for i, t in enumerate(times) if i == 0 or i in computed or not self.may_skip(t)]
+
+    def may_skip(self, t: float) -> bool:
+        """Whether the window allows to skip at a time."""
+        if self.window is None:
+            return True
+        low, high = self.window
+        return low < t < high if low < high else t > low or t < high
+
     def computes(self, state: Any, step: Step) -> bool:
         """Whether to compute at this step: what the policy says, where skipping is allowed."""
         says = self.policy.compute(state, step)  # asked at every step, as it may keep count
-        if says or self.window is None:
-            return says
-        low, high = self.window
-        return not (low < step.t < high if low < high else step.t > low or step.t < high)
+        return says or not self.may_skip(step.t)
 
     @model_validator(mode="after")
     def _site_has_the_signal(self) -> Self:
@@ -83,9 +116,7 @@ class Rule(Part):
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
         if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):
             raise ValueError(f"the span {self.span} has to rise, and goes with no head and no tail")
-        if self.site not in ("step", "blocks") and (
-            self.forecast.keeps_latents or isinstance(self.forecast, Matched)
-        ):
+        if self.site not in ("step", "blocks") and (self.forecast.keeps_latents or self.matched):
             raise ValueError(
                 f"the site {self.site!r} keeps what left it and not what entered, which the forecast "
                 f"{self.forecast.type!r} is made of; use 'extrapolate', 'taylor' or another one"
@@ -97,6 +128,6 @@ class Rule(Part):
         gears = len(self.policy.gears) if isinstance(self.policy, Plan) else 0
         if isinstance(self.forecast, Matched) and gears != len(self.forecast.table):
             raise ValueError("a matched forecast needs a plan with one gear for each table of weights")
-        if self.policy.type == "gears" and self.site != "step":
+        if self.chooses and self.site != "step":
             raise ValueError(f"gears are chosen at the site 'step', not at {self.site!r}")
         return self

@@ -1,12 +1,12 @@
 """The artifact: a schedule is a small JSON file that says when to compute and what to use instead.
 
 Schedules come from strangers, so they are parsed strictly: unknown keys, unknown formats, numbers
-that are not finite, grids that do not fall and more of anything than `adaptcache.files.limits` are errors.
+that are not finite, grids that do not fall and more of anything than `adaptcache.limits` are errors.
 """
 
-from __future__ import annotations
-
+import html
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,13 +15,10 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
 from ..forecasts.matched import Matched
-from ..limits import first_fault, parse_json, plain, read_bytes
-from ..policies.plan import Plan
-from ..sites.models import LAYERS
+from ..limits import check_plain, first_fault, parse_json, read_bytes
 from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
-from .rule import Rule
-
-__all__ = ["FORMAT", "LARGEST", "Schedule"]
+from .methods import build_rules
+from .rule import LAYERS, Rule
 
 FORMAT = 1
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
@@ -52,7 +49,7 @@ class Schedule(Part):
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
     kernel: Kernel | None = None
     evidence: Evidence | None = None
-    made: Annotated[dict[str, Any], AfterValidator(plain)] = Field(default_factory=dict)
+    made: Annotated[dict[str, Any], AfterValidator(check_plain)] = Field(default_factory=dict)
 
     @field_validator("rules")
     @classmethod
@@ -73,44 +70,104 @@ class Schedule(Part):
     def _tables_fit(self) -> Self:
         n = len(self.grid.times)
         for rule in self.rules:
-            if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
+            if not isinstance(rule.forecast, Matched):
                 continue
+            if not n:
+                raise ValueError("a matched forecast needs the grid that it was fitted on")
             for gear, tracks in enumerate(rule.forecast.table):
-                skipped = set(range(n)) - set(rule.policy.steps(self.grid.times, gear))
+                skipped = set(range(n)) - set(rule.steps(self.grid.times, gear) or ())
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
                     raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
         return self
 
+    @property
+    def gears(self) -> int:
+        """How many plans there are to choose from."""
+        return self.rules[0].gears
+
+    @property
+    def plans(self) -> list[list[int]]:
+        """The computed steps of each gear on the grid it was fitted on; empty where the run decides."""
+        times, rule = self.grid.times, self.rules[0]
+        steps = (rule.steps(times, gear) for gear in range(self.gears if times else 0))
+        return [plan for plan in steps if plan]
+
+    def steps(self, gear: int = 0, times: tuple[float, ...] | None = None) -> list[int]:
+        """Returns the numbers of the steps that are computed, rising.
+
+        Arguments:
+            gear: Which plan, negative ones counted from the end.
+            times: Falling times of another grid than that it was fitted on.
+
+        Raises:
+            LookupError: There is no such gear.
+            ScheduleError: The policy decides by what it sees in a run, or it needs to be told the grid.
+        """
+        times = self.grid.times if times is None else times
+        if not times:
+            raise ScheduleError(f"{self.name} is for any number of steps; say for which times")
+        found = self.rules[0].steps(times, self.check_gear(gear))
+        if found is None:
+            policy = self.rules[0].policy.type
+            raise ScheduleError(f"{self.name} decides during the run (policy {policy!r}) and has no plan")
+        return found
+
+    def check_gear(self, gear: int) -> int:
+        """Returns the number of a gear, negative ones counted from the end; `LookupError` for others."""
+        if not -self.gears <= gear < self.gears:
+            raise LookupError(f"no gear {gear}: {self.name} has {self.gears} (0 to {self.gears - 1})")
+        return gear % self.gears
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yields what identifies it, for `repr`, `str` and rich: a table of weights is no use there."""
+        yield "name", self.name
+        rule, plans = self.rules[0], self.plans
+        yield "rule", f"{rule.site}: {rule.policy.type}, {rule.forecast.type}"
+        if plans:
+            yield "calls", f"{', '.join(str(len(plan)) for plan in plans)} of {len(self.grid.times)}"
+        elif self.evidence:
+            yield "calls", "{} of {}".format(*self.evidence.calls)
+        if self.denoiser.class_name:
+            yield "denoiser", self.denoiser.class_name[:100]
+        if seen := self.evidence:
+            proof = ", with a certificate" if seen.certificate else ""
+            yield "evidence", f"{seen.psnr['mean']:.1f} dB on {seen.n} prompts{proof}"
+        else:
+            yield "evidence", None
+
+    def _repr_html_(self) -> str:
+        """Returns a table with a strip a plan, for notebooks."""
+        steps = range(len(self.grid.times))
+        strips = ["".join("█" if i in plan else "·" for i in steps) for plan in self.plans]
+        rows = [*self.__repr_args__(), *(("plan", strip) for strip in strips)]
+        cells = (f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows)
+        return f"<table>{''.join(cells)}</table>"
+
     @classmethod
-    def of(cls, method: str, **knobs: Any) -> Self:
+    def of(cls, method: str, **params: Any) -> Self:
         """Returns the schedule of a published method, for any pipeline it can run on.
 
         Arguments:
             method: Its name, as `adaptcache methods` lists it.
-            knobs: What the method lets one set: a threshold, an interval, ...
+            params: What the method lets one set: a threshold, an interval, ...
 
         Example:
             >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
         """
-        from .methods import rules_of
-
-        return cls(name=method, rules=rules_of(method, **knobs))
+        return cls(name=method, rules=build_rules(method, **params))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a schedule; `ScheduleError` says what is wrong with it."""
+        cure = "`adaptcache calibrate` writes one"
         try:
             data = parse_json(read_bytes(path, LARGEST))
         except OSError as error:
-            raise ScheduleError(
-                f"cannot read {path}: {error.strerror}; `adaptcache calibrate` writes one"
-            ) from None
+            raise ScheduleError(f"cannot read {path}: {error.strerror}; {cure}") from None
         except ValueError as error:
             raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
         if not isinstance(data, dict) or "rules" not in data:
-            raise ScheduleError(
-                f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one"
-            )
+            raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; {cure}")
         if data.get("format") != FORMAT:
             raise ScheduleError(
                 f"{path} has format {str(data.get('format'))[:40]}, this adaptcache reads {FORMAT}: "
@@ -132,7 +189,7 @@ class Schedule(Part):
         return save_pretrained(self, folder, name=name)
 
     @staticmethod
-    def from_pretrained(source: str | Path, name: str | None = None, **options: Any) -> Schedule:
+    def from_pretrained(source: str | Path, name: str | None = None, **options: Any) -> "Schedule":
         """Loads a schedule from a folder or the hub; see `adaptcache.hub.from_pretrained`."""
         from ..hub import from_pretrained
 

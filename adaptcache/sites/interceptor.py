@@ -1,63 +1,106 @@
-"""What stands before one module of a denoiser and sends its calls elsewhere."""
+"""Takes the calls of one module, and says what is compiled."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from ..engines.diffusers.watch import Guard
 from ..errors import AttachError
 
-__all__ = ["Sentry"]
+SLOT = "_compiled_call_impl"  # `nn.Module.__call__` asks it first, and `module.compile()` puts its code there
+
+# Called with the module, what makes its call, and the arguments of that.
+Call = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
 
 
-class Sentry:
-    """Takes the calls of a module, as a `Guard` takes those of a denoiser, but for one site only.
+class Owner(Protocol):
+    """Whose runs calls belong to: a gate."""
 
-    It stands outside of hooks, offloading and the compiled code of the module. Sites of one gate may stand
-    before one module, one behind the other.
+    started: int  # orders the runs in one thread: a callback may call another pipeline
 
-    Arguments:
-        module: What is stood before.
-        call: What is called instead, with the module, what calls it, and its arguments.
-        owner: Whose site it is.
+    @property
+    def running(self) -> bool:
+        """Whether a call of its pipeline is under way in this thread."""
+
+
+class ModuleInterceptor:
+    """Takes the calls of a module for the owners that are running in this thread.
+
+    It is outside of hooks, offloading and the compiled code of the module: none of them sees it, and a call
+    that is not made runs none of them. Pipelines that share a module share its interceptor: of several owners
+    the one whose run started last gets the call. What an owner installed several times lies one behind the
+    other, the last one in front.
     """
 
-    def __init__(self, module: nn.Module, call: Callable[..., Any], owner: object) -> None:
-        self.module, self.call, self.owner = module, call, owner
-        self.before = vars(module).get("_compiled_call_impl")  # `module.compile()` puts its code here
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.calls: list[tuple[Owner, Call]] = []
+        self.before = vars(module).get(SLOT)
 
     @staticmethod
-    def of(module: nn.Module) -> Sentry | None:
-        """Returns the one that stands before a module."""
-        found = vars(module).get("_compiled_call_impl")
-        return found if isinstance(found, Sentry) else None
+    def of(module: nn.Module) -> "ModuleInterceptor | None":
+        """Returns the interceptor of a module."""
+        found = vars(module).get(SLOT)
+        return found if isinstance(found, ModuleInterceptor) else None
 
     @staticmethod
-    def compiled(module: nn.Module) -> bool:
-        """Whether a module's code is compiled, and with it all within it."""
-        code = vars(module).get("_compiled_call_impl")
-        while isinstance(code, (Sentry, Guard)):
-            code = code.before
-        return code is not None or hasattr(module, "_orig_mod")
+    def install(module: nn.Module, owner: Owner, call: Call, undo: ExitStack, shared: bool = True) -> None:
+        """Sends the calls of a module to a function while its owner is running, until `undo` is closed.
 
-    def stand(self, undo: ExitStack) -> None:
-        """Takes its place, until `undo` is closed."""
-        if (other := Sentry.of(self.module)) and other.owner is not self.owner:
-            name = type(self.module).__name__
+        Arguments:
+            module: Whose calls are taken.
+            owner: Whose runs they belong to.
+            call: What is called instead.
+            undo: Removes it.
+            shared: Whether other owners may have calls of the same module.
+
+        Raises:
+            AttachError: Another owner has it already.
+        """
+        found = ModuleInterceptor.of(module) or ModuleInterceptor(module)
+        if not shared and any(other is not owner for other, _ in found.calls):
+            name = type(module).__name__
             raise AttachError(f"the {name} of this denoiser is attached already; close() that handle first")
-        vars(self.module)["_compiled_call_impl"] = self
-        undo.callback(self.leave)
+        found.calls.append((owner, call))
+        vars(module)[SLOT] = found
+        undo.callback(found.remove, owner, call)
 
-    def leave(self) -> None:
-        """Leaves, unless `module.compile()` has replaced it in the meantime."""
-        if vars(self.module).get("_compiled_call_impl") is self:
-            del vars(self.module)["_compiled_call_impl"]
+    def remove(self, owner: Owner, call: Call) -> None:
+        """Removes a call; the last one sets the module back, unless `module.compile()` came between."""
+        self.calls.remove((owner, call))
+        if not self.calls and ModuleInterceptor.of(self.module) is self:
+            del vars(self.module)[SLOT]
             if self.before is not None:
-                vars(self.module)["_compiled_call_impl"] = self.before
+                vars(self.module)[SLOT] = self.before
+
+    def serves(self, owner: Owner) -> bool:
+        """Whether an owner has a call here."""
+        return any(other is owner for other, _ in self.calls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(self.module, self.before or self.module._call_impl, args, kwargs)
+        original = self.before or self.module._call_impl
+        if running := [owner for owner, _ in self.calls if owner.running]:
+            latest = max(running, key=lambda owner: owner.started)
+            for owner, call in self.calls:
+                if owner is latest:
+                    original = self._in_front(call, original)
+        return original(*args, **kwargs)
+
+    def _in_front(self, call: Call, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: call(self.module, original, args, kwargs)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the code of a module is compiled, and with it all within it."""
+    code = vars(module).get(SLOT)
+    return hasattr(module, "_orig_mod") or getattr(code, "before", code) is not None
+
+
+def find_compiled(denoiser: nn.Module, names: Iterable[str]) -> str:
+    """Returns the name of a module that is compiled together with one of those named, or nothing."""
+    around = {".".join(name.split(".")[:end]) for name in names for end in range(name.count(".") + 1)}
+    for name in sorted(around):
+        if is_compiled(denoiser.get_submodule(name)):
+            return name or type(denoiser).__name__
+    return ""

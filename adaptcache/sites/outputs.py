@@ -1,15 +1,16 @@
-"""What a layer returns, whatever its structure: its tensors, and how they are put together again."""
+"""What a module returns, whatever its structure: its tensors, and how they are put together again.
 
-from __future__ import annotations
+Lists, tuples, dictionaries and diffusers' `BaseOutput` are taken apart by torch's pytrees; anything else is
+kept as it is.
+"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["blank", "last_half", "leading", "put_together", "taken_apart"]
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 @dataclass(frozen=True)
@@ -21,64 +22,28 @@ class Hole:
     device: torch.device
 
 
-def taken_apart(output: Any) -> tuple[Any, list[Tensor]]:
+def split_tensors(output: Any) -> tuple[Any, list[Tensor]]:
     """Returns an output with holes where its tensors were, and the tensors."""
-    tensors: list[Tensor] = []
-
-    def within(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            return Hole(value.shape, value.dtype, value.device)
-        if isinstance(value, Mapping):  # diffusers' outputs are dictionaries with attributes
-            return type(value)(**{name: within(part) for name, part in value.items()})
-        if isinstance(value, (list, tuple)):
-            return type(value)(within(part) for part in value)
-        return value
-
-    return within(output), tensors
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tree_map_only(Tensor, lambda value: Hole(value.shape, value.dtype, value.device), output), tensors
 
 
-def put_together(holes: Any, tensors: Sequence[Tensor]) -> Any:
-    """Returns the output with tensors in its holes."""
-    return filled(holes, iter(tensors))
+def join_tensors(holes: Any, tensors: Iterable[Tensor]) -> Any:
+    """Returns the output with tensors in its holes, in the order they were taken out."""
+    rest = iter(tensors)
+    return tree_map_only(Hole, lambda _: next(rest), holes)
 
 
-def filled(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Fills holes in the order they were made."""
-    if isinstance(value, Hole):
-        return next(tensors)
-    if isinstance(value, Mapping):
-        return type(value)(**{name: filled(part, tensors) for name, part in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(filled(part, tensors) for part in value)
-    return value
+def fill_zeros(holes: Any) -> Any:
+    """Returns an output of the same structure and shapes, for what will not be used."""
+    return tree_map_only(Hole, lambda one: torch.zeros(one.shape, dtype=one.dtype, device=one.device), holes)
 
 
-def blank(value: Any) -> Any:
-    """Returns an output of the same structure and shapes, for what nobody is going to use."""
-    if isinstance(value, Hole):
-        return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    if isinstance(value, Mapping):
-        return type(value)(**{name: blank(part) for name, part in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(blank(part) for part in value)
-    return value
-
-
-def leading(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Size | None:
+def first_shape(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Size | None:
     """Returns the shape of the first tensor of a call."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value.shape
-    return None
+    return next((value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
-def last_half(value: Any, count: int) -> Any:
+def take_half(value: Any, count: int) -> Any:
     """Returns a value with the second half of all its tensors that have so many samples."""
-    if isinstance(value, Tensor):
-        return value[count // 2 :] if value.ndim and len(value) == count else value
-    if isinstance(value, Mapping):
-        return type(value)(**{name: last_half(part, count) for name, part in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(last_half(part, count) for part in value)
-    return value
+    return tree_map_only(Tensor, lambda x: x[count // 2 :] if x.ndim and len(x) == count else x, value)

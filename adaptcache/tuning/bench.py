@@ -15,7 +15,6 @@ from ..evaluation.metrics import psnr
 from ..evaluation.validate import check_images
 from ..forecasts import FORECASTS
 from ..forecasts.extrapolate import Extrapolate
-from ..policies.learn import watched, watched_from_afar
 from ..policies.plan import Plan
 from ..profiling.cache import Store, content_key
 from ..profiling.measure import Measurement, Progress
@@ -112,13 +111,13 @@ class Bench:
                 fit=candidate.fit, batch_size=self.batch_size,
             )  # fmt: skip
             if everything:  # this one is kept, so it is told when a run is like none of these
-                policy = watched(policy, matching.seen)
+                policy = policy.with_signals(matching.seen)
             found = Rule(policy=policy, forecast=matching.forecast), matching.error
             if everything:  # wanted again when the choice is made
                 self._fitted[known] = found
             return found
         if everything:
-            policy = watched_from_afar(policy, candidate.plan, measured.profile)
+            policy = policy.with_profile_signals(measured.profile)
         knob = "history" if candidate.forecast == "open-loop" else "order"
         kind = FORECASTS[candidate.forecast]
         forecast = kind.fit(measured.profile, candidate.plan, **{knob: candidate.order})

@@ -118,7 +118,9 @@ class Finish:
         """Returns the schedule that computes every step, which is exact, and says why."""
         bench = self.search.bench
         steps, count = len(bench.base.grid.times), len(bench.sets.report)
-        claim = f"{100 * (1 - certificate.at_most):g} % of prompts at {certificate.target:g} dB or more"
+        claim = (
+            f"{100 * (1 - certificate.max_failure_rate):g} % of prompts at {certificate.target:g} dB or more"
+        )
         verdict = (
             f"Do not cache: no plan that skips calls is certain to keep {claim} "
             f"({certificate.setting}: {certificate.failures} of {certificate.n} held-out prompts fall below, "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.generate import synchronize
-from ..limits import checked_name
+from ..limits import check_name
 from ..profiling.cache import Store, content_key
 from ..profiling.measure import Progress, measure, silent
 from ..runs import Call, Prompt
@@ -143,7 +143,7 @@ def tune(
     """
     target = Target(speed, budget, max_calls, max_latency, min_psnr, at_most, confidence)
     if name:
-        checked_name(name)
+        check_name(name)
     search = begin(
         pipe, prompts, target, steps=steps, call=call, held_out=held_out, trials=trials, timeout=timeout,
         storage=storage, resume=resume, seed=seed, batch_size=batch_size, store=store, progress=progress,

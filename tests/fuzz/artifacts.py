@@ -15,7 +15,7 @@ from adaptcache.files import dump_json
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies import POLICIES
-from adaptcache.policies.replay import replayed
+from adaptcache.policies.replay import replay
 from adaptcache.presets import Preset
 from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.profile import SHAPES, Profile
@@ -53,7 +53,7 @@ def schedules() -> list[bytes]:
     # What blocks tell is not to be had at the site `step`.
     apart = [p.model_copy(update={"on": "input"}) if getattr(p, "on", None) else p for p in policies]
     rules = [Rule(policy=policy, forecast=Extrapolate()) for policy in apart]
-    steps = replayed(plan, measured)
+    steps = replay(plan, measured)
     rules += [Rule(policy=plan, forecast=forecast.fit(measured, steps)) for forecast in FORECASTS.values()]
     gram = tuple(map(tuple, measured.kernel.tolist()))
     figures = {"mean": 40.5, "p05": 38.0}

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...engines.diffusers.watch import denoisers_of
 from ...fitting.polynomial import fit_rising
 from ...policies.polynomial import Polynomial
-from ...policies.threshold import Trail
+from ...policies.threshold import ThresholdState
 from ...schedule.rule import Rule
-from ...sites.models import model_of
+from ...sites.denoisers import find_spec
 from ...step import Step, relative_change, worst
 from ..trial import run
 from .base import Case, Knobs
@@ -30,10 +30,10 @@ class Watching(Polynomial):
 
     _pairs: list[tuple[float, float]] = PrivateAttr(default_factory=list)
 
-    def compute(self, state: Trail, step: Step) -> bool:
+    def compute(self, state: ThresholdState, step: Step) -> bool:
         return True
 
-    def observe(self, state: Trail, step: Step, output: Tensor) -> None:
+    def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         if step.x is not None and state.anchor is not None and state.output is not None:
             pair = relative_change(step.x, state.anchor), relative_change(output, state.output)
             self._pairs.append((worst(pair[0], step.groups), worst(pair[1], step.groups)))
@@ -65,7 +65,7 @@ class TeaCache(Zoo):
 
 def signal(case: Case) -> str:
     """Returns what is looked at: the modulated input, where the first block's modulation is known."""
-    return "modulated" if model_of(denoisers_of(case.pipe)[0]).modulated else "input"
+    return "modulated" if find_spec(denoisers_of(case.pipe)[0]).modulated else "input"
 
 
 def watched(case: Case) -> list[tuple[float, float]]:

@@ -17,11 +17,10 @@ from ...policies.plan import Plan
 from ...policies.uniform import Uniform
 from ...runtime.runner import Runner
 from ...schedule.format import Grid
-from ...schedule.methods import rules_of
+from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
-from ...sites.models import model_of
-from ...step import Step
+from ...sites.denoisers import find_spec
 from .base import Case, Knobs, Peer, Ready
 
 __all__ = ["DiCache", "EasyCache", "HiCache", "Learned", "Zoo", "even", "follower", "rule_of"]
@@ -31,7 +30,7 @@ NEAR = 2  # plans tried for each budget
 
 def rule_of(name: str, **knobs: Any) -> Rule:
     """Returns the rule of a published method that has one."""
-    (rule,) = rules_of(name, **knobs)
+    (rule,) = build_rules(name, **knobs)
     return rule
 
 
@@ -44,7 +43,7 @@ class Zoo(Peer):
     def missing(self, case: Case) -> str | None:
         if self.inside:
             try:
-                model_of(denoisers_of(case.pipe)[0])
+                find_spec(denoisers_of(case.pipe)[0])
             except AttachError as error:
                 return str(error).partition(",")[0]
         return None
@@ -153,8 +152,4 @@ def even(steps: int, calls: int) -> list[int]:
 
 def followed(policy: Uniform, steps: int) -> tuple[int, ...]:
     """Returns the numbers of the steps a policy computes that looks at nothing."""
-    times, past = tuple(1 - i / steps for i in range(steps)), tuple[int, ...]()
-    for index in range(steps):
-        if index == 0 or policy.compute(None, Step(index, times, past)):
-            past = (index, *past)
-    return past[::-1]
+    return tuple(policy.steps(tuple(1 - i / steps for i in range(steps))))

@@ -12,7 +12,7 @@ from typing import Any, Self
 from ...errors import AttachError, ScheduleError
 from ...runtime.report import Report
 from ...runtime.runner import Runner
-from ...schedule.findings import Finding, Grade, explained, worst
+from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
 from .compatibility import check_schedule, graded, graded_call
 from .gate import Gate
@@ -45,15 +45,15 @@ class Handle:
         self._runner.measured = not [one for one in found if one.grade >= Grade.WARNED] and not (
             self._allow & {one.what for one in graded_call(schedule, self._pipe, arguments)}
         )
-        if worst(found) == Grade.REFUSED or (strict and found):
-            raise ScheduleError(explained(schedule, found))
+        if worst_grade(found) == Grade.REFUSED or (strict and found):
+            raise ScheduleError(explain_findings(schedule, found))
         for finding in found:
             self._warn(finding)
 
     def _warn(self, finding: Finding) -> None:
         if finding.what not in self._warned:
             self._warned.add(finding.what)
-            warnings.warn(explained(self._runner.schedule, [finding]), stacklevel=7)
+            warnings.warn(explain_findings(self._runner.schedule, [finding]), stacklevel=7)
 
     @property
     def gear(self) -> int:
@@ -73,7 +73,7 @@ class Handle:
         calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
         names = tuple(tuple(branches) for loop in loops for branches in loop.names)
         account = runner.account
-        return Report(calls, runner.evidence, account.gear, account.why(), runner.sites(), names)
+        return Report(calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names)
 
     @contextmanager
     def loop(self, **arguments: Any) -> Iterator[None]:

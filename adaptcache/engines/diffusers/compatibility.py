@@ -12,7 +12,7 @@ from ...distributed import sharded
 from ...errors import ScheduleError
 from ...files import dump_json
 from ...forecasts.matched import Matched
-from ...schedule.findings import Finding, Grade, explained, worst
+from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
 from .components import denoisers_of, find_schedulers
 from .identity import checkpoint_of, fingerprint, provenance
@@ -69,13 +69,13 @@ def check_schedule(schedule: Schedule, pipe: Any, strict: bool = False) -> list[
         ScheduleError: The schedule does not fit; with `strict`, also where it would warn.
     """
     found = graded(schedule, pipe)
-    grade = worst(found)
+    grade = worst_grade(found)
     if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
-        raise ScheduleError(explained(schedule, found))
+        raise ScheduleError(explain_findings(schedule, found))
     if grade == Grade.WARNED:
-        warnings.warn(explained(schedule, found), stacklevel=4)
+        warnings.warn(explain_findings(schedule, found), stacklevel=4)
     elif found:
-        logger.info(explained(schedule, found))
+        logger.info(explain_findings(schedule, found))
     return found
 
 

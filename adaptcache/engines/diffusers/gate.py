@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ...distributed import Groups, groups_of
 from ...errors import AttachError
 from ...hooks import SchedulerStep, StepHook
+from ...sites.interceptor import ModuleInterceptor
 from ...step import Step, entering
 from .components import (
     TIMES,
@@ -41,7 +42,7 @@ from .components import (
 )
 from .grid import Position, number_of, times_of
 from .placeholders import OutputPlaceholders
-from .watch import Guard, check_plain, watch
+from .watch import check_plain, watch
 
 __all__ = ["Gate", "LoopCalls"]
 
@@ -297,12 +298,12 @@ class Gate:
         named = find_denoisers(self.pipe) | sides
         self._names = {id(module): name for name, module in named.items()}
         self._sides = set(map(id, sides.values()))
-        if all((guard := Guard.of(module)) and self in guard.gates for module in named.values()):
+        if all((found := ModuleInterceptor.of(module)) and found.serves(self) for module in named.values()):
             return
         self._guards.close()
         with ExitStack() as undo:
             for module in named.values():
-                Guard.stand(module, self, undo)
+                ModuleInterceptor.install(module, self, self.denoiser_called, undo)
             self._guards = undo.pop_all()
 
     # A call of the pipeline

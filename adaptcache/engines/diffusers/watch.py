@@ -15,8 +15,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from ...errors import AttachError
 
 if TYPE_CHECKING:
@@ -167,53 +165,4 @@ def check_plain(scheduler: Any) -> None:
         raise AttachError(
             f"{' and '.join(replaced)} of this {type(scheduler).__name__} was replaced on the object itself "
             "(by another library?), so its steps cannot be watched; take that off before attach"
-        )
-
-
-class Guard:
-    """Stands before a module: every call of it goes to the gate that is in a run in this thread.
-
-    Pipelines that share a denoiser share its guard, with a gate each.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.gates: list[Gate] = []
-        self.before = vars(module).get("_compiled_call_impl")  # `module.compile()` puts its code here
-
-    @staticmethod
-    def of(module: nn.Module) -> Guard | None:
-        """Returns the guard that stands before a module."""
-        found = vars(module).get("_compiled_call_impl")
-        return found if isinstance(found, Guard) else None
-
-    @staticmethod
-    def compiled(module: nn.Module) -> bool:
-        """Whether the code behind a module, and behind its guard if it has one, is compiled."""
-        code = vars(module).get("_compiled_call_impl")
-        return hasattr(module, "_orig_mod") or (code.before if isinstance(code, Guard) else code) is not None
-
-    @staticmethod
-    def stand(module: nn.Module, gate: Gate, undo: ExitStack) -> None:
-        """Sends the calls of a module to a gate, until `undo` is closed."""
-        guard = Guard.of(module) or Guard(module)
-        guard.gates.append(gate)
-        vars(module)["_compiled_call_impl"] = guard
-        undo.callback(guard.leave, gate)
-
-    def leave(self, gate: Gate) -> None:
-        """Lets go of a gate; the last one sets the module back, unless `module.compile()` came between."""
-        self.gates.remove(gate)
-        if not self.gates and Guard.of(self.module) is self:
-            del vars(self.module)["_compiled_call_impl"]
-            if self.before is not None:
-                vars(self.module)["_compiled_call_impl"] = self.before
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        original = self.before or self.module._call_impl
-        running = [gate for gate in self.gates if gate.running]
-        if not running:  # called outside of a pipeline's loop, or by a pipeline that is not attached
-            return original(*args, **kwargs)
-        return max(running, key=lambda gate: gate.started).denoiser_called(
-            self.module, original, args, kwargs
         )

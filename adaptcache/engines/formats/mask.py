@@ -11,12 +11,11 @@ import numpy as np
 
 from ...errors import ScheduleError
 from ...files import write_atomically
-from ...fitting.kernel import Array, resampled
+from ...fitting.kernel import Array, resample_kernel
 from ...fitting.plan import best_plan
 from ...forecasts.extrapolate import Extrapolate
-from ...schedule.format import Kernel
-from ...schedule.gears import driven
-from ...schedule.replan import same_grid
+from ...schedule.format import Kernel, same_grid
+from ...schedule.gears import resolve_gear
 from ...schedule.schedule import Schedule
 from ...step import Step
 
@@ -120,7 +119,9 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     Raises:
         ScheduleError: The policy decides by what it sees in a run.
     """
-    schedule, gear = driven(schedule, gear, guard=False)  # exported is one plan, not the choice among them
+    schedule, gear = resolve_gear(
+        schedule, gear, guard=False
+    )  # exported is one plan, not the choice among them
     rule = schedule.rules[0]
     policy = rule.policy
     if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
@@ -183,7 +184,7 @@ def on_grid(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
     """Returns the inner products and sensitivities of a kernel on a grid."""
     gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
     if not same_grid(kernel.times, times):
-        gram = resampled(gram, np.array(kernel.times), np.array(times))
+        gram = resample_kernel(gram, np.array(kernel.times), np.array(times))
         weights = np.interp(times, kernel.times[::-1], weights[::-1])
     return gram, weights
 

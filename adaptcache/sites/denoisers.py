@@ -1,7 +1,5 @@
 """What is known of denoiser classes and their layers, as data; the site `step` needs none of it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +8,11 @@ from torch import nn
 
 from ..errors import AttachError
 
-__all__ = ["IMAGE", "LAYERS", "MODELS", "Model", "layers_of", "model_of"]
-
 IMAGE, TEXT = "hidden_states", "encoder_hidden_states"
 
 
 @dataclass(frozen=True)
-class Model:
+class DenoiserSpec:
     """Where the blocks of a denoiser are, and what goes through them.
 
     Arguments:
@@ -33,42 +29,43 @@ class Model:
     modulated: Mapping[str, str] = field(default_factory=dict)
 
 
+ONE = DenoiserSpec(("transformer_blocks",))
 BOTH = ("transformer_blocks", "single_transformer_blocks")
 TIME = {"emb": "temb"}
 
-MODELS: dict[str, Model] = {
-    "AllegroTransformer3DModel": Model(("transformer_blocks",)),
-    "AuraFlowTransformer2DModel": Model(
+DENOISERS: dict[str, DenoiserSpec] = {
+    "AllegroTransformer3DModel": ONE,
+    "AuraFlowTransformer2DModel": DenoiserSpec(
         ("joint_transformer_blocks", "single_transformer_blocks"), (TEXT, IMAGE)
     ),
-    "ChromaTransformer2DModel": Model(BOTH, (TEXT, IMAGE)),
-    "CogVideoXTransformer3DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
-    "CogView4Transformer2DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
-    "DiTTransformer2DModel": Model(("transformer_blocks",)),
-    "Flux2Transformer2DModel": Model(BOTH, (TEXT, IMAGE)),
-    "FluxTransformer2DModel": Model(BOTH, (TEXT, IMAGE), TIME),
-    "HunyuanImageTransformer2DModel": Model(BOTH, (IMAGE, TEXT)),
-    "HunyuanVideoTransformer3DModel": Model(BOTH, (IMAGE, TEXT), TIME),
-    "LTXVideoTransformer3DModel": Model(("transformer_blocks",)),
-    "MochiTransformer3DModel": Model(("transformer_blocks",), (IMAGE, TEXT)),
-    "PixArtTransformer2DModel": Model(("transformer_blocks",)),
-    "QwenImageTransformer2DModel": Model(("transformer_blocks",), (TEXT, IMAGE)),
-    "SD3Transformer2DModel": Model(("transformer_blocks",), (TEXT, IMAGE), TIME),
-    "SanaTransformer2DModel": Model(("transformer_blocks",)),
-    "StableAudioDiTModel": Model(("transformer_blocks",)),
-    "WanTransformer3DModel": Model(("blocks",)),
+    "ChromaTransformer2DModel": DenoiserSpec(BOTH, (TEXT, IMAGE)),
+    "CogVideoXTransformer3DModel": DenoiserSpec(("transformer_blocks",), (IMAGE, TEXT)),
+    "CogView4Transformer2DModel": DenoiserSpec(("transformer_blocks",), (IMAGE, TEXT)),
+    "DiTTransformer2DModel": ONE,
+    "Flux2Transformer2DModel": DenoiserSpec(BOTH, (TEXT, IMAGE)),
+    "FluxTransformer2DModel": DenoiserSpec(BOTH, (TEXT, IMAGE), TIME),
+    "HunyuanImageTransformer2DModel": DenoiserSpec(BOTH, (IMAGE, TEXT)),
+    "HunyuanVideoTransformer3DModel": DenoiserSpec(BOTH, (IMAGE, TEXT), TIME),
+    "LTXVideoTransformer3DModel": ONE,
+    "MochiTransformer3DModel": DenoiserSpec(("transformer_blocks",), (IMAGE, TEXT)),
+    "PixArtTransformer2DModel": ONE,
+    "QwenImageTransformer2DModel": DenoiserSpec(("transformer_blocks",), (TEXT, IMAGE)),
+    "SD3Transformer2DModel": DenoiserSpec(("transformer_blocks",), (TEXT, IMAGE), TIME),
+    "SanaTransformer2DModel": ONE,
+    "StableAudioDiTModel": ONE,
+    "WanTransformer3DModel": DenoiserSpec(("blocks",)),
 }
 
 
-def model_of(denoiser: nn.Module) -> Model:
+def find_spec(denoiser: nn.Module) -> DenoiserSpec:
     """Looks a denoiser up by its class name and those of its bases, so that nothing is imported."""
     for kind in type(denoiser).__mro__:
-        if kind.__name__ in MODELS:
-            return MODELS[kind.__name__]
+        if kind.__name__ in DENOISERS:
+            return DENOISERS[kind.__name__]
     raise AttachError(
         f"the blocks of {type(denoiser).__name__} are not known, so there is no site 'blocks'; use the site "
-        "'step', which needs no knowledge, or add a line to adaptcache.sites.models "
-        f"(known: {', '.join(MODELS)})"
+        "'step', which needs no knowledge, or add a line to adaptcache.sites.denoisers "
+        f"(known: {', '.join(DENOISERS)})"
     )
 
 
@@ -80,16 +77,9 @@ ATTENTION = {"Attention", "MochiAttention", "AttentionModuleMixin"}
 CROSS_NAME = re.compile(r"(^|\.)(\w*attn2|cross_attn|\w+_to_\w+_attn)$")
 MLP_NAME = re.compile(r"(^|\.)((img_|txt_|audio_|proj_)?(ff|ffn|mlp)|ff_(context|i|t)|feed_forward)$")
 
-LAYERS = {
-    "attention": "self-attention, in space where there is one in time too",
-    "temporal-attention": "self-attention in time",
-    "cross-attention": "attention to the text",
-    "mlp": "feed-forward",
-}
-
 
 def layer_type(name: str, module: nn.Module) -> str | None:
-    """Returns which of LAYERS a module of a denoiser is, by its name and class; None if it is none."""
+    """Returns which layer site a module of a denoiser belongs to, by its name and class; None if to none."""
     if not IN_BLOCKS.search(name):
         return None
     if any(kind.__name__ in ATTENTION for kind in type(module).__mro__):
@@ -100,7 +90,7 @@ def layer_type(name: str, module: nn.Module) -> str | None:
     return "mlp" if MLP_NAME.search(name) else None
 
 
-def layers_of(denoiser: nn.Module, site: str) -> dict[str, nn.Module]:
+def find_layers(denoiser: nn.Module, site: str) -> dict[str, nn.Module]:
     """Returns the layers of a type by name, in the order they are defined; none within another layer."""
     found: dict[str, nn.Module] = {}
     within = "\0"

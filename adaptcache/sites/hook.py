@@ -1,0 +1,153 @@
+"""What all sites inside of a denoiser have in common: one decision a step, and a history of outputs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..forecasts.history import History
+from ..schedule.rule import Rule
+from ..step import Step, entering
+from .interceptor import Owner
+
+
+class Gate(Owner, Protocol):
+    """What sites need of the gate that follows the runs of a pipeline."""
+
+    pipe: Any
+    within: dict[
+        int, Callable[..., Any]
+    ]  # what makes calls of a denoiser, by its id, where a site skips some
+    half: bool | None  # of a batch of two halves: whether only the one with the prompt goes through now
+
+    @property
+    def denoisers(self) -> list[nn.Module]:
+        """The denoisers of the pipeline."""
+
+    def here(self) -> tuple[Step, int] | None:
+        """Returns the step and the branch of the denoiser call under way; None outside of a run."""
+
+    def skipped(self) -> None:
+        """Notes that the call under way skips what a finer site has to skip."""
+
+
+class SiteDecision:
+    """Decides once a step, at its first branch, by a rule: the others follow."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.made: list[bool] = []  # of the last run, by step: it is asked for after the end
+        self.on_run_end()
+
+    def on_run_start(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
+        """A run has started; its first step may have been computed already."""
+        self.rule, self.gear, self.state = rule, gear, rule.policy.init(times)
+        if not self.past:  # an expert that takes over later
+            self.made = []
+        if self.first is not None:
+            self.rule.policy.observe(self.state, *self.first)
+
+    def on_run_end(self) -> None:
+        """Releases tensors."""
+        self.gear, self.state, self.computed = 0, None, True
+        self.first: tuple[Step, Tensor] | None = None  # the first step, where it came before the start
+        self.past: tuple[int, ...] = ()
+        self.step: Step | None = None
+
+    def decide(self, step: Step, branch: int, signal: Callable[[], Tensor | None]) -> bool:
+        """Whether the site is computed in this call of the denoiser; `signal` gives what the policy reads."""
+        if branch == 0 or self.step is None or self.step.index != step.index:
+            if step.index == 0:
+                self.made = []
+            self.step = replace(step, past=self.past, gear=self.gear, x=signal())
+            # The first step has no past, and an expert that takes over in the middle has none of its own.
+            self.computed = not self.past or self.rule.computes(self.state, self.step)
+            if self.computed:
+                self.past = (step.index, *self.past)
+            self.made += [False] * (step.index - len(self.made)) + [self.computed]  # an expert may begin late
+        return self.computed
+
+    def observe(self, output: Tensor) -> None:
+        """Notes what left the site at the step that was decided last."""
+        assert self.step is not None
+        if self.step.index == 0 and not self.step.times:
+            self.first = self.step, output
+        else:
+            self.rule.policy.observe(self.state, self.step, output)
+
+
+class SiteHook(ABC):
+    """Skips one site of one denoiser by a rule.
+
+    What is computed is kept by key (a branch, or a layer in a branch) and by name (one of its tensors).
+    """
+
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+        self.denoiser, self.gate = denoiser, gate
+        self.decision = SiteDecision(rule)
+        self.on_run_end()
+
+    @abstractmethod
+    def install(self, undo: ExitStack) -> None:
+        """Takes the calls of the site, until `undo` is closed."""
+
+    @abstractmethod
+    def compiled(self) -> str:
+        """Returns the name of what is compiled together with the site, which cannot be skipped then."""
+
+    @property
+    def rule(self) -> Rule:
+        """What is followed in this run."""
+        return self.decision.rule
+
+    @property
+    def step(self) -> Step:
+        """The step that was decided last."""
+        assert self.decision.step is not None
+        return self.decision.step
+
+    def on_run_start(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
+        """A run has started, on a grid of N times; its first step may have been computed already."""
+        self.decision.on_run_start(rule, times, gear)
+
+    def on_run_end(self) -> None:
+        """Releases tensors."""
+        self.decision.on_run_end()
+        self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
+        self.past: dict[Hashable, tuple[int, ...]] = {}  # by key: one may begin late
+        self.shapes: dict[Hashable, torch.Size | None] = {}
+
+    def read_signal(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Returns what the policy reads of what enters the site."""
+        x = entering(args, kwargs) if self.rule.signal == "input" else None
+        return None if x is None else x.clone()
+
+    def knows(self, key: Hashable, shape: torch.Size | None = None) -> bool:
+        """Whether something was computed here in this run, on such a shape."""
+        return key in self.past and self.shapes[key] == shape
+
+    def keep(
+        self,
+        key: Hashable,
+        outputs: Mapping[Any, Tensor],
+        shape: torch.Size | None = None,
+        entered: Mapping[Any, Tensor] | None = None,
+    ) -> None:
+        """Notes the outputs of a computed step by name, and what entered; forgets those of another shape."""
+        if not self.knows(key, shape):
+            self.past[key] = ()
+            for stream in [stream for stream in self.history.streams if stream[0] == key]:  # type: ignore[index]
+                self.history.drop(stream)
+        self.shapes[key] = shape
+        self.past[key] = (self.step.index, *self.past[key])[: self.history.depth]
+        for name, output in outputs.items():
+            self.history.keep((key, name), entered[name] if entered else None, output, self.step.x)
+
+    def forecast(self, key: Hashable, name: Hashable, entered: Tensor | None = None) -> Tensor:
+        """Returns what is used instead of an output."""
+        known = self.history.known((key, name), entered, self.step.x)
+        return self.rule.forecast.combine(known, replace(self.step, past=self.past[key]))
