@@ -10,7 +10,7 @@ import toy
 
 import adaptcache
 from adaptcache.engines.formats.read import read_schedule
-from adaptcache.engines.lint import cliffs, least_value, lint
+from adaptcache.engines.lint import find_cliffs, find_least, lint
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.magnitude import Magnitude
@@ -145,7 +145,7 @@ FLUX = published("teacache")["flux"]["coefficients"]
 
 
 def test_lint_finds_a_threshold_below_the_least_the_polynomial_can_be():
-    least, where = least_value(Polynomial(coefficients=tuple(FLUX), threshold=1))
+    least, where = find_least(Polynomial(coefficients=tuple(FLUX), threshold=1))
     assert least == pytest.approx(0.180, abs=1e-3) and where == pytest.approx(0.053, abs=1e-3)
     assert "inert" in codes(tea(FLUX, 0.18), level="error")
     assert "inert" not in codes(tea(FLUX, 0.25))
@@ -201,10 +201,10 @@ def test_lint_finds_ratios_that_do_not_matter_and_thresholds_that_skip_nothing()
 
 def test_cliffs_are_where_the_replayed_plan_changes():
     policy = fitted_rules("dicache", PROFILE, budget=0.5)[0].policy
-    for threshold, before, after in cliffs(policy, PROFILE, jump=1):
+    for threshold, before, after in find_cliffs(policy, PROFILE, jump=1):
         at = policy.model_copy(update={"threshold": threshold})
         assert len(replayed(at, PROFILE)) == after != before
-    assert cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
+    assert find_cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
     assert "inert" in codes(uniform(1), PROFILE)
 
 

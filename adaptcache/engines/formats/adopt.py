@@ -21,7 +21,7 @@ from .read import interpret, parse_settings
 
 
 class RunStarted(Exception):
-    """A run has started: its grid is known, and no more is asked."""
+    """The grid is known."""
 
 
 class GridHook(StepHook):
@@ -34,13 +34,7 @@ class GridHook(StepHook):
 
 @dataclass(frozen=True)
 class Target:
-    """What an adopted schedule is for.
-
-    Arguments:
-        denoiser: The denoiser.
-        grid: The steps.
-        kernel: What is known of the outputs; None where nothing was measured.
-    """
+    """What an adopted schedule is for: a denoiser, its steps, and what is known of its outputs, if anything."""
 
     denoiser: Denoiser
     grid: Grid
@@ -48,7 +42,7 @@ class Target:
 
     @classmethod
     def of(cls, setup: Setup, prompts: PromptSet) -> Self:
-        """Asks a pipeline for its grid: runs the first prompt, and stops after the first denoiser call."""
+        """Asks a pipeline: runs its first prompt, and stops after the first denoiser call."""
         hook = GridHook()
         with suppress(RunStarted):
             setup.run(hook, prompts[:1])

@@ -110,13 +110,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the settings of an engine mean.
-
-    Arguments:
-        rule: When it computes, and what it uses instead.
-        steps: How many steps a run must have; None where any number will do.
-        times: The times of these steps, where the settings name them.
-    """
+    """What the settings of an engine mean: a rule, for how many steps (None: any), at which times if known."""
 
     rule: Rule
     steps: int | None = None
@@ -143,10 +137,10 @@ class Format:
         name: Of the engine.
         version: Which version of it was looked at.
         read: Returns what settings mean; is given the number of steps of a run where that is known.
-        write: Writes a plan.
+        write: Writes a plan; None where the engine reads none.
         write_polynomial: Writes TeaCache's polynomial, of which it is given five coefficients.
-        keys: Keys of its settings: those that have most of a format's keys are taken to be its.
-        models: Denoisers for which the engine follows a plan; empty where the engine says so itself.
+        keys: Keys of its settings. Settings are taken to be of the format of which they have most.
+        models: Denoisers for which the engine follows a plan; empty where it says so itself.
         void: Why nothing is written.
         apply: Lets the engine run a diffusers pipeline by an export, until the context is closed.
     """
@@ -292,33 +286,34 @@ class ReusePlanner:
         longest, forced = longest or self.steps, [step for step in forced if step < self.steps]
         always = {*range(warm_up), *forced}
 
-        def allowed(plan: Collection[int]) -> bool:
-            counted = "".join(str(int(i in plan)) for i in range(self.steps) if i not in forced)
-            return always <= set(plan) and max(map(len, counted.split("1"))) <= longest
+        def allowed(computed: Sequence[int]) -> bool:
+            counted = "".join(str(step) for i, step in enumerate(computed) if i not in forced)
+            return all(computed[i] for i in always) and max(map(len, counted.split("1"))) <= longest
 
-        forecast = self.schedule.rules[0].forecast
-        kept = allowed(self.own) and self.calls == len(self.own)
-        own = self.predicted(self.own)
+        own, kernel, forecast = (
+            self.predicted(self.own),
+            self.schedule.kernel,
+            self.schedule.rules[0].forecast,
+        )
+        kept = self.calls == own.calls and allowed(own.computed)
         if kept and isinstance(forecast, Extrapolate) and forecast.order == 0:
             return own
-        if self.schedule.kernel is not None:
-            anew = self._plan(self.schedule.kernel, always, longest, forced)
-            if not allowed(anew):
-                raise ScheduleError(
-                    f"{self.calls} of {self.steps} steps are too few for this engine: it always computes "
-                    f"{', '.join(map(str, sorted(always)))}, and skips at most {longest} in a row; "
-                    "export with more calls"
-                )
-            plan = self.predicted(anew)
+        engine = f"this engine, which always computes {', '.join(map(str, sorted(always)))}"
+        engine += f", and skips at most {longest} in a row" if longest < self.steps else ""
+        if kernel is None and not kept:
+            raise ScheduleError(
+                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; calibrate again"
+            )
+        plan = own if kernel is None else self.predicted(self._plan(kernel, always, longest, forced))
+        if not allowed(plan.computed):
+            raise ScheduleError(
+                f"{self.calls} of {self.steps} steps are too few for {engine}; export with more calls"
+            )
+        if kernel is None:
+            where = "at steps that were chosen for the forecast, as there is no kernel"
+        else:
             same = plan.computed == own.computed
             where = "at the same steps" if same else f"at steps chosen anew for it, not {own.strip}"
-        elif kept:
-            plan, where = own, "at steps that were chosen for the forecast, as there is no kernel"
-        else:
-            raise ScheduleError(
-                f"{self.schedule.name} carries no kernel and cannot be planned anew for this engine; "
-                "calibrate again"
-            )
         lost = [f"the forecast ({forecast.type}) becomes reuse of the last residual, {where}"]
         if self.moved:
             lost.append(f"it was fitted on {self.moved} steps, and is moved to {self.steps}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from ...errors import ScheduleError
-from ...limits import first_fault, read_bytes
+from ...limits import first_fault, parse_json, read_bytes
 from ...schedule.format import Grid
 from ...schedule.schedule import LARGEST, Schedule
 from . import FORMATS, find_format
 from .mask import Settings
+
+LARGEST_YAML = 2**12  # bytes: it takes a hundred times as long as JSON
 
 
 def read_schedule(path: str | Path) -> Schedule:
@@ -48,7 +52,8 @@ def parse_settings(path: str | Path) -> Any:
         ScheduleError: The file cannot be read, or is none of these.
     """
     try:
-        text = read_bytes(path, LARGEST).decode("utf-8")
+        content = read_bytes(path, LARGEST)
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ScheduleError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
@@ -57,17 +62,28 @@ def parse_settings(path: str | Path) -> Any:
         raise ScheduleError(f"{path} is larger than 1 MB: these are no cache settings") from None
     if flags := re.search(r"--scm-mask[ =]\"?([01](?:,[01])*)\"?", text):
         return {"scm-mask": [int(step) for step in flags[1].split(",")]}
-    if entry := re.match(r"\s*\"([\w.-]+)\": *(np\.array\()?((?:\s*\+?\s*\[[^\]]*\](?:\*\d)?)+)", text):
-        lists = re.findall(r"\[([^\]]*)\](?:\*(\d))?", entry[3])  # of the kind [1.0]*2+[0.99, ...]
-        values = [float(value) for row, times in lists for value in row.split(",") * int(times or 1)]
-        return {"model": entry[1], "mag_table" if entry[2] else "tea_table": values}
     try:
-        data = yaml.safe_load(text)  # JSON is YAML
+        if entry := re.match(
+            r"\s*\"([\w.-]+)\": *(np\.array\()?((?:\s*(?:\+\s*)?\[[^\]]*\](?:\*\d)?)+)", text
+        ):
+            lists = re.findall(r"\[([^\]]*)\](?:\*(\d))?", entry[3])  # of the kind [1.0]*2+[0.99, ...]
+            values = [float(value) for row, times in lists for value in row.split(",") * int(times or 1)]
+            return {"model": entry[1], "mag_table" if entry[2] else "tea_table": values}
+        data = parse_text(content)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ScheduleError(f"{path} is neither JSON nor YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, (dict, list)):
         raise ScheduleError(f"{path} holds no cache settings: it is a {type(data).__name__}")
     return data
+
+
+def parse_text(content: bytes) -> Any:
+    """Returns what JSON or YAML says."""
+    with suppress(JSONDecodeError):
+        return parse_json(content)
+    if len(content) > LARGEST_YAML:
+        raise ValueError(f"it has more than {LARGEST_YAML:,} bytes and is no JSON")
+    return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def interpret(data: Any, steps: int | None = None, kind: str | None = None) -> tuple[str, Settings]:
@@ -92,7 +108,7 @@ def interpret(data: Any, steps: int | None = None, kind: str | None = None) -> t
         raise
     except ValidationError as error:
         raise ScheduleError(f"these are no {kind} settings: {first_fault(error)}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ScheduleError(f"these are no {kind} settings: {type(error).__name__} {error}") from error
 
 
