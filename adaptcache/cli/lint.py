@@ -1,7 +1,5 @@
 """`adaptcache lint`"""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

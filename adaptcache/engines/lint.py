@@ -1,7 +1,5 @@
 """What is wrong with a schedule, as far as that can be told without running it."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +13,7 @@ from ..policies.polynomial import Polynomial
 from ..policies.replay import calls_of, replayed
 from ..profile import Profile
 from ..schedule.schedule import Schedule
+from .formats.mask import played_steps, reuse
 
 SEEN = (0.0, 0.6)  # changes of modulated inputs that occur in published models
 WEAK = 0.5  # R2 below which a predictor is little better than a constant
@@ -113,13 +112,13 @@ def score_polynomial(policy: Polynomial, profile: Profile) -> list[Fault]:
 
 def lint_ratios(policy: Magnitude, steps: int) -> list[Fault]:
     """Returns what a list of ratios and its limits tell by themselves."""
-    grid = tuple(1 - i / steps for i in range(steps))
     flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
+    plan, flat_plan = (played_steps(reuse(one).rule, steps) for one in (policy, flat))
     found = []
-    if all(policy.init(grid)):
+    if len(plan) == steps:
         why = f"the threshold {policy.threshold:g} skips none of {steps} steps"
         found.append(Fault("error", "inert", why))
-    elif policy.init(grid) == flat.init(grid):
+    elif plan == flat_plan:
         why = f"with at most {policy.max_skip} skips the plan is the same where all ratios are 1"
         found.append(Fault("warning", "ratios", f"{why}; raise the limit, or use `uniform`"))
     if steps != len(policy.ratios):

@@ -83,7 +83,12 @@ def settings() -> list[bytes]:
     forms = [form for form in FORMATS.values() if form.write]
     written = [export(plan, form.name) for form in forms]
     written += [export(polynomial, form.name) for form in forms if form.write_polynomial]
-    read = ["--scm-mask 1,0,1", "[1, 0, 0]", '{"cache_step": [1], "steps": 3}', '{"attn": [1, 0], "ff": [1, 1]}']
+    read = [
+        "--scm-mask 1,0,1",
+        "[1, 0, 0]",
+        '{"cache_step": [1], "steps": 3}',
+        '{"attn": [1, 0], "ff": [1, 1]}',
+    ]
     return [*(one.text.encode() for one in written), *map(str.encode, read)]
 
 

@@ -1,7 +1,5 @@
 """Settings files of other engines: one file an engine, that writes and reads them."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any

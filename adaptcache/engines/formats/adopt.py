@@ -1,7 +1,5 @@
 """Makes the settings of another engine a schedule for one pipeline and its steps."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ class GridHook(StepHook):
 
 @dataclass(frozen=True)
 class Target:
-    """What an adopted schedule is for: a denoiser, its steps, and what is known of its outputs, if anything."""
+    """What an adopted schedule is for: a denoiser, its steps, and the kernel of its outputs if known."""
 
     denoiser: Denoiser
     grid: Grid

@@ -1,7 +1,5 @@
 """cache-dit: a steps computation mask in the YAML that `cache_dit.load_configs` reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

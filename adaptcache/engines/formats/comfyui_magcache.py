@@ -4,8 +4,6 @@ The node's own limits are kept: it always computes the first tenth of the steps,
 and on Flux always computes step 11, where it neither looks at the ratio nor starts to count anew.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...policies.magnitude import Magnitude

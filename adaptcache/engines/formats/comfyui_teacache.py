@@ -1,7 +1,5 @@
 """ComfyUI-TeaCache: every n-th step, or a polynomial, as an entry of its table of coefficients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...policies.polynomial import Polynomial

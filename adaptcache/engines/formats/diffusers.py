@@ -1,7 +1,5 @@
 """Stock diffusers: any plan as the settings of a MagCache; inference needs no adaptcache."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +7,7 @@ from typing import Any
 
 from ...policies.magnitude import Magnitude
 from ..diffusers.watch import denoisers_of
-from .mask import Exported, Format, ReusePlanner, Settings, reuse
+from .mask import Exported, Format, ReusePlanner, Settings, played_steps, reuse
 
 VERSION = "0.42.1"
 THRESHOLD = 0.5  # between the errors of a skipped step, 0, and of a computed one, 1
@@ -39,18 +37,20 @@ def write(planner: ReusePlanner) -> Exported:
     return Exported(".json", json.dumps(config, indent=1) + "\n", USE, plan, expects, (ONE_GRID,))
 
 
-def magcache_policy(config: Mapping[str, Any]) -> Magnitude:
-    """Returns the policy of a `MagCacheConfig`; its `init(times)` tells which steps are computed."""
-    return Magnitude(
-        ratios=tuple(config["mag_ratios"]),
-        threshold=config.get("threshold", 0.06),
-        max_skip=config.get("max_skip_steps", 3),
-        retention=config.get("retention_ratio", 0.2),
-    )
-
-
 def read(data: Any, steps: int | None) -> Settings:
-    return reuse(magcache_policy(data), "blocks", int(data.get("num_inference_steps", 28)))
+    policy = Magnitude(
+        ratios=tuple(data["mag_ratios"]),
+        threshold=data.get("threshold", 0.06),
+        max_skip=data.get("max_skip_steps", 3),
+        retention=data.get("retention_ratio", 0.2),
+    )
+    return reuse(policy, "blocks", int(data.get("num_inference_steps", 28)))
+
+
+def magcache_steps(config: Mapping[str, Any]) -> list[int]:
+    """Returns the numbers of the steps that diffusers computes by the arguments of a `MagCacheConfig`."""
+    settings = read(config, None)
+    return played_steps(settings.rule, settings.steps or 1)
 
 
 @contextmanager

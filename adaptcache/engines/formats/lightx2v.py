@@ -1,14 +1,12 @@
 """LightX2V: the mask as magnitude ratios, or TeaCache's polynomial, in the JSON of `--config_json`."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 from ...policies.magnitude import Magnitude
 from ...policies.polynomial import Polynomial
 from .diffusers import ONE_GRID, THRESHOLD
-from .mask import Exported, Format, ReusePlanner, Settings, reuse, reuse_by_mask
+from .mask import Exported, Format, ReusePlanner, Settings, played_steps, reuse, reuse_by_mask
 from .teacache import FITTED_ON, read_polynomial
 
 VERSION = "of 2026-08 (f8aee98)"
@@ -57,10 +55,10 @@ def read(data: Any, steps: int | None) -> Settings:
         )
         for ratios in data["magcache_ratios"]
     )
-    masks = [branch.init((0.0,) * n) for branch in (cond, uncond)]
-    if masks[0] == masks[1]:
+    plans = [played_steps(reuse(branch).rule, n) for branch in (cond, uncond)]
+    if plans[0] == plans[1]:
         return reuse(cond, "blocks", n)
-    return reuse_by_mask([int(any(branches)) for branches in zip(*masks, strict=True)])
+    return reuse_by_mask([int(any(step in plan for plan in plans)) for step in range(n)])
 
 
 FORMAT = Format(

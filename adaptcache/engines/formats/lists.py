@@ -1,7 +1,5 @@
 """Lists of steps as other codes keep them, which are only read: masks, skipped steps, command lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What an engine that reuses at skipped steps can follow: the plan, and the file it is written to."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -110,7 +108,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the settings of an engine mean: a rule, for how many steps (None: any), at which times if known."""
+    """What the settings of an engine mean: a rule, for how many steps (None: any), at which times."""
 
     rule: Rule
     steps: int | None = None
@@ -127,33 +125,6 @@ def reuse_by_mask(values: Sequence[int]) -> Settings:
     if not values or any(step not in (0, 1) for step in values):
         raise ScheduleError(f"a mask is a list of 0 and 1, got {values!r:.60}")
     return reuse(Mask(compute_steps=tuple(map(bool, values))), steps=len(values))
-
-
-@dataclass(frozen=True)
-class Format:
-    """The settings of one engine.
-
-    Arguments:
-        name: Of the engine.
-        version: Which version of it was looked at.
-        read: Returns what settings mean; is given the number of steps of a run where that is known.
-        write: Writes a plan; None where the engine reads none.
-        write_polynomial: Writes TeaCache's polynomial, of which it is given five coefficients.
-        keys: Keys of its settings. Settings are taken to be of the format of which they have most.
-        models: Denoisers for which the engine follows a plan; empty where it says so itself.
-        void: Why nothing is written.
-        apply: Lets the engine run a diffusers pipeline by an export, until the context is closed.
-    """
-
-    name: str
-    version: str
-    read: Callable[[Any, int | None], Settings]
-    write: Callable[[ReusePlanner], Exported] | None = None
-    write_polynomial: Callable[[Polynomial, list[float]], Exported] | None = None
-    keys: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    void: str = "it is a format of results, that no engine reads"
-    apply: Callable[[Any, Exported], AbstractContextManager[None]] | None = None
 
 
 # Which steps a schedule computes, on its own grid or another.
@@ -198,6 +169,11 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     return past
 
 
+def played_steps(rule: Rule, steps: int) -> list[int]:
+    """Returns the numbers of the steps that a rule computes in a run of so many steps, at even times."""
+    return computed_steps(Schedule(name="rule", rules=(rule,)), times=move_times((), steps))
+
+
 # Plans a schedule anew for engines that cannot forecast, only reuse.
 #
 # Other engines add the last residual of the whole block stack at a skipped step. As a linear forecast of
@@ -207,7 +183,7 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
 FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can be 0
 
 
-def resample_kernel(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
+def move_kernel(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
     """Returns the inner products with shape (N, N) and the sensitivities of a kernel on a grid of N times."""
     gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
     if not same_grid(kernel.times, times):
@@ -218,7 +194,7 @@ def resample_kernel(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Ar
 
 def price_reuse(kernel: Kernel, times: tuple[float, ...]) -> Array:
     """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
-    gram, weights = resample_kernel(kernel, times)
+    gram, weights = move_kernel(kernel, times)
     energy = np.diagonal(gram)
     errors = energy[None, :] - 2 * gram + energy[:, None]
     return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
@@ -235,7 +211,7 @@ def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[i
         times: The grid with shape (N,).
         computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
     """
-    gram, weights = resample_kernel(kernel, times)
+    gram, weights = move_kernel(kernel, times)
     skipped = np.flatnonzero(np.array(computed) == 0)
     sources = np.maximum.accumulate(np.where(computed, np.arange(len(times)), 0))
     sums = np.zeros(len(times))
@@ -302,7 +278,8 @@ class ReusePlanner:
         engine += f", and skips at most {longest} in a row" if longest < self.steps else ""
         if kernel is None and not kept:
             raise ScheduleError(
-                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; calibrate again"
+                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; "
+                "calibrate again"
             )
         plan = own if kernel is None else self.predicted(self._plan(kernel, always, longest, forced))
         if not allowed(plan.computed):
@@ -354,3 +331,30 @@ class ReusePlanner:
         for step in forced:
             pairs[:step, step][(gaps[:step] > longest + 1) & (np.arange(n) > step)] = FORBIDDEN
         return best_plan(pairs, np.ones(n), self.calls)
+
+
+@dataclass(frozen=True)
+class Format:
+    """The settings of one engine.
+
+    Arguments:
+        name: Of the engine.
+        version: Which version of it was looked at.
+        read: Returns what settings mean; is given the number of steps of a run where that is known.
+        write: Writes a plan; None where the engine reads none.
+        write_polynomial: Writes TeaCache's polynomial, of which it is given five coefficients.
+        keys: Keys of its settings. Settings are taken to be of the format of which they have most.
+        models: Denoisers for which the engine follows a plan; empty where it says so itself.
+        void: Why nothing is written.
+        apply: Lets the engine run a diffusers pipeline by an export, until the context is closed.
+    """
+
+    name: str
+    version: str
+    read: Callable[[Any, int | None], Settings]
+    write: Callable[[ReusePlanner], Exported] | None = None
+    write_polynomial: Callable[[Polynomial, list[float]], Exported] | None = None
+    keys: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    void: str = "it is a format of results, that no engine reads"
+    apply: Callable[[Any, Exported], AbstractContextManager[None]] | None = None

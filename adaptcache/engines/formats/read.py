@@ -1,7 +1,5 @@
 """Reads the settings of other engines: JSON, YAML, flags and lines of Python, as schedules."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """SGLang diffusion: the mask as lengths of runs, in the `cache_dit_params` of a request."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from typing import Any

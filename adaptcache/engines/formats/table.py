@@ -1,7 +1,5 @@
 """A plain table of times, plan and the weights of every skipped step; docs/table.md defines it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -20,7 +18,7 @@ EULER = "FlowMatchEulerDiscreteScheduler"  # its times are its sigmas
 
 def write(planner: ReusePlanner) -> Exported:
     """Returns the table as JSON. All numbers are those of the schedule, with all their digits."""
-    schedule, times, gear = planner.schedule, planner.times, planner.gear
+    schedule, times, gear, n = planner.schedule, planner.times, planner.gear, planner.steps
     rule = replanned(schedule, times) if planner.moved else schedule.rules[0]
     forecast = rule.forecast
     if rule.site != "step" or type(forecast).combine is not Forecast.combine:
@@ -31,10 +29,7 @@ def write(planner: ReusePlanner) -> Exported:
     plan = computed_steps(schedule.model_copy(update={"rules": (rule,)}), gear, times)
     if planner.asked not in (None, len(plan)):
         raise ScheduleError(f"a table has the plan of the schedule, {len(plan)} calls: leave out the calls")
-    steps, tracks = (
-        range(len(times)),
-        range(len(forecast.table[gear]) if isinstance(forecast, Matched) else 1),
-    )
+    tracks = len(forecast.table[gear]) if isinstance(forecast, Matched) else 1
     table: dict[str, Any] = {
         "table": int(VERSION),
         "name": schedule.name,
@@ -44,20 +39,19 @@ def write(planner: ReusePlanner) -> Exported:
         "times": times,
         "compute": plan,
         "tracks": [
-            [row_of(forecast, Step(i, times, known(plan, i), gear, track)) for i in steps if i not in plan]
-            for track in tracks
+            [row_of(forecast, Step(i, times, known(plan, i), gear, track)) for i in range(n) if i not in plan]
+            for track in range(tracks)
         ],
     }  # fmt: skip
     if schedule.grid.scheduler == EULER and not (schedule.made.get("scheduler") or {}).get("invert_sigmas"):
         table["sigmas"] = (*times, 0.0)
-    computed = tuple(int(i in plan) for i in range(len(times)))
     expects = (
-        f"these {len(times)} times, and the sampler they were fitted with"
-        + (f": {schedule.grid.scheduler}" if schedule.grid.scheduler else ""),
+        f"these {n} times and the sampler they were fitted with ({schedule.grid.scheduler or 'any'})",
         "a loop that forecasts the guided output, which the sampler is given",
     )
-    use = "# docs/table.md defines {path} and has a player of 25 lines\n"
-    return Exported(".json", json.dumps(table) + "\n", use, ReusePlan(computed), expects)
+    use = "# docs/table.md defines {path} and has a player for it\n"
+    computed = ReusePlan(tuple(int(i in plan) for i in range(n)))
+    return Exported(".json", json.dumps(table) + "\n", use, computed, expects)
 
 
 def known(plan: list[int], index: int) -> tuple[int, ...]:

@@ -4,10 +4,9 @@ Such an engine takes no mask. But a constant polynomial adds the same distance a
 input, so that the threshold is crossed every n steps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...errors import ScheduleError
 from ...limits import STEPS
@@ -64,7 +63,6 @@ def write_with(form: Format, schedule: Schedule) -> Exported:
     if policy.clamp:
         low, high = policy.clamp
         lost.append(f"the range of the fit ({low:.3g} to {high:.3g}): engines go on outside")
-    written = form.write_polynomial(
-        policy, [0.0] * (COUNT - len(policy.coefficients)) + list(policy.coefficients)
-    )
-    return Exported(written.ending, written.text, written.use, None, written.expects, (*lost, *written.lost))
+    missing = COUNT - len(policy.coefficients)
+    written = form.write_polynomial(policy, [0.0] * missing + list(policy.coefficients))
+    return replace(written, lost=(*lost, *written.lost))

@@ -1,7 +1,5 @@
 """TensorRT-LLM: every n-th step, as a TeaCache whose polynomial is constant, or a polynomial as it is."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

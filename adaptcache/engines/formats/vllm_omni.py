@@ -1,7 +1,5 @@
 """vLLM-Omni: the mask as magnitude ratios, or TeaCache's polynomial, in the JSON of `--cache-config`."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

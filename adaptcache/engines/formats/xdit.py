@@ -1,7 +1,5 @@
 """xDiT: a steps computation mask in the JSON of `--cache_config`."""
 
-from __future__ import annotations
-
 import json
 
 from . import cache_dit
