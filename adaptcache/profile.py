@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from .errors import ScheduleError
 from .files import write_atomically
 from .fitting.kernel import added_noise, pair_errors
-from .limits import PROMPTS, STEPS, falling, parse_json, plain
+from .limits import PROMPTS, STEPS, check_falling, check_plain, parse_json
 
 __all__ = ["Profile"]
 
@@ -117,7 +117,7 @@ class Profile:
         for one in fields(self):
             if one.name != "about" and not np.isfinite(getattr(self, one.name)).all():
                 raise ValueError(f"{one.name} holds numbers that are not finite")
-        falling(self.times.tolist())
+        check_falling(self.times.tolist())
         if self.times[0] > 1 or self.times[-1] < 0:
             raise ValueError("its times are not in [0, 1]")
         if (self.sensitivities < 0).any():
@@ -153,7 +153,7 @@ def checked_header(path: Path) -> dict[str, Any]:
     about = parse_json(text.encode()) if isinstance(text, str) else None
     if not isinstance(about, dict):
         raise ValueError("it does not say where it came from")
-    plain(about)
+    check_plain(about)
     return about
 
 

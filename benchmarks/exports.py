@@ -17,13 +17,10 @@ import numpy as np
 import torch
 
 import adaptcache
-from adaptcache.engines.formats import export
-from adaptcache.engines.formats.measure import applied
+from adaptcache.engines.formats import apply_export, export
 from adaptcache.evaluation.metrics import psnr
-from adaptcache.presets import resolve
+from adaptcache.presets import Preset, resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.sensitivity import relative
-from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,24 +33,26 @@ ENGINES = ("diffusers", "cache-dit", "adaptcache")
 Made = tuple[list[torch.Tensor], list[np.ndarray]]  # final latents and decoded images, one a prompt
 
 
-def generated(pipe: Any, call: Call, prompts: list[str], first: int) -> Made:
+def generate(pipe: Any, preset: Preset, prompts: list[str], first: int) -> Made:
     """Runs prompts one by one and keeps the final latents besides the images."""
-    latents: list[torch.Tensor] = []
+    latents, images = list[torch.Tensor](), list[np.ndarray]()
 
     def keep(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == call.steps - 1:
+        if step == preset.steps - 1:
             latents.append(tensors["latents"].clone())
         return tensors
 
-    how = Call(call.steps, {**call.arguments, "callback_on_step_end": keep}, call.seed)
-    images = [
-        np.asarray(how(pipe, [prompt], first + number, output_type="np"))[0]
-        for number, prompt in enumerate(prompts)
-    ]
+    for number, prompt in enumerate(prompts):
+        noise = torch.Generator("cpu").manual_seed(first + number)
+        made = pipe(
+            prompt, num_inference_steps=preset.steps, generator=noise, output_type="np",
+            callback_on_step_end=keep, **preset.call,
+        )  # fmt: skip
+        images.append(made.images[0])
     return latents, images
 
 
-def computing(pipe: Any, run: Callable[[], Made]) -> tuple[Made, int]:
+def count_passes(pipe: Any, run: Callable[[], Made]) -> tuple[Made, int]:
     """Runs and counts the passes of the second block's attention: engines always run the first block."""
     passes = [0]
 
@@ -67,29 +66,31 @@ def computing(pipe: Any, run: Callable[[], Made]) -> tuple[Made, int]:
         hook.remove()
 
 
-def line(cells: list[str], made: Made, full: Made) -> str:
+def row_of(cells: list[str], made: Made, full: Made) -> str:
     """Returns a row of the table."""
-    error = np.mean([relative(a, b) for a, b in zip(made[0], full[0], strict=True)])
+    error = np.mean(
+        [float((a - b).square().sum() / b.square().sum()) for a, b in zip(made[0], full[0], strict=True)]
+    )
     quality = np.mean([psnr(a, b) for a, b in zip(made[1], full[1], strict=True)])
     return "| " + " | ".join([*cells, f"{-10 * np.log10(error):.1f} dB", f"{quality:.1f} dB"]) + " |"
 
 
-def measured(pipe: Any, engine: str, schedule: Schedule, run: Callable[[], Made], full: Made) -> str:
+def measure(pipe: Any, engine: str, schedule: Schedule, run: Callable[[], Made], full: Made) -> str:
     """Returns the row of a schedule in one engine."""
     if engine == "adaptcache":
         with adaptcache.attach(pipe, schedule) as handle:
-            made, passes = computing(pipe, run)
+            made, passes = count_passes(pipe, run)
         planned, predicted = handle.report().made, ""
     else:
         exported = export(schedule, engine)
-        assert exported.mask is not None and exported.mask.expected is not None
-        with applied(pipe, exported):
-            made, passes = computing(pipe, run)
-        planned, predicted = exported.mask.calls, f"{exported.mask.expected:.1f} dB"
-    return line([schedule.name, engine, str(planned), f"{passes / len(made[0]):g}", predicted], made, full)
+        assert exported.plan is not None and exported.plan.expected is not None
+        with apply_export(pipe, exported):
+            made, passes = count_passes(pipe, run)
+        planned, predicted = exported.plan.calls, f"{exported.plan.expected:.1f} dB"
+    return row_of([schedule.name, engine, str(planned), f"{passes / len(made[0]):g}", predicted], made, full)
 
 
-def made_by(schedule: Schedule) -> int:
+def fewest_last(schedule: Schedule) -> int:
     """Returns minus the calls a schedule makes: most calls first."""
     evidence = schedule.evidence
     return -evidence.calls[0] if evidence else 0
@@ -105,17 +106,17 @@ def main() -> None:
     known = read_prompts(preset.prompts)
     pipe = preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
-    call, prompts = Call(preset.steps, preset.call), list(known.held_out[: arguments.prompts])
+    prompts = list(known.held_out[: arguments.prompts])
 
     def run() -> Made:
-        return generated(pipe, call, prompts, len(known.calibration))
+        return generate(pipe, preset, prompts, len(known.calibration))
 
     full = run()
-    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("emoji-flux-*.json")), key=made_by)
+    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("emoji-flux-*.json")), key=fewest_last)
     table = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
     for schedule in schedules:
         for engine in ENGINES:
-            table.append(measured(pipe, engine, schedule, run, full))
+            table.append(measure(pipe, engine, schedule, run, full))
             print(table[-1], flush=True)
     if arguments.write:
         text = PAGE.read_text(encoding="utf-8")

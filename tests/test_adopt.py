@@ -8,26 +8,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trunk_stand_in  # noqa: F401 - goes when the trunk has the engine interface
 from conftest import CALL, STEPS, embedded, tiny_flux
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, MagCacheConfig
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
-from test_export import kernel, schedule
+from test_export import ENGINES, kernel, schedule, suited
 from test_export_engines import computed
 
 import adaptcache
+from adaptcache.engines import engine_for
 from adaptcache.engines.diffusers.identity import fingerprint
-from adaptcache.engines.formats import ENGINES, export
-from adaptcache.engines.formats.adopt import Target, adopted
-from adaptcache.engines.formats.magcache import magcache
+from adaptcache.engines.formats import export
+from adaptcache.engines.formats.adopt import Target, adopt
+from adaptcache.engines.formats.diffusers import magcache_steps
 from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
+from adaptcache.runs import PipelineCall, PromptSet, Setup
 from adaptcache.schedule.schedule import Schedule
 
 LIKE = schedule([0])
 
 
+def setup_of(pipe: Any) -> Setup:
+    return Setup(engine_for(pipe), PipelineCall(STEPS, {"height": 16, "width": 16}))
+
+
 def steps_of(data: Any, target: Schedule = LIKE, **options: Any) -> list[int]:
-    return computed_steps(adopted(data, target, **options))
+    return computed_steps(adopt(data, target, **options))
 
 
 # Round trips
@@ -36,17 +43,18 @@ def steps_of(data: Any, target: Schedule = LIKE, **options: Any) -> list[int]:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("carried", [None, kernel(steps=28)])
 def test_what_was_exported_comes_back_with_its_plan(engine: str, carried: Any, tmp_path: Path) -> None:
-    original = schedule([0, 1, 2, 5, 8, 12, 17, 22], carried, steps=28, matched=carried is not None)
+    plan = [0, 1, 2, 5, 8, 11, 15, 19, 23]
+    original = suited(engine, schedule(plan, carried, steps=28, matched=carried is not None))
     exported = export(original, engine)
     path = exported.save(tmp_path / f"plan{exported.ending}")
-    back = adopted(path, original)
-    assert computed_steps(back) == list(np.flatnonzero(exported.mask.computed))
-    assert export(back, engine).text == exported.text
+    back = adopt(path, original)
+    assert computed_steps(back) == list(np.flatnonzero(exported.plan.computed))
+    assert export(back, engine).text.replace('"plan"', '"test"') == exported.text
     assert back.name == "plan" and back.denoiser == original.denoiser
 
 
 def test_an_imported_schedule_is_saved_loaded_and_saved_to_the_same_bytes(tmp_path: Path) -> None:
-    made = adopted([1, 0, 0, 1, 0, 0, 1, 0, 0], schedule([0], kernel()))
+    made = adopt([1, 0, 0, 1, 0, 0, 1, 0, 0], schedule([0], kernel()))
     first = made.save(tmp_path / "a.json").read_bytes()
     again = Schedule.load(tmp_path / "a.json").save(tmp_path / "b.json").read_bytes()
     assert first == again
@@ -55,9 +63,9 @@ def test_an_imported_schedule_is_saved_loaded_and_saved_to_the_same_bytes(tmp_pa
 
 def test_an_imported_mask_makes_its_calls_on_a_shifted_grid(pipe: FluxPipeline) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    target = Target.of(pipe, CALL, embedded(1))
+    target = Target.of(setup_of(pipe), PromptSet(tuple(embedded(1))))
     assert np.ptp(np.diff(target.grid.times)) > 0.1  # far from even: steps and not times are kept
-    with adaptcache.attach(pipe, adopted([1, 0, 1, 0, 0, 0, 0, 1], target)) as handle:
+    with adaptcache.attach(pipe, adopt([1, 0, 1, 0, 0, 0, 0, 1], target)) as handle:
         CALL(pipe, embedded(1))
     assert handle.report().computed == [0, 2, 7]
     assert handle.report().evidence == "calibrated"
@@ -66,7 +74,7 @@ def test_an_imported_mask_makes_its_calls_on_a_shifted_grid(pipe: FluxPipeline) 
 def test_asking_for_the_grid_costs_one_call_and_leaves_the_pipeline_alone(pipe: FluxPipeline) -> None:
     before, called = dict(vars(pipe.scheduler)), []
     hook = pipe.transformer.register_forward_hook(lambda *_: called.append(1))
-    target = Target.of(pipe, CALL, embedded(1))
+    target = Target.of(setup_of(pipe), PromptSet(tuple(embedded(1))))
     hook.remove()
     assert called == [1]
     assert str(vars(pipe.scheduler)) == str(before)
@@ -97,8 +105,9 @@ def test_magcache_is_played_as_diffusers_runs_it(seed: int) -> None:
 def test_the_published_ratios_of_flux_give_their_known_plans(
     threshold: float, longest: int, first: int, expected: str
 ) -> None:
-    mask = magcache(FLUX_MAG_RATIOS.tolist(), 28, threshold, longest, first)
-    assert "".join(map(str, mask)) == expected
+    config = {"mag_ratios": FLUX_MAG_RATIOS.tolist(), "threshold": threshold, "max_skip_steps": longest}
+    steps = magcache_steps({**config, "retention_ratio": first / 28})
+    assert "".join(str(int(step in steps)) for step in range(28)) == expected
 
 
 # Other formats
@@ -121,7 +130,7 @@ def test_a_list_of_zeros_and_ones_is_a_mask_and_step_0_is_always_computed() -> N
 
 def test_a_kind_can_be_named_where_the_data_do_not_tell() -> None:
     assert steps_of([1, 0, 0, 0, 0, 0, 0, 0, 0], kind="mask") == [0]
-    with pytest.raises(LookupError, match="no kind 'teaspoon'; there are diffusers"):
+    with pytest.raises(LookupError, match="no format 'teaspoon'; there are diffusers"):
         steps_of([1], kind="teaspoon")
 
 
@@ -131,16 +140,17 @@ def test_a_kind_can_be_named_where_the_data_do_not_tell() -> None:
         ({"steps_computation_mask": "fast"}, r"the preset 'fast' is no mask"),
         ({"steps_computation_mask": [1, 2, 0]}, r"is a list of 0 and 1, got \[1, 2, 0\]"),
         ({"steps_computation_mask": [1, 0]}, "are for 2 steps, the target has 9"),
-        ({"coefficients": [1.0, 2.0, 0.1, 0.0, 0.3]}, "polynomial decides during the run"),
+        ({"coefficients": [1.0, 2.0, 0.1, 0.0, 0.3]}, "coefficients without a threshold"),
+        ({"coefficients": [1.0, 2.0], "rel_l1_thresh": 0.2}, "polynomial decides during the run"),
         ({"scm_compute_bins": [1]}, "no sglang settings: KeyError 'scm_cache_bins'"),
         ({"mag_ratios": 3}, "no diffusers settings: TypeError"),
         ({"threshold": 0.1}, "of no known kind: threshold"),
-        ([0.9, 1.0], "say what it is with kind="),
+        ([0.9, 1.0], "does not say how it is used"),
     ],
 )
 def test_settings_that_hold_no_plan_are_refused_in_one_line(data: Any, message: str) -> None:
     with pytest.raises(ScheduleError, match=message) as caught:
-        adopted(data, LIKE)
+        adopt(data, LIKE)
     assert "\n" not in str(caught.value)
 
 
@@ -158,10 +168,10 @@ def test_a_bad_file_is_one_clear_line(content: bytes, message: str, tmp_path: Pa
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(ScheduleError, match=message) as caught:
-        adopted(path, LIKE)
+        adopt(path, LIKE)
     assert "\n" not in str(caught.value)
     with pytest.raises(ScheduleError, match="cannot read"):
-        adopted(tmp_path / "none.json", LIKE)
+        adopt(tmp_path / "none.json", LIKE)
 
 
 def test_files_of_other_people_are_read(tmp_path: Path) -> None:

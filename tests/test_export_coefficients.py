@@ -8,24 +8,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adaptcache.engines.formats import ENGINES, export
-from adaptcache.engines.formats.codes import imported
-from adaptcache.engines.formats.coefficients import COEFFICIENTS
+from adaptcache.engines.formats import FORMATS, export
 from adaptcache.engines.formats.mask import computed_steps
+from adaptcache.engines.formats.read import read_schedule
 from adaptcache.errors import ScheduleError
 from adaptcache.policies.polynomial import Polynomial
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 
+COEFFICIENTS = [name for name, form in FORMATS.items() if form.write_polynomial]
+WITHOUT = [name for name, form in FORMATS.items() if form.write and not form.write_polynomial]
 FLUX = Schedule.of("teacache", model="flux", threshold=0.4)
 
 
 @pytest.mark.parametrize("engine", COEFFICIENTS)
 def test_the_published_polynomial_of_flux_comes_back_from_every_engine(engine: str, tmp_path: Path) -> None:
     exported = export(FLUX, engine)
-    back = imported(exported.save(tmp_path / f"x{exported.ending}")).rules[0].policy
+    back = read_schedule(exported.save(tmp_path / f"x{exported.ending}")).rules[0].policy
     assert back.coefficients == FLUX.rules[0].policy.coefficients and back.threshold == 0.4
-    assert exported.mask is None and "{path}" not in exported.explained("x")
+    assert exported.plan is None and "{path}" not in exported.explained("x")
 
 
 def test_short_polynomials_are_filled_up_and_long_ones_refused() -> None:
@@ -42,8 +43,8 @@ def test_short_polynomials_are_filled_up_and_long_ones_refused() -> None:
 
 
 def test_engines_without_a_polynomial_refuse_one_and_name_those_that_have() -> None:
-    for engine in set(ENGINES) - set(COEFFICIENTS):
-        with pytest.raises(ScheduleError, match=rf"which {engine} does not know; vllm-omni, lightx2v, "):
+    for engine in WITHOUT:
+        with pytest.raises(ScheduleError, match=rf"which {engine} does not know; vllm-omni, tensorrt-llm, "):
             export(FLUX, engine)
 
 
@@ -58,7 +59,7 @@ def test_magnitudes_become_the_mask_that_they_are() -> None:
     magcache = Schedule.of("magcache", model="flux")
     exported = export(magcache, "cache-dit", steps=28)
     assert computed_steps(magcache, times=tuple(1 - i / 28 for i in range(28))) == [
-        i for i, step in enumerate(exported.mask.computed) if step
+        i for i, step in enumerate(exported.plan.computed) if step
     ]
     with pytest.raises(ScheduleError, match=r"for any number of steps; say for how many"):
         export(magcache, "cache-dit")
@@ -67,7 +68,7 @@ def test_magnitudes_become_the_mask_that_they_are() -> None:
 def test_more_files_of_others_are_read_as_they_mean_it(tmp_path: Path) -> None:
     path = tmp_path / "smooth.json"
     path.write_text(json.dumps({"attn1": [1, 0, 0, 1], "ff": [1, 0, 1, 0]}))
-    assert imported(path).rules[0].policy.compute_steps == (True, False, True, True)
+    assert read_schedule(path).rules[0].policy.compute_steps == (True, False, True, True)
     path = tmp_path / "flags.txt"
     path.write_text('sd --cache-mode cache-dit --scm-mask "1,0,1"')
-    assert imported(path).rules[0].policy.compute_steps == (True, False, True)
+    assert read_schedule(path).rules[0].policy.compute_steps == (True, False, True)

@@ -62,7 +62,7 @@ def test_stock_diffusers_makes_exactly_the_planned_calls(flux: Any, compute: lis
 def test_stock_diffusers_follows_the_plan_made_for_reuse(flux: Any) -> None:
     exported = export(schedule([0, 1, 2], kernel(steps=STEPS), steps=STEPS), "diffusers")
     flux.transformer.enable_cache(MagCacheConfig(**json.loads(exported.text)))
-    plan = [i for i, step in enumerate(exported.mask.computed) if step]
+    plan = [i for i, step in enumerate(exported.plan.computed) if step]
     assert plan != [0, 1, 2]
     assert computed(flux, flux.transformer.transformer_blocks[1]) == [plan]
 
@@ -116,7 +116,7 @@ def test_bins_become_the_mask_again_in_cache_dit(dit: Any, compute: list[int]) -
     mask = dit.steps_mask(
         compute_bins=given["scm_compute_bins"], cache_bins=given["scm_cache_bins"], total_steps=STEPS
     )
-    assert tuple(mask) == exported.mask.computed
+    assert tuple(mask) == exported.plan.computed
 
 
 def test_every_key_of_the_xdit_json_is_one_of_cache_dit(dit: Any) -> None:

@@ -9,8 +9,8 @@ import pytest
 import toy
 
 import adaptcache
-from adaptcache.engines.formats.codes import imported, interleaved, read
-from adaptcache.engines.lint import cliffs, least_value, lint
+from adaptcache.engines.formats.read import read_schedule
+from adaptcache.engines.lint import find_cliffs, find_least, lint
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.magnitude import Magnitude
@@ -94,27 +94,28 @@ def written(tmp_path, data, name="theirs.json"):
     return path
 
 
-def test_numbers_of_other_codes_are_read(tmp_path):
-    tea = imported(written(tmp_path, {"rel_l1_thresh": 0.2, "coefficients": [1, 2, 3, 4, 5]})).rules[0]
+def test_numbers_of_other_codes_are_read_schedule(tmp_path):
+    tea = read_schedule(written(tmp_path, {"rel_l1_thresh": 0.2, "coefficients": [1, 2, 3, 4, 5]})).rules[0]
     assert tea.policy.coefficients == (1, 2, 3, 4, 5) and tea.policy.threshold == 0.2 and tea.site == "blocks"
-    mag = imported(
+    mag = read_schedule(
         written(tmp_path, {"mag_ratios": [1.0, 0.9], "threshold": 0.1, "max_skip_steps": 4})
     ).rules[0]
     assert mag.policy == Magnitude(ratios=(1.0, 0.9), threshold=0.1, max_skip=4)
     light = {"infer_steps": 2, "magcache_ratios": [[1, 2], [1, 2]], "magcache_K": 5, "magcache_thresh": 0.5}
-    assert imported(written(tmp_path, light)).rules[0].policy == Magnitude(
-        ratios=(1, 2), threshold=0.5, max_skip=5, strict=True
+    assert read_schedule(written(tmp_path, light)).rules[0].policy == Magnitude(
+        ratios=(1, 2), threshold=0.5, max_skip=5, strict=True, rounded=False
     )
     scm = {"scm_compute_bins": [2, 1], "scm_cache_bins": [1, 2], "num_inference_steps": 6}
-    assert imported(written(tmp_path, scm)).rules[0].policy == Mask(compute_steps=(1, 1, 0, 1, 0, 0))
+    assert read_schedule(written(tmp_path, scm)).rules[0].policy == Mask(compute_steps=(1, 1, 0, 1, 0, 0))
     yaml_like = {"cache_config": {"steps_computation_mask": [1, 0, 1]}}
-    assert imported(written(tmp_path, yaml_like)).rules[0].policy == Mask(compute_steps=(1, 0, 1))
+    assert read_schedule(written(tmp_path, yaml_like)).rules[0].policy == Mask(compute_steps=(1, 0, 1))
     bud = {"cache_step": [1, 3], "num_inference_steps": 4}
-    assert imported(written(tmp_path, bud)).rules[0].policy == Mask(compute_steps=(1, 0, 1, 0))
-    assert imported(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(
+    assert read_schedule(written(tmp_path, bud)).rules[0].policy == Mask(compute_steps=(1, 0, 1, 0))
+    assert read_schedule(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(
         compute_steps=(1, 0, 1)
     )
-    assert interleaved([1, 1.5, 0.9, 0.8]) == [1, 0.9]
+    entry = '    "wan2.1_t2v_1.3B": np.array([1.0]*2+[1.5, 0.9, 0.8, 0.7]),'  # both branches take turns
+    assert read_schedule(written(tmp_path, entry)).rules[0].policy.ratios == (1.0, 1.5, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +123,15 @@ def test_numbers_of_other_codes_are_read(tmp_path):
 )
 def test_files_that_say_nothing_are_refused(theirs, tmp_path):
     with pytest.raises(ScheduleError):
-        imported(written(tmp_path, theirs))
+        read_schedule(written(tmp_path, theirs))
 
 
 def test_ours_and_theirs_are_told_apart(tmp_path):
     ours = Schedule.of("fora").save(tmp_path / "ours.json")
-    assert read(ours) == Schedule.of("fora")
-    assert read(written(tmp_path, [1, 0, 0])).rules[0].policy == Mask(compute_steps=(1, 0, 0))
+    assert read_schedule(ours) == Schedule.of("fora")
+    assert read_schedule(written(tmp_path, [1, 0, 0])).rules[0].policy == Mask(compute_steps=(1, 0, 0))
     with pytest.raises(ScheduleError):
-        read(tmp_path / "missing.json")
+        read_schedule(tmp_path / "missing.json")
 
 
 def tea(coefficients, threshold, **more):
@@ -144,7 +145,7 @@ FLUX = published_sets("teacache")["flux"]["coefficients"]
 
 
 def test_lint_finds_a_threshold_below_the_least_the_polynomial_can_be():
-    least, where = least_value(Polynomial(coefficients=tuple(FLUX), threshold=1))
+    least, where = find_least(Polynomial(coefficients=tuple(FLUX), threshold=1))
     assert least == pytest.approx(0.180, abs=1e-3) and where == pytest.approx(0.053, abs=1e-3)
     assert "inert" in codes(tea(FLUX, 0.18), level="error")
     assert "inert" not in codes(tea(FLUX, 0.25))
@@ -200,10 +201,10 @@ def test_lint_finds_ratios_that_do_not_matter_and_thresholds_that_skip_nothing()
 
 def test_cliffs_are_where_the_replayed_plan_changes():
     policy = fit_rules("dicache", PROFILE, budget=0.5)[0].policy
-    for threshold, before, after in cliffs(policy, PROFILE, jump=1):
+    for threshold, before, after in find_cliffs(policy, PROFILE, jump=1):
         at = policy.model_copy(update={"threshold": threshold})
         assert len(replay(at, PROFILE)) == after != before
-    assert cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
+    assert find_cliffs(Mask(compute_steps=(1, 0)), PROFILE) == []
     assert "inert" in codes(uniform(1), PROFILE)
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
-from ..engines.formats import ENGINES
-from ..engines.formats import export as form
-from ..engines.formats.mask import Exported
-from ..engines.formats.measure import MEASURABLE, measured
+from ..engines.formats import FORMATS, Exported, apply_export, find_format
+from ..engines.formats import export as export_schedule
+from ..evaluation.metrics import psnr, summary
 from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
-from ..runs import Call
 from .options import Device
 from .screen import out, print_json, progress
 from .source import Source, loaded
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from ..runs import PromptSet, Setup
+
+ENGINES = [form.name for form in FORMATS.values() if form.write]
+MEASURABLE = [form.name for form in FORMATS.values() if form.apply]
 
 
 def export(
@@ -46,7 +49,8 @@ def export(
 ) -> None:
     """Write a schedule as the input of another engine, and say what is lost on the way.
 
-    Other engines can only reuse: the computed steps are chosen anew for that before the file is written.
+    Other engines can only reuse: the computed steps are chosen anew for that before the file is written. A
+    table has everything that a schedule has, for loops of your own.
 
     Examples:
 
@@ -54,24 +58,27 @@ def export(
 
       adaptcache export flux.json --to cache-dit --out flux.yaml
 
+      adaptcache export flux.json --to table                # times, plan and weights: docs/table.md
+
       adaptcache export emoji.json --to diffusers --check-on 8
     """
     given = loaded(schedule)
-    exported = form(given, engine, gear=gear, calls=calls, steps=steps)
+    exported = export_schedule(given, engine, gear=gear, calls=calls, steps=steps)
     name = Path(schedule).stem if Path(schedule).is_file() else given.name
     path = check_writable(to or Path(f"{name}.{engine}{exported.ending}"))
-    if check_on and (engine not in MEASURABLE or exported.mask is None):
+    if check_on and (find_format(engine).apply is None or exported.plan is None):
         raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")
     exported.save(path)
-    quality = _measured(exported, model, device, check_on) if check_on else None
-    mask = exported.mask
+    quality = measure_on_preset(exported, model, device, check_on) if check_on else None
+    plan = exported.plan
     if json:
         print_json(
             {
                 "out": str(path),
                 "engine": engine,
-                "mask": list(mask.computed) if mask else None,
-                "predicted": mask.expected if mask else None,
+                "version": exported.version,
+                "mask": list(plan.computed) if plan else None,
+                "predicted": plan.expected if plan else None,
                 "measured": quality,
                 "lost": list(exported.lost),
                 "expects": list(exported.expects),
@@ -84,15 +91,41 @@ def export(
     out.print(f"wrote {path}")
 
 
-def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
+def measure_on_preset(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
+    """Measures an export on held-out prompts of a preset."""
+    from ..engines.diffusers.engine import DiffusersEngine
+    from ..runs import PipelineCall, PromptSet, Setup
+
+    assert exported.plan is not None
     preset = resolve(model)
     prompts = read_prompts(preset.prompts)
-    assert exported.mask is not None
-    pipe, call = preset.load_pipeline(device), Call(exported.mask.steps, preset.call)
+    pipe, call = preset.load_pipeline(device), PipelineCall(exported.plan.steps, preset.call)
     pipe.set_progress_bar_config(disable=True)  # one bar for all runs is enough
-    held_out = prompts.held_out[:count]
     with progress() as report:
-        return measured(
-            pipe, call, held_out, exported, first=len(prompts.calibration),
-            progress=lambda done: report(f"measuring {exported.engine}", done, 2 * len(held_out)),
-        )  # fmt: skip
+        setup = Setup(DiffusersEngine(pipe, exclusive=True), call, progress=report)
+        held_out = PromptSet(prompts.held_out[:count], len(prompts.calibration))
+        return measure_export(exported, pipe, setup, held_out)
+
+
+def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptSet) -> dict[str, float]:
+    """Returns the quality of decoded outputs in decibels against the full run, mean and 5th percentile.
+
+    Arguments:
+        exported: The export.
+        pipe: A diffusers pipeline; it is as it was afterwards.
+        setup: How to run it; its engine runs the pipeline itself and no twin, which has no cache.
+        prompts: What to generate: prompts that nothing was fitted on.
+    """
+    from ..hooks import StepHook
+
+    def images(done: int) -> list[np.ndarray]:
+        made: list[np.ndarray] = []
+        for batch in prompts.batches(setup.batch_size):
+            made += setup.run(StepHook(), batch, decode=True).images
+            setup.progress(f"measuring {exported.engine}", done + len(made), 2 * len(prompts))
+        return made
+
+    full = images(0)
+    with apply_export(pipe, exported):
+        cached = images(len(prompts))
+    return summary([psnr(a, b) for a, b in zip(cached, full, strict=True)])

@@ -1,7 +1,5 @@
 """`adaptcache lint`"""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +7,16 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..engines.formats.codes import read
-from ..engines.lint import lint as faults_of
+from ..engines.formats.read import read_schedule
+from ..engines.lint import lint as find_faults
 from ..profile import Profile
 from .screen import out, print_json
-
-__all__ = ["lint"]
 
 COLOURS = {"error": "red", "warning": "yellow"}
 
 
 def lint(
-    schedule: Annotated[Path, typer.Argument(help="A schedule, or a file of another code.")],
+    schedule: Annotated[Path, typer.Argument(help="A schedule, or settings of another engine.")],
     profile: Annotated[
         Path | None, typer.Option(help="Score it on this profile, and find its cliffs.")
     ] = None,
@@ -32,7 +28,7 @@ def lint(
 
     Example:  adaptcache lint teacache.json
     """
-    found = faults_of(read(schedule), Profile.load(profile) if profile else None)
+    found = find_faults(read_schedule(schedule), Profile.load(profile) if profile else None)
     if json:
         print_json([asdict(fault) for fault in found])
     for fault in () if json else found:

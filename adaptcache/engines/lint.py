@@ -1,13 +1,8 @@
-"""What is wrong with a schedule, as far as that can be told without running it.
-
-The file is longer than ours are: it is a list of checks that do not know of each other.
-"""
-
-from __future__ import annotations
+"""What is wrong with a schedule, as far as that can be told without running it."""
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,12 +11,9 @@ from ..policies.base import Policy
 from ..policies.magnitude import Magnitude
 from ..policies.polynomial import Polynomial
 from ..policies.replay import count_calls, replay
+from ..profile import Profile
 from ..schedule.schedule import Schedule
-
-if TYPE_CHECKING:
-    from ..profile import Profile
-
-__all__ = ["Fault", "cliffs", "least_value", "lint"]
+from .formats.mask import played_steps, reuse
 
 SEEN = (0.0, 0.6)  # changes of modulated inputs that occur in published models
 WEAK = 0.5  # R2 below which a predictor is little better than a constant
@@ -43,16 +35,6 @@ class Fault:
     message: str
 
 
-def error(code: str, message: str) -> Fault:
-    """Returns a fault of what does not do what it is for."""
-    return Fault("error", code, message)
-
-
-def warning(code: str, message: str) -> Fault:
-    """Returns a fault to look at."""
-    return Fault("warning", code, message)
-
-
 def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
     """Returns what is wrong with a schedule.
 
@@ -64,41 +46,41 @@ def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
     for rule in schedule.rules:
         policy = rule.policy
         if isinstance(policy, Polynomial):
-            found += of_polynomial(policy)
-            found += [] if profile is None else on_profile(policy, profile)
+            found += lint_polynomial(policy)
+            found += [] if profile is None else score_polynomial(policy, profile)
         elif isinstance(policy, Magnitude):
-            found += of_ratios(policy, len(schedule.grid.times) or len(policy.ratios))
+            found += lint_ratios(policy, len(schedule.grid.times) or len(policy.ratios))
         if profile is not None:
-            found += of_plan(policy, profile)
+            found += lint_plan(policy, profile)
     return found
 
 
-def of_polynomial(policy: Polynomial, x: tuple[float, float] = SEEN) -> list[Fault]:
-    """Returns what a polynomial and its threshold say by themselves."""
-    least, where = least_value(policy)
-    low, high = policy.clamp or x
+def lint_polynomial(policy: Polynomial) -> list[Fault]:
+    """Returns what a polynomial and its threshold tell by themselves."""
+    least, where = find_least(policy)
+    low, high = policy.clamp or SEEN
     values = np.polyval(policy.coefficients, np.linspace(low, high, 400))
     threshold, span = policy.threshold, f"[{low:.3g}, {high:.3g}]"
     found = []
     if threshold <= least:
-        why = f"the polynomial is at least {least:.4g} (at a change of {where:.3g})"
-        found.append(error("inert", f"the threshold {threshold:g} never skips: {why}; take one above that"))
+        why = f"the polynomial is at least {least:.4g} (at a change of {where:.3g}); take one above that"
+        found.append(Fault("error", "inert", f"the threshold {threshold:g} never skips: {why}"))
     elif least > 0 and threshold < 1.25 * least:
         why = f"the polynomial is at least {least:.4g}, and a little less never skips"
-        found.append(warning("cliff", f"the threshold {threshold:g} is on an edge: {why}"))
+        found.append(Fault("warning", "cliff", f"the threshold {threshold:g} is on an edge: {why}"))
     if values.min() < 0:
         why = f"down to {values.min():.4g} for changes in {span}, and there more change skips longer"
-        found.append(warning("negative", f"the polynomial is negative, {why}; fit a rising one"))
+        found.append(Fault("warning", "negative", f"the polynomial is negative, {why}; fit a rising one"))
     if (falls := np.diff(values) < -1e-9).any():
         why = f"on {falls.mean():.0%} of {span}, so that more change may count less"
-        found.append(warning("not-monotone", f"the polynomial falls {why}; fit a rising one"))
+        found.append(Fault("warning", "not-monotone", f"the polynomial falls {why}; fit a rising one"))
     if policy.clamp is None:
         why = "outside of the range it was fitted on, which it does not say, it is a guess"
-        found.append(warning("extrapolates", f"the polynomial has no clamp: {why}"))
-    return found + weak(policy.r2, policy.rank, "held-out prompts")
+        found.append(Fault("warning", "extrapolates", f"the polynomial has no clamp: {why}"))
+    return found + lint_scores(policy.r2, policy.rank, "held-out prompts")
 
 
-def least_value(policy: Polynomial) -> tuple[float, float]:
+def find_least(policy: Polynomial) -> tuple[float, float]:
     """Returns the smallest value of a polynomial over all changes that can occur, and where it is."""
     low, high = policy.clamp or (0.0, FAR)
     turns = np.polyder(np.poly1d(policy.coefficients)).roots
@@ -108,57 +90,58 @@ def least_value(policy: Polynomial) -> tuple[float, float]:
     return float(values.min()), float(points[values.argmin()])
 
 
-def weak(r2: float | None, rank: float | None, where: str) -> list[Fault]:
+def lint_scores(r2: float | None, rank: float | None, where: str) -> list[Fault]:
     """Returns a fault where a predictor predicts badly."""
     if r2 is None or rank is None or r2 >= WEAK:
         return []
     score = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}"
-    return [warning("weak", f"{score}: it hardly predicts; a plan needs no prediction")]
+    return [Fault("warning", "weak", f"{score}: it hardly predicts; a plan needs no prediction")]
 
 
-def on_profile(policy: Polynomial, profile: Profile) -> list[Fault]:
+def score_polynomial(policy: Polynomial, profile: Profile) -> list[Fault]:
     """Returns how well a polynomial, of whatever origin, predicts on a profile."""
     x, y = profile.change_in[:, 1:].ravel(), profile.change_out[:, 1:].ravel()
     low, high = policy.clamp or (-np.inf, np.inf)
-    found = weak(*scores(np.polyval(policy.coefficients, np.clip(x, low, high)), y), "this profile")
+    found = lint_scores(*scores(np.polyval(policy.coefficients, np.clip(x, low, high)), y), "this profile")
     outside = float(((x < low) | (x > high)).mean())
     if outside > 0.05:
         where = f"outside of [{low:.3g}, {high:.3g}], where it was fitted"
-        found.append(warning("extrapolates", f"{outside:.0%} of the changes measured lie {where}"))
+        found.append(Fault("warning", "extrapolates", f"{outside:.0%} of the changes measured lie {where}"))
     return found
 
 
-def of_ratios(policy: Magnitude, steps: int) -> list[Fault]:
-    """Returns what a list of ratios and its limits say by themselves."""
-    grid = tuple(1 - i / steps for i in range(steps))
+def lint_ratios(policy: Magnitude, steps: int) -> list[Fault]:
+    """Returns what a list of ratios and its limits tell by themselves."""
     flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
+    plan, flat_plan = (played_steps(reuse(one).rule, steps) for one in (policy, flat))
     found = []
-    if len(policy.steps(grid)) == steps:
-        found.append(error("inert", f"the threshold {policy.threshold:g} skips none of {steps} steps"))
-    elif policy.steps(grid) == flat.steps(grid):
+    if len(plan) == steps:
+        why = f"the threshold {policy.threshold:g} skips none of {steps} steps"
+        found.append(Fault("error", "inert", why))
+    elif plan == flat_plan:
         why = f"with at most {policy.max_skip} skips the plan is the same where all ratios are 1"
-        found.append(warning("ratios", f"{why}; raise the limit, or use `uniform`"))
+        found.append(Fault("warning", "ratios", f"{why}; raise the limit, or use `uniform`"))
     if steps != len(policy.ratios):
-        why = "ratios of neighbouring steps depend on the number of steps"
-        found.append(warning("extrapolates", f"{len(policy.ratios)} ratios for {steps} steps: {why}"))
+        why = f"{len(policy.ratios)} ratios for {steps} steps: ratios depend on the number of steps"
+        found.append(Fault("warning", "extrapolates", why))
     return found
 
 
-def of_plan(policy: Policy, profile: Profile) -> list[Fault]:
-    """Returns what a policy does on a profile: nothing, everything, or other things near by."""
+def lint_plan(policy: Policy, profile: Profile) -> list[Fault]:
+    """Returns what a policy does on a profile: nothing, everything, or other things nearby."""
     calls, n = count_calls(policy, profile), profile.steps
     found = []
     if calls == n:
-        found.append(error("inert", f"it computes all {n} steps of this profile"))
+        found.append(Fault("error", "inert", f"it computes all {n} steps of this profile"))
     elif calls <= 2 < n:
-        found.append(warning("always", f"it computes {calls:g} of the {n} steps of this profile"))
-    for threshold, before, after in cliffs(policy, profile, near=0.1):
-        change = f"from {before} to {after} of {n}"
-        found.append(warning("cliff", f"near the threshold {threshold:.4g} the calls go {change}"))
+        found.append(Fault("warning", "always", f"it computes {calls:g} of the {n} steps of this profile"))
+    for threshold, before, after in find_cliffs(policy, profile, near=0.1):
+        change = f"near the threshold {threshold:.4g} the calls go from {before} to {after} of {n}"
+        found.append(Fault("warning", "cliff", change))
     return found
 
 
-def cliffs(
+def find_cliffs(
     policy: Policy, profile: Profile, near: float | None = None, jump: int = 3
 ) -> list[tuple[float, int, int]]:
     """Returns the thresholds at which a policy's plan changes much, with the calls before and after.

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.fuzz.artifacts import kinds
 from tests.fuzz.trial import trial
 
-SHARES = {"schedule": 0.5, "profile": 0.2, "preset": 0.2, "prompts": 0.1}
+SHARES = {"schedule": 0.4, "settings": 0.1, "profile": 0.2, "preset": 0.2, "prompts": 0.1}
 
 
 def main() -> int:

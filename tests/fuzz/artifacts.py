@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from adaptcache.engines.formats import FORMATS, export
+from adaptcache.engines.formats.read import read_schedule
 from adaptcache.errors import ScheduleError
 from adaptcache.files import dump_json
 from adaptcache.forecasts import FORECASTS
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies import POLICIES
+from adaptcache.policies.plan import Plan
 from adaptcache.policies.replay import replay
 from adaptcache.presets import Preset
 from adaptcache.presets.prompts import calibration_folder, read_prompts
@@ -71,6 +74,24 @@ def schedules() -> list[bytes]:
     ]  # fmt: skip
 
 
+def settings() -> list[bytes]:
+    """Returns the files that are written for other engines, and some that only are read."""
+    times = tuple(1 - i / N for i in range(N))
+    plan = Schedule(name="seed", grid=Grid(times=times), rules=(
+        Rule(policy=Plan.of([0, 1, 4, 8, 11], times), forecast=Extrapolate()),))  # fmt: skip
+    polynomial = Schedule.of("teacache", model="flux", threshold=0.4)
+    forms = [form for form in FORMATS.values() if form.write]
+    written = [export(plan, form.name) for form in forms]
+    written += [export(polynomial, form.name) for form in forms if form.write_polynomial]
+    read = [
+        "--scm-mask 1,0,1",
+        "[1, 0, 0]",
+        '{"cache_step": [1], "steps": 3}',
+        '{"attn": [1, 0], "ff": [1, 1]}',
+    ]
+    return [*(one.text.encode() for one in written), *map(str.encode, read)]
+
+
 def profile() -> bytes:
     """Returns a profile of 3 prompts with 4 steps."""
     sizes, rng = {"P": 3, "N": 4, "M": 8, "Q": 1}, np.random.default_rng(0)
@@ -87,6 +108,7 @@ def kinds() -> dict[str, Kind]:
     prompts.append("[calibration]\na\nb\n# c\n[held-out]\nd é\n".encode())
     return {
         "schedule": Kind(".json", Schedule.load, ScheduleError, schedules()),
+        "settings": Kind(".json", read_schedule, ScheduleError, settings()),
         "profile": Kind(".safetensors", Profile.load, ScheduleError, [profile()]),
         "preset": Kind(".toml", Preset.load, ValueError, presets),
         "prompts": Kind(".txt", read_prompts, ValueError, prompts),

@@ -105,6 +105,7 @@ def in_bytes(content: bytes, rng: random.Random) -> bytes:
 
 MUTATIONS: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
     "schedule": [in_json, in_json, in_numbers, in_bytes],
+    "settings": [in_json, in_numbers, in_bytes],
     "profile": [in_header, in_header, in_bytes],
     "preset": [in_numbers, in_bytes, in_bytes],
     "prompts": [in_bytes],

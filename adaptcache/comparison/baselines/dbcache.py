@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 from ...engines.diffusers.watch import denoisers_of
-from ...engines.formats.measure import left_as_found
+from ...engines.formats.cache_dit import left_as_found
 from .base import Case, Knobs, Peer, Ready
 from .zoo import even
 

@@ -1,38 +1,45 @@
-"""Schedules in the form of other engines: one file an engine."""
+"""Settings files of other engines: one file an engine, that writes and reads them."""
 
-from __future__ import annotations
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
-from collections.abc import Callable
-
+from ...errors import ScheduleError
 from ...policies.polynomial import Polynomial
 from ...schedule.schedule import Schedule
-from .cache_dit import cache_dit
-from .coefficients import teacache
-from .comfyui_magcache import comfyui_magcache
-from .comfyui_teacache import comfyui_teacache
-from .diffusers import diffusers
-from .lightx2v import lightx2v
-from .mask import Exported, Mask, Reuse, computed_steps
-from .sd_cpp import sd_cpp
-from .sglang import sglang
-from .tensorrt_llm import tensorrt_llm
-from .vllm_omni import vllm_omni
-from .xdit import xdit
+from . import (
+    cache_dit,
+    comfyui_magcache,
+    comfyui_teacache,
+    diffusers,
+    lightx2v,
+    lists,
+    sglang,
+    table,
+    teacache,
+    tensorrt_llm,
+    vllm_omni,
+    xdit,
+)
+from .mask import Exported, Format, ReusePlan, ReusePlanner, computed_steps
 
-__all__ = ["ENGINES", "Exported", "Mask", "Reuse", "computed_steps", "export"]
+__all__ = ["FORMATS", "Exported", "ReusePlan", "apply_export", "computed_steps", "export", "find_format"]
 
-ENGINES: dict[str, Callable[[Reuse], Exported]] = {
-    "diffusers": diffusers,
-    "cache-dit": cache_dit,
-    "sglang": sglang,
-    "xdit": xdit,
-    "vllm-omni": vllm_omni,
-    "lightx2v": lightx2v,
-    "tensorrt-llm": tensorrt_llm,
-    "sd.cpp": sd_cpp,
-    "comfyui-magcache": comfyui_magcache,
-    "comfyui-teacache": comfyui_teacache,
-}
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        diffusers.FORMAT, cache_dit.FORMAT, sglang.FORMAT, xdit.FORMAT, vllm_omni.FORMAT, tensorrt_llm.FORMAT,
+        lightx2v.FORMAT, comfyui_magcache.FORMAT, comfyui_teacache.FORMAT, table.FORMAT,
+        lists.SD_CPP, lists.BUDCACHE, lists.SMOOTHCACHE, lists.MASK,
+    )
+}  # fmt: skip
+
+
+def find_format(name: str) -> Format:
+    """Returns the format of an engine; `LookupError` says which there are."""
+    if name not in FORMATS:
+        raise LookupError(f"no format {name!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def export(
@@ -42,11 +49,12 @@ def export(
 
     No other engine knows matched weights: they become reuse, and the computed steps are chosen anew for
     reuse from the schedule's kernel. `Exported.lost` says what that and the engine's own limits cost. A
-    schedule that decides by TeaCache's polynomial keeps it, in engines that have a TeaCache.
+    schedule that decides by TeaCache's polynomial keeps it, in engines that have a TeaCache. A `table` keeps
+    everything.
 
     Arguments:
         schedule: The schedule.
-        to: The engine, one of `ENGINES`.
+        to: The engine, one of `FORMATS`.
         gear: Which plan of the schedule.
         calls: How many steps to compute, for more quality than as many calls give by reuse; None
             computes as many as the plan does.
@@ -54,15 +62,42 @@ def export(
 
     Raises:
         LookupError: There is no such engine.
-        ScheduleError: The schedule has no plan, or none that the engine can follow.
+        ScheduleError: The schedule has no plan, or none that the engine would follow.
 
     Example:
         >>> exported = export(Schedule.load("flux.json"), "diffusers")
         >>> exported.save("flux.magcache.json")
         >>> print(exported.explained("flux.magcache.json"))
     """
-    if to not in ENGINES:
-        raise LookupError(f"no engine {to!r}; there are {', '.join(ENGINES)}")
+    form, model = find_format(to), schedule.denoiser.class_name
+    engine = f"{form.name} {form.version}".strip()
+    if form.write is None:
+        raise ScheduleError(f"nothing is exported to {engine}: {form.void}")
     if isinstance(schedule.rules[0].policy, Polynomial):
-        return teacache(schedule, to)
-    return ENGINES[to](Reuse(schedule, gear, calls, steps))
+        if form.write_polynomial is None:
+            able = ", ".join(other.name for other in FORMATS.values() if other.write_polynomial)
+            raise ScheduleError(
+                f"{schedule.name} decides by a polynomial, which {to} does not know; "
+                f"{able} do, or export a schedule with a plan"
+            )
+        exported = teacache.write_with(form, schedule)
+    else:
+        if model and form.models and model not in form.models:
+            raise ScheduleError(
+                f"{engine} follows a plan for {', '.join(form.models)} only; {schedule.name} is for {model}"
+            )
+        exported = form.write(ReusePlanner(schedule, gear, calls, steps))
+    of_plan = exported.plan.lost if exported.plan else ()
+    return replace(exported, engine=to, version=form.version, lost=(*of_plan, *exported.lost))
+
+
+def apply_export(pipe: Any, exported: Exported) -> AbstractContextManager[None]:
+    """Lets the engine run a diffusers pipeline by an export, until the context is closed.
+
+    Raises:
+        LookupError: The engine does not run diffusers pipelines.
+    """
+    if (apply := FORMATS[exported.engine].apply) is None:
+        able = " and ".join(form.name for form in FORMATS.values() if form.apply)
+        raise LookupError(f"{exported.engine} does not run here; {able} can be measured")
+    return apply(pipe, exported)

@@ -1,21 +1,17 @@
-"""Stock diffusers: any mask as the settings of a MagCache; inference needs no adaptcache.
-
-MagCache skips while the product of magnitude ratios stays near 1. A ratio of 2 makes its error 1, above
-the threshold, so the step is computed and the error starts anew; a ratio of 1 adds none, so the step is
-skipped: the ratios are the mask.
-"""
-
-from __future__ import annotations
+"""Stock diffusers: any plan as the settings of a MagCache; inference needs no adaptcache."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from .mask import Exported, Mask, Reuse
+from ...policies.magnitude import Magnitude
+from ..diffusers.components import denoisers_of
+from .mask import Exported, Format, ReusePlanner, Settings, played_steps, reuse
 
-__all__ = ["THRESHOLD", "diffusers", "magcache"]
-
+VERSION = "0.42.1"
 THRESHOLD = 0.5  # between the errors of a skipped step, 0, and of a computed one, 1
-
+ONE_GRID = "re-planning for other steps: the mask holds for one number of steps"
 USE = """\
 import json
 from diffusers import MagCacheConfig
@@ -25,25 +21,52 @@ pipe.transformer.enable_cache(config)  # call disable_cache() first if a cache i
 """
 
 
-def magcache(mask: Mask) -> dict[str, Any]:
-    """Returns the arguments of diffusers' `MagCacheConfig` that follow a mask."""
-    return {
+def write(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    config = {
         "threshold": THRESHOLD,
-        "max_skip_steps": mask.steps,
+        "max_skip_steps": plan.steps,
         "retention_ratio": 0.0,
-        "num_inference_steps": mask.steps,
-        "mag_ratios": [2.0 if step else 1.0 for step in mask.computed],
+        "num_inference_steps": plan.steps,
+        "mag_ratios": plan.ratios,
     }
+    expects = (
+        f"exactly num_inference_steps={plan.steps}, all of them run (no image-to-image strength below 1)",
+        "a transformer whose blocks diffusers knows (enable_cache says if not), and only one",
+    )
+    return Exported(".json", json.dumps(config, indent=1) + "\n", USE, plan, expects, (ONE_GRID,))
 
 
-def diffusers(reuse: Reuse) -> Exported:
-    """Returns the arguments of a `MagCacheConfig` as JSON."""
-    mask = reuse.best()
-    return Exported(
-        "diffusers", ".json", json.dumps(magcache(mask), indent=1) + "\n", USE, mask,
-        lost=(*mask.lost, "re-planning for other steps: the mask holds for one number of steps"),
-        expects=(
-            f"exactly num_inference_steps={mask.steps}, all of them run (no image-to-image strength below 1)",
-            "a transformer whose blocks diffusers knows (enable_cache says if not), and only one",
-        ),
-    )  # fmt: skip
+def read(data: Any, steps: int | None) -> Settings:
+    policy = Magnitude(
+        ratios=tuple(data["mag_ratios"]),
+        threshold=data.get("threshold", 0.06),
+        max_skip=data.get("max_skip_steps", 3),
+        retention=data.get("retention_ratio", 0.2),
+    )
+    return reuse(policy, "blocks", int(data.get("num_inference_steps", 28)))
+
+
+def magcache_steps(config: Mapping[str, Any]) -> list[int]:
+    """Returns the numbers of the steps that diffusers computes by the arguments of a `MagCacheConfig`."""
+    settings = read(config, None)
+    return played_steps(settings.rule, settings.steps or 1)
+
+
+@contextmanager
+def apply(pipe: Any, exported: Exported) -> Iterator[None]:
+    """Enables the cache, and disables it again."""
+    from diffusers import MagCacheConfig
+
+    denoiser: Any = denoisers_of(pipe)[0]
+    denoiser.enable_cache(MagCacheConfig(**json.loads(exported.text)))
+    try:
+        yield
+    finally:
+        denoiser.disable_cache()
+
+
+FORMAT = Format(
+    "diffusers", VERSION, read, write, apply=apply,
+    keys=("mag_ratios", "max_skip_steps", "retention_ratio"),
+)  # fmt: skip

@@ -1,11 +1,11 @@
-"""Which steps are computed, for engines that reuse at the others."""
-
-from __future__ import annotations
+"""What an engine that reuses at skipped steps can follow: the plan, and the file it is written to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +14,26 @@ from ...files import write_atomically
 from ...fitting.kernel import Array, resample_kernel
 from ...fitting.plan import best_plan
 from ...forecasts.extrapolate import Extrapolate
-from ...schedule.format import Kernel, same_grid
+from ...policies.base import Policy
+from ...policies.mask import Mask
+from ...policies.polynomial import Polynomial
+from ...schedule.format import Kernel
 from ...schedule.gears import resolve_gear
+from ...schedule.format import same_grid
+from ...schedule.rule import Rule, Site
 from ...schedule.schedule import Schedule
 from ...step import Step
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Which steps of a run are computed.
+class ReusePlan:
+    """Which steps of a run are computed; the others reuse.
 
     Arguments:
         computed: 1 where the denoiser is called and 0 where it is not, by step.
         expected: The error of the final latents in decibels below their energy, which the kernel
             predicts if errors change nothing of what comes after; None without a kernel.
-        lost: What of the schedule is not in the mask.
+        lost: What of the schedule is not in the plan.
     """
 
     computed: tuple[int, ...]
@@ -37,26 +42,25 @@ class Mask:
 
     @property
     def steps(self) -> int:
-        """The number of steps N."""
         return len(self.computed)
 
     @property
     def calls(self) -> int:
-        """How many of them are computed."""
         return sum(self.computed)
 
     @property
-    def longest(self) -> int:
-        """The most steps in a row that are skipped."""
-        return max(map(len, "".join(map(str, self.computed)).split("1")))
-
-    @property
     def strip(self) -> str:
-        """The mask as a line of text, computed steps filled."""
+        """The plan as a line of text, computed steps filled."""
         return "".join("█" if step else "·" for step in self.computed)
 
+    @property
+    def ratios(self) -> list[float]:
+        """Magnitude ratios by which a MagCache with a threshold in (0, 1) follows the plan.
 
-# What an export is: a file for another engine, and what a person has to know about it.
+        It skips while the product of ratios stays near 1. A ratio of 2 makes its error 1, so that the step
+        is computed and the error starts anew; a ratio of 1 adds none, so that the step is skipped.
+        """
+        return [2.0 if step else 1.0 for step in self.computed]
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,24 @@ class Exported:
     """A schedule in the form of another engine.
 
     Arguments:
-        engine: The engine.
         ending: The ending of the file's name.
         text: The content of the file.
         use: How the file is used; `{path}` stands for where it is.
-        mask: Which steps the engine computes by it; None where it decides during the run.
-        lost: What the engine cannot do that the schedule does.
+        plan: Which steps the engine computes by it; None where it decides during the run.
         expects: What the run must be like.
+        lost: What the engine cannot do that the schedule does.
+        engine: The engine.
+        version: Which version of it was looked at.
     """
 
-    engine: str
     ending: str
     text: str
     use: str
-    mask: Mask | None
-    lost: tuple[str, ...]
+    plan: ReusePlan | None
     expects: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    engine: str = ""
+    version: str = ""
 
     def save(self, path: str | Path) -> Path:
         """Writes the file."""
@@ -87,23 +93,44 @@ class Exported:
 
     def explained(self, path: str | Path = "") -> str:
         """Returns what to know about it, in a few lines, with `path` in place of the file's name."""
-        mask, lines = self.mask, []
-        if mask is not None:
-            lines.append(f"{mask.strip}  {mask.calls} of {mask.steps} steps computed")
-            if mask.expected is not None and math.isfinite(mask.expected):
+        lines = []
+        if (plan := self.plan) is not None:
+            lines.append(f"{plan.strip}  {plan.calls} of {plan.steps} steps computed")
+            if plan.expected is not None and math.isfinite(plan.expected):
                 lines.append(
-                    f"predicted  {mask.expected:.1f} dB in the final latents, by the schedule's kernel"
+                    f"predicted  {plan.expected:.1f} dB in the final latents, by the schedule's kernel"
                 )
+        lines.append(f"checked    against {self.engine} {self.version}")
         lines += [f"expects    {what}" for what in self.expects]
         lines += [f"lost       {what}" for what in self.lost]
-        name = str(path) or f"schedule{self.ending}"
-        return "\n".join([*lines, "", self.use.replace("{path}", name)])
+        return "\n".join([*lines, "", self.use.replace("{path}", str(path) or f"schedule{self.ending}")])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the settings of an engine mean: a rule, for how many steps (None: any), at which times."""
+
+    rule: Rule
+    steps: int | None = None
+    times: tuple[float, ...] = ()
+
+
+def reuse(policy: Policy, site: Site = "step", steps: int | None = None) -> Settings:
+    """Returns the settings of an engine that reuses where a policy skips."""
+    return Settings(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)), steps)
+
+
+def reuse_by_mask(values: Sequence[int]) -> Settings:
+    """Returns the settings that a list of 1 for each computed step and 0 for each other means."""
+    if not values or any(step not in (0, 1) for step in values):
+        raise ScheduleError(f"a mask is a list of 0 and 1, got {values!r:.60}")
+    return reuse(Mask(compute_steps=tuple(map(bool, values))), steps=len(values))
 
 
 # Which steps a schedule computes, on its own grid or another.
 
 
-def moved(times: tuple[float, ...], steps: int) -> tuple[float, ...]:
+def move_times(times: tuple[float, ...], steps: int) -> tuple[float, ...]:
     """Returns the times of a grid with another number of steps: the same curve from 1 to 0."""
     if not times:
         return tuple(1 - i / steps for i in range(steps))
@@ -117,21 +144,20 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     """Returns the numbers of the steps that a schedule computes, on its own grid or another.
 
     Raises:
-        ScheduleError: The policy decides by what it sees in a run.
+        ScheduleError: The policy decides by what it sees in a run, or parts of the denoiser are skipped.
     """
-    schedule, gear = resolve_gear(
-        schedule, gear, guard=False
-    )  # exported is one plan, not the choice among them
+    # TODO: all that follows the check of the site becomes `schedule.steps(gear, times)`, once there is that.
+    schedule, gear = resolve_gear(schedule, gear, guard=False)  # exported is one plan, not the choice among them
     rule = schedule.rules[0]
     policy = rule.policy
     if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
         sites = ", ".join(dict.fromkeys(rule.site for rule in schedule.rules))
         raise ScheduleError(
-            f"{schedule.name} skips parts of the denoiser ({sites}), and no engine can be told so here; "
-            "export a schedule for whole steps"
+            f"{schedule.name} skips parts of the denoiser ({sites}), which settings of other engines cannot "
+            "express; export a schedule for whole steps"
         )
     times = schedule.grid.times if times is None else times
-    if getattr(policy, "signal", "none") != "none":
+    if policy.signal != "none":
         raise ScheduleError(
             f"{schedule.name} decides during the run (policy {policy.type!r}) and has no mask to export; "
             "export a schedule with a plan"
@@ -143,6 +169,11 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     return past
 
 
+def played_steps(rule: Rule, steps: int) -> list[int]:
+    """Returns the numbers of the steps that a rule computes in a run of so many steps, at even times."""
+    return computed_steps(Schedule(name="rule", rules=(rule,)), times=move_times((), steps))
+
+
 # Plans a schedule anew for engines that cannot forecast, only reuse.
 #
 # Other engines add the last residual of the whole block stack at a skipped step. As a linear forecast of
@@ -152,15 +183,24 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
 FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can be 0
 
 
-def reuse_errors(kernel: Kernel, times: tuple[float, ...]) -> Array:
+def move_kernel(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
+    """Returns the inner products with shape (N, N) and the sensitivities of a kernel on a grid of N times."""
+    gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
+    if not same_grid(kernel.times, times):
+        gram = resample_kernel(gram, np.array(kernel.times), np.array(times))
+        weights = np.interp(times, kernel.times[::-1], weights[::-1])
+    return gram, weights
+
+
+def price_reuse(kernel: Kernel, times: tuple[float, ...]) -> Array:
     """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
-    gram, weights = on_grid(kernel, times)
+    gram, weights = move_kernel(kernel, times)
     energy = np.diagonal(gram)
     errors = energy[None, :] - 2 * gram + energy[:, None]
     return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
 
 
-def total_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int]) -> float:
+def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int]) -> float:
     """Returns the squared error of the final latents, over their energy, if a plan's steps are reused.
 
     The errors of single steps do not add up as energies: an output that is reused again and again is wrong in
@@ -171,7 +211,7 @@ def total_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int
         times: The grid with shape (N,).
         computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
     """
-    gram, weights = on_grid(kernel, times)
+    gram, weights = move_kernel(kernel, times)
     skipped = np.flatnonzero(np.array(computed) == 0)
     sources = np.maximum.accumulate(np.where(computed, np.arange(len(times)), 0))
     sums = np.zeros(len(times))
@@ -180,17 +220,8 @@ def total_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int
     return float(sums @ gram @ sums)
 
 
-def on_grid(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
-    """Returns the inner products and sensitivities of a kernel on a grid."""
-    gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
-    if not same_grid(kernel.times, times):
-        gram = resample_kernel(gram, np.array(kernel.times), np.array(times))
-        weights = np.interp(times, kernel.times[::-1], weights[::-1])
-    return gram, weights
-
-
-class Reuse:
-    """Gives the masks of one gear of a schedule.
+class ReusePlanner:
+    """Plans one gear of a schedule within the limits of an engine.
 
     Arguments:
         schedule: The schedule.
@@ -202,51 +233,71 @@ class Reuse:
     def __init__(
         self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None
     ) -> None:
-        self.schedule, native = schedule, len(schedule.grid.times)
+        self.schedule, self.gear = resolve_gear(schedule, gear, guard=False)
+        native = len(schedule.grid.times)
         if not (steps or native):
             raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
         self.steps = steps or native
-        self.times = times = moved(schedule.grid.times, self.steps)
+        self.times = move_times(schedule.grid.times, self.steps)
         self.moved = native if native not in (0, self.steps) else 0
-        self.own = computed_steps(schedule, gear, times)
+        self.own = computed_steps(schedule, gear, self.times)
+        self.asked = calls
         self.calls = len(self.own) if calls is None else calls
         if not 1 <= self.calls <= self.steps:
             raise ValueError(f"calls must be in [1, {self.steps}] for {self.steps} steps, got {self.calls}")
-        kernel = schedule.kernel
-        self.errors = reuse_errors(kernel, times) if kernel is not None else None
 
-    def best(self, *, warm_up: int = 1, longest: int | None = None) -> Mask:
+    def best(
+        self, *, warm_up: int = 1, longest: int | None = None, forced: Collection[int] = ()
+    ) -> ReusePlan:
         """Returns the schedule's plan where it was made for reuse, else the best one for reuse.
 
         Arguments:
             warm_up: Steps at the start that the engine always computes.
-            longest: The most steps in a row that the engine can skip.
+            longest: The most steps that the engine skips from one computed step to the next.
+            forced: Further steps that it always computes, without starting to count anew.
+
+        Raises:
+            ScheduleError: No plan with as many calls is within these limits, or there is no kernel.
         """
-        forecast = self.schedule.rules[0].forecast
-        for_reuse = isinstance(forecast, Extrapolate) and forecast.order == 0
-        own = self._mask(self.own)
-        allowed = own.longest <= (longest or self.steps) and set(range(warm_up)) <= set(self.own)
-        kept = allowed and self.calls == own.calls
-        if kept and for_reuse:
+        longest, forced = longest or self.steps, [step for step in forced if step < self.steps]
+        always = {*range(warm_up), *forced}
+
+        def allowed(computed: Sequence[int]) -> bool:
+            counted = "".join(str(step) for i, step in enumerate(computed) if i not in forced)
+            return all(computed[i] for i in always) and max(map(len, counted.split("1"))) <= longest
+
+        own, kernel, forecast = (
+            self.predicted(self.own),
+            self.schedule.kernel,
+            self.schedule.rules[0].forecast,
+        )
+        kept = self.calls == own.calls and allowed(own.computed)
+        if kept and isinstance(forecast, Extrapolate) and forecast.order == 0:
             return own
-        if self.errors is not None:
-            mask = self._mask(self._planned(self.errors, warm_up, longest or self.steps))
-            same = mask.computed == own.computed
-            where = "at the same steps" if same else f"at steps chosen anew for it, not {own.strip}"
-        elif kept:
-            mask, where = own, "at steps that were chosen for the forecast, as there is no kernel"
-        else:
+        engine = f"this engine, which always computes {', '.join(map(str, sorted(always)))}"
+        engine += f", and skips at most {longest} in a row" if longest < self.steps else ""
+        if kernel is None and not kept:
             raise ScheduleError(
-                f"{self.schedule.name} carries no kernel and cannot be planned anew for this engine; "
+                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; "
                 "calibrate again"
             )
+        plan = own if kernel is None else self.predicted(self._plan(kernel, always, longest, forced))
+        if not allowed(plan.computed):
+            raise ScheduleError(
+                f"{self.calls} of {self.steps} steps are too few for {engine}; export with more calls"
+            )
+        if kernel is None:
+            where = "at steps that were chosen for the forecast, as there is no kernel"
+        else:
+            same = plan.computed == own.computed
+            where = "at the same steps" if same else f"at steps chosen anew for it, not {own.strip}"
         lost = [f"the forecast ({forecast.type}) becomes reuse of the last residual, {where}"]
         if self.moved:
             lost.append(f"it was fitted on {self.moved} steps, and is moved to {self.steps}")
-        return replace(mask, lost=tuple(lost))
+        return replace(plan, lost=tuple(lost))
 
-    def every(self, *, last: bool) -> tuple[int, Mask]:
-        """Returns the interval whose calls are nearest to the budget, and its mask.
+    def every_nth(self, *, last: bool) -> tuple[int, ReusePlan]:
+        """Returns the interval whose calls are nearest to the budget, and its plan.
 
         Arguments:
             last: Whether the engine always computes the last step.
@@ -257,26 +308,53 @@ class Reuse:
 
         interval = min(range(1, self.steps + 1), key=lambda k: abs(len(steps(k)) - self.calls))
         lost = "its plan becomes every n-th step and its weights become reuse, as this engine takes no mask"
-        return interval, self._mask(steps(interval), lost)
+        return interval, replace(self.predicted(steps(interval)), lost=(lost,))
 
-    def _planned(self, errors: Array, warm_up: int, longest: int) -> list[int]:
-        n, priced = self.steps, errors.copy()
+    def predicted(self, plan: Collection[int]) -> ReusePlan:
+        """Returns a plan with the error that the kernel predicts of reuse."""
+        computed = tuple(int(i in plan) for i in range(self.steps))
+        if self.schedule.kernel is None:
+            return ReusePlan(computed)
+        total = predict_error(self.schedule.kernel, self.times, computed)
+        return ReusePlan(computed, -10 * math.log10(total) if total > 0 else math.inf)
+
+    def _plan(
+        self, kernel: Kernel, always: Collection[int], longest: int, forced: Collection[int]
+    ) -> list[int]:
+        n, priced = self.steps, price_reuse(kernel, self.times)
         gaps = np.arange(n)[None, :] - np.arange(n)[:, None]
         priced[gaps > longest] = FORBIDDEN
-        priced[:, :warm_up] = FORBIDDEN
-        # Reuse looks at the last computed step only: the one before it does not matter.
+        for step in always:  # from there on, nothing before it is reused
+            priced[:step, step:] = FORBIDDEN
+        # Reuse looks at the last computed step only; the one before matters where its skips count too.
         pairs = np.where(gaps[None] > 0, np.broadcast_to(priced, (n, n, n)), 0.0)
-        plan = best_plan(pairs, np.ones(n), self.calls)
-        if self._mask(plan).longest > longest or not set(range(warm_up)) <= set(plan):
-            raise ScheduleError(
-                f"{self.calls} of {n} steps are too few for this engine: it computes the first {warm_up} "
-                f"and skips at most {longest} in a row; export with more calls"
-            )
-        return plan
+        for step in forced:
+            pairs[:step, step][(gaps[:step] > longest + 1) & (np.arange(n) > step)] = FORBIDDEN
+        return best_plan(pairs, np.ones(n), self.calls)
 
-    def _mask(self, steps: Sequence[int], *lost: str) -> Mask:
-        computed = tuple(int(i in set(steps)) for i in range(self.steps))
-        if self.schedule.kernel is None:
-            return Mask(computed, None, lost)
-        total = total_error(self.schedule.kernel, self.times, computed)
-        return Mask(computed, -10 * math.log10(total) if total > 0 else math.inf, lost)
+
+@dataclass(frozen=True)
+class Format:
+    """The settings of one engine.
+
+    Arguments:
+        name: Of the engine.
+        version: Which version of it was looked at.
+        read: Returns what settings mean; is given the number of steps of a run where that is known.
+        write: Writes a plan; None where the engine reads none.
+        write_polynomial: Writes TeaCache's polynomial, of which it is given five coefficients.
+        keys: Keys of its settings. Settings are taken to be of the format of which they have most.
+        models: Denoisers for which the engine follows a plan; empty where it says so itself.
+        void: Why nothing is written.
+        apply: Lets the engine run a diffusers pipeline by an export, until the context is closed.
+    """
+
+    name: str
+    version: str
+    read: Callable[[Any, int | None], Settings]
+    write: Callable[[ReusePlanner], Exported] | None = None
+    write_polynomial: Callable[[Polynomial, list[float]], Exported] | None = None
+    keys: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    void: str = "it is a format of results, that no engine reads"
+    apply: Callable[[Any, Exported], AbstractContextManager[None]] | None = None

@@ -1,14 +1,14 @@
 """SGLang diffusion: the mask as lengths of runs, in the `cache_dit_params` of a request."""
 
-from __future__ import annotations
-
 import itertools
 import json
+from typing import Any
 
-from .mask import Exported, Reuse
+from ...policies.mask import Mask
+from .cache_dit import FIRST_BLOCK
+from .mask import Exported, Format, ReusePlanner, Settings, reuse
 
-__all__ = ["bins", "sglang"]
-
+VERSION = "0.5.23"
 USE = """\
 # in the body of a request: "cache_dit_params": <the content of {path}>
 # or for the whole server:
@@ -17,16 +17,15 @@ export SGLANG_CACHE_DIT_ENABLED=true SGLANG_CACHE_DIT_FN=1 SGLANG_CACHE_DIT_BN=0
 """
 
 
-def bins(computed: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def split_runs(computed: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """Returns the lengths of the runs of computed steps, and of those of skipped steps, in order."""
     runs = [(step, len(list(run))) for step, run in itertools.groupby(computed)]
     return [n for step, n in runs if step], [n for step, n in runs if not step]
 
 
-def sglang(reuse: Reuse) -> Exported:
-    """Returns the parameters as JSON."""
-    mask = reuse.best()
-    compute, cache = bins(mask.computed)
+def write(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    compute, cache = split_runs(plan.computed)
     parameters = {
         "Fn_compute_blocks": 1,
         "Bn_compute_blocks": 0,
@@ -36,8 +35,18 @@ def sglang(reuse: Reuse) -> Exported:
         "scm_policy": "static",
     }
     use = USE % tuple(",".join(map(str, lengths)) for lengths in (compute, cache))
-    return Exported(
-        "sglang", ".json", json.dumps(parameters) + "\n", use, mask,
-        lost=(*mask.lost, "a little speed: the first block runs at skipped steps too"),
-        expects=(f"exactly {mask.steps} steps, warm-up requests too (fewer fail, more are cached on)",),
-    )  # fmt: skip
+    wrong = "for fewer the mask is cut without a word, for more there is an AssertionError"
+    expects = (f"exactly {plan.steps} steps: {wrong}",)
+    return Exported(".json", json.dumps(parameters) + "\n", use, plan, expects, (FIRST_BLOCK,))
+
+
+def read(data: Any, steps: int | None) -> Settings:
+    """Reads the bins; they are cut where they are for more steps than the run has, as by SGLang."""
+    prefix = "scm_" if "scm_compute_bins" in data else ""
+    policy = Mask.of_bins(
+        data[f"{prefix}compute_bins"], data[f"{prefix}cache_bins"], data.get("num_inference_steps", steps)
+    )
+    return reuse(policy, steps=len(policy.compute_steps))
+
+
+FORMAT = Format("sglang", VERSION, read, write, keys=("scm_compute_bins", "compute_bins", "scm_policy"))

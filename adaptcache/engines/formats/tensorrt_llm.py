@@ -1,36 +1,54 @@
-"""TensorRT-LLM: every n-th step, as a TeaCache whose polynomial is constant.
+"""TensorRT-LLM: every n-th step, as a TeaCache whose polynomial is constant, or a polynomial as it is."""
 
-It takes no mask. A constant polynomial adds the same distance at every step, whatever the input, so the
-threshold is crossed every n steps.
-"""
+from typing import Any
 
-from __future__ import annotations
+import yaml
 
-from .mask import Exported, Reuse
+from ...policies.polynomial import Polynomial
+from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings
+from .teacache import FITTED_ON, constant, read_polynomial
 
-__all__ = ["constant", "tensorrt_llm"]
-
+VERSION = "of 2026-11, read and not run"
 THRESHOLD = 0.2
 
 
-def constant(interval: int, threshold: float = THRESHOLD) -> list[float]:
-    """Returns the coefficients, highest order first, that cross a threshold every `interval` steps."""
-    return [0.0, 0.0, 0.0, 0.0, threshold / (interval - 0.5)]  # half a step: sums are not exact
+def write(planner: ReusePlanner) -> Exported:
+    interval, plan = planner.every_nth(last=True)
+    expects = (f"any number of steps: every {interval}th, and the last, are computed",)
+    return form(THRESHOLD, constant(interval, THRESHOLD), plan, expects)
 
 
-def tensorrt_llm(reuse: Reuse) -> Exported:
+def write_polynomial(policy: Polynomial, coefficients: list[float]) -> Exported:
+    return form(policy.threshold, coefficients, None, FITTED_ON)
+
+
+def form(
+    threshold: float, coefficients: list[float], plan: ReusePlan | None, expects: tuple[str, ...]
+) -> Exported:
     """Returns the YAML of `cache_config`."""
-    interval, mask = reuse.every(last=True)
-    coefficients = ", ".join(f"{value:g}" for value in constant(interval))
-    text = (
-        "cache_config:\n"
-        "  cache_backend: teacache\n"
-        f"  teacache_thresh: {THRESHOLD}\n"
-        "  use_ret_steps: false\n"
-        f"  coefficients: [{coefficients}]\n"
-    )
+    config = {
+        "cache_backend": "teacache",
+        "teacache_thresh": threshold,
+        "use_ret_steps": False,
+        "coefficients": coefficients,
+    }
+    text = yaml.safe_dump({"cache_config": config}, default_flow_style=None, sort_keys=False)
     return Exported(
-        "tensorrt-llm", ".yaml", text, "# cache_config of VisualGenArgs: merge {path} into its YAML\n", mask,
-        lost=mask.lost,
-        expects=(f"any number of steps: every {interval}th, and the last, are computed",),
-    )  # fmt: skip
+        ".yaml", text, "# cache_config of VisualGenArgs: merge {path} into its YAML\n", plan, expects
+    )
+
+
+def read(data: Any, steps: int | None) -> Settings:
+    return read_polynomial(
+        data["coefficients"], data.get("teacache_thresh", data.get("threshold")), last=True
+    )
+
+
+FORMAT = Format(
+    "tensorrt-llm",
+    VERSION,
+    read,
+    write,
+    write_polynomial,
+    keys=("coefficients", "teacache_thresh", "cache_backend"),
+)

@@ -1,30 +1,23 @@
 """xDiT: a steps computation mask in the JSON of `--cache_config`."""
 
-from __future__ import annotations
-
 import json
 
-from .mask import Exported, Reuse
+from . import cache_dit
+from .mask import Exported, Format, ReusePlanner
 
-__all__ = ["xdit"]
+VERSION = "0.7.0"
 
 
-def xdit(reuse: Reuse) -> Exported:
-    """Returns the JSON."""
-    mask = reuse.best()
-    config = {
-        "Fn_compute_blocks": 1,
-        "Bn_compute_blocks": 0,
-        "max_warmup_steps": 0,
-        "num_inference_steps": mask.steps,
-        "steps_computation_mask": list(mask.computed),
-        "steps_computation_policy": "static",
-        "scm_policy": None,  # its default is a preset, which would replace the mask
-        "enable_taylorseer": False,
-    }
-    return Exported(
-        "xdit", ".json", json.dumps(config) + "\n",
-        '--cache_method dbcache --cache_config "$(cat {path})"\n', mask,
-        lost=(*mask.lost, "a little speed: the first block runs at skipped steps too"),
-        expects=(f"exactly {mask.steps} steps",),
-    )  # fmt: skip
+def write(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    # The preset of a model has a calibrator, and a mask of its own that would replace ours.
+    config = {**cache_dit.mask_config(plan), "scm_policy": None, "enable_taylorseer": False}
+    expects = (
+        f"exactly {plan.steps} steps",
+        "a model with a DBCachePreset: for others xDiT refuses enable_taylorseer and scm_policy (ValueError)",
+    )
+    use = '--cache_method dbcache --cache_config "$(cat {path})"\n'
+    return Exported(".json", json.dumps(config) + "\n", use, plan, expects, (cache_dit.FIRST_BLOCK,))
+
+
+FORMAT = Format("xdit", VERSION, cache_dit.read, write, keys=("steps_computation_mask", "scm_policy"))

@@ -1,0 +1,89 @@
+"""A plain table of times, plan and the weights of every skipped step; docs/table.md defines it."""
+
+import json
+from typing import Any
+
+from ...errors import ScheduleError
+from ...forecasts.base import Forecast
+from ...forecasts.matched import Matched
+from ...policies.plan import Plan
+from ...schedule.replan import replan
+from ...schedule.rule import Rule
+from ...step import Step
+from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings, computed_steps
+
+VERSION = "1"  # of the table
+EULER = "FlowMatchEulerDiscreteScheduler"  # its times are its sigmas
+
+
+def write(planner: ReusePlanner) -> Exported:
+    """Returns the table as JSON. All numbers are those of the schedule, with all their digits."""
+    schedule, times, gear, n = planner.schedule, planner.times, planner.gear, planner.steps
+    rule = replan(schedule, times) if planner.moved else schedule.rules[0]
+    forecast = rule.forecast
+    if rule.site != "step" or type(forecast).combine is not Forecast.combine:
+        raise ScheduleError(
+            f"{schedule.name} has no table: its forecast ({forecast.type!r} at the site {rule.site!r}) is no "
+            "weighted sum of model outputs and latents; calibrate one with matched weights"
+        )
+    plan = computed_steps(schedule.model_copy(update={"rules": (rule,)}), gear, times)
+    if planner.asked not in (None, len(plan)):
+        raise ScheduleError(f"a table has the plan of the schedule, {len(plan)} calls: leave out the calls")
+    tracks = len(forecast.table[gear]) if isinstance(forecast, Matched) else 1
+    table: dict[str, Any] = {
+        "table": int(VERSION),
+        "name": schedule.name,
+        "denoiser": schedule.denoiser.model_dump(by_alias=True),
+        "scheduler": schedule.grid.scheduler,
+        "call": schedule.made.get("call", {}),
+        "times": times,
+        "compute": plan,
+        "tracks": [
+            [row_of(forecast, Step(i, times, known(plan, i), gear, track)) for i in range(n) if i not in plan]
+            for track in range(tracks)
+        ],
+    }  # fmt: skip
+    if schedule.grid.scheduler == EULER and not (schedule.made.get("scheduler") or {}).get("invert_sigmas"):
+        table["sigmas"] = (*times, 0.0)
+    expects = (
+        f"these {n} times and the sampler they were fitted with ({schedule.grid.scheduler or 'any'})",
+        "a loop that forecasts the guided output, which the sampler is given",
+    )
+    use = "# docs/table.md defines {path} and has a player for it\n"
+    computed = ReusePlan(tuple(int(i in plan) for i in range(n)))
+    return Exported(".json", json.dumps(table) + "\n", use, computed, expects)
+
+
+def known(plan: list[int], index: int) -> tuple[int, ...]:
+    """Returns the computed steps before a step, newest first."""
+    return tuple(step for step in reversed(plan) if step < index)
+
+
+def row_of(forecast: Forecast, step: Step) -> dict[str, Any]:
+    """Returns the row of a skipped step."""
+    found = forecast.weights(step)
+    row: dict[str, Any] = {"step": step.index, "from": step.past[: len(found.past)]}
+    row["u"] = tuple(map(float, found.past))
+    row |= {"past_x": found.past_x} if found.past_x else {}
+    return row | {"x": found.x, "x0": found.x0}
+
+
+def read(data: Any, steps: int | None) -> Settings:
+    times, tracks = tuple(data["times"]), data["tracks"]
+    rows = [row for track in tracks for row in track]
+    features = tuple(name for name in ("past_x", "x", "x0") if any(row.get(name) for row in rows))
+    table = [[()] * len(times) for _ in tracks]
+    for number, track in enumerate(tracks):
+        for row in track:
+            others = tuple(row[name] for name in features if name != "past_x")
+            past_x = tuple(row["past_x"]) if "past_x" in features else ()
+            table[number][row["step"]] = (*row["u"], *past_x, *others)
+    depth = max((len(row["u"]) for row in rows), default=1)
+    rule = Rule(
+        policy=Plan.of(data["compute"], times),
+        forecast=Matched(history=depth, features=features, table=(tuple(map(tuple, table)),)),
+    )
+    return Settings(rule, len(times), times)
+
+
+FORMAT = Format("table", VERSION, read, write, keys=("table",))
