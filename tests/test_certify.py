@@ -9,7 +9,7 @@ from scipy.stats import binom, binomtest
 
 from adaptcache.cli.show import describe
 from adaptcache.evaluation.certify import Certificate, certify, prompts_needed, upper_bound
-from adaptcache.report import report
+from adaptcache.report import build_report
 from adaptcache.schedule.format import Evidence
 from adaptcache.schedule.schedule import Schedule
 

@@ -28,7 +28,8 @@ HTTP: type[Exception] = errors.HfHubHTTPError.__bases__[
 REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # the first that fits
     (errors.HFValidationError, "{repo!r} is neither a folder, a file nor a repository (user/repo)"),
     (errors.GatedRepoError, f"{{repo}} is gated; request access on its page of the hub and {LOGIN}"),
-    (errors.RepositoryNotFoundError, f"the hub has no {{repo}}, or it is private; check the name, or {LOGIN}"),
+    (errors.RepositoryNotFoundError,
+     f"the hub has no {{repo}}, or it is private; check the name, or {LOGIN}"),
     (errors.RevisionNotFoundError, "the hub has no such revision: {repo}"),
     ((errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError),
      "{repo} is not on this machine and the hub cannot be reached; connect, or give a folder"),
