@@ -32,7 +32,7 @@ REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] =
      f"the hub has no {{repo}}, or it is private; check the name, or {LOGIN}"),
     (errors.RevisionNotFoundError, "the hub has no such revision: {repo}"),
     ((errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError),
-     "{repo} is not on this machine and the hub cannot be reached; connect, or give a folder"),
+     "{repo} is not on this machine and the hub cannot be reached"),
     (errors.HfHubHTTPError, "the hub refuses {repo}: {reason}{login}"),
     (HTTP, "the hub cannot be reached for {repo}: {reason}"),
 )  # fmt: skip

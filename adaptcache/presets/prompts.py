@@ -1,12 +1,12 @@
 """Prompt files: what to calibrate on, and what to keep aside for judging the result."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-__all__ = ["Prompts", "calibration_folder", "read_prompts"]
 
 LARGEST = 1_000_000  # bytes
 LINES, LONGEST = 20_000, 10_000  # lines, and characters in one
@@ -58,7 +58,7 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
     try:
         path = embedded.get(str(name_or_path)) or Path(name_or_path).expanduser()
         exists = path.exists()
-    except (OSError, RuntimeError) as error:  # too long, or the home of nobody
+    except (OSError, RuntimeError) as error:  # too long, or the home of an unknown user
         raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
     if not exists:
         raise FileNotFoundError(
