@@ -81,7 +81,7 @@ def test_a_schedule_keeps_its_certificate_and_shows_it(pipe, tmp_path, capsys):
     assert loaded.evidence.certificate.setting == proof.setting
     describe(loaded)
     assert proof.sentence in " ".join(capsys.readouterr().out.split())
-    assert proof.sentence in " ".join(report(loaded).split())
+    assert proof.sentence in " ".join(build_report(loaded).split())
     data = json.loads((tmp_path / "s.json").read_text())
     assert set(data["evidence"]["certificate"]) == set(Certificate.model_fields)
 

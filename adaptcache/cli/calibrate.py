@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..calibration.calibrate import calibrate as fit_schedule
-from ..calibration.calibrate import calls_for
-from ..calibration.methods import calibrate_method
-from ..distributed import joined
-from ..engines.diffusers.sampler import with_sampler
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
-from ..profiling.cache import Store
-from ..schedule.methods import method_named
-from ..schedule.schedule import Schedule
-from .options import BatchSize, Device, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
+from .files import default_name, load_pipeline, open_cache, wrote
+from .options import BatchSize, Device, Json, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
 from .screen import out, print_json, progress
-from .show import describe
 
-__all__ = ["calibrate"]
+if TYPE_CHECKING:
+    from ..schedule.schedule import Schedule
+
+FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
 
 
 def calibrate(
@@ -37,8 +29,8 @@ def calibrate(
     scheduler: Scheduler = None,
     settings: Set = None,
     prompts: Prompts = None,
-    fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = 16,
-    check_on: Annotated[
+    fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = FIT_ON,
+    eval_on: Annotated[
         int | None,
         typer.Option(
             help="How many held-out prompts to use; 0 checks nothing. \\[default: 32, or all to certify]",
@@ -49,9 +41,9 @@ def calibrate(
         str | None,
         typer.Option(help="Fit a published method instead of our own; `adaptcache methods` lists them."),
     ] = None,
-    teacher_steps: Annotated[
+    reference_steps: Annotated[
         int | None,
-        typer.Option(help="Match a finer run of this many steps: corrects the sampler's error too."),
+        typer.Option(help="Match a reference of this many steps: corrects the sampler's error too."),
     ] = None,
     gears: Annotated[
         str | None,
@@ -60,7 +52,7 @@ def calibrate(
     min_psnr: Annotated[
         float | None, typer.Option(help="Decibels against the full run that a prompt should reach.")
     ] = None,
-    at_most: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
+    max_failure_rate: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure a certificate has to be.")] = 0.95,
     certify: Annotated[
         bool, typer.Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
@@ -71,7 +63,7 @@ def calibrate(
     name: Name = None,
     to: Out = None,
     cache: Annotated[bool, typer.Option(help="Keep full runs for the next target.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print the evidence as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Fit a schedule: profile, plan, match, validate. Writes one JSON file.
 
@@ -93,34 +85,53 @@ def calibrate(
 
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
     """
+    from ..calibration.calibrate import calibrate as fit_schedule
+    from ..calibration.calibrate import calls_for
+    from ..calibration.methods import calibrate_method
+    from ..distributed import joined
+    from ..files import check_writable
+    from ..presets import read_prompts, resolve
+    from ..schedule.methods import method_named
+
     if method:
         method_named(method)
-        ours_only = {"--teacher-steps": teacher_steps, "--gears": gears, "--certify": certify}
+        ours_only = {"--reference-steps": reference_steps, "--gears": gears, "--certify": certify}
         if wrong := [option for option, given in ours_only.items() if given]:
             raise ValueError(f"published methods are fitted as they are: give --method or {wrong[0]}")
     with joined() as ranks:
         if method and ranks.size > 1:
             raise ValueError("published methods are fitted in one process; start it without a launcher")
         preset = resolve(model).called_with(settings or [])
-        budgets = parsed_gears(gears)
+        budgets = parse_gears(gears)
         if speed is None and budget is None and not budgets:
             speed = 2.8
         steps = preset.steps if steps is None else steps
-        kind = f"gears-{min_psnr or 0:g}dB" if budgets else f"{steps / calls_for(steps, budget, speed):.2g}x"
-        name = name or "-".join(filter(None, (preset.name, str(steps), method, kind)))
-        check_on = (1_000_000 if certify else 32) if check_on is None else check_on
+        known = read_prompts(prompts or preset.prompts)
+        if not name:
+            calls = None if budgets else calls_for(steps, budget, speed)
+            name = default_name(
+                preset.name, steps, method,
+                f"{steps / calls:.2g}x" if calls else f"gears-{min_psnr or 0:g}dB",
+                *(settings or ()), scheduler, reference_steps and f"reference{reference_steps}",
+                known.name if prompts and prompts != preset.prompts else None,
+                f"fit{fit_on}" if fit_on != FIT_ON else None,
+                f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
+                f"seed{seed}" if seed else None, "certified" if certify else None,
+            )  # fmt: skip
+        eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"
         if ranks.rank == 0:
             check_writable(target)
-        known = read_prompts(prompts or preset.prompts)
+        store = open_cache() if cache else None
         calibration = known.calibration[:fit_on]
         share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
-        pipe = with_sampler(preset.load_pipeline(device or ranks.device), scheduler)
+        pipe = load_pipeline(preset, device or ranks.device, scheduler)
         ours: dict[str, Any] = {
-            "teacher_steps": teacher_steps, "gears": budgets, "min_psnr": min_psnr, "at_most": at_most,
-            "confidence": confidence, "certify": certify, "ranks": ranks,
+            "teacher_steps": reference_steps, "gears": budgets, "min_psnr": min_psnr,
+            "at_most": max_failure_rate, "confidence": confidence, "certify": certify, "ranks": ranks,
         }  # fmt: skip
-        with progress(shown=ranks.rank == 0) as report:
+        kept = f"full runs are kept in {store.folder}: the same command goes on from them" if store else ""
+        with progress(ranks.rank == 0, kept or "nothing is kept") as report:
             schedule = (calibrate_method if method else fit_schedule)(
                 pipe,
                 calibration,
@@ -128,31 +139,33 @@ def calibrate(
                 speed=speed,
                 budget=budget,
                 call=preset.call,
-                held_out=known.held_out[:check_on],
+                held_out=known.held_out[:eval_on],
                 seed=seed,
                 batch_size=batch_size or min(preset.batch_size, share),
                 name=name,
-                store=Store() if cache else None,
+                store=store,
                 progress=report,
                 **({"method": method} if method else ours),
             )
+        said = wrote(target)
         if ranks.rank == 0:
             schedule.save(target)
     if ranks.rank == 0:
-        _told(schedule, target, json)
+        _print(schedule, target, said, json)
 
 
-def _told(schedule: Schedule, target: Path, json: bool) -> None:
-    """Says what was fitted."""
+def _print(schedule: Schedule, target: Path, said: str, json: bool) -> None:
+    from .show import describe
+
     if json:
         evidence = schedule.evidence.model_dump(exclude_none=True) if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
     else:
         describe(schedule)
-        out.print(f"wrote {target}")
+        out.print(said)
 
 
-def parsed_gears(text: str | None) -> list[float]:
+def parse_gears(text: str | None) -> list[float]:
     """Returns the budgets in a list that is separated by commas."""
     try:
         return [float(part) for part in text.split(",")] if text else []

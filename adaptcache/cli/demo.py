@@ -7,18 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..calibration.calibrate import calibrate as fit_schedule
-from ..evaluation.evaluate import compared
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
-from ..profiling.cache import Store
-from ..report.picture import side_by_side
-from ..runs import Call
+from .files import load_pipeline, wrote
 from .options import Model
-from .screen import out, progress, table
-
-__all__ = ["demo"]
+from .screen import out, progress, quality_table
 
 BUDGETS = (14, 10, 7, 5)  # calls of 28
 
@@ -26,24 +17,33 @@ BUDGETS = (14, 10, 7, 5)  # calls of 28
 def demo(
     model: Model = "emoji-flux",
     to: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
-    check_on: Annotated[int, typer.Option(help="Measure on this many held-out prompts.", min=1)] = 32,
+    eval_on: Annotated[int, typer.Option(help="Measure on this many held-out prompts.", min=1)] = 32,
     pictures: Annotated[int, typer.Option(help="Rows of the picture.", min=1)] = 6,
 ) -> None:
     """Calibrate the demo model at four budgets, compare on held-out prompts, draw the images.
 
     Writes a schedule for each budget and side-by-side.png. Example:  adaptcache demo
     """
+    from ..calibration.calibrate import calibrate
+    from ..evaluation.evaluate import compared
+    from ..files import check_writable
+    from ..presets import read_prompts, resolve
+    from ..profiling.cache import Store
+    from ..report.picture import side_by_side
+    from ..runs import Call
+
     preset = resolve(model)
     known = read_prompts(preset.prompts)
     call = Call(preset.steps, preset.call)
-    held_out = known.held_out[:check_on]
+    held_out = known.held_out[:eval_on]
     picture = check_writable(to / "side-by-side.png")
-    pipe = preset.load_pipeline()
+    said = wrote(picture)
+    pipe = load_pipeline(preset)
     schedules = []
-    with progress() as report:
+    with progress(kept=f"schedules and full runs are kept in {to}: the same command goes on") as report:
         for calls in (round(calls * call.steps / 28) for calls in BUDGETS):
             name = f"{preset.name}-{call.steps}-{call.steps / calls:.2g}x"
-            schedule = fit_schedule(
+            schedule = calibrate(
                 pipe,
                 known.calibration,
                 steps=call.steps,
@@ -65,5 +65,5 @@ def demo(
     out.print(
         f"\n{len(held_out)} held-out prompts, {call.steps} steps, against the full run with the same noise:\n"
     )
-    out.print(table(rows, call.steps))
-    out.print(f"\nwrote {picture} and {', '.join(f'{schedule.name}.json' for schedule in schedules)}")
+    out.print(quality_table(rows, call.steps))
+    out.print(f"\n{said} and {', '.join(f'{schedule.name}.json' for schedule in schedules)}")

@@ -15,9 +15,9 @@ from ..files import check_writable
 from ..presets import resolve
 from ..presets.prompts import read_prompts
 from ..runs import Call
+from .files import Source, load_schedule
 from .options import Device
 from .screen import out, print_json, progress
-from .source import Source, loaded
 
 __all__ = ["export"]
 
@@ -56,7 +56,7 @@ def export(
 
       adaptcache export emoji.json --to diffusers --check-on 8
     """
-    given = loaded(schedule)
+    given = load_schedule(schedule)
     exported = form(given, engine, gear=gear, calls=calls, steps=steps)
     name = Path(schedule).stem if Path(schedule).is_file() else given.name
     path = check_writable(to or Path(f"{name}.{engine}{exported.ending}"))

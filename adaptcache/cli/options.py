@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BatchSize", "Device", "Model", "Name", "Out", "Prompts", "Scheduler", "Seed", "Set", "Steps"]
+MOST = 1024  # steps of a run
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-Steps = Annotated[int | None, typer.Option(help="Scheduler steps. \\[default: the preset's]")]
+Steps = Annotated[
+    int | None, typer.Option(help="Scheduler steps. \\[default: the preset's]", min=1, max=MOST)
+]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
@@ -22,6 +24,9 @@ Set = Annotated[
 Prompts = Annotated[str | None, typer.Option(help="A prompt file, or the name of an embedded one.")]
 Seed = Annotated[int, typer.Option(help="Noise of the first prompt.")]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts in one run. \\[default: the preset's]", min=1)]
-Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu. \\[default: the fastest there is]")]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, mps, xpu, cpu. \\[default: the accelerator there is]")
+]
 Name = Annotated[str | None, typer.Option(help="What the schedule is called.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="\\[default: schedules/NAME.json]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..hub import push_to_hub, save_pretrained
+from .files import Source, load_schedule
 from .screen import out
-from .source import Source, loaded
-
-__all__ = ["push"]
 
 
 def push(
@@ -40,12 +37,13 @@ def push(
 
       adaptcache push schedules/flux-28-2.8x.json ./flux-schedules
     """
-    pushed = loaded(schedule)
+    pushed = load_schedule(schedule)
     if to.startswith((".", "/", "~")) or Path(to).is_dir():
-        path = save_pretrained(pushed, Path(to).expanduser(), name=name)
-        out.print(f"wrote {path} and its model card")
+        before = set(Path(to).expanduser().rglob("*"))
+        path = pushed.save_pretrained(to, name=name)
+        out.print(f"{'replaced' if path in before else 'wrote'} {path} and its model card")
         return
-    address = push_to_hub(
-        pushed, to, name=name, revision=revision, private=private, create_pr=create_pr, message=message
+    address = pushed.push_to_hub(
+        to, name=name, revision=revision, private=private, create_pr=create_pr, message=message
     )
     out.print(f"pushed to {address}")

@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_writable
-from ..report import write_report
+from .files import Source, load_schedule, wrote
 from .screen import out
-from .source import Source, loaded
-
-__all__ = ["report"]
 
 
 def report(
@@ -29,10 +25,14 @@ def report(
 
     Example:  adaptcache report schedules/emoji-flux-28-2.8x.json --open
     """
-    described, path = loaded(schedule), Path(schedule)
+    from ..files import check_writable
+    from ..report import write_report
+
+    described, path = load_schedule(schedule), Path(schedule)
     beside = path.with_suffix(".html") if path.is_file() else Path(f"{described.name}.html")
     target = check_writable(to or beside)
+    said = wrote(target)
     write_report(described, target, comparison)
-    out.print(f"wrote {target}")
+    out.print(said)
     if show:
         typer.launch(target.resolve().as_uri())
