@@ -22,9 +22,7 @@ from adaptcache.profiling.measure import measure
 from adaptcache.schedule.schedule import Schedule
 
 ARGUMENTS = dict(CALL.arguments)
-MODULE = sys.modules[
-    "adaptcache.calibration.calibrate"
-]  # the package's attribute of this name is the function
+MODULE = sys.modules["adaptcache.calibration.calibrate"]  # the package's attribute of this name is the function
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:

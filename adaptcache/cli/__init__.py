@@ -12,8 +12,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
+from typer import Option
 
 from .. import __version__
 from .calibrate import calibrate
@@ -45,7 +47,6 @@ RENAMED = {  # options by the names they had in version 0.1
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
 app = typer.Typer(
-    help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
     epilog="Start with:  adaptcache demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -58,7 +59,8 @@ for verb in VERBS:
     app.command(context_settings=WORDS)(verb)
 
 
-def _version(asked: bool) -> None:
+def print_version(asked: bool) -> None:
+    """Prints the version, if it is asked for, and ends."""
     if asked:
         typer.echo(f"adaptcache {__version__}")
         raise typer.Exit
@@ -67,29 +69,20 @@ def _version(asked: bool) -> None:
 @app.callback()
 def begin(
     context: typer.Context,
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
-    debug: bool = typer.Option(
-        False, "--debug", help="Show the traceback of an error, and log what happens."
-    ),
+    version: Annotated[
+        bool, Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, Option("--debug", help="Show the traceback of an error, and log what happens.")
+    ] = False,
 ) -> None:
     """Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule."""
     verb = context.invoked_subcommand
-    if ranks()[1] > 1 and verb not in SHARED:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and verb not in SHARED:
         raise ValueError(f"{verb} runs in one process; start it without torchrun or accelerate launch")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
     if not debug:
         quiet()
-
-
-def ranks() -> tuple[int, int]:
-    """Returns the rank of this process, and how many there are."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    from ..distributed import launched
-
-    return launched()
 
 
 def quiet() -> None:
@@ -103,7 +96,7 @@ def quiet() -> None:
 
 def complain(line: str) -> None:
     """Prints a line on stderr, once where there are several processes."""
-    if ranks()[0] == 0:
+    if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
 
 
@@ -137,7 +130,7 @@ def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
     try:
         with stoppable():
-            sys.exit(app(standalone_mode=False) if len(sys.argv) > 1 else app(["--help"]))
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Stopped as stop:
         complain("; ".join(["stopped", *getattr(stop, "__notes__", [])]))
         sys.exit(128 + stop.number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from .files import default_name, load_pipeline, open_cache, wrote
 from .options import BatchSize, Device, Json, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
@@ -19,70 +19,51 @@ FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
 
 def calibrate(
     model: Model = "emoji-flux",
-    speed: Annotated[
-        float | None, typer.Option(help="Steps for each denoiser call made. \\[default: 2.8]")
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Fraction of the calls made, instead of --speed.")
-    ] = None,
+    speed: Annotated[float | None, Option(help="Steps for each call made. \\[default: 2.8]")] = None,
+    budget: Annotated[float | None, Option(help="Fraction of the calls made, instead of --speed.")] = None,
     steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,
     prompts: Prompts = None,
-    fit_on: Annotated[int, typer.Option(help="Use at most this many calibration prompts.", min=1)] = FIT_ON,
+    fit_on: Annotated[int, Option(help="Calibration prompts at most.", min=1)] = FIT_ON,
     eval_on: Annotated[
-        int | None,
-        typer.Option(
-            help="How many held-out prompts to use; 0 checks nothing. \\[default: 32, or all to certify]",
-            min=0,
-        ),
+        int | None, Option(help="Held-out prompts at most. \\[default: 32, or all to certify]", min=0)
     ] = None,
     method: Annotated[
-        str | None,
-        typer.Option(help="Fit a published method instead of our own; `adaptcache methods` lists them."),
+        str | None, Option(help="Fit a published method instead: `adaptcache methods` lists them.")
     ] = None,
     reference_steps: Annotated[
-        int | None,
-        typer.Option(help="Match a reference of this many steps: corrects the sampler's error too."),
+        int | None, Option(help="Match a run of this many steps: corrects the sampler's error too.")
     ] = None,
     gears: Annotated[
-        str | None,
-        typer.Option(help="Budgets of several plans: each run takes the cheapest that promises --min-psnr."),
+        str | None, Option(help="Budgets of several plans: each run takes the cheapest for --min-psnr.")
     ] = None,
-    min_psnr: Annotated[
-        float | None, typer.Option(help="Decibels against the full run that a prompt should reach.")
-    ] = None,
-    max_failure_rate: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
-    confidence: Annotated[float, typer.Option(help="How sure a certificate has to be.")] = 0.95,
+    min_psnr: Annotated[float | None, Option(help="Decibels against the full run to be reached.")] = None,
+    max_failure_rate: Annotated[float, Option(help="Share of prompts that may stay below it.")] = 0.05,
+    confidence: Annotated[float, Option(help="How sure a certificate has to be.")] = 0.95,
     certify: Annotated[
-        bool, typer.Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
+        bool, Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
     seed: Seed = 0,
     batch_size: BatchSize = None,
     device: Device = None,
     name: Name = None,
     to: Out = None,
-    cache: Annotated[bool, typer.Option(help="Keep full runs for the next target.")] = True,
+    cache: Annotated[bool, Option(help="Keep full runs for the next target.")] = True,
     json: Json = False,
 ) -> None:
     """Fit a schedule: profile, plan, match, validate. Writes one JSON file.
 
     Another target on the same model, steps and prompts costs seconds: full runs are kept.
 
+    \b
     Examples:
-
       adaptcache calibrate                                  # the demo model, 2.8x
-
       adaptcache calibrate --model flux --speed 2.8
-
       adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
-
       adaptcache calibrate --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied --fit-on 80
-
       adaptcache calibrate --speed 4 --min-psnr 40 --certify --prompts emoji-varied
-
       adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
-
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
     """
     from ..calibration.calibrate import calibrate as fit_schedule

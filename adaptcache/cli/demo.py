@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from .files import load_pipeline, wrote
 from .options import Model
@@ -16,9 +16,9 @@ BUDGETS = (14, 10, 7, 5)  # calls of 28
 
 def demo(
     model: Model = "emoji-flux",
-    to: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
-    eval_on: Annotated[int, typer.Option(help="Measure on this many held-out prompts.", min=1)] = 32,
-    pictures: Annotated[int, typer.Option(help="Rows of the picture.", min=1)] = 6,
+    to: Annotated[Path, Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
+    eval_on: Annotated[int, Option(help="Measure on this many held-out prompts.", min=1)] = 32,
+    pictures: Annotated[int, Option(help="Rows of the picture.", min=1)] = 6,
 ) -> None:
     """Calibrate the demo model at four budgets, compare on held-out prompts, draw the images.
 
@@ -44,21 +44,13 @@ def demo(
         for calls in (round(calls * call.steps / 28) for calls in BUDGETS):
             name = f"{preset.name}-{call.steps}-{call.steps / calls:.2g}x"
             schedule = calibrate(
-                pipe,
-                known.calibration,
-                steps=call.steps,
-                budget=calls / call.steps,
-                call=preset.call,
-                batch_size=preset.batch_size,
-                name=name,
-                store=Store(to / "cache"),
-                progress=report,
-            )
+                pipe, known.calibration, steps=call.steps, budget=calls / call.steps, call=preset.call,
+                batch_size=preset.batch_size, name=name, store=Store(to / "cache"), progress=report,
+            )  # fmt: skip
             schedule.save(to / f"{name}.json")
             schedules.append(schedule)
-        rows, made = compared(
-            pipe, call, held_out, schedules, first=len(known.calibration), progress=report
-        )  # fmt: skip
+        first = len(known.calibration)
+        rows, made = compared(pipe, call, held_out, schedules, first=first, progress=report)
     cached, fewer = len(rows) - 2, len(rows) - 1  # at the smallest budget, where there is most to see
     columns = {rows[i].name: made[i].images[:pictures] for i in (fewer, 0, cached)}
     side_by_side(held_out[:pictures], columns, picture)

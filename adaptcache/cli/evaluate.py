@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from .files import load_pipeline, load_schedule, wrote
-from .options import Device, Json, Model, Seed, Set, Steps
+from .options import Device, Json, Model, Prompts, Seed, Set, Steps
 from .screen import out, print_json, progress, quality_table
 
 if TYPE_CHECKING:
@@ -20,21 +20,18 @@ if TYPE_CHECKING:
 
 def evaluate(
     schedule: Annotated[
-        list[str],
-        typer.Option("--schedule", "-s", help="A file, a folder or user/repo of the hub; may be repeated."),
+        list[str], Option("--schedule", "-s", help="A file, a folder or user/repo; may be repeated.")
     ],
     model: Model = "emoji-flux",
-    prompts: Annotated[
-        str | None, typer.Option(help="A prompt file, or the name of an embedded one: its held-out part.")
-    ] = None,
-    eval_on: Annotated[int, typer.Option(help="Use at most this many of the prompts.", min=1)] = 32,
+    prompts: Prompts = None,
+    eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,
     steps: Steps = None,
     settings: Set = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts in one run.", min=1)] = 1,
+    batch_size: Annotated[int, Option(help="Prompts in one run.", min=1)] = 1,
     device: Device = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Draw a picture, say scores.png.")] = None,
-    pictures: Annotated[int, typer.Option(help="Rows of the picture.", min=1)] = 6,
+    to: Annotated[Path | None, Option("--out", "-o", help="Draw a picture, say scores.png.")] = None,
+    pictures: Annotated[int, Option(help="Rows of the picture.", min=1)] = 6,
     json: Json = False,
 ) -> None:
     """Score schedules on a model: a schedule from elsewhere on your fine-tune, say. Changes neither.
@@ -43,12 +40,10 @@ def evaluate(
     steps as the schedule has calls: what you would have without caching. Says before how the model differs
     from the one a schedule was fitted on.
 
+    \b
     Examples:
-
       adaptcache evaluate --schedule schedules/emoji-flux-28-2.8x.json
-
       adaptcache evaluate --model ./my-fine-tune -s flux.json -s user/flux-schedules --prompts mine.txt
-
       adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --eval-on 8 --out scores.png
     """
     from ..engines.diffusers.compatibility import graded
@@ -85,15 +80,9 @@ def evaluate(
         side_by_side(held_out[:pictures], columns, to)
     results = list(zip(schedules, found, rows[1::2], rows[2::2], strict=True))
     if json:
-        print_json(
-            {
-                "model": preset.name,
-                "steps": call.steps,
-                "held_out": len(held_out),
-                "out": str(to) if to else None,
-                "rows": [_data(*result) for result in results],
-            }
-        )
+        about = {"model": preset.name, "steps": call.steps, "held_out": len(held_out)}
+        data = {"out": str(to) if to else None, "rows": [_data(*result) for result in results]}
+        print_json(about | data)
         return
     out.print(f"\n{len(held_out)} held-out prompts of {known.name}, {call.steps} steps:\n")
     out.print(quality_table(rows, call.steps))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument
 
 from ..files import check_writable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST = 150  # characters of a default name
 
-Source = Annotated[str, typer.Argument(help="A schedule: a file, a folder or user/repo.")]
+Source = Annotated[str, Argument(help="A schedule: a file, a folder or user/repo.")]
 
 
 def load_schedule(source: str) -> Schedule:

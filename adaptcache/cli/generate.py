@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from .files import load_pipeline, load_schedule, wrote
 from .options import Device, Json, Model, Set, Steps
@@ -13,21 +13,18 @@ from .screen import out, print_json, progress
 
 
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")],
+    prompt: Annotated[str, Option("--prompt", "-p", help="What to generate.")],
     model: Model = "emoji-flux",
     schedule: Annotated[
-        str | None,
-        typer.Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full."),
+        str | None, Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The noise.")] = 0,
+    seed: Annotated[int, Option(help="The noise.")] = 0,
     steps: Steps = None,
     settings: Set = None,
-    compare: Annotated[
-        bool, typer.Option(help="Also run in full; write both, and their difference.")
-    ] = False,
+    compare: Annotated[bool, Option(help="Also run in full; write both, and their difference.")] = False,
     device: Device = None,
     to: Annotated[
-        Path, typer.Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
+        Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
     ] = Path("image.png"),
     json: Json = False,
 ) -> None:

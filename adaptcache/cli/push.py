@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from .files import Source, load_schedule
 from .screen import out
@@ -13,28 +13,21 @@ from .screen import out
 
 def push(
     schedule: Source,
-    to: Annotated[
-        str, typer.Argument(help="A repository of the hub (user/repo), or a folder (./mine, /mine).")
-    ],
-    name: Annotated[
-        str | None,
-        typer.Option(help="Tells schedules of one place apart. \\[default: the one without a name]"),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="The branch to put it on.")] = None,
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
-    create_pr: Annotated[bool, typer.Option(help="Ask for a review instead of committing.")] = False,
-    message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
+    to: Annotated[str, Argument(help="A repository of the hub (user/repo), or a folder (./mine, /mine).")],
+    name: Annotated[str | None, Option(help="Tells schedules of one place apart.")] = None,
+    revision: Annotated[str | None, Option(help="The branch to put it on.")] = None,
+    private: Annotated[bool | None, Option("--private/--public", help="Of a new repository.")] = None,
+    create_pr: Annotated[bool, Option(help="Ask for a review instead of committing.")] = False,
+    message: Annotated[str | None, Option(help="What the commit says.")] = None,
 ) -> None:
     """Put a schedule and a model card on the hub, or into a folder in the same form.
 
     Log in before with: hf auth login
 
+    \b
     Examples:
-
       adaptcache push schedules/flux-28-2.8x.json me/flux-schedules
-
       adaptcache push schedules/flux-28-4x.json me/flux-schedules --name fast
-
       adaptcache push schedules/flux-28-2.8x.json ./flux-schedules
     """
     pushed = load_schedule(schedule)

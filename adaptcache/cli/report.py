@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from .files import Source, load_schedule, wrote
 from .screen import out
@@ -13,13 +14,9 @@ from .screen import out
 
 def report(
     schedule: Source,
-    to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.html, next to a file]")
-    ] = None,
-    comparison: Annotated[
-        Path | None, typer.Option(help="A folder that `adaptcache compare --out` wrote.")
-    ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    to: Annotated[Path | None, Option("--out", "-o", help="\\[default: NAME.html, next to a file]")] = None,
+    comparison: Annotated[Path | None, Option(help="What `adaptcache compare --out` wrote.")] = None,
+    show: Annotated[bool, Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write a page about a schedule: one HTML file that works offline.
 

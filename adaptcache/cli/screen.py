@@ -43,17 +43,10 @@ def progress(shown: bool = True, kept: str = "") -> Iterator[Callable[[str, int,
         shown: Whether anything is drawn.
         kept: What is said to be kept where the work is stopped.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, Any] = {}
 
     def report(stage: str, done: int, of: int) -> None:
@@ -85,9 +78,8 @@ def new_table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = 
     view = Table(box=None, header_style="bold")
     for heading in headings:
         kept = heading in whole or heading == headings[0]
-        view.add_column(
-            heading, justify="right" if heading in right else "left", no_wrap=kept, overflow="fold"
-        )
+        side: Any = "right" if heading in right else "left"
+        view.add_column(heading, justify=side, no_wrap=kept, overflow="fold")
     return view
 
 
@@ -98,15 +90,9 @@ def quality_table(rows: list[Row], steps: int) -> Table:
     numbers = ("budget", "calls", "loop", "pipeline", "PSNR", "5th pct", "SSIM")
     view = new_table("", *numbers, right=numbers, whole=numbers)
     for row in rows:
-        view.add_row(
-            row.name,
-            f"{row.calls / steps:.2f}",
-            str(row.calls),
-            f"{row.loop:.2f}x",
-            f"{row.total:.2f}x",
-            *(format_psnr(row.psnr[key]) for key in ("mean", "p05")),
-            f"{row.ssim['mean']:.4f}" if row.ssim else "-",
-        )
+        cost = f"{row.calls / steps:.2f}", str(row.calls), f"{row.loop:.2f}x", f"{row.total:.2f}x"
+        psnr = format_psnr(row.psnr["mean"]), format_psnr(row.psnr["p05"])
+        view.add_row(row.name, *cost, *psnr, f"{row.ssim['mean']:.4f}" if row.ssim else "-")
     return view
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from .files import load_schedule
 from .options import Json
@@ -18,21 +18,18 @@ if TYPE_CHECKING:
 
 
 def show(
-    schedule: Annotated[
-        str, typer.Argument(help="A schedule (a file, a folder or user/repo), or a front that `tune` wrote.")
-    ],
+    schedule: Annotated[str, Argument(help="A schedule: a file, a folder or user/repo; or a front.")],
     pick: Annotated[
-        str | None, typer.Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
+        str | None, Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
     ] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Where the picked schedule goes.")] = None,
+    to: Annotated[Path | None, Option("--out", "-o", help="Where the picked schedule goes.")] = None,
     json: Json = False,
 ) -> None:
     """Say what a schedule does, how good it is and where it came from; or what a front has to pick from.
 
+    \b
     Examples:
-
       adaptcache show schedules/emoji-flux-28-2.8x.json
-
       adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
     """
     from .front import holds_front, show_front

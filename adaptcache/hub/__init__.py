@@ -93,26 +93,15 @@ def save_pretrained(
     return path
 
 
-def find_file(
-    source: str | Path,
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    subfolder: str = "",
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
+def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "", **download: Any) -> Path:
     """Returns the file of a schedule, downloaded where it is on the hub.
 
     Arguments:
         source: A folder, a file, or a repository of the hub ("user/repo").
         name: Which schedule of it; None takes the default one.
-        revision: A branch, tag or commit of the repository; a commit pins it for ever.
         subfolder: Where in it the schedules are.
-        token: What to log in with; None takes what `hf auth login` left.
-        cache_dir: Where downloads are kept.
-        local_files_only: Use what is on this machine, without a request to the hub.
+        download: `revision` (a commit pins it for ever), `token`, `cache_dir`, `local_files_only`: as for
+            `huggingface_hub.hf_hub_download`.
 
     Raises:
         HubError: It cannot be had; the message says why and what helps.
@@ -126,18 +115,16 @@ def find_file(
             raise HubError(f"{local} has no {where}{_others(there)}")
         return local / where
     try:
-        path = hf_hub_download(
-            repo, where, revision=revision, token=token, cache_dir=cache_dir,
-            local_files_only=local_files_only, library_name="adaptcache",
-        )  # fmt: skip
+        return Path(hf_hub_download(repo, where, library_name="adaptcache", **download))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(explain(error, f"{where} of {repo}")) from error
     except errors.EntryNotFoundError as error:
-        there = HfApi(token=token, library_name="adaptcache").list_repo_files(repo, revision=revision)
+        api = HfApi(token=download.get("token"))
+        there = api.list_repo_files(repo, revision=download.get("revision"))
         raise HubError(f"{repo} has no {where}{_others(there)}") from error
     except (errors.HFValidationError, HTTP) as error:
+        revision = download.get("revision")
         raise HubError(explain(error, f"{repo}@{revision}" if revision else repo)) from error
-    return Path(path)
 
 
 def push_to_hub(

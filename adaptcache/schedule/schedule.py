@@ -148,7 +148,7 @@ class Schedule(Part):
         Arguments:
             source: A file, a folder, or a repository of the hub ("user/repo").
             name: Which schedule of it; None takes the default one.
-            options: revision, subfolder, token, cache_dir, local_files_only: see `adaptcache.hub.find_file`.
+            options: `subfolder`; and `revision`, `token`, `cache_dir`, `local_files_only`, as in diffusers.
 
         Raises:
             HubError: It cannot be had; the message says why and what helps.
