@@ -137,8 +137,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except UsageError as error:
-        said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        complain(f"error: {said}. Try --help.")
+        said = error.format_message()  # type: ignore[attr-defined]
+        complain(f"error: {said}{'' if said.endswith(('.', '?')) else '.'} Try --help.")
         sys.exit(2)
     except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError, MemoryError) as error:
         if "--debug" in sys.argv:
