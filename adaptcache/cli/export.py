@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..engines.formats import ENGINES
-from ..engines.formats import export as form
-from ..engines.formats.mask import Exported
-from ..engines.formats.measure import MEASURABLE, measured
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
-from ..runs import Call
-from .files import Source, load_schedule
+from .files import Source, load_pipeline, load_schedule
 from .options import Device
 from .screen import out, print_json, progress
 
@@ -24,7 +16,7 @@ __all__ = ["export"]
 
 def export(
     schedule: Source,
-    engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
+    engine: Annotated[str, typer.Option("--to", "-t", help="The engine; a wrong name lists all.")],
     to: Annotated[
         Path | None, typer.Option("--out", "-o", help="\\[default: NAME.ENGINE with the engine's ending]")
     ] = None,
@@ -36,7 +28,7 @@ def export(
         int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")
     ] = None,
     check_on: Annotated[
-        int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)
+        int, typer.Option(help="Measure on this many held-out prompts, in engines that run here.", min=0)
     ] = 0,
     model: Annotated[
         str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
@@ -56,6 +48,10 @@ def export(
 
       adaptcache export emoji.json --to diffusers --check-on 8
     """
+    from ..engines.formats import export as form
+    from ..engines.formats.measure import MEASURABLE
+    from ..files import check_writable
+
     given = load_schedule(schedule)
     exported = form(given, engine, gear=gear, calls=calls, steps=steps)
     name = Path(schedule).stem if Path(schedule).is_file() else given.name
@@ -84,11 +80,15 @@ def export(
     out.print(f"wrote {path}")
 
 
-def _measured(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
+def _measured(exported: Any, model: str, device: str | None, count: int) -> dict[str, float]:
+    from ..engines.formats.measure import measured
+    from ..presets import read_prompts, resolve
+    from ..runs import Call
+
     preset = resolve(model)
     prompts = read_prompts(preset.prompts)
     assert exported.mask is not None
-    pipe, call = preset.load_pipeline(device), Call(exported.mask.steps, preset.call)
+    pipe, call = load_pipeline(preset, device), Call(exported.mask.steps, preset.call)
     pipe.set_progress_bar_config(disable=True)  # one bar for all runs is enough
     held_out = prompts.held_out[:count]
     with progress() as report:

@@ -9,9 +9,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..engines.formats.codes import read
-from ..engines.lint import lint as faults_of
-from ..profile import Profile
 from .screen import out, print_json
 
 __all__ = ["lint"]
@@ -32,6 +29,11 @@ def lint(
 
     Example:  adaptcache lint teacache.json
     """
+
+    from ..engines.formats.codes import read
+    from ..engines.lint import lint as faults_of
+    from ..profile import Profile
+
     found = faults_of(read(schedule), Profile.load(profile) if profile else None)
     if json:
         print_json([asdict(fault) for fault in found])
