@@ -9,7 +9,7 @@ from typer import Option
 
 from .files import load_pipeline, wrote
 from .options import Model
-from .screen import out, progress, quality_table
+from .screen import out, print_whole, progress, quality_table
 
 BUDGETS = (14, 10, 7, 5)  # calls of 28
 
@@ -57,5 +57,5 @@ def demo(
     out.print(
         f"\n{len(held_out)} held-out prompts, {call.steps} steps, against the full run with the same noise:\n"
     )
-    out.print(quality_table(rows, call.steps))
+    print_whole(quality_table(rows, call.steps))
     out.print(f"\n{said} and {', '.join(f'{schedule.name}.json' for schedule in schedules)}")

@@ -10,7 +10,7 @@ from typer import Option
 
 from .files import load_pipeline, load_schedule, wrote
 from .options import Device, Json, Model, Prompts, Seed, Set, Steps
-from .screen import out, print_json, progress, quality_table
+from .screen import out, print_json, print_whole, progress, quality_table
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Row
@@ -85,7 +85,7 @@ def evaluate(
         print_json(about | data)
         return
     out.print(f"\n{len(held_out)} held-out prompts of {known.name}, {call.steps} steps:\n")
-    out.print(quality_table(rows, call.steps))
+    print_whole(quality_table(rows, call.steps))
     out.print("\n" + "\n".join(_verdict(one, here, plain) for one, _, here, plain in results))
     if said:
         out.print(said)

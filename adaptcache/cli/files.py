@@ -61,7 +61,7 @@ def open_cache(folder: Path | None = None) -> Store:
 
 def default_name(*parts: object) -> str:
     """Returns a name for files, of all that is not default: what differs is not to overwrite."""
-    words = (re.sub(r"[^\w.=+,]+", "_", str(part)).strip("_") for part in parts if part not in (None, ""))
+    words = (re.sub(r"[^\w.=+,-]+", "_", str(part)).strip("_") for part in parts if part not in (None, ""))
     return "-".join(words)[:LONGEST]
 
 

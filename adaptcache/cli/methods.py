@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from .options import Json
-from .screen import new_table, out, print_json
+from .screen import new_table, print_json, print_whole
 
 
 def methods(json: Json = False) -> None:
@@ -24,4 +24,4 @@ def methods(json: Json = False) -> None:
         needs = f"profile, or 1 of {len(models[name])} models" if method.needs == "model" else method.needs
         paper = method.paper.removeprefix("https://").removeprefix("arxiv.org/abs/")
         view.add_row(name, method.kind, method.sites, method.policy, method.forecast, needs, paper)
-    out.print(view)
+    print_whole(view)

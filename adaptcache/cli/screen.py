@@ -71,9 +71,9 @@ def new_table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = 
     """Returns an empty table.
 
     Arguments:
-        headings: Of the columns; the first is never cut.
+        headings: Of the columns; the first is not wrapped.
         right: Which are aligned to the right.
-        whole: Which further ones are never cut.
+        whole: Which further ones are not wrapped.
     """
     view = Table(box=None, header_style="bold")
     for heading in headings:
