@@ -16,7 +16,7 @@ from PIL import Image
 
 from adaptcache.errors import ScheduleError
 from adaptcache.report import build_report, write_report
-from adaptcache.report.charts import build_front, build_pareto, draw_front, draw_pareto, to_svg
+from adaptcache.report.charts import build_curve, build_front, build_pareto, draw_front, draw_pareto, to_svg
 from adaptcache.report.page import output_changes, output_distances, pareto_lines
 from adaptcache.schedule.format import Evidence, Kernel
 from adaptcache.schedule.schedule import Schedule
@@ -114,6 +114,8 @@ def test_charts_are_labelled_have_the_colours_of_the_page_and_no_formulas(schedu
     assert labels == ["change of the output by step", "sensitivity by step", "kernel heat map"]
     assert "stroke: currentColor" in text and "fill: var(--on)" in text and "var(--paper)" in text
     assert "#000000" not in text and "mathdefault" not in text
+    for values in ([0.02, 0.2], [3e-5, 2.0], [1.0, 1.0]):
+        assert "mathdefault" not in to_svg(build_curve(values, []), "a curve")
 
 
 def test_the_change_of_an_output_is_its_distance_from_the_one_before(schedule: Schedule) -> None:

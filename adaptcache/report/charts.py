@@ -68,7 +68,7 @@ def build_curve(values: Sequence[float], computed: Collection[int], first: int =
                 step, value, "o", markersize=5, color=ON, markerfacecolor=face,
                 gid=f"{TIP}step {step}: {value:.3g}, {how}",
             )  # fmt: skip
-        axes.yaxis.set_major_formatter("{x:g}")
+        _label_plainly(axes.yaxis)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     return _figure(axes)
@@ -105,9 +105,7 @@ def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figur
                 tip = f"{TIP}{method}: {value:.1f} dB, {calls:.1f} calls"
                 axes.plot(calls, value, gid=tip, **style)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(_ticker().LogLocator(subs=(1, 2, 3, 5, 7)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(_ticker().NullFormatter())
+        _label_plainly(axes.xaxis, (1, 2, 3, 5, 7))
         if lines:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return _figure(axes)
@@ -188,7 +186,10 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _ticker() -> Any:
+def _label_plainly(axis: Any, at: Sequence[float] = (1, 2, 5)) -> None:
+    """Labels a logarithmic axis at multiples of powers of ten, without formulas."""
     from matplotlib import ticker
 
-    return ticker
+    axis.set_major_locator(ticker.LogLocator(subs=at))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
