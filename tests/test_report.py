@@ -114,8 +114,9 @@ def test_charts_are_labelled_have_the_colours_of_the_page_and_no_formulas(schedu
     assert labels == ["change of the output by step", "sensitivity by step", "kernel heat map"]
     assert "stroke: currentColor" in text and "fill: var(--on)" in text and "var(--paper)" in text
     assert "#000000" not in text and "mathdefault" not in text
-    for values in ([0.02, 0.2], [3e-5, 2.0], [1.0, 1.0]):
-        assert "mathdefault" not in to_svg(build_curve(values, []), "a curve")
+    for values, shown in (([0.02, 0.2], "0.05"), ([3e-9, 2.0], "1e\u221206"), ([1.0, 1.0], "1")):
+        svg = to_svg(build_curve(values, []), "a curve")
+        assert "mathdefault" not in svg and f">{shown}</text>" in svg
 
 
 def test_the_change_of_an_output_is_its_distance_from_the_one_before(schedule: Schedule) -> None:

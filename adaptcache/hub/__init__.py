@@ -111,7 +111,7 @@ def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "
         return local
     if local.is_dir():
         if not (local / where).is_file():
-            there = (str(path.relative_to(local)) for path in sorted(local.rglob(CONFIG)))
+            there = [str(path.relative_to(local)) for path in sorted(local.rglob(CONFIG))]
             raise HubError(f"{local} has no {where}{_others(there)}")
         return local / where
     try:

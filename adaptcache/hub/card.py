@@ -66,12 +66,6 @@ def format_psnr(decibels: float) -> str:
     return "exact" if decibels >= EXACT else f"{decibels:.1f} dB"
 
 
-def computed_steps(schedule: Any) -> list[int] | None:
-    """Returns the steps at which the denoiser is called; None where that is decided during the run."""
-    steps, times = getattr(schedule.rules[0].policy, "steps", None), schedule.grid.times
-    return steps(times) if steps and times else None
-
-
 def _data(schedules: Mapping[str, Any]) -> str:
     checkpoints = {schedule.denoiser.checkpoint for schedule in schedules.values()}
     bases = sorted(base for base in checkpoints if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base))
@@ -174,10 +168,11 @@ def build_plot(schedules: Mapping[str, Any]) -> Figure:
 
 def _strips(axes: Axes, schedules: Mapping[str, Any]) -> None:
     for row, (_, schedule) in enumerate(sorted(schedules.items())):
-        steps, count = computed_steps(schedule), len(schedule.grid.times)
-        if steps is None:
-            axes.text(0, row, f"decides as it runs ({schedule.rules[0].policy.type})", va="center")
+        policy, times = schedule.rules[0].policy, schedule.grid.times
+        if not times or not hasattr(policy, "steps"):
+            axes.text(0, row, f"decides as it runs ({policy.type})", va="center")
             continue
+        steps, count = policy.steps(times), len(times)
         colours = ["C0" if i in steps else "white" for i in range(count)]
         axes.barh(
             [row] * count, 0.85 / count, 0.7, [i / count for i in range(count)], color=colours,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]  # denoiser calls, and decibels
 
 # Names come from strangers: no formulas. Texts stay texts, and one chart always gives the same bytes.
-SETTINGS = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "adaptcache"}
+SETTINGS: Any = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "adaptcache"}
 ON = "#1f5fa8"
 THEME = {"#000000": "currentColor", "#ffffff": "var(--paper)", ON: "var(--on)"}
 MARKERS = "osD"  # with ten colours: thirty methods look different
@@ -41,17 +41,18 @@ def check_charts() -> None:
 
 
 @contextmanager
-def new_axes(width: float, height: float) -> Iterator[Axes]:
-    """Gives the axes of a new figure, with sizes in inches."""
+def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Gives a new figure and its axes, with sizes in inches."""
     check_charts()
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: a library leaves no global state behind
 
     with matplotlib.rc_context(SETTINGS):
-        yield Figure(figsize=(width, height), layout="constrained", dpi=150).subplots()
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+        yield figure, figure.subplots()
 
 
-def build_curve(values: Sequence[float], computed: Collection[int], first: int = 0) -> Figure:
+def build_curve(values: Sequence[float] | np.ndarray, computed: Collection[int], first: int = 0) -> Figure:
     """Draws a value a step in decades; steps that are computed are filled.
 
     Arguments:
@@ -59,7 +60,7 @@ def build_curve(values: Sequence[float], computed: Collection[int], first: int =
         computed: The numbers of the computed steps.
         first: The first step that has a value.
     """
-    with new_axes(6, 2.6) as axes:
+    with new_figure(6, 2.6) as (figure, axes):
         steps, heights = range(first, first + len(values)), np.clip(values, LEAST, None)
         axes.semilogy(steps, heights, color=ON, linewidth=1.5)
         for step, value in zip(steps, heights, strict=True):
@@ -68,22 +69,22 @@ def build_curve(values: Sequence[float], computed: Collection[int], first: int =
                 step, value, "o", markersize=5, color=ON, markerfacecolor=face,
                 gid=f"{TIP}step {step}: {value:.3g}, {how}",
             )  # fmt: skip
-        _label_plainly(axes.yaxis)
+        _label_plainly(axes.yaxis, (1, 2, 5) if heights.max() < 1000 * heights.min() else (1,))
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    return _figure(axes)
+    return figure
 
 
 def build_heat_map(distances: np.ndarray) -> Figure:
     """Draws the distances between the outputs of any two steps, with shape (N, N), in decades."""
     from matplotlib.colors import LogNorm
 
-    with new_axes(4.4, 3.6) as axes:
+    with new_figure(4.4, 3.6) as (figure, axes):
         norm = LogNorm(1e-4, 1)
         image = axes.imshow(np.clip(distances, 1e-4, 1), "cividis", norm=norm, interpolation="none")
         axes.set(xlabel="step", ylabel="step")
-        _figure(axes).colorbar(image, label="1 - cosine", format="{x:g}")
-    return _figure(axes)
+        figure.colorbar(image, label="1 - cosine", format="{x:g}")
+    return figure
 
 
 def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figure:
@@ -94,7 +95,7 @@ def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figur
         ours: The method that stands out.
     """
     looks = itertools.product(MARKERS, [f"C{k}" for k in range(10)])
-    with _decibels(9, max(5, 0.19 * len(lines)), "denoiser calls (block calls / blocks)") as axes:
+    with _decibels(9, max(5, 0.19 * len(lines)), "denoiser calls (block calls / blocks)") as (figure, axes):
         for method, points in sorted(lines.items(), key=lambda item: -max(item[1])[1]):
             style: dict[str, Any] = {"color": "black", "marker": "o", "linewidth": 2.5, "zorder": 3}
             if method != ours:
@@ -108,7 +109,7 @@ def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figur
         _label_plainly(axes.xaxis, (1, 2, 3, 5, 7))
         if lines:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return _figure(axes)
+    return figure
 
 
 def build_front(
@@ -125,14 +126,14 @@ def build_front(
         {"color": "black", "marker": "o", "linewidth": 2},
         {"color": "gray", "marker": ".", "linestyle": ":"},
     ]
-    with _decibels(7, 4.5, "denoiser calls") as axes:
+    with _decibels(7, 4.5, "denoiser calls") as (figure, axes):
         for (name, points), style in itertools.zip_longest(lines.items(), styles[: len(lines)]):
             axes.plot(*zip(*points, strict=True), label=name, **style or {"marker": "s"})
         if chosen:
             axes.scatter(*chosen, s=160, facecolors="none", edgecolors="red", zorder=4)
         axes.set_title(title, fontsize=10)
         axes.legend(fontsize=8)
-    return _figure(axes)
+    return figure
 
 
 def draw_pareto(lines: Mapping[str, Points], path: str | Path) -> Path:
@@ -174,19 +175,14 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 @contextmanager
-def _decibels(width: float, height: float, calls: str) -> Iterator[Axes]:
-    with new_axes(width, height) as axes:
-        yield axes
+def _decibels(width: float, height: float, calls: str) -> Iterator[tuple[Figure, Axes]]:
+    with new_figure(width, height) as (figure, axes):
+        yield figure, axes
         axes.set(xlabel=calls, ylabel="PSNR against the full run, dB")
         axes.grid(alpha=0.3)
 
 
-def _figure(axes: Axes) -> Figure:
-    figure: Any = axes.figure
-    return figure
-
-
-def _label_plainly(axis: Any, at: Sequence[float] = (1, 2, 5)) -> None:
+def _label_plainly(axis: Any, at: Sequence[float]) -> None:
     """Labels a logarithmic axis at multiples of powers of ten, without formulas."""
     from matplotlib import ticker
 
