@@ -135,7 +135,7 @@ def test_without_transformers_the_command_line_still_speaks(
     assert capsys.readouterr().err == "warning: look out\n"
 
 
-def test_what_nobody_can_do_anything_about_is_not_said(
+def test_what_no_user_can_change_is_not_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("warnings.showwarning", None)

@@ -211,7 +211,7 @@ def test_a_private_repository_needs_the_token(hub: Hub, fitted: Schedule, tmp_pa
     fitted.push_to_hub(REPO, token=hub.token, private=True)
     assert Schedule.from_pretrained(REPO, token=hub.token).name == "test"
     with pytest.raises(HubError, match=r"the hub has no user/emoji-schedules, or it is private; .*hf auth"):
-        Schedule.from_pretrained(REPO, cache_dir=tmp_path / "of somebody else")
+        Schedule.from_pretrained(REPO, cache_dir=tmp_path / "of another user")
 
 
 def test_each_failure_of_the_hub_is_one_clear_line(hub: Hub, fitted: Schedule) -> None:

@@ -69,7 +69,7 @@ def test_an_error_is_one_line(error: Exception, line: str) -> None:
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
-        (("calibrate",), "full runs are kept in {home}: the same command goes on from them"),
+        (("calibrate",), "finished full runs are kept in {home}: the same command goes on from them"),
         (("calibrate", "--no-cache"), "nothing is kept"),
     ],
 )

@@ -92,7 +92,7 @@ def calibrate(
             calls = None if budgets else calls_for(steps, budget, speed)
             name = default_name(
                 preset.name, steps, method,
-                f"{steps / calls:.2g}x" if calls else f"gears-{min_psnr or 0:g}dB",
+                f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
                 *(settings or ()), scheduler, reference_steps and f"reference{reference_steps}",
                 known.name if prompts and prompts != preset.prompts else None,
                 f"fit{fit_on}" if fit_on != FIT_ON else None,
@@ -111,23 +111,15 @@ def calibrate(
             "teacher_steps": reference_steps, "gears": budgets, "min_psnr": min_psnr,
             "at_most": max_failure_rate, "confidence": confidence, "certify": certify, "ranks": ranks,
         }  # fmt: skip
-        kept = f"full runs are kept in {store.folder}: the same command goes on from them" if store else ""
-        with progress(ranks.rank == 0, kept or "nothing is kept") as report:
+        goes_on = "finished full runs are kept in {}: the same command goes on from them"
+        kept = goes_on.format(store.folder) if store else "nothing is kept"
+        with progress(ranks.rank == 0, kept) as report:
             schedule = (calibrate_method if method else fit_schedule)(
-                pipe,
-                calibration,
-                steps=steps,
-                speed=speed,
-                budget=budget,
-                call=preset.call,
-                held_out=known.held_out[:eval_on],
-                seed=seed,
+                pipe, calibration, steps=steps, speed=speed, budget=budget, call=preset.call,
+                held_out=known.held_out[:eval_on], seed=seed, name=name, store=store, progress=report,
                 batch_size=batch_size or min(preset.batch_size, share),
-                name=name,
-                store=store,
-                progress=report,
                 **({"method": method} if method else ours),
-            )
+            )  # fmt: skip
         said = wrote(target)
         if ranks.rank == 0:
             schedule.save(target)

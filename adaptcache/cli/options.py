@@ -7,10 +7,10 @@ from typing import Annotated
 
 from typer import Option
 
-MOST = 1024  # steps of a run
+from ..limits import STEPS
 
 Model = Annotated[str, Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-Steps = Annotated[int | None, Option(help="Scheduler steps. \\[default: the preset's]", min=1, max=MOST)]
+Steps = Annotated[int | None, Option(help="Scheduler steps. \\[default: the preset's]", min=1, max=STEPS)]
 Scheduler = Annotated[
     str | None,
     Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
