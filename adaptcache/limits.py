@@ -53,7 +53,7 @@ def parse_json(data: bytes, nodes: int = NODES) -> Any:
     if marks + sum(data.count(word) for word in (b"true", b"false", b"null")) > nodes:
         raise ValueError(f"it holds more than {nodes:,} lists, tables, texts and words")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # some editors begin with a byte order mark
         value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
         if "\\ud" in text or "\\uD" in text:  # half of a surrogate pair can be read and never written
             json.dumps(value, ensure_ascii=False).encode()

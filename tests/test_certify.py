@@ -9,7 +9,7 @@ from scipy.stats import binom, binomtest
 
 from adaptcache.cli.show import describe
 from adaptcache.evaluation.certify import Certificate, certify, prompts_needed, upper_bound
-from adaptcache.report import report
+from adaptcache.report import build_report
 from adaptcache.schedule.format import Evidence
 from adaptcache.schedule.schedule import Schedule
 
@@ -81,7 +81,7 @@ def test_a_schedule_keeps_its_certificate_and_shows_it(pipe, tmp_path, capsys):
     assert loaded.evidence.certificate.setting == proof.setting
     describe(loaded)
     assert proof.sentence in " ".join(capsys.readouterr().out.split())
-    assert proof.sentence in " ".join(report(loaded).split())
+    assert proof.sentence in " ".join(build_report(loaded).split())
     data = json.loads((tmp_path / "s.json").read_text())
     names = {field.alias or name for name, field in Certificate.model_fields.items()}
     assert set(data["evidence"]["certificate"]) == names

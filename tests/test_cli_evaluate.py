@@ -1,4 +1,4 @@
-"""`adaptcache evaluate`: somebody's schedule on one's own model, with the truth about both."""
+"""`adaptcache evaluate`: a schedule from elsewhere on one's own model, with the truth about both."""
 
 from __future__ import annotations
 

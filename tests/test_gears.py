@@ -10,7 +10,7 @@ import toy
 
 import adaptcache
 from adaptcache.calibration.gears import Trials, chosen, least_margin
-from adaptcache.cli.calibrate import parsed_gears
+from adaptcache.cli.calibrate import parse_gears
 from adaptcache.cli.show import describe
 from adaptcache.engines.formats.mask import computed_steps
 from adaptcache.errors import ScheduleError
@@ -234,9 +234,9 @@ def test_show_says_how_a_gear_is_chosen_and_how_good_the_guesses_are(schedule, c
 
 
 def test_the_command_line_takes_budgets_separated_by_commas():
-    assert parsed_gears("0.18, 0.25,0.5") == [0.18, 0.25, 0.5] and parsed_gears(None) == []
+    assert parse_gears("0.18, 0.25,0.5") == [0.18, 0.25, 0.5] and parse_gears(None) == []
     with pytest.raises(ValueError, match=r"--gears takes budgets such as .* got '0.2;0.3'"):
-        parsed_gears("0.2;0.3")
+        parse_gears("0.2;0.3")
 
 
 def test_each_gear_can_be_exported(schedule):

@@ -11,9 +11,7 @@ import torch
 from diffusers.pipelines import pipeline_utils
 from huggingface_hub import errors
 
-from adaptcache.presets import Preset, names, resolve
-from adaptcache.presets.checkpoint import CheckpointError
-from adaptcache.presets.prompts import calibration_folder
+from adaptcache.presets import CheckpointError, Preset, calibration_folder, names, resolve
 
 HUB = Preset(name="no-such", checkpoint="nobody/no-such-model")
 GATED = HUB.model_copy(update={"gated": True})
@@ -46,6 +44,11 @@ def saved(tmp_path):
 def hub_error(kind):
     # The hub's own error class; of the response it reads only the headers.
     return kind("Client Error", response=types.SimpleNamespace(headers={}, request=None))
+
+
+def accelerated(monkeypatch, kind):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: kind and torch.device(kind))
 
 
 def fail(error):
@@ -107,6 +110,12 @@ def test_a_preset_file_of_ones_own_is_read_by_its_path(tmp_path):
         assert preset == Preset(name="mine.v2", checkpoint="user/repo", steps=9, call={"height": 64})
 
 
+def test_a_byte_order_mark_is_no_part_of_a_preset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('checkpoint = "user/repo"\n', encoding="utf-8-sig")
+    assert Preset.load(path) == Preset(name="mine", checkpoint="user/repo")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -161,9 +170,12 @@ def test_a_checkpoint_that_a_preset_is_about_gives_that_preset():
     assert resolve(str(emoji.folder)) == emoji
 
 
-@pytest.mark.parametrize(("cuda", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_an_unknown_hub_id_gets_defaults(monkeypatch, cuda, dtype):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+@pytest.mark.parametrize(
+    ("accelerator", "dtype"),
+    [("cuda", "bfloat16"), ("xpu", "bfloat16"), ("mps", "float32"), (None, "float32")],
+)
+def test_an_unknown_hub_id_gets_defaults(monkeypatch, accelerator, dtype):
+    accelerated(monkeypatch, accelerator)
     assert resolve("user/some-model.v2") == Preset(
         name="some-model.v2",
         checkpoint="user/some-model.v2",
@@ -226,15 +238,22 @@ def test_a_variant_that_a_folder_lacks_is_not_asked_for(saved):
     assert torch.equal(half.unet.conv_in.weight, plain.unet.conv_in.weight)
 
 
-def test_the_fastest_device_is_the_default(monkeypatch):
+def test_the_accelerator_is_the_default_device(monkeypatch):
     asked = []
     fake = types.SimpleNamespace(to=lambda device: asked.append(device))
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: fake)
-    for cuda, mps in [(True, True), (False, True), (False, False)]:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
+    for kind in ("cuda", "mps", "xpu", None):
+        accelerated(monkeypatch, kind)
         HUB.load_pipeline()
-    assert asked == ["cuda", "mps", "cpu"]
+    assert asked == ["cuda", "mps", "xpu", "cpu"]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_one_line_before_the_weights_are_read(monkeypatch, device):
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", fail(AssertionError))
+    with pytest.raises(CheckpointError, match=rf"no device '{device}' here \(.*without a device") as caught:
+        HUB.load_pipeline(device)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +286,7 @@ def test_a_gated_repository_asks_for_access_and_login(monkeypatch):
     monkeypatch.setattr(pipeline_utils, "model_info", lambda *args, **kwargs: info)
     error = hub_error(errors.GatedRepoError)
     monkeypatch.setattr(pipeline_utils, "hf_hub_download", fail(error))
-    with pytest.raises(CheckpointError, match=r"is gated .*request access.*hf auth login") as caught:
+    with pytest.raises(CheckpointError, match=r"is gated; request access.*hf auth login") as caught:
         HUB.load_pipeline()
     check_one_line(caught.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from conftest import schedule_of, tiny_flux
 from PIL import Image
 
 from adaptcache.errors import ScheduleError
-from adaptcache.report import report, write_report
-from adaptcache.report.compared import pareto
-from adaptcache.report.curves import change_curve
+from adaptcache.report import build_report, write_report
+from adaptcache.report.charts import build_curve, build_front, build_pareto, draw_front, draw_pareto, to_svg
+from adaptcache.report.page import output_changes, output_distances, pareto_lines
 from adaptcache.schedule.format import Evidence, Kernel
 from adaptcache.schedule.schedule import Schedule
 
 VOID = {"meta", "img", "input", "br", "link"}
+TIPS = re.compile(r"<title>(.*?)</title>")
 
 
 class Page(HTMLParser):
@@ -76,43 +78,58 @@ def comparison(tmp_path: Path) -> Path:
 
 
 def test_the_strip_shows_which_steps_are_computed(schedule: Schedule) -> None:
-    cells = [a for _, a in Page(report(schedule)).elements if (a.get("title") or "").startswith("step ")]
+    cells = [
+        a for _, a in Page(build_report(schedule)).elements if (a.get("title") or "").startswith("step ")
+    ]
     assert [i for i, cell in enumerate(cells) if cell["class"] == "on"] == [0, 1, 3, 6]
     assert len(cells) == len(schedule.grid.times)
 
 
 def test_nothing_is_asked_for_from_elsewhere(schedule: Schedule, comparison: Path) -> None:
-    text = report(schedule, comparison)
+    text = build_report(schedule, comparison)
     sources = [a[k] for _, a in Page(text).elements for k in ("src", "href") if a.get(k)]
     assert sources and all(str(source).startswith("data:image/png;base64,") for source in sources)
     assert "http://" not in text and "https://" not in text and "@import" not in text
 
 
 def test_what_a_schedule_says_is_text_and_never_code(schedule: Schedule) -> None:
-    page = Page(report(schedule))
+    page = Page(build_report(schedule))
     assert not page.all("script")
-    assert "&lt;script&gt;alert(1)" in report(schedule)
+    assert "&lt;script&gt;alert(1)" in build_report(schedule)
 
 
-def test_the_curve_has_a_point_a_step_and_falls_with_it(schedule: Schedule) -> None:
-    heights = [float(a["cy"] or 0) for a in Page(report(schedule)).all("circle")]
-    changes, errors = heights[: len(schedule.grid.times) - 1], heights[len(schedule.grid.times) - 1 :]
-    assert len(errors) == len(schedule.grid.times) and errors == sorted(errors)
-    assert len(set(changes)) == 1  # all outputs are as far apart: sqrt(0.2)
+def test_curves_have_a_point_a_step_that_says_its_value(schedule: Schedule) -> None:
+    tips = TIPS.findall(build_report(schedule))[1:]  # the first is the page's own
+    n, computed = len(schedule.grid.times), {0, 1, 3, 6}
+    how = ["computed" if i in computed else "forecast" for i in range(n)]
+    apart = f"{0.2**0.5:.3g}"  # of all outputs
+    assert tips[: n - 1] == [f"step {i}: {apart}, {how[i]}" for i in range(1, n)]
+    values = np.geomspace(1, 1e-3, n)
+    assert tips[n - 1 :] == [f"step {i}: {values[i]:.3g}, {how[i]}" for i in range(n)]
+
+
+def test_charts_are_labelled_have_the_colours_of_the_page_and_no_formulas(schedule: Schedule) -> None:
+    text = build_report(schedule)
+    labels = [a["aria-label"] for a in Page(text).all("svg")]
+    assert labels == ["change of the output by step", "sensitivity by step", "kernel heat map"]
+    assert "stroke: currentColor" in text and "fill: var(--on)" in text and "var(--paper)" in text
+    assert "#000000" not in text and "mathdefault" not in text
+    for values, shown in (([0.02, 0.2], "0.05"), ([3e-9, 2.0], "1e\u221206"), ([1.0, 1.0], "1")):
+        svg = to_svg(build_curve(values, []), "a curve")
+        assert "mathdefault" not in svg and f">{shown}</text>" in svg
 
 
 def test_the_change_of_an_output_is_its_distance_from_the_one_before(schedule: Schedule) -> None:
     assert schedule.kernel
-    points = change_curve(schedule.kernel, [0, 1, 3])["points"]
-    assert [point["step"] for point in points] == list(range(1, len(schedule.grid.times)))
-    assert {point["value"] for point in points} == {f"{0.2**0.5:.3g}"}
-    assert [point["step"] for point in points if point["on"]] == [1, 3]
+    n = len(schedule.grid.times)
+    assert output_changes(schedule.kernel) == pytest.approx([0.2**0.5] * (n - 1))
+    assert output_distances(schedule.kernel) == pytest.approx(0.1 * (1 - np.eye(n)))
 
 
 def test_a_comparison_brings_its_numbers_and_a_slider_for_each_image(
     schedule: Schedule, comparison: Path
 ) -> None:
-    text = report(schedule, comparison)
+    text = build_report(schedule, comparison)
     assert "41.2" in text and "not installed" in text and "10 times the steps" in text
     assert "<h3>a dog</h3>" in text and "<h3>a cat</h3>" not in text  # the images kept are of the second
     page = Page(text)
@@ -123,7 +140,7 @@ def test_images_outside_of_the_folder_are_refused(schedule: Schedule, comparison
     path = comparison / "comparison.json"
     path.write_text(path.read_text().replace("b.png", "../b.png"))
     with pytest.raises(ScheduleError, match="outside"):
-        report(schedule, comparison)
+        build_report(schedule, comparison)
 
 
 def test_a_schedule_without_kernel_or_evidence_has_a_report_too(tmp_path: Path) -> None:
@@ -133,28 +150,65 @@ def test_a_schedule_without_kernel_or_evidence_has_a_report_too(tmp_path: Path) 
 
 def test_another_folder_is_no_comparison(schedule: Schedule, tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="no comparison"):
-        report(schedule, tmp_path)
+        build_report(schedule, tmp_path)
 
 
 def test_the_worst_prompts_come_first(schedule: Schedule, comparison: Path) -> None:
-    text = report(schedule, comparison)
+    text = build_report(schedule, comparison)
     bars = text[text.index('class="bars"') :]
     assert bars.index("a dog") < bars.index("39.5") < bars.index("a cat") < bars.index("41.2")
 
 
-def test_the_plot_has_a_line_a_method_and_ours_on_top() -> None:
+def test_the_plot_has_a_line_a_method_the_best_first_and_ours_on_top(tmp_path: Path) -> None:
     def line(method: str, calls: float, decibels: float) -> dict[str, object]:
         return {"method": method, "calls": calls, "psnr": {"mean": decibels}}
 
-    lines = [line("full run", 8, 100), line("adaptcache", 4, 60), line("AB2", 2, 30), line("AB2", 4, 40)]
-    plot = pareto([*lines, {"method": "PAB", "calls": None, "psnr": None}], "psnr")
-    assert plot and [method["name"] for method in plot["methods"]] == [
-        "AB2",
-        "adaptcache",
-    ]  # drawn last: on top
-    (few, many), (ours,) = (method["points"] for method in plot["methods"])
-    assert few["x"] < many["x"] == ours["x"] and few["y"] > many["y"] > ours["y"]  # y grows downwards
-    assert pareto(lines, "exact") is None
+    lines = [line("full run", 8, 100), line("AB2", 2, 30), line("AB2", 4, 40), line("adaptcache", 4, 60)]
+    found = pareto_lines([*lines, {"method": "PAB", "calls": None, "psnr": None}], "psnr")
+    assert found == {"AB2": [(2, 30), (4, 40)], "adaptcache": [(4, 60)]}
+    assert pareto_lines(lines, "exact") == {}
+    figure = build_pareto(found)
+    axes = figure.axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["adaptcache", "AB2"]
+    on_top = max(axes.lines, key=lambda drawn: drawn.zorder)
+    assert on_top.get_label() == "adaptcache" and axes.get_xscale() == "log"
+    assert TIPS.findall(to_svg(figure, "")) == [
+        "AB2: 30.0 dB, 2.0 calls", "AB2: 40.0 dB, 4.0 calls", "adaptcache: 60.0 dB, 4.0 calls"
+    ]  # fmt: skip
+    assert Image.open(draw_pareto(found, tmp_path / "p.png")).width == 1350
+
+
+def test_names_from_strangers_are_texts_in_charts() -> None:
+    name = """$x_\\alpha <script> "quoted" 'too'"""
+    svg = to_svg(build_pareto({name: [(2, 30)], "$\\nonsense$": [(3, 20)]}), name)
+    assert "<script>" not in svg and svg.count("&lt;script&gt;") == 3  # label, point and legend
+    Page(svg)
+
+
+def test_a_front_shows_what_was_gained_and_what_was_picked(tmp_path: Path) -> None:
+    lines = {"tuned": [(5, 40.0), (7, 45.0)], "calibrate": [(5, 39.0), (7, 44.0)], "held-out": [(5, 38.0)]}
+    axes = build_front(lines, "mine", (7, 45.0)).axes[0]
+    assert axes.get_legend_handles_labels()[1] == list(lines) and axes.get_title() == "mine"
+    assert axes.collections[0].get_offsets().tolist() == [[7, 45.0]]
+    assert Image.open(draw_front(lines, tmp_path / "f.png", "mine")).height == 675
+
+
+def test_charts_without_matplotlib_name_the_extra(schedule: Schedule, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"adaptcache-diffusers\[report\]"):
+        build_report(schedule)
+
+
+def test_a_file_that_lacks_a_part_says_which(schedule: Schedule, comparison: Path) -> None:
+    (comparison / "comparison.json").write_text('{"prompts": []}')
+    with pytest.raises(ScheduleError, match=r"is no comparison \(it has no lines\)"):
+        build_report(schedule, comparison)
+
+
+def test_identical_images_are_exact_and_sizes_have_units(schedule: Schedule, comparison: Path) -> None:
+    seen = Evidence(prompts="x", n=2, calls=(4, 8), psnr={"mean": 100.0, "p05": 100.0}, speed=2.0)
+    text = build_report(schedule.model_copy(update={"evidence": seen}), comparison)
+    assert "<b>exact</b>" in text and "100.0 dB" not in text and "7.2 kB" in text
 
 
 def test_a_certificate_is_shown_as_its_sentence(schedule: Schedule) -> None:
@@ -167,12 +221,12 @@ def test_a_certificate_is_shown_as_its_sentence(schedule: Schedule) -> None:
     evidence = Certified(
         prompts="x", n=2, calls=(4, 8), psnr={"mean": 40.0, "p05": 38.0}, speed=2.0, certificate=Certificate()
     )
-    assert Certificate.sentence in report(schedule.model_copy(update={"evidence": evidence}))
-    assert 'class="certificate"' not in report(schedule)
+    assert Certificate.sentence in build_report(schedule.model_copy(update={"evidence": evidence}))
+    assert 'class="certificate"' not in build_report(schedule)
 
 
 def test_large_images_are_shown_smaller(schedule: Schedule, comparison: Path) -> None:
     Image.new("RGB", (2000, 1000), "red").save(comparison / "a.png")
-    uri = next(a["src"] for a in Page(report(schedule, comparison)).all("img", alt="full run"))
+    uri = next(a["src"] for a in Page(build_report(schedule, comparison)).all("img", alt="full run"))
     with Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))) as image:
         assert image.size == (320, 160)

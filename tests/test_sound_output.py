@@ -12,7 +12,7 @@ from test_compare_table import FULL, OURS
 
 from adaptcache.cli.folder import write_folder
 from adaptcache.comparison import Comparison
-from adaptcache.report.compared import LONGEST, comparison_of
+from adaptcache.report.page import LONGEST, read_comparison
 from adaptcache.report.picture import SPECTRUM, save_output, spectrogram
 
 RATE = LENGTH = 4096
@@ -41,7 +41,7 @@ def test_a_report_plays_the_sounds_of_a_comparison(tmp_path):
     made = {name: [0.5 * np.ones((1, 64)), np.zeros((1, 64))] for name in ("full run", "adaptcache 0.5")}
     result = Comparison(8, 2, 1, [FULL, OURS], [], {}, made, {})
     write_folder(tmp_path, result, {**result.data(), "measure": ""}, ["a", "b"], "tiny", RATE)
-    shown = comparison_of(tmp_path, 4)["rows"][1]  # the worst prompt, b, comes first
+    shown = read_comparison(tmp_path, 4)["rows"][1]  # the worst prompt, b, comes first
     kind, data = shown["sound"].split(",")
     assert kind == "data:audio/wav;base64" and shown["prompt"] == "a"
     with wave.open(io.BytesIO(base64.b64decode(data)), "rb") as file:
@@ -49,7 +49,7 @@ def test_a_report_plays_the_sounds_of_a_comparison(tmp_path):
     (label, picture, sound), *_ = shown["ours"]
     assert label == "adaptcache 0.5" and picture[:10] == "data:image" and sound == shown["sound"]
     next(tmp_path.glob("images/00-*.wav")).write_bytes(bytes(LONGEST + 1))
-    assert "" in [row["sound"] for row in comparison_of(tmp_path, 4)["rows"]]  # too long for a page
+    assert "" in [row["sound"] for row in read_comparison(tmp_path, 4)["rows"]]  # too long for a page
 
 
 def test_images_are_not_written_as_sound(monkeypatch, capsys, tmp_path):

@@ -1,16 +1,23 @@
-"""The command line: one verb a file. Each reads files, calls one function and writes a file."""
+"""The command line: one verb a file. Each reads files, calls one function and writes a file.
+
+Verbs import what they need when they run: help, completion and wrong words are answered without torch.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
 
 import typer
+from typer import Option
 
 from .. import __version__
-from ..distributed import RankError, launched
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
@@ -22,6 +29,7 @@ from .methods import methods
 from .models import models
 from .push import push
 from .report import report
+from .screen import Stopped
 from .show import show
 from .tune import tune
 
@@ -31,23 +39,28 @@ __all__ = ["app", "main"]
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 SHARED = ("calibrate",)  # verbs that several processes can share
+RENAMED = {  # options by the names they had in version 0.1
+    "check-on": "eval-on",
+    "teacher-steps": "reference-steps",
+    "at-most": "max-failure-rate",
+}
+WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
 app = typer.Typer(
-    help="Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule.",
     epilog="Start with:  adaptcache demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 VERBS = (
     calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo,
 )  # fmt: skip
 for verb in VERBS:
-    app.command()(verb)
+    app.command(context_settings=WORDS)(verb)
 
 
-def _version(asked: bool) -> None:
+def print_version(asked: bool) -> None:
+    """Prints the version, if it is asked for, and ends."""
     if asked:
         typer.echo(f"adaptcache {__version__}")
         raise typer.Exit
@@ -56,16 +69,16 @@ def _version(asked: bool) -> None:
 @app.callback()
 def begin(
     context: typer.Context,
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
-    debug: bool = typer.Option(
-        False, "--debug", help="Show the traceback of an error, and log what happens."
-    ),
+    version: Annotated[
+        bool, Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, Option("--debug", help="Show the traceback of an error, and log what happens.")
+    ] = False,
 ) -> None:
     """Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule."""
     verb = context.invoked_subcommand
-    if launched()[1] > 1 and verb not in SHARED:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and verb not in SHARED:
         raise ValueError(f"{verb} runs in one process; start it without torchrun or accelerate launch")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
     if not debug:
@@ -73,18 +86,9 @@ def begin(
 
 
 def quiet() -> None:
-    """Leaves the screen to our own lines: libraries stay silent, warnings become one line each."""
-    import diffusers
-
-    loud = [diffusers.utils.logging]
-    with suppress(ImportError):  # an extra
-        import transformers
-
-        loud.append(transformers.utils.logging)
-    for library in loud:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    # Rounding in Brownian trees, old ways to keep weights: nobody here can do anything about these.
+    """Leaves the screen to our own lines: libraries log errors only, warnings become one line each."""
+    os.environ |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    # Rounding in Brownian trees, old ways to keep weights: no user can change these.
     warnings.filterwarnings("ignore", module="torchsde")
     warnings.filterwarnings("ignore", message=r".*weight_norm. is deprecated")
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
@@ -92,27 +96,55 @@ def quiet() -> None:
 
 def complain(line: str) -> None:
     """Prints a line on stderr, once where there are several processes."""
-    if launched()[0] == 0:
+    if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raises `Stopped` at Ctrl-C and at SIGTERM."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explain(error: Exception) -> str:
+    """Returns an error as one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # no quotes
+    text = " ".join(text.split()) or type(error).__name__
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        text = ". ".join(text.split(". ")[:2]).rstrip(".")
+        text += "; less memory is needed with --batch-size 1 or smaller outputs (--set height=512, ...)"
+    return f"error: {text}"
 
 
 def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
-    debug = "--debug" in sys.argv
     try:
-        sys.exit(app(standalone_mode=False) if len(sys.argv) > 1 else app(["--help"]))
-    except (KeyboardInterrupt, typer.Abort):
+        with stoppable():
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except Stopped as stop:
+        complain("; ".join(["stopped", *getattr(stop, "__notes__", [])]))
+        sys.exit(128 + stop.number)
+    except typer.Abort:
         sys.exit(130)
     except UsageError as error:
-        complain(f"error: {error.format_message()} Try --help.")  # type: ignore[attr-defined]
+        said = error.format_message()  # type: ignore[attr-defined]
+        complain(f"error: {said}{'' if said.endswith(('.', '?')) else '.'} Try --help.")
         sys.exit(2)
-    except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError) as error:
-        if debug:
+    except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError, MemoryError) as error:
+        if "--debug" in sys.argv:
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
-        line = "error: " + " ".join(str(message).split())
-        if isinstance(error, RankError) and error.rank is None:  # nobody knows whether rank 0 still lives
-            print(line, file=sys.stderr)
+        if getattr(error, "rank", 0) is None:  # the connection to rank 0 is lost: it may be the one that died
+            print(explain(error), file=sys.stderr)
         else:
-            complain(line)
+            complain(explain(error))
         sys.exit(2)

@@ -8,18 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..comparison import compare as run_comparison
-from ..comparison import methods_of
-from ..comparison.scorer import shows_for
-from ..engines.diffusers.sampler import with_sampler
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
-from ..runs import Call, sampling_rate
-from .folder import write_folder
+from .files import load_pipeline
 from .options import BatchSize, Model, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress
-from .table import cost_table, line_notes, line_table
 
 __all__ = ["compare"]
 
@@ -57,6 +48,16 @@ def compare(
 
       adaptcache compare --scheduler DPMSolverMultistepScheduler
     """
+    from ..comparison import compare as run_comparison
+    from ..comparison import methods_of
+    from ..comparison.scorer import shows_for
+    from ..files import check_writable
+    from ..presets import resolve
+    from ..presets.prompts import read_prompts
+    from ..runs import Call, sampling_rate
+    from .folder import write_folder
+    from .table import cost_table, line_notes, line_table
+
     shares = _shares(budgets)
     names = methods_of([name.strip() for name in methods.split(",") if name.strip()])
     preset = resolve(model).called_with(settings or [])
@@ -67,7 +68,7 @@ def compare(
         if importlib.util.find_spec("matplotlib") is None:  # said now, not after an hour
             raise ImportError("--out draws a plot: pip install 'adaptcache-diffusers[report]'")
     shows, shown, why = shows_for(preset.folder, held_out)
-    pipe = with_sampler(preset.load_pipeline(device), scheduler)
+    pipe = load_pipeline(preset, device, scheduler)
     with progress() as report:
         result = run_comparison(
             pipe, Call(preset.steps if steps is None else steps, preset.call), known.calibration[:fit_on],

@@ -5,29 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from ..engines.formats import FORMATS, Exported, apply_export, find_format
-from ..engines.formats import export as export_schedule
-from ..evaluation.metrics import psnr, summary
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
+from .files import Source, load_pipeline, load_schedule, wrote
 from .options import Device
 from .screen import out, print_json, progress
-from .source import Source, loaded
 
 if TYPE_CHECKING:
-    from ..runs import PromptSet, Setup
+    import numpy as np
 
-ENGINES = [form.name for form in FORMATS.values() if form.write]
-MEASURABLE = [form.name for form in FORMATS.values() if form.apply]
+    from ..engines.formats import Exported
+    from ..runs import PromptSet, Setup
 
 
 def export(
     schedule: Source,
-    engine: Annotated[str, typer.Option("--to", "-t", help=f"The engine: {', '.join(ENGINES)}.")],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            "-t",
+            help="The engine: diffusers, cache-dit, sglang, xdit, vllm-omni, lightx2v, tensorrt-llm, comfyui-..., table.",
+        ),
+    ],
     to: Annotated[
         Path | None, typer.Option("--out", "-o", help="\\[default: NAME.ENGINE with the engine's ending]")
     ] = None,
@@ -38,8 +38,8 @@ def export(
     steps: Annotated[
         int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")
     ] = None,
-    check_on: Annotated[
-        int, typer.Option(help=f"Measure on this many held-out prompts ({', '.join(MEASURABLE)}).", min=0)
+    eval_on: Annotated[
+        int, typer.Option(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
     ] = 0,
     model: Annotated[
         str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
@@ -60,16 +60,21 @@ def export(
 
       adaptcache export flux.json --to table                # times, plan and weights: docs/table.md
 
-      adaptcache export emoji.json --to diffusers --check-on 8
+      adaptcache export emoji.json --to diffusers --eval-on 8
     """
-    given = loaded(schedule)
+    from ..engines.formats import FORMATS, find_format
+    from ..engines.formats import export as export_schedule
+    from ..files import check_writable
+
+    given = load_schedule(schedule)
     exported = export_schedule(given, engine, gear=gear, calls=calls, steps=steps)
     name = Path(schedule).stem if Path(schedule).is_file() else given.name
     path = check_writable(to or Path(f"{name}.{engine}{exported.ending}"))
-    if check_on and (find_format(engine).apply is None or exported.plan is None):
-        raise LookupError(f"--check-on measures {' and '.join(MEASURABLE)}; {engine} does not run here")
+    said, measurable = wrote(path), [form.name for form in FORMATS.values() if form.apply]
+    if eval_on and (find_format(engine).apply is None or exported.plan is None):
+        raise LookupError(f"--eval-on measures {' and '.join(measurable)}; {engine} does not run here")
     exported.save(path)
-    quality = measure_on_preset(exported, model, device, check_on) if check_on else None
+    quality = measure_on_preset(exported, model, device, eval_on) if eval_on else None
     plan = exported.plan
     if json:
         print_json(
@@ -88,18 +93,19 @@ def export(
     out.print(exported.explained(path))
     if quality:
         out.print(f"measured   {quality['mean']:.1f} dB, 5th percentile {quality['p05']:.1f}, in {engine}")
-    out.print(f"wrote {path}")
+    out.print(said)
 
 
 def measure_on_preset(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
     """Measures an export on held-out prompts of a preset."""
     from ..engines.diffusers.engine import DiffusersEngine
+    from ..presets import read_prompts, resolve
     from ..runs import PipelineCall, PromptSet, Setup
 
     assert exported.plan is not None
     preset = resolve(model)
     prompts = read_prompts(preset.prompts)
-    pipe, call = preset.load_pipeline(device), PipelineCall(exported.plan.steps, preset.call)
+    pipe, call = load_pipeline(preset, device), PipelineCall(exported.plan.steps, preset.call)
     pipe.set_progress_bar_config(disable=True)  # one bar for all runs is enough
     with progress() as report:
         setup = Setup(DiffusersEngine(pipe, exclusive=True), call, progress=report)
@@ -116,6 +122,8 @@ def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptS
         setup: How to run it; its engine runs the pipeline itself and no twin, which has no cache.
         prompts: What to generate: prompts that nothing was fitted on.
     """
+    from ..engines.formats import apply_export
+    from ..evaluation.metrics import psnr, summary
     from ..hooks import StepHook
 
     def images(done: int) -> list[np.ndarray]:

@@ -3,75 +3,100 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from ..evaluation.evaluate import row
-from ..evaluation.generate import generate as run
-from ..files import check_image, check_writable
-from ..presets import resolve
-from ..report.picture import save_output, side_by_side
-from ..runs import Call, sampling_rate
-from .options import Device, Model, Set, Steps
-from .screen import out, print_json, progress, table
-from .source import loaded
-
-__all__ = ["generate"]
+from .files import load_pipeline, load_schedule, wrote
+from .options import Device, Json, Model, Set, Steps
+from .screen import out, print_json, progress
 
 
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")],
+    prompt: Annotated[str, Option("--prompt", "-p", help="What to generate.")],
     model: Model = "emoji-flux",
     schedule: Annotated[
-        str | None,
-        typer.Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full."),
+        str | None, Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The noise.")] = 0,
+    seed: Annotated[int, Option(help="The noise.")] = 0,
     steps: Steps = None,
     settings: Set = None,
-    compare: Annotated[
-        bool, typer.Option(help="Also run in full; write both, and their difference.")
-    ] = False,
+    compare: Annotated[bool, Option(help="Also run in full; write both, and their difference.")] = False,
     device: Device = None,
     to: Annotated[
-        Path, typer.Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
+        Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
     ] = Path("image.png"),
-    json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Generate from one prompt by a schedule.
+    """Generate from one prompt by a schedule, and say which steps were computed.
 
     Example:
 
       adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
     """
+    import time
+    from dataclasses import replace
+
+    import numpy as np
+
+    from ..engines import make_setup
+    from ..engines.diffusers.attach import attach
+    from ..engines.diffusers.engine import call_pipeline, sampling_rate
+    from ..evaluation.generate import generate as run_in_full
+    from ..evaluation.metrics import psnr
+    from ..files import check_image, check_writable
+    from ..hub.card import format_psnr
+    from ..presets import resolve
+    from ..report.picture import save_output, side_by_side
+    from ..runs import PromptSet
+
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the prompt {prompt!r} is not UTF-8 text: type it again in this terminal") from None
     preset = resolve(model).called_with(settings or [])
-    fitted = loaded(schedule) if schedule else None
+    fitted = load_schedule(schedule) if schedule else None
     if compare and fitted is None:
         raise ValueError("--compare needs a --schedule to compare with the full run")
     sound = to.suffix.lower() == ".wav"
     if sound and compare:
         raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
-    (check_writable if sound else check_image)(to)
-    pipe = preset.load_pipeline(device)
+    said = wrote((check_writable if sound else check_image)(to))
+    pipe = load_pipeline(preset, device)
     rate = sampling_rate(pipe)
     if sound and rate is None:
         raise ValueError(f"{preset.name} makes no sound; use an ending such as .png instead of .wav")
-    call = Call(preset.steps if steps is None else steps, preset.call, seed)
-    with progress() as report:
-        made = run(pipe, call, [prompt], fitted, progress=lambda done: report("generating", done, 1))
-        full = (
-            run(pipe, call, [prompt], progress=lambda done: report("in full", done, 1)) if compare else None
-        )
-    if full:
-        side_by_side([prompt], {"full run": full.images, f"{made.calls} calls": made.images}, to)
-        rows = [row("full run", full, full), row(fitted.name if fitted else "", made, full)]
-        if not json:
-            out.print(table(rows, call.steps))
+    pipe.set_progress_bar_config(disable=True)
+    options = {"seed": seed, "progress": False, "pipe_kwargs": preset.call}
+    setup, _ = make_setup(pipe, preset.steps if steps is None else steps, options)
+    one = PromptSet((prompt,))
+    numbers: dict[str, Any] = {"out": str(to)}
+    with progress(kept="nothing was written") as report:
+        if fitted:
+            with attach(pipe, fitted) as handle:
+                report("generating", 0, 1)
+                since = time.perf_counter()
+                output = np.asarray(call_pipeline(pipe, setup.call, one, "np")[0])[0]
+                seconds = time.perf_counter() - since
+            done = handle.report()
+            numbers |= {"calls": len(done.computed), "seconds": seconds, "evidence": done.evidence}
+            report("generating", 1, 1)
+        if compare or not fitted:
+            full = run_in_full(replace(setup, progress=report), one, stage="in full")
+    if not fitted:
+        output = full.images[0]
+        numbers |= {"calls": round(full.calls), "seconds": full.total}
+    if compare:
+        worth = psnr(output, full.images[0])
+        numbers |= {"psnr": worth, "speed": full.total / seconds}
+        side_by_side([prompt], {"full run": full.images, f"{numbers['calls']} calls": [output]}, to)
     else:
-        save_output(made.images[0], to, rate)
+        save_output(output, to, rate)
     if json:
-        worth = {"psnr": rows[1].psnr["mean"], "loop_speed": rows[1].loop} if full else {}
-        print_json({"out": str(to), "calls": made.calls, "seconds": made.total, **worth})
-    else:
-        out.print(f"wrote {to}  ({made.calls} denoiser calls, {made.total:.2f} s)")
+        print_json(numbers)
+        return
+    if fitted:
+        out.print(str(done))
+    if compare:
+        out.print(f"{format_psnr(worth)} against the full run, {full.total / seconds:.2f}x as fast")
+    out.print(f"{said}  ({numbers['calls']} denoiser calls, {numbers['seconds']:.2f} s)")

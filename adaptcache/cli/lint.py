@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..engines.formats.read import read_schedule
-from ..engines.lint import lint as find_faults
-from ..profile import Profile
 from .screen import out, print_json
 
 COLOURS = {"error": "red", "warning": "yellow"}
@@ -28,6 +25,10 @@ def lint(
 
     Example:  adaptcache lint teacache.json
     """
+    from ..engines.formats.read import read_schedule
+    from ..engines.lint import lint as find_faults
+    from ..profile import Profile
+
     found = find_faults(read_schedule(schedule), Profile.load(profile) if profile else None)
     if json:
         print_json([asdict(fault) for fault in found])

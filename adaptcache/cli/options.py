@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-__all__ = ["BatchSize", "Device", "Model", "Name", "Out", "Prompts", "Scheduler", "Seed", "Set", "Steps"]
+from ..limits import STEPS
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
-Steps = Annotated[int | None, typer.Option(help="Scheduler steps. \\[default: the preset's]")]
+Model = Annotated[str, Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.")]
+Steps = Annotated[int | None, Option(help="Scheduler steps. \\[default: the preset's]", min=1, max=STEPS)]
 Scheduler = Annotated[
     str | None,
-    typer.Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
+    Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
+    Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
 ]
-Prompts = Annotated[str | None, typer.Option(help="A prompt file, or the name of an embedded one.")]
-Seed = Annotated[int, typer.Option(help="Noise of the first prompt.")]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts in one run. \\[default: the preset's]", min=1)]
-Device = Annotated[str | None, typer.Option(help="cuda, mps, cpu. \\[default: the fastest there is]")]
-Name = Annotated[str | None, typer.Option(help="What the schedule is called.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="\\[default: schedules/NAME.json]")]
+Prompts = Annotated[str | None, Option(help="A prompt file, or the name of an embedded one.")]
+Seed = Annotated[int, Option(help="Noise of the first prompt.")]
+BatchSize = Annotated[int | None, Option(help="Prompts in one run. \\[default: the preset's]", min=1)]
+Device = Annotated[str | None, Option(help="cuda, mps, xpu, cpu. \\[default: the accelerator there is]")]
+Name = Annotated[str | None, Option(help="What the schedule is called.")]
+Out = Annotated[Path | None, Option("--out", "-o", help="\\[default: schedules/NAME.json]")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]

@@ -6,33 +6,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from ..files import check_writable
-from ..report import write_report
+from .files import Source, load_schedule, wrote
 from .screen import out
-from .source import Source, loaded
-
-__all__ = ["report"]
 
 
 def report(
     schedule: Source,
-    to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.html, next to a file]")
-    ] = None,
-    comparison: Annotated[
-        Path | None, typer.Option(help="A folder that `adaptcache compare --out` wrote.")
-    ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    to: Annotated[Path | None, Option("--out", "-o", help="\\[default: NAME.html, next to a file]")] = None,
+    comparison: Annotated[Path | None, Option(help="What `adaptcache compare --out` wrote.")] = None,
+    show: Annotated[bool, Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write a page about a schedule: one HTML file that works offline.
 
     Example:  adaptcache report schedules/emoji-flux-28-2.8x.json --open
     """
-    described, path = loaded(schedule), Path(schedule)
+    from ..files import check_writable
+    from ..report import write_report
+
+    described, path = load_schedule(schedule), Path(schedule)
     beside = path.with_suffix(".html") if path.is_file() else Path(f"{described.name}.html")
     target = check_writable(to or beside)
+    said = wrote(target)
     write_report(described, target, comparison)
-    out.print(f"wrote {target}")
+    out.print(said)
     if show:
         typer.launch(target.resolve().as_uri())

@@ -5,42 +5,48 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from ..evaluation.evaluate import Row
-
-__all__ = ["out", "print_json", "print_whole", "progress", "table"]
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Row
 
 WIDEST = 400  # columns that a table may take
-PIPED = 120  # columns where nobody says how wide the screen is; rich would take 80 and cut tables
 
 out = Console(
     markup=False, highlight=False, soft_wrap=True,  # names and paths may have [brackets]
-    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED,
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDEST,  # piped: nothing is cut
 )  # fmt: skip
 
 
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM; its notes say what is kept.
+
+    Arguments:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @contextmanager
-def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function that is told the stage, what is done and of how much, and draws a bar a stage."""
-    if not shown:
-        yield lambda stage, done, of: None
-        return
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+def progress(shown: bool = True, kept: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that takes the stage, what is done and of how much, and draws a bar a stage.
+
+    Arguments:
+        shown: Whether anything is drawn.
+        kept: What is said to be kept where the work is stopped.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, Any] = {}
 
     def report(stage: str, done: int, of: int) -> None:
@@ -51,29 +57,42 @@ def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
         bars.update(tasks[stage], completed=done, total=of)
 
     try:
-        yield report
+        yield report if shown else lambda stage, done, of: None
+    except Stopped as stop:
+        if kept:
+            stop.add_note(kept)
+        raise
     finally:
         if tasks:
             bars.stop()
 
 
-def table(rows: list[Row], steps: int) -> Table:
-    """Returns a table of a comparison."""
+def new_table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """Returns an empty table.
+
+    Arguments:
+        headings: Of the columns; the first is not wrapped.
+        right: Which are aligned to the right.
+        whole: Which further ones are not wrapped.
+    """
     view = Table(box=None, header_style="bold")
-    for heading in ("", "budget", "calls", "loop", "pipeline", "PSNR dB", "5th pct", "SSIM"):
-        view.add_column(heading, justify="left" if not heading else "right")
+    for heading in headings:
+        kept = heading in whole or heading == headings[0]
+        side: Any = "right" if heading in right else "left"
+        view.add_column(heading, justify=side, no_wrap=kept, overflow="fold")
+    return view
+
+
+def quality_table(rows: list[Row], steps: int) -> Table:
+    """Returns a table of what was measured against the full run."""
+    from ..hub.card import format_psnr
+
+    numbers = ("budget", "calls", "loop", "pipeline", "PSNR", "5th pct", "SSIM")
+    view = new_table("", *numbers, right=numbers, whole=numbers)
     for row in rows:
-        full = row.psnr["mean"] >= 100
-        view.add_row(
-            row.name,
-            f"{row.calls / steps:.2f}",
-            str(row.calls),
-            f"{row.loop:.2f}x",
-            f"{row.total:.2f}x",
-            "exact" if full else f"{row.psnr['mean']:.1f}",
-            "" if full else f"{row.psnr['p05']:.1f}",
-            f"{row.ssim['mean']:.4f}" if row.ssim else "-",
-        )
+        cost = f"{row.calls / steps:.2f}", str(row.calls), f"{row.loop:.2f}x", f"{row.total:.2f}x"
+        psnr = format_psnr(row.psnr["mean"]), format_psnr(row.psnr["p05"])
+        view.add_row(row.name, *cost, *psnr, f"{row.ssim['mean']:.4f}" if row.ssim else "-")
     return view
 
 

@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.table import Table
-from rich.text import Text
+from typer import Argument, Option
 
-from ..policies.gears import Gears
-from ..policies.plan import Plan
-from ..schedule.schedule import Schedule
-from .front import holds_front, show_front
-from .screen import out, print_json
-from .source import loaded
+from .files import load_schedule
+from .options import Json
+from .screen import new_table, out, print_json
 
-__all__ = ["describe", "show"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..schedule.schedule import Schedule
 
 
 def show(
-    schedule: Annotated[
-        str, typer.Argument(help="A schedule (a file, a folder or user/repo), or a front that `tune` wrote.")
-    ],
+    schedule: Annotated[str, Argument(help="A schedule: a file, a folder or user/repo; or a front.")],
     pick: Annotated[
-        str | None, typer.Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
+        str | None, Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
     ] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Where the picked schedule goes.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    to: Annotated[Path | None, Option("--out", "-o", help="Where the picked schedule goes.")] = None,
+    json: Json = False,
 ) -> None:
     """Say what a schedule does, how good it is and where it came from; or what a front has to pick from.
 
+    \b
     Examples:
-
       adaptcache show schedules/emoji-flux-28-2.8x.json
-
       adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
     """
+    from .front import holds_front, show_front
+
+    picks = pick is not None or to is not None
     if holds_front(Path(schedule)):
         show_front(Path(schedule), pick, to, json)
         return
-    if pick is not None or to is not None:
+    if (picks or schedule.endswith(".front.json")) and not Path(schedule).exists():
+        raise FileNotFoundError(f"there is no {schedule}; `adaptcache tune` writes fronts")
+    if picks:
         raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
-    shown = loaded(schedule)
+    shown = load_schedule(schedule)
     if json:
         print_json(shown.model_dump(by_alias=True, exclude_none=True))
     else:
@@ -51,16 +51,16 @@ def show(
 
 def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
+    from rich.text import Text
+
     rule, times = schedule.rules[0], schedule.grid.times
-    view = Table(box=None, show_header=False)
+    view = new_table("", "says")
+    view.show_header = False
     view.add_row("schedule", Text(schedule.name, "bold"))
     view.add_row("fitted on", f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}")
-    grid = (
-        f"{len(times)} of {schedule.grid.scheduler}, t from {times[0]:.3f} to {times[-1]:.3f}"
-        if times
-        else ""
-    )
-    view.add_row("steps", grid or "any: nothing was fitted")
+    grid = f"{len(times)} of {schedule.grid.scheduler}"
+    grid += f", t from {times[0]:.3f} to {times[-1]:.3f}" if times else ""
+    view.add_row("steps", grid if times else "any: nothing was fitted")
     for one in schedule.rules if rule.site != "step" else ():
         view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
     add_policy(view, schedule)
@@ -83,14 +83,18 @@ def describe(schedule: Schedule) -> None:
 
 def add_policy(view: Table, schedule: Schedule) -> None:
     """Adds when the schedule computes, and what it decides by."""
+    from ..policies.gears import Gears
+    from ..policies.plan import Plan
+
     policy, times = schedule.rules[0].policy, schedule.grid.times
     view.add_row("policy", policy.type)
-    if isinstance(policy, Plan):
-        for number, gear in enumerate(policy.gears):
-            steps = policy.steps(times, number)
-            strip = "".join("█" if i in steps else "·" for i in range(len(times)))
-            name = "plan" if len(policy.gears) == 1 else f"gear {number}"
-            view.add_row(name, f"{strip}  {len(steps)} of {len(times)} calls, budget {gear.budget:.2f}")
+    if not isinstance(policy, Plan):
+        return
+    for number, gear in enumerate(policy.gears):
+        steps = policy.steps(times, number)
+        strip = "".join("█" if i in steps else "·" for i in range(len(times)))
+        name = "plan" if len(policy.gears) == 1 else f"gear {number}"
+        view.add_row(name, f"{strip}  {len(steps)} of {len(times)} calls, budget {gear.budget:.2f}")
     if isinstance(policy, Gears):
         wanted = f"{policy.target:g} dB, by a margin of {policy.margin:g} dB"
         view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
@@ -105,10 +109,13 @@ def add_policy(view: Table, schedule: Schedule) -> None:
 
 def add_evidence(view: Table, schedule: Schedule) -> None:
     """Adds how good the schedule is."""
+    from ..hub.card import format_psnr
+
     if seen := schedule.evidence:
+        mean, low = format_psnr(seen.psnr["mean"]), format_psnr(seen.psnr["p05"])
         view.add_row(
             "evidence",
-            f"{seen.psnr['mean']:.1f} dB on {seen.n} held-out prompts (5th percentile {seen.psnr['p05']:.1f})"
+            f"{mean} on {seen.n} held-out prompts (5th percentile {low})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
         if seen.certificate:

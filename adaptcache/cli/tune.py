@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..files import check_writable
-from ..presets import resolve
-from ..presets.prompts import read_prompts
-from ..profiling.cache import Store
-from ..tuning.conclude import Tuned, concluded
-from ..tuning.plot import draw, drawable
-from ..tuning.target import Target, seconds
-from ..tuning.tune import begin
-from .front import describe_front
+from .files import load_pipeline
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress
-from .workers import Workers
 
 __all__ = ["tune"]
 
@@ -80,6 +71,16 @@ def tune(
 
       adaptcache tune --plot front.png                      # the whole front
     """
+    from ..files import check_writable
+    from ..presets import resolve
+    from ..presets.prompts import read_prompts
+    from ..profiling.cache import Store
+    from ..tuning.conclude import concluded
+    from ..tuning.plot import draw, drawable
+    from ..tuning.target import Target, seconds
+    from ..tuning.tune import begin
+    from .workers import Workers
+
     limit = seconds(max_latency) if max_latency is not None else None
     target = Target(speed, budget, max_calls, limit, min_psnr, at_most, confidence)
     preset = resolve(model)
@@ -94,8 +95,9 @@ def tune(
     held_out = known.held_out[:check_on]
     until = seconds(timeout) if timeout is not None else None
     target.check(steps, len(held_out))  # before the pipeline is loaded
-    pipe = preset.load_pipeline(device)
-    with progress() as report, Workers(0 if join else workers - 1) as others:
+    pipe = load_pipeline(preset, device)
+    kept = "finished trials are kept: go on with --resume"
+    with progress(kept=kept) as report, Workers(0 if join else workers - 1) as others:
         search = begin(
             pipe, known.calibration[:fit_on], target, steps=steps, call=preset.call, held_out=held_out,
             trials=trials, timeout=until, storage=storage, resume=resume or join, seed=seed,
@@ -113,7 +115,7 @@ def tune(
     _told(tuned, where, beside, json)
 
 
-def _told(tuned: Tuned, where: Path, beside: Path, json: bool) -> None:
+def _told(tuned: Any, where: Path, beside: Path, json: bool) -> None:
     """Says what was found."""
     schedule = tuned.schedule
     if json:
@@ -125,5 +127,7 @@ def _told(tuned: Tuned, where: Path, beside: Path, json: bool) -> None:
                     "gained": tuned.gained, "sentence": tuned.sentence, "study": tuned.study,
                     "trials": tuned.front.trials, "evidence": evidence})  # fmt: skip
         return
+    from .front import describe_front
+
     describe_front(tuned.front)
     out.print(f"\n{tuned.sentence}\nwrote {where} and {beside}")

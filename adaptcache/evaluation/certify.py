@@ -25,6 +25,7 @@ from ..schedule.format import Certificate
 
 __all__ = ["Certificate", "QualityTarget", "certify", "prompts_needed", "upper_bound"]
 
+
 @dataclass(frozen=True)
 class QualityTarget:
     """What is to be shown: at most a share of prompts falls below a target.

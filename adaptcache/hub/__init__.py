@@ -1,137 +1,175 @@
-"""Schedules in folders and on the Hugging Face hub, in the manner of diffusers' configurations.
+"""Schedules in folders and on the Hugging Face hub: moves their files, and writes the card beside them.
 
-A folder holds one schedule as `adaptcache_config.json`, further ones as `<name>/adaptcache_config.json`,
-a model card and its plot.
+A folder holds one schedule as `adaptcache_config.json`, further ones as `<name>/adaptcache_config.json`, a
+model card and its plot. `huggingface_hub.ModelHubMixin` does not fit: it knows one configuration a
+repository and no subfolders, keeps an old card, and sets attributes on objects that are frozen here.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, errors, hf_hub_download
 
 from ..files import write_atomically
-from ..schedule.schedule import Schedule
-from .card import card
-from .errors import HubError, explained
-from .plot import plot
+from .card import build_card, plot_png
 
-__all__ = ["CONFIG", "from_pretrained", "push_to_hub", "save_pretrained"]
+__all__ = ["CONFIG", "HubError", "explain", "find_file", "push_to_hub", "save_pretrained"]
 
 CONFIG, CARD, PLOT = "adaptcache_config.json", "README.md", "plot.png"
 
+LOGIN = "log in: hf auth login"
+HTTP: type[Exception] = errors.HfHubHTTPError.__bases__[
+    0
+]  # the HTTP library's own error, a time-out for instance
+REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # the first that fits
+    (errors.HFValidationError, "{repo!r} is neither a folder, a file nor a repository (user/repo)"),
+    (errors.GatedRepoError, f"{{repo}} is gated; request access on its page of the hub and {LOGIN}"),
+    (errors.RepositoryNotFoundError,
+     f"the hub has no {{repo}}, or it is private; check the name, or {LOGIN}"),
+    (errors.RevisionNotFoundError, "the hub has no such revision: {repo}"),
+    ((errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError),
+     "{repo} is not on this machine and the hub cannot be reached"),
+    (errors.HfHubHTTPError, "the hub refuses {repo}: {reason}{login}"),
+    (HTTP, "the hub cannot be reached for {repo}: {reason}"),
+)  # fmt: skip
+
+
+class HubError(OSError):
+    """A schedule that cannot be had from the hub, or not be put there."""
+
+
+def explain(error: BaseException, repo: str) -> str:
+    """Returns in one line why the hub did not serve a repository; "" where the error is not the hub's.
+
+    Arguments:
+        error: What was raised; errors that it comes from are looked at too, as diffusers hides the hub's.
+        repo: The repository, or a file of it in words.
+    """
+    causes = list(_causes(error))
+    for kinds, text in REASONS:
+        if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
+            reason = next(iter(str(found).splitlines()), type(found).__name__)
+            status = getattr(getattr(found, "response", None), "status_code", 0)
+            login = f"; {LOGIN}, with a token that may write" if status in (401, 403) else ""
+            return text.format(repo=repo, reason=reason, login=login)
+    return ""
+
 
 def save_pretrained(
-    schedule: Schedule, folder: str | Path, *, name: str | None = None, repo: str | None = None
+    schedule: Any,
+    folder: str | Path,
+    load: Callable[[Path], Any],
+    *,
+    name: str | None = None,
+    repo: str | None = None,
 ) -> Path:
     """Writes a schedule into a folder, and the card and plot of all schedules there.
 
     Arguments:
         schedule: The schedule.
         folder: The folder; what else is in it stays.
+        load: Reads a schedule from its file.
         name: Tells schedules of one folder apart; None is the default one.
         repo: What the card says it is loaded from; None says the folder's name.
 
     Returns:
         The file of the schedule.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file; give a folder to save into")
-    path = schedule.save(folder / _location(name))
-    found = {file.parent.name: file for file in folder.glob(f"*/{CONFIG}")} | (
-        {"": folder / CONFIG} if (folder / CONFIG).is_file() else {}
-    )
+    path: Path = schedule.save(folder / _location(name))
+    files = [file for file in (folder / CONFIG, *folder.glob(f"*/{CONFIG}")) if file.is_file()]
+    schedules = {"" if file.parent == folder else file.parent.name: load(file) for file in files}
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    schedules = {key: Schedule.load(file) for key, file in found.items()}
-    text = card(schedules, repo or folder.name, before)
-    write_atomically(folder / PLOT, plot(schedules))
-    write_atomically(folder / CARD, text.encode())
+    if plot := plot_png(schedules):
+        write_atomically(folder / PLOT, plot)
+    card = build_card(schedules, repo or folder.resolve().name, before, PLOT if plot else None)
+    write_atomically(folder / CARD, card.encode())
     return path
 
 
-def from_pretrained(
-    source: str | Path,
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    subfolder: str = "",
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Schedule:
-    """Loads a schedule from a folder or the hub.
+def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "", **download: Any) -> Path:
+    """Returns the file of a schedule, downloaded where it is on the hub.
 
     Arguments:
         source: A folder, a file, or a repository of the hub ("user/repo").
         name: Which schedule of it; None takes the default one.
-        revision: A branch, tag or commit of the repository; a commit pins it for ever.
         subfolder: Where in it the schedules are.
-        token: What to log in with; None takes what `hf auth login` left.
-        cache_dir: Where downloads are kept.
-        local_files_only: Use what is on this machine and ask nobody.
+        download: `revision` (a commit pins it for ever), `token`, `cache_dir`, `local_files_only`: as for
+            `huggingface_hub.hf_hub_download`.
 
     Raises:
         HubError: It cannot be had; the message says why and what helps.
-        ScheduleError: What is there is no schedule.
     """
-    where = _location(name, subfolder)
-    local = Path(source).expanduser()
+    where, local, repo = _location(name, subfolder), Path(source).expanduser(), str(source)
     if local.is_file():
-        return Schedule.load(local)
+        return local
     if local.is_dir():
         if not (local / where).is_file():
-            raise HubError(f"{local} has no {where}{_others(str(p) for p in _configs(local))}")
-        return Schedule.load(local / where)
-    with explained(str(source), where, revision, missing=lambda: _listed(str(source), revision, token)):
-        path = hf_hub_download(
-            str(source), where, revision=revision, token=token, cache_dir=cache_dir,
-            local_files_only=local_files_only, library_name="adaptcache",
-        )  # fmt: skip
-    return Schedule.load(path)
+            there = [str(path.relative_to(local)) for path in sorted(local.rglob(CONFIG))]
+            raise HubError(f"{local} has no {where}{_others(there)}")
+        return local / where
+    try:
+        return Path(hf_hub_download(repo, where, library_name="adaptcache", **download))
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise HubError(explain(error, f"{where} of {repo}")) from error
+    except errors.EntryNotFoundError as error:
+        api = HfApi(token=download.get("token"))
+        there = api.list_repo_files(repo, revision=download.get("revision"))
+        raise HubError(f"{repo} has no {where}{_others(there)}") from error
+    except (errors.HFValidationError, HTTP) as error:
+        revision = download.get("revision")
+        raise HubError(explain(error, f"{repo}@{revision}" if revision else repo)) from error
 
 
 def push_to_hub(
-    schedule: Schedule,
+    save: Callable[[Path], Path],
     repo: str,
+    message: str,
     *,
-    name: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     private: bool | None = None,
-    message: str | None = None,
     create_pr: bool = False,
 ) -> str:
     """Puts a schedule and its card into a repository of the hub, which is created where there is none.
 
     Arguments:
-        schedule: The schedule.
+        save: Writes the schedule, the card and the plot into a folder, and returns the schedule's file.
         repo: The repository ("user/repo").
-        name: Tells schedules of one repository apart; None is the default one.
+        message: What the commit says.
         revision: The branch to put it on.
         token: What to log in with; None takes what `hf auth login` left.
         private: Whether a new repository is private; None leaves that to the account.
-        message: What the commit says.
         create_pr: Ask for a review instead of committing.
 
     Returns:
-        The address of the commit.
+        The address of the commit, or of the review.
+
+    Raises:
+        HubError: The hub refuses it, or is not reached.
     """
     api = HfApi(token=token, library_name="adaptcache")
-    with tempfile.TemporaryDirectory() as folder, explained(repo, "", revision):
-        api.create_repo(repo, private=private, exist_ok=True)
-        for file in api.list_repo_files(repo, revision=revision):
-            if file == CARD or (Path(file).name == CONFIG and len(Path(file).parts) <= 2):
-                # The card speaks of all schedules of the repository.
-                hf_hub_download(repo, file, revision=revision, token=token, local_dir=folder)
-        save_pretrained(schedule, folder, name=name, repo=repo)
-        done = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, create_pr=create_pr,
-            allow_patterns=[_location(name), CARD, PLOT],
-            commit_message=message or f"Upload {schedule.name} with adaptcache",
-        )  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            api.create_repo(repo, private=private, exist_ok=True)
+            for file in api.list_repo_files(repo, revision=revision):
+                if file == CARD or (Path(file).name == CONFIG and len(Path(file).parts) <= 2):
+                    # The card speaks of all schedules of the repository.
+                    hf_hub_download(repo, file, revision=revision, token=token, local_dir=folder)
+            path = save(folder)
+            done = api.upload_folder(
+                repo_id=repo, folder_path=folder, revision=revision, create_pr=create_pr,
+                allow_patterns=[path.relative_to(folder).as_posix(), CARD, PLOT], commit_message=message,
+            )  # fmt: skip
+    except (errors.HFValidationError, errors.OfflineModeIsEnabled, HTTP) as error:
+        raise HubError(explain(error, repo)) from error
     return str(done.pr_url if create_pr else done.commit_url)
 
 
@@ -142,15 +180,15 @@ def _location(name: str | None, subfolder: str = "") -> str:
     return "/".join([*parts, CONFIG])
 
 
-def _configs(folder: Path) -> Iterator[Path]:
-    return (path.relative_to(folder) for path in sorted(folder.rglob(CONFIG)))
-
-
-def _others(files: Iterator[str]) -> str:
+def _others(files: Iterable[str]) -> str:
     names = [file for file in files if Path(file).name == CONFIG]
     return f"; it has {', '.join(names)}: choose with name=" if names else "; it holds no schedules"
 
 
-def _listed(repo: str, revision: str | None, token: str | bool | None) -> str:
-    api = HfApi(token=token, library_name="adaptcache")
-    return _others(iter(api.list_repo_files(repo, revision=revision)))
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    # Both links: diffusers raises an OSError from the one while handling the other.
+    if error:
+        yield error
+        yield from _causes(error.__cause__)
+        if error.__context__ is not error.__cause__:
+            yield from _causes(error.__context__)

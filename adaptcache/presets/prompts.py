@@ -1,12 +1,12 @@
 """Prompt files: what to calibrate on, and what to keep aside for judging the result."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-__all__ = ["Prompts", "calibration_folder", "read_prompts"]
 
 LARGEST = 1_000_000  # bytes
 LINES, LONGEST = 20_000, 10_000  # lines, and characters in one
@@ -22,12 +22,15 @@ class Prompts:
         calibration: The prompts that weights and plans are fitted on.
         held_out: The prompts that a schedule is judged by.
         digest: SHA-256 of both parts, in hex. Comments and blank lines do not change it.
+        groups: The subject of each held-out prompt: lines that begin with "+ " vary the subject of the line
+            before, and count as one with it in a certificate. Empty where no line does.
     """
 
     name: str
     calibration: tuple[str, ...]
     held_out: tuple[str, ...]
     digest: str
+    groups: tuple[str, ...] = ()
 
 
 def calibration_folder() -> Path:
@@ -42,7 +45,8 @@ def calibration_folder() -> Path:
 def read_prompts(name_or_path: str | Path) -> Prompts:
     """Reads a prompt file: UTF-8, one prompt a line, comments after `#`.
 
-    The parts are headed `[calibration]` and `[held-out]`. Without these headings every third
+    A line that begins with "+ " is another prompt of the subject of the line before. The parts are headed
+    `[calibration]` and `[held-out]`. Without these headings every third
     prompt, from the second on, is held out.
 
     Arguments:
@@ -58,7 +62,7 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
     try:
         path = embedded.get(str(name_or_path)) or Path(name_or_path).expanduser()
         exists = path.exists()
-    except (OSError, RuntimeError) as error:  # too long, or the home of nobody
+    except (OSError, RuntimeError) as error:  # too long, or the home of an unknown user
         raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
     if not exists:
         raise FileNotFoundError(
@@ -66,6 +70,8 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
             f"a line, or one of: {', '.join(sorted(embedded))}"
         )
     parts = _split(_text(path), path)
+    subjects = _subjects(parts["held-out"])
+    parts = {part: [prompt.removeprefix("+ ") for prompt in prompts] for part, prompts in parts.items()}
     total = sum(map(len, parts.values()))
     if total < 2:
         raise ValueError(
@@ -77,7 +83,15 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
             raise ValueError(f"{path} has no prompts under [{part}]; add at least one")
     calibration, held_out = (tuple(parts[part]) for part in PARTS)
     digest = hashlib.sha256(json.dumps([calibration, held_out]).encode()).hexdigest()
-    return Prompts(path.stem, calibration, held_out, digest)
+    return Prompts(path.stem, calibration, held_out, digest, subjects)
+
+
+def _subjects(lines: list[str]) -> tuple[str, ...]:
+    """Returns the subject of each prompt: the first of the lines that vary it."""
+    found = list[str]()
+    for line in lines:
+        found.append(found[-1] if line.startswith("+ ") and found else line.removeprefix("+ "))
+    return tuple(found) if len(set(found)) < len(found) else ()
 
 
 def _text(path: Path) -> str:
@@ -120,7 +134,7 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
                 )
             continue
         # Held-out prompts must be new, and a change of case or spacing does not make one new.
-        same = first_line.setdefault(" ".join(line.split()).casefold(), number)
+        same = first_line.setdefault(" ".join(line.removeprefix("+ ").split()).casefold(), number)
         if same != number:
             raise ValueError(f"{path}, line {number}: the prompt of line {same} again; remove one of the two")
         parts[part].append(line)

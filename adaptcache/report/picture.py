@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_image, write_sound
 
-__all__ = ["save_output", "side_by_side", "spectrogram", "strip"]
-
 GAP, HEAD, CAPTION = 8, 26, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 FRAMES = 5  # of a clip are shown

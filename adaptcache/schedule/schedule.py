@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from .. import hub
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
 from ..forecasts.matched import Matched
@@ -182,21 +183,49 @@ class Schedule(Part):
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
 
-    def save_pretrained(self, folder: str | Path, *, name: str | None = None) -> Path:
-        """Writes the schedule and a model card into a folder; see `adaptcache.hub.save_pretrained`."""
-        from ..hub import save_pretrained
+    def save_pretrained(
+        self, folder: str | Path, *, name: str | None = None, repo: str | None = None
+    ) -> Path:
+        """Writes the schedule into a folder, and the card and plot of all schedules there.
 
-        return save_pretrained(self, folder, name=name)
+        Arguments:
+            folder: The folder; what else is in it stays.
+            name: Tells schedules of one folder apart; None is the default one.
+            repo: What the card says it is loaded from; None says the folder's name.
 
-    @staticmethod
-    def from_pretrained(source: str | Path, name: str | None = None, **options: Any) -> "Schedule":
-        """Loads a schedule from a folder or the hub; see `adaptcache.hub.from_pretrained`."""
-        from ..hub import from_pretrained
+        Returns:
+            The file of the schedule.
+        """
+        return hub.save_pretrained(self, folder, type(self).load, name=name, repo=repo)
 
-        return from_pretrained(source, name, **options)
+    @classmethod
+    def from_pretrained(cls, source: str | Path, name: str | None = None, **options: Any) -> Self:
+        """Loads a schedule from a file, a folder or the hub.
 
-    def push_to_hub(self, repo: str, *, name: str | None = None, **options: Any) -> str:
-        """Puts the schedule and a model card on the hub; see `adaptcache.hub.push_to_hub`."""
-        from ..hub import push_to_hub
+        Arguments:
+            source: A file, a folder, or a repository of the hub ("user/repo").
+            name: Which schedule of it; None takes the default one.
+            options: `subfolder`; and `revision`, `token`, `cache_dir`, `local_files_only`, as in diffusers.
 
-        return push_to_hub(self, repo, name=name, **options)
+        Raises:
+            HubError: It cannot be had; the message says why and what helps.
+            ScheduleError: What is there is no schedule.
+        """
+        return cls.load(hub.find_file(source, name, **options))
+
+    def push_to_hub(
+        self, repo: str, *, name: str | None = None, message: str | None = None, **options: Any
+    ) -> str:
+        """Puts the schedule and a model card into a repository of the hub; returns the commit's address.
+
+        Arguments:
+            repo: The repository ("user/repo"); it is created where there is none.
+            name: Tells schedules of one repository apart; None is the default one.
+            message: What the commit says.
+            options: revision, token, private, create_pr: see `adaptcache.hub.push_to_hub`.
+        """
+
+        def save(folder: Path) -> Path:
+            return self.save_pretrained(folder, name=name, repo=repo)
+
+        return hub.push_to_hub(save, repo, message or f"Upload {self.name} with adaptcache", **options)

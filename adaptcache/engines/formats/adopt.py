@@ -10,8 +10,7 @@ from ...errors import ScheduleError
 from ...hooks import StepHook
 from ...policies.plan import Plan
 from ...runs import PromptSet, Setup
-from ...schedule.format import Denoiser, Grid, Kernel
-from ...schedule.format import same_grid
+from ...schedule.format import Denoiser, Grid, Kernel, same_grid
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
 from .mask import computed_steps

@@ -17,9 +17,8 @@ from ...forecasts.extrapolate import Extrapolate
 from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
-from ...schedule.format import Kernel
+from ...schedule.format import Kernel, same_grid
 from ...schedule.gears import resolve_gear
-from ...schedule.format import same_grid
 from ...schedule.rule import Rule, Site
 from ...schedule.schedule import Schedule
 from ...step import Step
@@ -147,7 +146,9 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         ScheduleError: The policy decides by what it sees in a run, or parts of the denoiser are skipped.
     """
     # TODO: all that follows the check of the site becomes `schedule.steps(gear, times)`, once there is that.
-    schedule, gear = resolve_gear(schedule, gear, guard=False)  # exported is one plan, not the choice among them
+    schedule, gear = resolve_gear(
+        schedule, gear, guard=False
+    )  # exported is one plan, not the choice among them
     rule = schedule.rules[0]
     policy = rule.policy
     if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:

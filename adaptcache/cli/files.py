@@ -1,0 +1,70 @@
+"""What verbs read and write: schedules, pipelines, the cache, and names of files."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument
+
+from ..files import check_writable
+
+if TYPE_CHECKING:
+    from ..cache import Cache
+    from ..presets import Preset
+    from ..schedule.schedule import Schedule
+
+LONGEST = 150  # characters of a default name
+
+Source = Annotated[str, Argument(help="A schedule: a file, a folder or user/repo.")]
+
+
+def load_schedule(source: str) -> Schedule:
+    """Loads a schedule from a file, a folder or the hub."""
+    from ..schedule.schedule import Schedule
+
+    path = Path(source).expanduser()
+    return Schedule.load(path) if path.suffix == ".json" else Schedule.from_pretrained(source)
+
+
+def load_pipeline(preset: Preset, device: str | None = None, scheduler: str | None = None) -> Any:
+    """Loads the pipeline of a preset with another sampler, if one is named, and without others' bars."""
+    import diffusers
+
+    from ..engines.diffusers.sampler import with_sampler
+
+    loud = [diffusers.utils.logging]
+    with suppress(ImportError):  # an extra
+        import transformers
+
+        loud.append(transformers.utils.logging)
+    for library in loud if not logging.getLogger().isEnabledFor(logging.DEBUG) else ():
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    return with_sampler(preset.load_pipeline(device), scheduler)
+
+
+def open_cache(folder: Path | None = None) -> Cache:
+    """Returns the cache of full runs, if it can be written: a profile that cannot be kept is lost work."""
+    from ..cache import Cache
+
+    cache = Cache(folder)
+    try:
+        check_writable(cache.folder / "profile")
+    except OSError as error:
+        raise type(error)(f"{error}; set ADAPTCACHE_HOME to a folder that can be written") from None
+    return cache
+
+
+def default_name(*parts: object) -> str:
+    """Returns a name for files, of all that is not default: what differs is not to overwrite."""
+    words = (re.sub(r"[^\w.=+,-]+", "_", str(part)).strip("_") for part in parts if part not in (None, ""))
+    return "-".join(words)[:LONGEST]
+
+
+def wrote(path: Path) -> str:
+    """Returns how to say that a path was written; to be asked before, as what is replaced is said."""
+    return f"{'replaced' if path.exists() else 'wrote'} {path}"

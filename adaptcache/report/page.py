@@ -1,0 +1,218 @@
+"""One HTML file about a schedule: what it does, how good it is, where it came from.
+
+Needs `adaptcache-diffusers[report]`.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.filesize import decimal
+
+from ..errors import ScheduleError
+from ..files import write_atomically
+from ..hub.card import EXACT, format_psnr
+from ..policies.plan import Plan
+from ..schedule.format import Kernel
+from ..schedule.schedule import Schedule
+from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
+
+OURS, FULL = "adaptcache", "full run"
+SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
+LONGEST = 1_000_000  # bytes of a sound, for the same reason
+
+
+def write_report(schedule: Schedule, path: str | Path, comparison: str | Path | None = None) -> Path:
+    """Writes the report of a schedule.
+
+    Arguments:
+        schedule: What it is about.
+        path: The HTML file.
+        comparison: A folder that `adaptcache compare --out` wrote, for its table, plots and images.
+    """
+    return write_atomically(path, build_report(schedule, comparison).encode())
+
+
+def build_report(schedule: Schedule, comparison: str | Path | None = None) -> str:
+    """Returns the report of a schedule: one page that loads nothing from elsewhere."""
+    check_charts()
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError:
+        raise ImportError("reports need jinja2: pip install 'adaptcache-diffusers[report]'") from None
+
+    text = (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters |= {"psnr": format_psnr, "size": decimal, "chart": lambda *chart: Markup(to_svg(*chart))}
+    strips, evidence = _strips(schedule), schedule.evidence
+    computed = [cell["index"] for cell in strips[0] if cell["computed"]] if strips else []
+    calls = evidence.calls[0] if evidence else len(computed)
+    return page.from_string(text).render(
+        schedule=schedule,
+        strips=strips,
+        **_kernel_charts(schedule.kernel, computed),
+        forecast=schedule.rules[0].forecast.model_dump(exclude={"table"}),
+        certificate=evidence.certificate.sentence if evidence and evidence.certificate else None,
+        comparison=read_comparison(Path(comparison), calls) if comparison else None,
+        exact=EXACT,
+    )
+
+
+def _strips(schedule: Schedule) -> list[list[dict[str, Any]]]:
+    """Returns, for each gear, the steps with their times and whether they are computed."""
+    policy, times = schedule.rules[0].policy, schedule.grid.times
+    chosen = [policy.steps(times, g) for g in range(len(policy.gears))] if isinstance(policy, Plan) else []
+    return [
+        [{"index": i, "t": f"{t:.3f}", "computed": i in steps} for i, t in enumerate(times)]
+        for steps in chosen
+    ]
+
+
+def _kernel_charts(kernel: Kernel | None, computed: Sequence[int]) -> dict[str, Any]:
+    """Returns the charts of what a schedule knows of its model."""
+    if kernel is None:
+        return dict.fromkeys(("errors", "changes", "heat"))
+    changes = output_changes(kernel)
+    return {
+        "errors": build_curve(kernel.sensitivity, computed),
+        "changes": build_curve(changes, computed, first=1) if len(changes) else None,
+        "heat": build_heat_map(output_distances(kernel)),
+    }
+
+
+def output_changes(kernel: Kernel) -> np.ndarray:
+    """Returns how far each output is from the one before, relative to that, with shape (N - 1,)."""
+    gram = np.array(kernel.gram)
+    size = np.diag(gram)
+    apart = size[1:] - 2 * np.diag(gram, 1) + size[:-1]
+    changes: np.ndarray = np.sqrt(np.clip(apart, 0, None) / np.clip(size[:-1], LEAST, None))
+    return changes
+
+
+def output_distances(kernel: Kernel) -> np.ndarray:
+    """Returns one minus the cosine of the outputs of any two steps, with shape (N, N)."""
+    gram = np.array(kernel.gram)
+    size = np.sqrt(np.clip(np.diag(gram), 1e-30, None))
+    distances: np.ndarray = 1 - gram / np.outer(size, size)
+    return distances
+
+
+# What a comparison gives: table, Pareto plots, errors by prompt, images.
+
+
+def read_comparison(folder: Path, calls: int) -> dict[str, Any]:
+    """Returns the numbers of a comparison, with its images as text.
+
+    Arguments:
+        folder: What `adaptcache compare --out` wrote.
+        calls: Those of the schedule that the report is about: errors by prompt are those of the line nearest.
+
+    Raises:
+        ScheduleError: It is no such folder, or names files outside of it.
+    """
+    try:
+        data: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        images = {label: list(files) for label, files in data.get("images", {}).items()}
+        lines, prompts = list(data["lines"]), list(data["prompts"])
+        numbers = data.get("rows", list(range(len(prompts))))
+        parts = {
+            "lines": lines, "plot": _pareto(lines, "psnr"), "exact": _pareto(lines, "exact"),
+            "prompts": _by_prompt(lines, prompts, calls),
+            "rows": _image_rows(folder, images, [prompts[k] for k in numbers], lines),
+        }  # fmt: skip
+        about = {name: data[name] for name in ("held_out", "swept")}
+        return parts | about | {name: data.get(name, "") for name in ("finer", "measure")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, ScheduleError):
+            raise
+        why = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise ScheduleError(
+            f"{folder} is no comparison ({why}); `adaptcache compare --out {folder}` writes one"
+        ) from None
+
+
+def pareto_lines(lines: Sequence[dict[str, Any]], measure: str) -> dict[str, Points]:
+    """Returns calls and decibels by method, without the full run and without what has no numbers."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        if line.get(measure) and line.get("calls") and line["method"] != FULL:
+            found.setdefault(line["method"], []).append((line["calls"], line[measure]["mean"]))
+    return dict(found)
+
+
+def _pareto(lines: Sequence[dict[str, Any]], measure: str) -> Any:
+    return build_pareto(found, OURS) if (found := pareto_lines(lines, measure)) else None
+
+
+def _by_prompt(lines: Sequence[dict[str, Any]], prompts: Sequence[str], calls: int) -> dict[str, Any] | None:
+    """Returns the decibels of each prompt by our schedule, the worst first."""
+    own = [line for line in lines if line["method"] == OURS and line.get("each")]
+    if not own:
+        return None
+    line = min(own, key=lambda line: abs(line["calls"] - calls))
+    pairs = sorted(zip(line["each"], map(str, prompts), strict=True))
+    low = math.floor(pairs[0][0] / 10) * 10 - 10
+    span = max(1.0, pairs[-1][0] - low)
+    bars = [
+        {"prompt": prompt, "psnr": format_psnr(value), "share": f"{100 * (value - low) / span:.1f}"}
+        for value, prompt in pairs
+    ]
+    return {"bars": bars, "calls": f"{line['calls']:.0f}", "low": low}
+
+
+def _image_rows(
+    folder: Path, images: dict[str, list[str]], prompts: Sequence[str], lines: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns, for each prompt with images, the full run's, and ours and the best of the others by budget."""
+    truth = images.pop(FULL, [])
+    ours, others = [], []
+    for budget in dict.fromkeys(line["budget"] for line in lines if line["method"] != FULL):
+        here = [line for line in lines if line["budget"] == budget and line.get("psnr")]
+        here.sort(key=lambda line: -line["psnr"]["mean"])
+        labels = [f"{line['method']} {budget:g}" for line in here]
+        ours += [label for label in labels if label in images and label.startswith(f"{OURS} ")]
+        others += [label for label in labels if label in images and not label.startswith(f"{OURS} ")][:2]
+    rows = []
+    for number, (prompt, full) in enumerate(zip(prompts, truth, strict=False)):
+        shown = [
+            [(label, _picture(folder, images[label][number]), _sound(folder, images[label][number]))
+             for label in labels] for labels in (ours, others)
+        ]  # fmt: skip
+        whole = {"full": _picture(folder, full), "sound": _sound(folder, full)}
+        rows.append({"prompt": prompt, **whole, "ours": shown[0], "others": shown[1]})
+    return rows
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = (folder / name).resolve()
+    if folder.resolve() not in path.parents:  # the JSON may be a stranger's
+        raise ScheduleError(f"{name} lies outside of {folder}")
+    return path
+
+
+def _picture(folder: Path, name: str) -> str:
+    """Returns an image of the folder as text."""
+    buffer = io.BytesIO()
+    with Image.open(_inside(folder, name)) as image:
+        shown = image.convert("RGB")
+    shown.thumbnail((SIDE, SIDE))
+    shown.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _sound(folder: Path, name: str) -> str:
+    """Returns the sound whose spectrogram an image is, as text; nothing where there is none or a long one."""
+    path = _inside(folder, name).with_suffix(".wav")
+    if not path.is_file() or path.stat().st_size > LONGEST:
+        return ""
+    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()

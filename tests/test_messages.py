@@ -1,0 +1,86 @@
+"""What goes wrong outside of adaptcache is said in one line that names the cure."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, refused, schedule_of, tiny_flux
+
+from adaptcache.cli import explain
+from adaptcache.schedule.schedule import Schedule
+
+TEXT = "pizza noto style blue background"
+
+
+def test_a_home_that_cannot_be_written_is_named_before_any_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ADAPTCACHE_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", None)
+    refused(run("calibrate"), "set ADAPTCACHE_HOME to a folder that can be written")
+
+
+def test_a_schedule_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    plain, marked = schedule_of(tiny_flux(), [0, 3]).save(tmp_path / "plain.json"), tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert Schedule.load(marked) == Schedule.load(plain)
+
+
+def test_a_prompt_with_bytes_that_are_no_text_is_named(run: Run) -> None:
+    code, _, err = run("generate", "-p", "caf\udce9")
+    assert code == 2 and err.count("\n") == 1 and "the prompt 'caf\\udce9' is not UTF-8 text" in err
+
+
+def test_a_device_that_is_not_there_is_one_line(run: Run) -> None:
+    refused(run("generate", "-p", TEXT, "--device", "cuda:99"), "no device 'cuda:99' here")
+
+
+def test_a_front_that_is_not_there_is_none_of_calibrate(run: Run) -> None:
+    refused(run("show", "mine.front.json"), "there is no mine.front.json; `adaptcache tune` writes fronts")
+    refused(
+        run("show", "none.json", "--pick", "10"), "there is no none.json; `adaptcache tune` writes fronts"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("no such thing"), "error: no such thing"),
+        (KeyError(), "error: KeyError"),
+        (ValueError("two\n  lines"), "error: two lines"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
+            "error: CUDA out of memory. Tried to allocate 2 GiB; less memory is needed with --batch-size 1 "
+            "or smaller outputs (--set height=512, ...)",
+        ),
+        (MemoryError(), "error: MemoryError; less memory is needed with --batch-size 1 or smaller outputs "
+         "(--set height=512, ...)"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line(error: Exception, line: str) -> None:
+    assert explain(error) == line
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("calibrate",), "finished full runs are kept in {home}: the same command goes on from them"),
+        (("calibrate", "--no-cache"), "nothing is kept"),
+    ],
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_is_stopped_says_what_is_kept(
+    number: int, code: int, words: tuple[str, ...], kept: str, run: Run, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", lambda *_: None)
+    monkeypatch.setattr(
+        "adaptcache.calibration.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), number)
+    )
+    before = signal.getsignal(number)
+    assert run(*words) == (code, "", f"stopped; {kept.format(home=tmp_path / 'home')}\n")
+    assert signal.getsignal(number) is before
