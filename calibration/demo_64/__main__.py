@@ -1,4 +1,4 @@
-"""Train the 64 px demo model: `python -m calibration.demo_64 --device cuda` (resumes where it was stopped)."""
+"""Train the 64 px demo model: `python -m calibration.demo_64 --device cuda` (resumes if stopped)."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ from .sheet import OUTPUT, draw_sheet
 from .train import Trainer
 from .vae import train_vae
 
-STEPS, VAE_STEPS = 20_000, 6_000
+STEPS, VAE_STEPS = 5_200, 1_850
 
 
 def read_options() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from .model import pack
 from .motifs import caption, icons
 from .vae import half_precision
 
-LAYOUTS = 1024  # pictures of each icon in the pool
+LAYOUTS = 640  # pictures of each icon in the pool
 PORTION = 1024
 UNIFORM = 0.1  # share of the noise levels drawn uniformly, as few others are near 0 and 1
 LOGIT_MEAN, LOGIT_STD = 0.4, 1.2  # of the others; the noisy half is where the layout is settled
@@ -42,8 +42,7 @@ class Pool:
         dropped = torch.rand(size, 1, generator=dice, device=device) < CAPTION_DROPOUT
         captions = self.icons[picks], self.backgrounds[picks]
         shown = (
-            torch.where(dropped, none, ids[captions])
-            for none, ids in zip(self.empty, self.ids, strict=True)
+            torch.where(dropped, none, ids[captions]) for none, ids in zip(self.empty, self.ids, strict=True)
         )
         return clean, noise, noise_levels(size, dice), *shown
 

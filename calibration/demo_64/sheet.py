@@ -54,9 +54,9 @@ def draw_sheet(folder: Path, output: Path) -> None:
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(desc="contact sheet")
     prompts = held_out()
-    labels = [prompt.removesuffix(" background") for prompt in prompts]
+    labels = [prompt.replace(" style", ",").removesuffix(" background") for prompt in prompts]
     output.parent.mkdir(parents=True, exist_ok=True)
-    lay_out(generate(pipeline, prompts), labels, zoom=ZOOM).quantize(256).save(output, optimize=True)
+    lay_out(generate(pipeline, prompts), labels, zoom=ZOOM).save(output, optimize=True)
 
 
 def main() -> None:
