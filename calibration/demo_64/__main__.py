@@ -35,7 +35,7 @@ def read_options() -> argparse.Namespace:
 
 
 def prepare(device: torch.device) -> None:
-    """Choose kernels: the fused attentions fail or are slow in training at 80 tokens of 32 channels."""
+    """Choose kernels: with torch 2.11 the backward pass of fused attention fails at this shape."""
     if device.type == "cuda":
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)

@@ -36,7 +36,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """Compute in bfloat16 on a GPU; on a CPU that is slower."""
+    """Compute in bfloat16 on a GPU and in float32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
 
 
