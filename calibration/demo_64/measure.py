@@ -57,7 +57,7 @@ def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pipeline = FluxPipeline.from_pretrained(options.folder, torch_dtype=torch.float32)
@@ -73,7 +73,7 @@ def main() -> None:
     print(f"two seeds of a prompt: {spread(decibels(images(STEPS, len(prompts)), full))}")
     size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
     print(f"folder: {size / 1e6:.1f} MB")
-    print(f"one call for one picture: {milliseconds(pipeline.transformer):.1f} ms, {options.threads} threads")
+    print(f"one call for one picture: {milliseconds(pipeline.transformer):.1f} ms, threads: {options.threads}")
 
 
 if __name__ == "__main__":
