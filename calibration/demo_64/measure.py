@@ -73,7 +73,8 @@ def main() -> None:
     print(f"two seeds of a prompt: {spread(decibels(images(STEPS, len(prompts)), full))}")
     size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
     print(f"folder: {size / 1e6:.1f} MB")
-    print(f"one call for one picture: {milliseconds(pipeline.transformer):.1f} ms, threads: {options.threads}")
+    spent = milliseconds(pipeline.transformer)
+    print(f"one call for one picture: {spent:.1f} ms, threads: {options.threads}")
 
 
 if __name__ == "__main__":
