@@ -13,8 +13,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model video-model sound-model \
-	notebooks wheel wheel-test clean
+.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model demo-model-64 video-model \
+	sound-model notebooks wheel wheel-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ support: $(VENV)/.installed ## measure and write the table of supported pipeline
 
 demo-model: $(VENV)/.installed ## train the demo model again (an hour on two cores; needs npm)
 	$(BIN)/python -m calibration.demo
+
+demo-model-64: $(VENV)/.installed ## train the 64 px demo model again (ten minutes on a GPU; needs npm)
+	$(BIN)/python -m calibration.demo_64 --device $(or $(DEVICE),cuda)
 
 video-model: $(VENV)/.installed ## train the video demo model again (needs npm)
 	$(BIN)/python -m calibration.demo_video
