@@ -40,7 +40,8 @@ PYTHON
 "$adaptcache" demo --help > /dev/null
 schedule=$("$place/venv/bin/python" -c 'import adaptcache, pathlib; print(pathlib.Path(adaptcache.__file__).parent / "schedules/emoji-flux-28-4x.json")')
 "$adaptcache" show "$schedule" > /dev/null
-"$adaptcache" report "$schedule" --out page.html > /dev/null  # jinja2 comes with torch; plots need the extra
+"$adaptcache" push "$schedule" ./shared > /dev/null  # its card has no plot without matplotlib
+refused "adaptcache-diffusers[report]" "$adaptcache" report "$schedule" --out page.html
 refused "adaptcache-diffusers[report]" "$adaptcache" compare --out plots
 refused "adaptcache-diffusers[report]" "$adaptcache" tune --plot front.png
 refused "adaptcache-diffusers[distributed]" env RANK=0 WORLD_SIZE=2 "$adaptcache" calibrate

@@ -60,12 +60,7 @@ def explain(error: BaseException, repo: str) -> str:
 
 
 def save_pretrained(
-    schedule: Any,
-    folder: str | Path,
-    load: Callable[[Path], Any],
-    *,
-    name: str | None = None,
-    repo: str | None = None,
+    schedule: Any, folder: str | Path, load: Callable[[Path], Any], *, name: str | None, repo: str | None
 ) -> Path:
     """Writes a schedule into a folder, and the card and plot of all schedules there.
 
@@ -128,28 +123,21 @@ def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "
 
 
 def push_to_hub(
-    save: Callable[[Path], Path],
-    repo: str,
-    message: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    create_pr: bool = False,
-) -> str:
+    save: Callable[[Path], Path], repo: str, *, token: str | bool | None = None, private: bool | None = None,
+    revision: str | None = None, **upload: Any,
+) -> str:  # fmt: skip
     """Puts a schedule and its card into a repository of the hub, which is created where there is none.
 
     Arguments:
         save: Writes the schedule, the card and the plot into a folder, and returns the schedule's file.
         repo: The repository ("user/repo").
-        message: What the commit says.
-        revision: The branch to put it on.
         token: What to log in with; None takes what `hf auth login` left.
         private: Whether a new repository is private; None leaves that to the account.
-        create_pr: Ask for a review instead of committing.
+        revision: The branch to put it on.
+        upload: `commit_message`, `create_pr`, ...: as for `huggingface_hub.HfApi.upload_folder`.
 
     Returns:
-        The address of the commit, or of the review.
+        The address of the commit, or of the review that was asked for.
 
     Raises:
         HubError: The hub refuses it, or is not reached.
@@ -165,12 +153,12 @@ def push_to_hub(
                     hf_hub_download(repo, file, revision=revision, token=token, local_dir=folder)
             path = save(folder)
             done = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, create_pr=create_pr,
-                allow_patterns=[path.relative_to(folder).as_posix(), CARD, PLOT], commit_message=message,
+                repo_id=repo, folder_path=folder, revision=revision, **upload,
+                allow_patterns=[path.relative_to(folder).as_posix(), CARD, PLOT],
             )  # fmt: skip
     except (errors.HFValidationError, errors.OfflineModeIsEnabled, HTTP) as error:
         raise HubError(explain(error, repo)) from error
-    return str(done.pr_url if create_pr else done.commit_url)
+    return str(done.pr_url or done.commit_url)
 
 
 def _location(name: str | None, subfolder: str = "") -> str:

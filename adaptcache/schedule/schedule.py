@@ -205,7 +205,7 @@ class Schedule(Part):
         Arguments:
             source: A file, a folder, or a repository of the hub ("user/repo").
             name: Which schedule of it; None takes the default one.
-            options: `subfolder`; and `revision`, `token`, `cache_dir`, `local_files_only`, as in diffusers.
+            options: `subfolder`; `revision`, `token`, `cache_dir`, `local_files_only` as in diffusers.
 
         Raises:
             HubError: It cannot be had; the message says why and what helps.
@@ -222,10 +222,11 @@ class Schedule(Part):
             repo: The repository ("user/repo"); it is created where there is none.
             name: Tells schedules of one repository apart; None is the default one.
             message: What the commit says.
-            options: revision, token, private, create_pr: see `adaptcache.hub.push_to_hub`.
+            options: `token`, `private`, `revision`, `create_pr`: as in diffusers.
         """
 
         def save(folder: Path) -> Path:
             return self.save_pretrained(folder, name=name, repo=repo)
 
-        return hub.push_to_hub(save, repo, message or f"Upload {self.name} with adaptcache", **options)
+        message = message or f"Upload {self.name} with adaptcache"
+        return hub.push_to_hub(save, repo, commit_message=message, **options)
