@@ -146,6 +146,13 @@ def test_a_kind_can_be_named_where_the_data_do_not_tell() -> None:
         ({"mag_ratios": 3}, "no diffusers settings: TypeError"),
         ({"threshold": 0.1}, "of no known kind: threshold"),
         ([0.9, 1.0], "does not say how it is used"),
+        (
+            {"mag_threshold": 0.1, "mag_ratios": [1.0], "num_inference_steps": 1e12},
+            "a run has 1 to 1024 steps",
+        ),
+        ({"infer_steps": 10**9, "magcache_ratios": [[1.0], [1.0]]}, "a run has 1 to 1024 steps"),
+        ({"cache_step": [1], "steps": 10**9}, "a run has 1 to 1024 steps"),
+        ({"scm_compute_bins": [10**9], "scm_cache_bins": [1]}, "a run has 1 to 1024 steps"),
     ],
 )
 def test_settings_that_hold_no_plan_are_refused_in_one_line(data: Any, message: str) -> None:

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 
 from adaptcache import engines, hooks, runs
-from adaptcache.engines.diffusers.gate import Gate
-from adaptcache.engines.diffusers.identity import fingerprint
-from adaptcache.profiling.reference import twin
 
 
 class StepHook:
@@ -79,6 +76,8 @@ class DiffusersEngine:
     exclusive: bool = False
 
     def describe(self, call: Any) -> tuple[dict[str, Any], str, str, dict[str, Any]]:
+        from adaptcache.engines.diffusers.identity import fingerprint
+
         return fingerprint(self.pipe).model_dump(), type(self.pipe.scheduler).__name__, "", {}
 
 
@@ -90,6 +89,9 @@ class Setup:
     progress: Any = lambda stage, done, of: None
 
     def run(self, hook: Any, prompts: Any, *, decode: bool = False) -> Outcome:
+        from adaptcache.engines.diffusers.gate import Gate
+        from adaptcache.profiling.reference import twin
+
         pipe = self.engine.pipe if self.engine.exclusive else twin(self.engine.pipe)
         call = runs.Call(self.call.num_inference_steps, self.call.pipe_kwargs, self.call.seed)
         with closing(Gate(pipe, Visitor(hook)).open()):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...policies.magnitude import Magnitude
 from ..diffusers.components import denoisers_of
-from .mask import Exported, Format, ReusePlanner, Settings, played_steps, reuse
+from .mask import Exported, Format, ReusePlanner, Settings, check_steps, played_steps, reuse
 
 VERSION = "0.42.1"
 THRESHOLD = 0.5  # between the errors of a skipped step, 0, and of a computed one, 1
@@ -44,7 +44,7 @@ def read(data: Any, steps: int | None) -> Settings:
         max_skip=data.get("max_skip_steps", 3),
         retention=data.get("retention_ratio", 0.2),
     )
-    return reuse(policy, "blocks", int(data.get("num_inference_steps", 28)))
+    return reuse(policy, "blocks", check_steps(data.get("num_inference_steps", 28)))
 
 
 def magcache_steps(config: Mapping[str, Any]) -> list[int]:

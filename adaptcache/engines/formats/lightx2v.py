@@ -6,7 +6,7 @@ from typing import Any
 from ...policies.magnitude import Magnitude
 from ...policies.polynomial import Polynomial
 from .diffusers import ONE_GRID, THRESHOLD
-from .mask import Exported, Format, ReusePlanner, Settings, played_steps, reuse, reuse_by_mask
+from .mask import Exported, Format, ReusePlanner, Settings, check_steps, played_steps, reuse, reuse_by_mask
 from .teacache import FITTED_ON, read_polynomial
 
 VERSION = "of 2026-08 (f8aee98)"
@@ -43,7 +43,7 @@ def read(data: Any, steps: int | None) -> Settings:
     if "coefficients" in data:
         coefficients = data["coefficients"][0 if data.get("use_ret_steps") else 1]
         return read_polynomial(coefficients, data.get("teacache_thresh"), last=True)
-    n = int(data["infer_steps"])
+    n = check_steps(data["infer_steps"])
     cond, uncond = (
         Magnitude(
             ratios=tuple(ratios),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ScheduleError
-from .mask import Format, Settings, reuse_by_mask
+from .mask import Format, Settings, check_steps, reuse_by_mask
 
 
 def read_mask(data: Any, steps: int | None) -> Settings:
@@ -31,7 +31,7 @@ def read_skipped(data: Any, steps: int | None) -> Settings:
         raise ScheduleError("'cache_step' without the number of steps: add 'num_inference_steps'")
     if any(not 0 <= step < steps for step in skipped):
         raise ScheduleError(f"a skipped step is not in [0, {steps - 1}]: is it for other steps?")
-    return reuse_by_mask([int(step not in skipped) for step in range(steps)])
+    return reuse_by_mask([int(step not in skipped) for step in range(check_steps(steps))])
 
 
 SD_CPP = Format(

@@ -14,6 +14,7 @@ from ...files import write_atomically
 from ...fitting.kernel import Array, resample_kernel
 from ...fitting.plan import best_plan
 from ...forecasts.extrapolate import Extrapolate
+from ...limits import STEPS
 from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
@@ -112,6 +113,13 @@ class Settings:
     rule: Rule
     steps: int | None = None
     times: tuple[float, ...] = ()
+
+
+def check_steps(steps: float) -> int:
+    """Returns the number of steps that settings name, if a run can have as many."""
+    if not 1 <= steps <= STEPS:
+        raise ScheduleError(f"a run has 1 to {STEPS} steps, got {steps!r:.40}")
+    return int(steps)
 
 
 def reuse(policy: Policy, site: Site = "step", steps: int | None = None) -> Settings:

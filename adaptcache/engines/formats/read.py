@@ -104,10 +104,11 @@ def interpret(data: Any, steps: int | None = None, kind: str | None = None) -> t
         return kind, form.read(data, steps)
     except ScheduleError:
         raise
-    except ValidationError as error:
-        raise ScheduleError(f"these are no {kind} settings: {first_fault(error)}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ScheduleError(f"these are no {kind} settings: {type(error).__name__} {error}") from error
+        why = f"{type(error).__name__} {error}"
+        if isinstance(error, ValidationError):
+            why = first_fault(error)
+        raise ScheduleError(f"these are no {kind} settings: {why}") from error
 
 
 def guess_kind(data: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...policies.mask import Mask
 from .cache_dit import FIRST_BLOCK
-from .mask import Exported, Format, ReusePlanner, Settings, reuse
+from .mask import Exported, Format, ReusePlanner, Settings, check_steps, reuse
 
 VERSION = "0.5.23"
 USE = """\
@@ -43,9 +43,9 @@ def write(planner: ReusePlanner) -> Exported:
 def read(data: Any, steps: int | None) -> Settings:
     """Reads the bins; they are cut where they are for more steps than the run has, as by SGLang."""
     prefix = "scm_" if "scm_compute_bins" in data else ""
-    policy = Mask.of_bins(
-        data[f"{prefix}compute_bins"], data[f"{prefix}cache_bins"], data.get("num_inference_steps", steps)
-    )
+    compute, cache = data[f"{prefix}compute_bins"], data[f"{prefix}cache_bins"]
+    check_steps(sum(map(abs, (*compute, *cache))))
+    policy = Mask.of_bins(compute, cache, data.get("num_inference_steps", steps))
     return reuse(policy, steps=len(policy.compute_steps))
 
 

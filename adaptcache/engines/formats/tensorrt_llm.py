@@ -45,10 +45,6 @@ def read(data: Any, steps: int | None) -> Settings:
 
 
 FORMAT = Format(
-    "tensorrt-llm",
-    VERSION,
-    read,
-    write,
-    write_polynomial,
+    "tensorrt-llm", VERSION, read, write, write_polynomial,
     keys=("coefficients", "teacache_thresh", "cache_backend"),
-)
+)  # fmt: skip

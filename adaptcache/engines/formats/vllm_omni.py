@@ -7,7 +7,7 @@ from ...errors import ScheduleError
 from ...policies.magnitude import Magnitude
 from ...policies.polynomial import Polynomial
 from .diffusers import ONE_GRID, THRESHOLD
-from .mask import Exported, Format, ReusePlanner, Settings, reuse
+from .mask import Exported, Format, ReusePlanner, Settings, check_steps, reuse
 from .teacache import FITTED_ON, read_polynomial
 
 VERSION = "0.30.0"
@@ -45,7 +45,7 @@ def write_polynomial(policy: Polynomial, coefficients: list[float]) -> Exported:
 def read(data: Any, steps: int | None) -> Settings:
     if "coefficients" in data:
         return read_polynomial(data["coefficients"], data.get("rel_l1_thresh", data.get("threshold")))
-    n = int(data.get("num_inference_steps") or 28)
+    n = check_steps(data.get("num_inference_steps") or 28)
     policy = Magnitude(
         ratios=(*data["mag_ratios"], *([1.0] * n))[:n],  # it moves none to another number of steps
         threshold=data.get("mag_threshold", 0.24),
