@@ -1,42 +1,41 @@
 """Compares schedules with other methods: same prompts, noise, grid and dtype, in one process.
 
-Every method is given its best chance. All its settings are tried on calibration prompts, and for each
-budget the best one that stays at or below it is measured on held-out prompts.
+Every method is given its best chance. All its settings are tried on the calibration prompts that our schedules are
+fitted on, and for each budget the best one that stays at or below it is measured on held-out prompts.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..calibration.calibrate import calls_for
-from ..profiling.measure import Progress, silent
-from ..profiling.reference import twin
-from ..runs import Call, Prompt
+from ..engines import make_setup
+from ..engines.diffusers.engine import DiffusersEngine, twin
+from ..evaluation.generate import reference_images
+from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
-from .baselines import PEERS
-from .baselines.base import Case
-from .bench import Bench
-from .compare import OURS, Fitted, fit_ours, measure_ours, plan_of
-from .line import Cost, Line
-from .scorer import Shows
-from .solution import no_solution
+from .baselines import BASELINES, Case
+from .ours import OURS, Fitted, Ours, fit_ours, plan_of, with_evidence
+from .runner import FULL, CaptionScore, ComparisonRunner, Cost, MethodResult, lead_over
+from .trial import pipe_of
 
-__all__ = ["OURS", "Comparison", "Cost", "Line", "compare", "methods_of"]
+__all__ = ["OURS", "CompareOptions", "Comparison", "Cost", "MethodResult", "compare", "find_methods"]
+
+RANDOM = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "KarrasVe", "ScoreSdeVe")
+KEYS = {"params": "knobs", "caption_score": "shown"}  # what the files call fields of results
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lines of all methods, and the images behind them.
+    """The results of all methods, and the images behind them.
 
     Arguments:
         steps: Steps of the full run.
         held_out: Prompts everything was measured on.
         swept: Calibration prompts the settings were tried on.
-        lines: One for each budget and method.
+        results: One for each budget and method.
         costs: What each method cost before its first use.
         left_out: Measures that were not taken, and why.
         images: Decoded images of the full run, under "full run", and of each method and budget.
@@ -46,7 +45,7 @@ class Comparison:
     steps: int
     held_out: int
     swept: int
-    lines: list[Line]
+    results: list[MethodResult]
     costs: list[Cost]
     left_out: dict[str, str]
     images: dict[str, list[np.ndarray]]
@@ -54,20 +53,38 @@ class Comparison:
 
     def data(self) -> dict[str, Any]:
         """Returns all numbers as plain values."""
+        rows = [{KEYS.get(k, k): value for k, value in asdict(result).items()} for result in self.results]
         return {
-            "steps": self.steps, "held_out": self.held_out, "swept": self.swept,
-            "lines": [{**asdict(line), "knobs": dict(line.knobs)} for line in self.lines],
+            "steps": self.steps, "held_out": self.held_out, "swept": self.swept, "lines": rows,
             "costs": [asdict(cost) for cost in self.costs], "left_out": self.left_out,
         }  # fmt: skip
 
 
-def methods_of(names: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, and how.
+
+    Arguments:
+        methods: Names of methods; none means all.
+        sweep_on: Choose settings of other methods on at most this many calibration prompts; None takes all that our
+            schedules are fitted on.
+        refine: Also compare with a run of so many times the steps; below 2 there is none.
+        caption_score: Measures how well images show what their captions say.
+    """
+
+    methods: Sequence[str] = ()
+    sweep_on: int | None = None
+    refine: int = 0
+    caption_score: CaptionScore | None = None
+
+
+def find_methods(names: Sequence[str]) -> list[str]:
     """Returns the methods with these names, all of them where none is given.
 
     Raises:
         LookupError: There is no such method.
     """
-    known = [OURS, *PEERS]
+    known = [OURS, *BASELINES]
     if unknown := sorted(set(names) - set(known)):
         raise LookupError(f"no method {', '.join(unknown)}; there are {', '.join(known)}")
     return [name for name in known if not names or name in names]
@@ -75,62 +92,110 @@ def methods_of(names: Sequence[str]) -> list[str]:
 
 def compare(
     pipe: Any,
-    call: Call,
-    calibration: Sequence[Prompt],
-    held_out: Sequence[Prompt],
+    prompts: Iterable[Prompt],
+    eval_prompts: Iterable[Prompt],
     budgets: Sequence[float],
-    *,
-    methods: Sequence[str] = (),
-    sweep_on: int = 8,
-    batch_size: int = 1,
-    finer: int = 0,
-    shows: Shows | None = None,
-    progress: Progress = silent,
+    num_inference_steps: int = 28,
+    **options: Any,
 ) -> Comparison:
     """Measures our schedules and other methods at the same budgets.
 
     Arguments:
         pipe: A diffusers pipeline; it is not changed.
-        call: How to call it in full.
-        calibration: Prompts that schedules are fitted on, and settings of other methods chosen on.
-        held_out: Prompts that everything is measured on.
+        prompts: Prompts that schedules are fitted on, and that other methods are calibrated and chosen on.
+        eval_prompts: Prompts that everything is measured on.
         budgets: Fractions of the denoiser calls.
-        methods: Names of methods; none means all.
-        sweep_on: Try settings on at most this many calibration prompts.
-        batch_size: Prompts in a run. Methods that decide during the run have one, whatever this says.
-        finer: Also compare with a run of so many times the steps; 0 does not.
-        shows: Tells which share of images show what their captions say.
-        progress: Told the stage, what is done and of how much.
+        num_inference_steps: Steps of the full run.
+        options: Of the comparison (see `CompareOptions`): `methods`, `sweep_on`, `refine`, `caption_score`; of the
+            runs, as for `calibrate`: `seed`, `batch_size` (methods that decide during a run have one prompt in it,
+            whatever this says), `cache_dir` (for the images of many steps), `progress`; and arguments of the pipeline.
+
+    Example:
+        >>> compared = adaptcache.compare(pipe, prompts, others, [0.36, 0.25], methods=["adaptcache", "TeaCache"])
+        >>> for result in compared.results: print(result.method, result.budget, result.psnr, result.lead)
     """
-    names = methods_of(methods)
-    allowed = {budget: calls_for(call.steps, budget) for budget in budgets}
-    fits, profiled = Fitted(), {name for name in names if name != OURS and PEERS[name].profiled}
+    known = {field.name for field in fields(CompareOptions)}
+    chosen = CompareOptions(**{name: options.pop(name) for name in known & options.keys()})
+    find_methods(chosen.methods)
+    setup, rest = make_setup(pipe, num_inference_steps, options)
+    if rest:
+        raise TypeError(f"compare takes no {', '.join(sorted(rest))}")
+    calibration = PromptSet.of(prompts)
+    held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts")
+    setup.engine.preflight(setup.call, calibration)
+    allowed = {budget: calls_for(num_inference_steps, budget) for budget in budgets}
+    return compare_methods(setup, calibration, held_out, allowed, chosen)
+
+
+def compare_methods(
+    setup: Setup,
+    prompts: PromptSet,
+    eval_prompts: PromptSet,
+    allowed: Mapping[float, int],
+    chosen: CompareOptions,
+) -> Comparison:
+    """Compares methods at so many denoiser calls by budget."""
+    names = find_methods(chosen.methods)
+    profiled, fits = {name for name in names if name != OURS and BASELINES[name].profiled}, Fitted()
     if OURS in names or profiled:
-        ours = allowed if OURS in names else {}
-        fits = fit_ours(pipe, call, calibration, ours, batch_size=batch_size, progress=progress)
+        fits = fit_ours(setup, prompts, allowed if OURS in names else {})
+    alone = replace(setup, engine=DiffusersEngine(twin(pipe_of(setup)), exclusive=True))
     plans = {allowed[budget]: plan_of(schedule) for budget, schedule in fits.schedules.items()}
-    case = Case(twin(pipe), call, tuple(allowed.values()), calibration[:sweep_on], plans, fits.profile)
-    bench = Bench(case, held_out, len(calibration), batch_size, progress, shows)
+    case = Case(alone, prompts[: chosen.sweep_on], tuple(allowed.values()), plans, fits.profile)
+    runner = ComparisonRunner(case, eval_prompts, chosen.caption_score)
     left_out = {}
-    if finer and (why := no_solution(case.pipe.scheduler)):
+    if chosen.refine > 1 and (why := why_never_exact(case.pipe.scheduler)):
         left_out["exact"] = why
-    elif finer:
-        bench.many_steps(finer)
-    lines, costs, schedules = measure_ours(bench, fits)
-    lines.insert(0, bench.line("full run", 1.0, bench.full, call, None))
+    elif chosen.refine > 1:
+        call = replace(setup.call, num_inference_steps=setup.call.num_inference_steps * chosen.refine)
+        runner.exact = reference_images(replace(setup, call=call), eval_prompts)
+    results, costs, schedules = measure_ours(runner, fits)
+    results.insert(0, runner.score(FULL, 1.0, runner.full))
     for name in names:
         if name != OURS:
-            found, cost = bench.lines(PEERS[name], allowed)
-            lines += found
-            costs += [with_profile(cost, bench, fits) if name in profiled else cost] if cost else []
-    order = {budget: place for place, budget in enumerate([1.0, *budgets])}
-    lines.sort(key=lambda line: order[line.budget])
+            found, cost = runner.measure(BASELINES[name], allowed)
+            results += found
+            costs += [with_profile(cost, runner, fits) if name in profiled else cost] if cost else []
+    order = {budget: place for place, budget in enumerate([1.0, *allowed])}
+    results = sorted(with_leads(results), key=lambda result: order[result.budget])
     return Comparison(
-        call.steps, len(held_out), len(case.prompts), lines, costs, left_out, bench.images, schedules
+        case.steps, len(eval_prompts), len(case.prompts), results, costs, left_out, runner.images, schedules
     )
 
 
-def with_profile(cost: Cost, bench: Bench, fits: Fitted) -> Cost:
+def measure_ours(
+    runner: ComparisonRunner, fits: Fitted
+) -> tuple[list[MethodResult], list[Cost], dict[float, Schedule]]:
+    """Returns a result for each of our schedules, what they cost, and the schedules with their evidence."""
+    ours, results, schedules = Ours(fits.schedules), list[MethodResult](), dict[float, Schedule]()
+    for budget, schedule in fits.schedules.items():
+        results.append(runner.measure_setting(ours, budget, {"plan": plan_of(schedule)}))
+        schedules[budget] = with_evidence(schedule, results[-1], len(runner.prompts))
+    cost = Cost(OURS, {stage: work / runner.call_work for stage, work in fits.work.items()})
+    return results, [cost] if results else [], schedules
+
+
+def with_profile(cost: Cost, runner: ComparisonRunner, fits: Fitted) -> Cost:
     """Returns a cost with that of the profile the method was fitted to."""
-    profile = {stage: work / bench.call_work for stage, work in fits.profiling.items()}
+    profile = {stage: work / runner.call_work for stage, work in fits.profiling.items()}
     return replace(cost, calibration=profile | cost.calibration)
+
+
+def with_leads(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Returns the results of other methods with our lead at the same budget."""
+    ours = {result.budget: result.each for result in results if result.method == OURS}
+    return [
+        replace(result, lead=lead_over(ours[result.budget], result.each))
+        if result.method != OURS and result.each and result.budget in ours
+        else result
+        for result in results
+    ]
+
+
+def why_never_exact(scheduler: Any) -> str | None:
+    """Returns why more steps do not come nearer to one solution, or None where they do."""
+    name, config = type(scheduler).__name__, scheduler.config
+    noisy = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling")
+    if noisy or any(part in name for part in RANDOM):
+        return f"{name} draws noise at each step: there is no exact solution to compare with"
+    return None

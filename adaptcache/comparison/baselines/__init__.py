@@ -1,23 +1,26 @@
 """Other ways to make fewer denoiser calls, one file a method: what a comparison compares with."""
 
+from .align import AlignYourSteps
 from .annealing import BudCache
 from .attention import FasterCache, Pyramid
-from .base import Case, Knobs, Peer, Ready
+from .base import Baseline, Case, Params, Ready
 from .dbcache import DBCache, DBCacheDmd, DBCacheFoca, DBCacheTaylor, StaticMask
 from .first_block import FirstBlock
 from .magcache import MagCache
 from .samplers import AdamsBashforth, Dpm, Fewer, UniPC
 from .sea import Sea, SeaHere
+from .searched import SearchedAB2, SearchedAB3, SearchedDpm, SearchedEuler
 from .taylorseer import TaylorSeer, TaylorSeerLite
 from .teacache import TeaCache
 from .zoo import DiCache, EasyCache, HiCache, Learned
 
-__all__ = ["PEERS", "Case", "Knobs", "Peer", "Ready"]
+__all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready"]
 
-ALL: tuple[Peer, ...] = (
-    Fewer(), AdamsBashforth(), UniPC(), Dpm(), MagCache(), FirstBlock(), TaylorSeer(), TaylorSeerLite(),
-    Pyramid(), FasterCache(), Sea(), DBCache(), DBCacheTaylor(), DBCacheFoca(), DBCacheDmd(), StaticMask(),
-    SeaHere(), TeaCache(), EasyCache(), DiCache(), HiCache(), Learned(), BudCache(),
+ALL: tuple[Baseline, ...] = (
+    Fewer(), AdamsBashforth(), UniPC(), Dpm(), SearchedEuler(), SearchedAB2(), SearchedAB3(), SearchedDpm(),
+    AlignYourSteps(), MagCache(), FirstBlock(), TaylorSeer(), TaylorSeerLite(), Pyramid(), FasterCache(), Sea(),
+    DBCache(), DBCacheTaylor(), DBCacheFoca(), DBCacheDmd(), StaticMask(), SeaHere(), TeaCache(), EasyCache(),
+    DiCache(), HiCache(), Learned(), BudCache(),
 )  # fmt: skip
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in ALL}
+BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in ALL}

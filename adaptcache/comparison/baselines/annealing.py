@@ -1,25 +1,17 @@
 """A search like BudCache's: which steps to compute, by what plain reuse does to the final latents."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from dataclasses import replace
 
-from torch import Tensor
-
-from ...engines.diffusers.gate import Gate
 from ...forecasts.extrapolate import Extrapolate
 from ...policies.mask import Mask
-from ...runtime.runner import Runner
 from ...schedule.rule import Rule
-from ..trial import Meter
-from .base import Case, Knobs
-from .zoo import Zoo, even, follower
-
-__all__ = ["BudCache", "annealed"]
+from ..trial import latent_error, run_latents
+from .base import Case, Params, even_steps
+from .zoo import RuleBaseline, build_runner
 
 TRIALS = 60  # runs for each budget
 ON = 2  # calibration prompts in a run
@@ -27,7 +19,7 @@ HOT, COLD = 0.05, 1e-5  # temperatures, of the squared error over the energy
 RADIUS = 3  # steps that a computed step is shifted by
 
 
-class BudCache(Zoo):
+class BudCache(RuleBaseline):
     """Simulated annealing over plans with exactly as many calls, with plain reuse.
 
     The first quarter of the calls is fixed to the first steps, as published; the paper goes on with hill
@@ -40,43 +32,34 @@ class BudCache(Zoo):
     name = "BudCache-like"
     about = f"our zoo, reuse; annealing of {TRIALS} trials on {ON} prompts"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        truth = finals(case, None)
+    def propose(self, case: Case) -> list[Params]:
+        setup, few = replace(case.setup, batch_size=ON), case.prompts[:ON]
+        full = run_latents(setup, few)
 
         def loss(plan: Sequence[int]) -> float:
-            made = finals(case, follower(self.rule(case, {"plan": plan})))
-            pairs = list(zip(made, truth, strict=True))
-            error = sum(float((a - b).square().sum()) for a, b in pairs)
-            return error / sum(float(b.square().sum()) for _, b in pairs)
+            runner = build_runner(self.build_rule(case, {"plan": plan}))
+            return latent_error(run_latents(setup, few, runner), full) ** 2
 
-        return [{"plan": annealed(case.call.steps, calls, loss, TRIALS)} for calls in case.calls]
+        return [{"plan": anneal(case.steps, calls, loss, TRIALS)} for calls in case.calls]
 
-    def rule(self, case: Case, knobs: Knobs) -> Rule:
-        plan = set(knobs["plan"])
-        mask = Mask(compute_steps=tuple(i in plan for i in range(case.call.steps)))
+    def build_rule(self, case: Case, params: Params) -> Rule:
+        plan = set(params["plan"])
+        mask = Mask(compute_steps=tuple(i in plan for i in range(case.steps)))
         return Rule(policy=mask, forecast=Extrapolate(order=0))
 
 
-def finals(case: Case, visitor: Runner | None) -> list[Tensor]:
-    """Returns the final latents of a few calibration prompts, by track."""
-    meter = Meter(visitor)
-    with closing(Gate(case.pipe, meter).open()):
-        case.call(case.pipe, case.prompts[:ON])
-    return [track[0] for track in meter.latents]
-
-
-def annealed(steps: int, calls: int, loss: Callable[[Sequence[int]], float], trials: int) -> list[int]:
-    """Returns the plan with the smallest loss that simulated annealing came by.
+def anneal(steps: int, calls: int, loss: Callable[[Sequence[int]], float], trials: int) -> list[int]:
+    """Returns the plan with the smallest loss that simulated annealing found.
 
     Arguments:
         steps: Steps of the run.
         calls: How many of them are computed.
         loss: What is to be small, of a plan.
-        trials: How often the loss is asked for.
+        trials: How often the loss is computed.
     """
     dice = random.Random(0)
     fixed = max(1, calls // 4)
-    now = best = tuple(range(fixed)) + tuple(fixed + i for i in even(steps - fixed, calls - fixed))
+    now = best = tuple(range(fixed)) + tuple(fixed + i for i in even_steps(steps - fixed, calls - fixed))
     value = least = loss(now)
     for trial in range(trials - 1):
         heat = HOT * (COLD / HOT) ** (trial / max(1, trials - 2))

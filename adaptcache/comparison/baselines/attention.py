@@ -1,23 +1,17 @@
 """diffusers' caches of attention: Pyramid Attention Broadcast and FasterCache."""
 
-from __future__ import annotations
-
 import itertools
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
-from ...engines.diffusers.watch import denoisers_of
-from .base import Case, Knobs, Peer, Ready
-from .magcache import cached
-
-__all__ = ["FasterCache", "Pyramid"]
+from .base import Case, DiffusersCache, Params
 
 SKIPS = (2, 4, 8, 64)  # attention is computed at every so many steps
 RANGES = ((100, 800), (-1, 950), (-1, 1001))  # of timesteps
+SKIP, BETWEEN = "spatial_attention_block_skip_range", "spatial_attention_timestep_skip_range"
 
 
-class Pyramid(Peer):
+class Pyramid(DiffusersCache):
     """Reuses what attentions returned; all else runs at every step.
 
     References:
@@ -27,33 +21,25 @@ class Pyramid(Peer):
     name = "PAB"
     about = "diffusers, attention outputs"
 
-    def missing(self, case: Case) -> str | None:
-        if not hasattr(denoisers_of(case.pipe)[0], "enable_cache"):
-            return "this denoiser has no enable_cache"
+    def find_obstacle(self, case: Case) -> str | None:
+        if obstacle := super().find_obstacle(case):
+            return obstacle
         if not hasattr(case.pipe, "current_timestep"):
             return f"{type(case.pipe).__name__} has no current_timestep"
         if case.branches > 1:
             return f"keeps one state for all of the {case.branches} denoiser calls that guidance makes a step"
         return None
 
-    def settings(self, case: Case) -> list[Knobs]:
-        return [
-            {"spatial_attention_block_skip_range": skip, "spatial_attention_timestep_skip_range": between}
-            for skip, between in itertools.product(SKIPS, RANGES)
-        ]
+    def propose(self, case: Case) -> list[Params]:
+        return [{SKIP: skip, BETWEEN: between} for skip, between in itertools.product(SKIPS, RANGES)]
 
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import PyramidAttentionBroadcastConfig
 
-        pipe = case.pipe
-        own = {**knobs, "cross_attention_block_skip_range": knobs["spatial_attention_block_skip_range"]}
-        own["cross_attention_timestep_skip_range"] = knobs["spatial_attention_timestep_skip_range"]
-        config = PyramidAttentionBroadcastConfig(
-            **own, current_timestep_callback=lambda: pipe.current_timestep
+        cross = {name.replace("spatial", "cross"): value for name, value in params.items()}
+        return PyramidAttentionBroadcastConfig(
+            **params, **cross, current_timestep_callback=lambda: case.pipe.current_timestep
         )
-        with cached(pipe, config):
-            yield Ready(case.call)
 
 
 class FasterCache(Pyramid):
@@ -64,27 +50,19 @@ class FasterCache(Pyramid):
     """
 
     name = "FasterCache"
-    about = "diffusers, attention outputs"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        return [
-            {"spatial_attention_block_skip_range": skip, "spatial_attention_timestep_skip_range": between,
-             "weight": weight}
-            for skip, between, weight in itertools.product(SKIPS, RANGES[:2], (0.0, 0.5))
-        ]  # fmt: skip
+    def propose(self, case: Case) -> list[Params]:
+        every = itertools.product(SKIPS, RANGES[:2], (0.0, 0.5))
+        return [{SKIP: skip, BETWEEN: between, "weight": weight} for skip, between, weight in every]
 
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import FasterCacheConfig
 
-        pipe, own = case.pipe, dict(knobs)
+        own = dict(params)
         weight = own.pop("weight")
-        logging.getLogger("diffusers.hooks.faster_cache").setLevel(
-            logging.ERROR
-        )  # it is experimental, it says
-        config = FasterCacheConfig(
+        # It warns of being experimental each time.
+        logging.getLogger("diffusers.hooks.faster_cache").setLevel(logging.ERROR)
+        return FasterCacheConfig(
             **own, is_guidance_distilled=True, attention_weight_callback=lambda _: weight,
-            current_timestep_callback=lambda: pipe.current_timestep,
+            current_timestep_callback=lambda: case.pipe.current_timestep,
         )  # fmt: skip
-        with cached(pipe, config):
-            yield Ready(case.call)

@@ -1,26 +1,24 @@
-"""The interface of a peer: another way to make fewer denoiser calls, given its best chance."""
-
-from __future__ import annotations
+"""The interface of a baseline: another way to make fewer denoiser calls, at its best setting."""
 
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from ...engines.diffusers.gate import Gate
-from ...engines.diffusers.watch import denoisers_of
-from ...runs import Call, Prompt
-from ..trial import Meter, blocks_of
+from torch import nn
 
-if TYPE_CHECKING:
-    from ...profile import Profile
+from ...engines.diffusers.components import denoisers_of
+from ...hooks import StepHook
+from ...policies.base import Policy
+from ...profile import Profile
+from ...runs import PipelineCall, PromptSet, Setup
+from ...step import Step
+from ..trial import blocks_of, pipe_of
 
-__all__ = ["Case", "Knobs", "Peer", "Ready"]
-
-Knobs = Mapping[str, Any]
+Params = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,85 +26,153 @@ class Case:
     """What a comparison is about.
 
     Arguments:
-        pipe: A pipeline that only the comparison uses.
-        call: How it is called in full.
+        setup: Runs a pipeline that only the comparison uses, by an exclusive engine.
+        prompts: Calibration prompts: what baselines are calibrated on, and their settings chosen on.
         calls: The budgets, in denoiser calls.
-        prompts: Calibration prompts, for peers that are calibrated.
         plans: The numbers of the steps our schedules compute, by calls.
-        measured: The profile of the calibration prompts, for peers that are `profiled`.
+        measured: The profile of the calibration prompts, for baselines that are `profiled`.
     """
 
-    pipe: Any
-    call: Call
+    setup: Setup
+    prompts: PromptSet
     calls: tuple[int, ...]
-    prompts: Sequence[Prompt]
     plans: Mapping[int, Sequence[int]] = field(default_factory=dict)
     measured: Profile | None = None
 
     @property
-    def profile(self) -> Profile:
-        """The profile of the calibration prompts."""
-        assert self.measured is not None, "only for peers that say they are profiled"
-        return self.measured
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return pipe_of(self.setup)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the full run."""
+        return self.setup.call.num_inference_steps
+
+    @property
+    def denoisers(self) -> list[nn.Module]:
+        """The denoisers of the pipeline."""
+        return denoisers_of(self.pipe)
 
     @property
     def blocks(self) -> int:
         """How many blocks a denoiser call has."""
-        return len(blocks_of(denoisers_of(self.pipe)[0]))
+        return len(blocks_of(self.denoisers[0]))
+
+    @property
+    def profile(self) -> Profile:
+        """The profile of the calibration prompts."""
+        assert self.measured is not None, "only for baselines that say they are profiled"
+        return self.measured
 
     @functools.cached_property
     def branches(self) -> int:
         """How many denoiser calls a step has: 2 where guidance calls it twice."""
-        with closing(Gate(self.pipe, Meter()).open()) as gate:
-            replace(self.call, steps=2)(self.pipe, self.prompts[:1])
-        return max(map(len, gate.calls))
+        short = replace(self.setup, call=replace(self.setup.call, num_inference_steps=2))
+        return max(map(len, short.run(StepHook(), self.prompts[:1]).calls))
 
 
 @dataclass(frozen=True)
 class Ready:
-    """How to run a pipeline that a peer was applied to.
+    """How to run a pipeline that a baseline was applied to.
 
     Arguments:
         call: How to call it.
-        visitor: What decides at the gate; None leaves everything to the pipeline.
+        hook: Who decides at the gate; None leaves everything to the pipeline.
     """
 
-    call: Call
-    visitor: Any = None
+    call: PipelineCall
+    hook: StepHook | None = None
 
 
-class Peer(ABC):
-    """A method with knobs.
-
-    Arguments:
-        name: What tells it apart.
-        about: What it is.
-        needs: The package it comes from.
-        alone: Whether it decides during the run: then each prompt is a run of its own, as a batch would be
-            decided for by its worst prompt, or by its mean.
-        fine: A knob with which the calls fall; between two settings on both sides of a budget more are tried.
-        profiled: Whether it is fitted to a profile.
-        baseline: Whether it gets as many calls as there are, instead of what is best on calibration prompts.
-    """
+class Baseline(ABC):
+    """A method with settings."""
 
     name: ClassVar[str]
     about: ClassVar[str]
-    needs: ClassVar[str] = "diffusers"
-    alone: ClassVar[bool] = False
-    fine: ClassVar[str] = ""
-    profiled: ClassVar[bool] = False
-    baseline: ClassVar[bool] = False
+    package: ClassVar[str] = "diffusers"  # where it comes from
+    # Whether it decides during the run: then each prompt is a run of its own, as a batch would be decided for by
+    # its worst prompt, or by its mean.
+    per_prompt: ClassVar[bool] = False
+    threshold: ClassVar[str] = (
+        ""  # a parameter with which calls fall: settings around the budgets are refined by it
+    )
+    profiled: ClassVar[bool] = False  # whether it is fitted to a profile
+    probes: ClassVar[bool] = False  # whether it computes the first block at every step, to decide by
+    # Whether it gets as many calls as there are, instead of what is best on the calibration prompts.
+    takes_all_calls: ClassVar[bool] = False
 
-    def missing(self, case: Case) -> str | None:
+    def find_obstacle(self, case: Case) -> str | None:
         """Returns why the method cannot run here, or None."""
-        if importlib.util.find_spec(self.needs.replace("-", "_")) is None:
-            return f"not installed: pip install {self.needs}"
+        if importlib.util.find_spec(self.package.replace("-", "_")) is None:
+            return f"not installed: pip install {self.package}"
         return None
 
     @abstractmethod
-    def settings(self, case: Case) -> list[Knobs]:
-        """Returns the knobs to try on the calibration prompts, for all budgets together."""
+    def propose(self, case: Case) -> list[Params]:
+        """Returns the settings to try on the calibration prompts, for all budgets together."""
 
     @abstractmethod
-    def applied(self, case: Case, knobs: Knobs) -> AbstractContextManager[Ready]:
+    def apply(self, case: Case, params: Params) -> AbstractContextManager[Ready]:
         """Puts the method on the pipeline, and takes it off again."""
+
+
+class DiffusersCache(Baseline):
+    """A cache of diffusers, for denoisers with `enable_cache`."""
+
+    def find_obstacle(self, case: Case) -> str | None:
+        return None if hasattr(case.denoisers[0], "enable_cache") else "this denoiser has no enable_cache"
+
+    @abstractmethod
+    def build_config(self, case: Case, params: Params) -> Any:
+        """Returns the configuration that `enable_cache` takes."""
+
+    @contextmanager
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
+        with enable_cache(case, self.build_config(case, params)):
+            yield Ready(case.setup.call)
+
+
+@contextmanager
+def enable_cache(case: Case, config: Any) -> Iterator[None]:
+    """Enables a cache of diffusers on all denoisers."""
+    with ExitStack() as undo:
+        for denoiser in case.denoisers:
+            denoiser.enable_cache(config)  # type: ignore[operator]
+            undo.callback(denoiser.disable_cache)  # type: ignore[arg-type]
+        yield
+
+
+@contextmanager
+def with_scheduler(case: Case, scheduler: Any) -> Iterator[None]:
+    """Gives the pipeline another scheduler."""
+    before, case.pipe.scheduler = case.pipe.scheduler, scheduler
+    try:
+        yield
+    finally:
+        case.pipe.scheduler = before
+
+
+def even_steps(steps: int, calls: int) -> list[int]:
+    """Returns so many step numbers, evenly spaced, with the first and the last."""
+    return sorted({round(k * (steps - 1) / max(1, calls - 1)) for k in range(calls)})
+
+
+def planned_steps(policy: Policy, steps: int) -> tuple[int, ...]:
+    """Returns the numbers of the steps that a static policy computes."""
+    times = tuple(1 - i / steps for i in range(steps))
+    state = policy.init(times)
+    return tuple(i for i in range(steps) if i == 0 or policy.compute(state, Step(i, times)))
+
+
+def nearest_plans(plans: Mapping[tuple[int, ...], Params], calls: Sequence[int], count: int) -> list[Params]:
+    """Returns the settings of the `count` longest plans at or below each budget.
+
+    Arguments:
+        plans: Settings by the numbers of the steps they compute.
+        calls: The budgets, in denoiser calls.
+        count: How many for each budget.
+    """
+    ranked = sorted(plans, key=len, reverse=True)
+    chosen = {plan: plans[plan] for most in calls for plan in [p for p in ranked if len(p) <= most][:count]}
+    return list(chosen.values())

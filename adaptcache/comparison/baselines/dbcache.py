@@ -1,64 +1,58 @@
 """cache-dit: DBCache, with its forecasts (TaylorSeer, FoCa, DMD), and by a fixed mask of steps."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-from ...engines.diffusers.watch import denoisers_of
-from ...engines.formats.cache_dit import left_as_found
-from .base import Case, Knobs, Peer, Ready
-from .zoo import even
-
-__all__ = ["DBCache", "DBCacheDmd", "DBCacheFoca", "DBCacheTaylor", "StaticMask"]
+from .base import Baseline, Case, Params, Ready, even_steps
 
 THRESHOLDS = (0.03, 0.08, 0.2, 0.5, 1.2)
 WARMUPS = (1, 3)
 
 
-class DBCache(Peer):
+class DBCache(Baseline):
     """Dual-block cache, https://github.com/vipshop/cache-dit"""
 
     name = "DBCache"
     about = "cache-dit; decides for each prompt"
-    needs = "cache-dit"
-    alone = True
-    fine = "residual_diff_threshold"
+    package = "cache-dit"
+    per_prompt = probes = True
+    threshold = "residual_diff_threshold"
     forecast: ClassVar[str] = ""  # what cache-dit calls a calibrator
 
-    def settings(self, case: Case) -> list[Knobs]:
+    def propose(self, case: Case) -> list[Params]:
         return [
             {"residual_diff_threshold": threshold, "max_warmup_steps": warmup}
             for threshold, warmup in itertools.product(THRESHOLDS, WARMUPS)
         ]
 
     @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
         import cache_dit
 
-        for logger in [
-            name for name in logging.root.manager.loggerDict if name.lower().startswith("cache_dit")
-        ]:
-            logging.getLogger(logger).setLevel(logging.ERROR)  # it tells of every block it hooks
-        own = dict(knobs)
+        from ...engines.formats.cache_dit import left_as_found
+
+        for name in list(logging.root.manager.loggerDict):
+            if name.lower().startswith("cache_dit"):
+                logging.getLogger(name).setLevel(logging.ERROR)  # it logs every block it hooks
+        own = dict(params)
         order = own.pop("taylorseer_order", 0)
-        calibrator = forecast_of("taylorseer" if order else self.forecast, order)
+        calibrator = build_forecast("taylorseer" if order else self.forecast, order)
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.call.steps,
+            Fn_compute_blocks=1, Bn_compute_blocks=0, num_inference_steps=case.steps,
             enable_separate_cfg=case.branches > 1, **own,
         )  # fmt: skip
         with ExitStack() as undo:
-            for denoiser in denoisers_of(case.pipe):
+            for denoiser in case.denoisers:
                 undo.enter_context(left_as_found(denoiser))
             cache_dit.enable_cache(case.pipe, cache_config=config, calibrator_config=calibrator)
             undo.callback(cache_dit.disable_cache, case.pipe)
-            yield Ready(case.call)
+            yield Ready(case.setup.call)
 
 
-def forecast_of(name: str, order: int) -> Any:
+def build_forecast(name: str, order: int) -> Any:
     """Returns the configuration of one of cache-dit's forecasts; None reuses."""
     import cache_dit
 
@@ -77,8 +71,8 @@ class DBCacheTaylor(DBCache):
 
     name = "DBCache + TaylorSeer"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        return [{**knobs, "taylorseer_order": 1} for knobs in super().settings(case)]
+    def propose(self, case: Case) -> list[Params]:
+        return [{**params, "taylorseer_order": 1} for params in super().propose(case)]
 
 
 class DBCacheFoca(DBCache):
@@ -100,15 +94,13 @@ class StaticMask(DBCache):
 
     name = "static mask"
     about = "cache-dit, fixed steps"
-    alone = False
-    fine = ""
+    per_prompt = False
+    threshold = ""
 
-    def settings(self, case: Case) -> list[Knobs]:
-        steps, plans = case.call.steps, list[list[int]]()
-        for calls in sorted({max(1, calls - less) for calls in case.calls for less in (0, 1, 2, 3)}):
-            plans.append(even(steps, calls))
-        plans += [list(plan) for plan in case.plans.values()]
-        masks = [[int(i in plan) for i in range(steps)] for plan in plans]
+    def propose(self, case: Case) -> list[Params]:
+        fewer = sorted({max(1, calls - less) for calls in case.calls for less in (0, 1, 2, 3)})
+        plans = [even_steps(case.steps, calls) for calls in fewer] + list(map(list, case.plans.values()))
+        masks = [[int(i in plan) for i in range(case.steps)] for plan in plans]
         return [
             {"steps_computation_mask": mask, "steps_computation_policy": "static", "max_warmup_steps": 0}
             | ({"taylorseer_order": order} if order else {})

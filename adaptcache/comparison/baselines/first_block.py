@@ -1,38 +1,24 @@
 """diffusers' FirstBlockCache: compute the first block, and the rest only when its output has changed."""
 
-from __future__ import annotations
+from typing import Any
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from ...engines.diffusers.watch import denoisers_of
-from .base import Case, Knobs, Peer, Ready
-from .magcache import cached
-
-__all__ = ["FirstBlock"]
+from .base import Case, DiffusersCache, Params
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 
 
-class FirstBlock(Peer):
+class FirstBlock(DiffusersCache):
     """First-block cache, after ParaAttention (2024), https://github.com/chengzeyi/ParaAttention"""
 
     name = "FirstBlockCache"
     about = "diffusers; decides for each prompt"
-    alone = True
-    fine = "threshold"
+    per_prompt = probes = True
+    threshold = "threshold"
 
-    def missing(self, case: Case) -> str | None:
-        if not hasattr(denoisers_of(case.pipe)[0], "enable_cache"):
-            return "this denoiser has no enable_cache"
-        return None
-
-    def settings(self, case: Case) -> list[Knobs]:
+    def propose(self, case: Case) -> list[Params]:
         return [{"threshold": threshold} for threshold in THRESHOLDS]
 
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import FirstBlockCacheConfig
 
-        with cached(case.pipe, FirstBlockCacheConfig(**knobs)):
-            yield Ready(case.call)
+        return FirstBlockCacheConfig(**params)

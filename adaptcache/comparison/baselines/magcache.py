@@ -1,29 +1,25 @@
 """diffusers' MagCache, calibrated by its own calibration on the calibration prompts."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ...engines.diffusers.watch import denoisers_of
-from .base import Case, Knobs, Peer, Ready
-
-__all__ = ["MagCache", "cached"]
+from ...hooks import StepHook
+from ...policies.magnitude import Magnitude
+from .base import Case, DiffusersCache, Params, enable_cache, nearest_plans, planned_steps
 
 THRESHOLDS = (0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5, 3.0)
 SKIPS = (1, 2, 3, 4, 6, 8)
 RETENTIONS = (0.0, 0.1, 0.2)
-NEAR = 3  # settings tried for each budget that differ in the steps they compute
+NEAR = 3  # plans tried for each budget
 
 
-class MagCache(Peer):
+class MagCache(DiffusersCache):
     """Skips all blocks while the product of magnitude ratios stays near 1.
 
     References:
@@ -33,68 +29,40 @@ class MagCache(Peer):
     name = "MagCache"
     about = "diffusers, calibrated"
 
-    def missing(self, case: Case) -> str | None:
-        if not hasattr(denoisers_of(case.pipe)[0], "enable_cache"):
-            return "this denoiser has no enable_cache"
-        return None
-
-    def settings(self, case: Case) -> list[Knobs]:
-        """Follows its rule on paper for the whole grid, and keeps the masks nearest below each budget."""
-        ratios = calibrated(case)
-        masks: dict[tuple[int, ...], Knobs] = {}
+    def propose(self, case: Case) -> list[Params]:
+        """Follows its rule for the whole grid, without a run, and keeps the plans nearest below each budget."""
+        ratios = calibrate_ratios(case)
+        plans: dict[tuple[int, ...], Params] = {}
         for threshold, most, retention in itertools.product(THRESHOLDS, SKIPS, RETENTIONS):
-            mask = followed(ratios, threshold, most, retention)
-            masks.setdefault(mask, {
+            params = {
                 "threshold": threshold, "max_skip_steps": most, "retention_ratio": retention,
-                "num_inference_steps": case.call.steps, "mag_ratios": ratios,
-            })  # fmt: skip
-        chosen: dict[tuple[int, ...], Knobs] = {}
-        for calls in case.calls:
-            below = sorted((mask for mask in masks if len(mask) <= calls), key=len, reverse=True)
-            chosen |= {mask: masks[mask] for mask in below[:NEAR]}
-        return list(chosen.values())
+                "num_inference_steps": case.steps, "mag_ratios": ratios,
+            }  # fmt: skip
+            plans.setdefault(planned_steps(policy_of(params), case.steps), params)
+        return nearest_plans(plans, case.calls, NEAR)
 
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import MagCacheConfig
 
-        with cached(case.pipe, MagCacheConfig(**knobs)):
-            yield Ready(case.call)
+        return MagCacheConfig(**params)
 
 
-@contextmanager
-def cached(pipe: Any, config: Any) -> Iterator[None]:
-    """Enables a cache of diffusers on all denoisers of a pipeline."""
-    with contextlib.ExitStack() as undo:
-        for denoiser in denoisers_of(pipe):
-            denoiser.enable_cache(config)  # type: ignore[operator]
-            undo.callback(denoiser.disable_cache)  # type: ignore[arg-type]
-        yield
+def policy_of(params: Params) -> Magnitude:
+    """Returns the policy that decides as diffusers' MagCache does with these parameters."""
+    return Magnitude(
+        ratios=tuple(params["mag_ratios"]), threshold=params["threshold"], max_skip=params["max_skip_steps"],
+        retention=params["retention_ratio"],
+    )  # fmt: skip
 
 
-def calibrated(case: Case) -> list[float]:
+def calibrate_ratios(case: Case) -> list[float]:
     """Returns the mean magnitude ratios over the calibration prompts, with shape (N,)."""
     from diffusers import MagCacheConfig
 
     printed = io.StringIO()  # it prints the ratios for people to copy, and then forgets them
-    config = MagCacheConfig(calibrate=True, num_inference_steps=case.call.steps)
-    with cached(case.pipe, config), contextlib.redirect_stdout(printed):
-        for number, prompt in enumerate(case.prompts):
-            case.call(case.pipe, [prompt], number)
-    rows = [ast.literal_eval(line) for line in printed.getvalue().splitlines() if line.startswith("[0") or
-            line.startswith("[1")]  # fmt: skip
+    config = MagCacheConfig(calibrate=True, num_inference_steps=case.steps)
+    with enable_cache(case, config), contextlib.redirect_stdout(printed):
+        for prompt in case.prompts.batches(1):
+            replace(case.setup, batch_size=1).run(StepHook(), prompt)
+    rows = [ast.literal_eval(line) for line in printed.getvalue().splitlines() if line[:2] in ("[0", "[1")]
     return [float(value) for value in np.mean(rows, axis=0)]
-
-
-def followed(ratios: Sequence[float], threshold: float, most: int, retention: float) -> tuple[int, ...]:
-    """Returns the numbers of the steps that MagCache computes by these ratios."""
-    steps, product, error, skipped = list[int](), 1.0, 0.0, 0
-    for index, ratio in enumerate(ratios):
-        if index >= int(retention * len(ratios) + 0.5):
-            product, skipped = product * ratio, skipped + 1
-            error += abs(1 - product)
-            if index and error <= threshold and skipped <= most:
-                continue
-            product, error, skipped = 1.0, 0.0, 0
-        steps.append(index)
-    return tuple(steps)

@@ -1,9 +1,8 @@
-"""Fewer steps: the baseline that every cache has to beat, with samplers of first and second order."""
-
-from __future__ import annotations
+"""Fewer steps: what every cache has to beat, with samplers of first and higher order."""
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,103 +10,103 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...engines.diffusers.sampler import FLOW, sampler
-from ...hooks import Update
+from ...fitting.differences import mean_weights
+from ...hooks import SchedulerStep, StepHook
 from ...step import Step
-from .base import Case, Knobs, Peer, Ready
-
-__all__ = ["AdamsBashforth", "Dpm", "Fewer", "UniPC"]
+from .base import Baseline, Case, Params, Ready, with_scheduler
 
 
-class Fewer(Peer):
+class Fewer(Baseline):
     """The pipeline's own sampler with as many steps as there are calls."""
 
     name = "fewer steps"
     about = "the pipeline's own sampler"
-    baseline = True
+    takes_all_calls = True
 
-    def settings(self, case: Case) -> list[Knobs]:
+    def propose(self, case: Case) -> list[Params]:
         return [{"steps": calls} for calls in case.calls]
 
     @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
-        yield Ready(replace(case.call, steps=knobs["steps"]))
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
+        yield Ready(replace(case.setup.call, num_inference_steps=params["steps"]))
 
 
-class AdamsBashforth(Peer):
+class AdamsBashforth(Baseline):
     """Adams-Bashforth of order 2, on as many even steps as there are calls, or on our plan's steps."""
 
     name = "AB2"
     about = "fewer steps, Adams-Bashforth of order 2"
 
-    def missing(self, case: Case) -> str | None:
+    def find_obstacle(self, case: Case) -> str | None:
         kind = type(case.pipe.scheduler).__name__
         return None if kind == FLOW else f"needs a {FLOW}, this is a {kind}"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        even: list[Knobs] = [{"steps": calls} for calls in case.calls]
+    def propose(self, case: Case) -> list[Params]:
+        even: list[Params] = [{"steps": calls} for calls in case.calls]
         return even + [{"plan": list(case.plans[calls])} for calls in case.calls if calls in case.plans]
 
     @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
-        steps = knobs.get("steps", case.call.steps)
-        yield Ready(replace(case.call, steps=steps), Line(knobs.get("plan", range(steps))))
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
+        steps = params.get("steps", case.steps)
+        yield Ready(replace(case.setup.call, num_inference_steps=steps), MultistepHook(2, params.get("plan")))
 
 
-class Line:
-    """Puts a line through the last two computed outputs and follows it to the next.
+class MultistepHook(StepHook):
+    """Makes Euler's sampler one of Adams-Bashforth, on any grid of noise levels.
 
-    Each step is given the line's value in its middle, so that the steps between two computed ones add
-    up to the integral of the line: one step of Adams-Bashforth.
+    Each step is given the mean, over its noise levels, of the polynomial through the last computed outputs; so the
+    steps between two computed ones add up to the polynomial's integral.
+
+    Arguments:
+        order: How many outputs are used.
+        plan: The numbers of the computed steps; None computes all.
     """
 
-    def __init__(self, plan: Any) -> None:
-        self.plan = set(plan)
+    def __init__(self, order: int, plan: Sequence[int] | None = None) -> None:
+        self.order, self.plan = order, plan
+        self.on_run_end()
 
-    def begin(self, times: tuple[float, ...]) -> None:
-        self.known: list[tuple[float, Tensor]] = []
+    def should_compute(self, step: Step) -> bool:
+        return self.plan is None or step.index in self.plan
 
-    def computes(self, step: Step) -> bool:
-        return step.index in self.plan
+    def model_output(self, step: SchedulerStep) -> Tensor:
+        scheduler: Any = step.scheduler  # type: ignore[attr-defined]
+        at = step.step.index + (scheduler.begin_index or 0)
+        here, after = map(float, scheduler.sigmas[at : at + 2])
+        known = self.known[step.track, step.view]
+        if step.computed:
+            known[:] = [(here, step.u), *known[: self.order - 1]]
+        weights = mean_weights([level for level, _ in known], here, after)
+        return sum((w * u for w, (_, u) in zip(weights, known, strict=True)), 0 * step.u)
 
-    def update(self, update: Update) -> Tensor:
-        sigmas = update.move.scheduler.sigmas
-        here, after = (float(sigmas[update.step.index + k]) for k in (0, 1))
-        if update.computed:
-            self.known = [(here, update.move.u), *self.known[:1]]
-        (s, u), *older = self.known
-        if not older:
-            return u
-        slope = (u - older[0][1]) / (s - older[0][0])
-        return u + ((here + after) / 2 - s) * slope
-
-    def end(self) -> None:
-        self.known = []
+    def on_run_end(self) -> None:
+        self.known: dict[Hashable, list[tuple[float, Tensor]]] = defaultdict(list)  # by track and view
 
 
-class Multistep(Peer):
-    """A multistep sampler of diffusers in the pipeline's stead, with its orders."""
+class Multistep(Baseline):
+    """A multistep sampler of diffusers instead of the pipeline's own, with its orders."""
 
     kind: ClassVar[str]
+    orders: ClassVar[tuple[int, ...]] = (2,)
 
-    def missing(self, case: Case) -> str | None:
+    def find_obstacle(self, case: Case) -> str | None:
         try:
             sampler(self.kind, case.pipe.scheduler)
         except ValueError as error:
             return str(error)
         return None
 
-    def settings(self, case: Case) -> list[Knobs]:
-        both = itertools.product(case.calls, (1, 2, 3) if self.kind.startswith("UniPC") else (2,))
-        return [{"steps": calls, "solver_order": order} for calls, order in both]
+    def propose(self, case: Case) -> list[Params]:
+        return [
+            {"steps": calls, "solver_order": order}
+            for calls, order in itertools.product(case.calls, self.orders)
+        ]
 
     @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
-        before = case.pipe.scheduler
-        case.pipe.scheduler = sampler(self.kind, before, solver_order=knobs["solver_order"])
-        try:
-            yield Ready(replace(case.call, steps=knobs["steps"]))
-        finally:
-            case.pipe.scheduler = before
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
+        own = sampler(self.kind, case.pipe.scheduler, solver_order=params["solver_order"])
+        with with_scheduler(case, own):
+            yield Ready(replace(case.setup.call, num_inference_steps=params["steps"]))
 
 
 class UniPC(Multistep):
@@ -116,6 +115,7 @@ class UniPC(Multistep):
     name = "UniPC"
     about = "fewer steps, UniPC"
     kind = "UniPCMultistepScheduler"
+    orders = (1, 2, 3)
 
 
 class Dpm(Multistep):

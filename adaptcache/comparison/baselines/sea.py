@@ -1,86 +1,72 @@
 """SeaCache: diffusers' where it applies, and ours after it where it does not."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
 from typing import Any
 
-from ...engines.diffusers.watch import denoisers_of, plain
+from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
-from .base import Case, Knobs, Peer, Ready
-from .magcache import cached
-from .zoo import Zoo, rule_of
-
-__all__ = ["Sea", "SeaHere"]
+from .base import Case, DiffusersCache, Params
+from .zoo import RuleBaseline
 
 THRESHOLDS = (0.05, 0.15, 0.4, 1.0, 3.0)
 
 
-class Sea(Peer):
+class Sea(DiffusersCache):
     """Spectral-evolution-aware cache, https://arxiv.org/abs/2602.18993"""
 
     name = "SeaCache"
     about = "diffusers; decides for each prompt"
-    alone = True
-    fine = "threshold"
+    per_prompt = True
+    threshold = "threshold"
 
-    def missing(self, case: Case) -> str | None:
+    def find_obstacle(self, case: Case) -> str | None:
         import diffusers
 
-        kind = plain(case.pipe)
+        kind, version = type(case.pipe), f"diffusers {diffusers.__version__}"
         if not hasattr(diffusers, "SeaCacheConfig"):
-            return f"diffusers {diffusers.__version__} has none: pip install -U diffusers"
-        # Pipelines that do not tell the denoiser where they are run in full, whatever is set.
+            return f"{version} has none: pip install -U diffusers"
+        # Pipelines that do not give the denoiser step and sigma are run in full, whatever is set.
         if "sigma" not in inspect.getsource(kind.__call__).partition("cache_context")[2]:
             return (
-                f"not for {kind.__name__}, which does not tell its denoiser step and sigma; in diffusers "
-                f"{diffusers.__version__} Wan (text to video) and Cosmos 3 do"
+                f"not for {kind.__name__}, which does not give its denoiser step and sigma; in {version} "
+                "Wan (text to video) and Cosmos 3 do"
             )
-        return None
+        return super().find_obstacle(case)
 
-    def settings(self, case: Case) -> list[Knobs]:
+    def propose(self, case: Case) -> list[Params]:
         return [
             {"threshold": threshold, "residual_order": order, "max_consecutive_cached": 0}
-            for threshold in THRESHOLDS
-            for order in (0, 1)
+            for threshold, order in itertools.product(THRESHOLDS, (0, 1))
         ]
 
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import SeaCacheConfig
 
-        with cached(case.pipe, SeaCacheConfig(**knobs)):
-            yield Ready(case.call)
+        return SeaCacheConfig(**params)
 
 
-class SeaHere(Zoo):
+class SeaHere(RuleBaseline):
     """The same decision on the latents, in front of the denoiser."""
 
     name = "SeaCache (zoo)"
     about = "our zoo, on the latents; decides for each prompt"
-    alone = True
-    fine = "threshold"
+    per_prompt = True
+    threshold = "threshold"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        return [
-            {"threshold": threshold, "order": order, **tokens(case)}
-            for threshold in THRESHOLDS
-            for order in (0, 1)
-        ]
+    def propose(self, case: Case) -> list[Params]:
+        place = find_token_grid(case)
+        both = itertools.product(THRESHOLDS, (0, 1))
+        return [{"threshold": threshold, "order": order, **place} for threshold, order in both]
 
-    def rule(self, case: Case, knobs: Knobs) -> Rule:
-        return rule_of("seacache", **knobs)
+    def build_rule(self, case: Case, params: Params) -> Rule:
+        return build_rules("seacache", **params)[0]
 
 
-def tokens(case: Case) -> dict[str, Any]:
+def find_token_grid(case: Case) -> dict[str, Any]:
     """Returns the positions of the tokens, for pipelines whose latents are a sequence of square patches."""
-    packs = getattr(case.pipe, "_pack_latents", None)
-    size = [case.call.arguments.get(name) for name in ("height", "width")]
-    if packs is None or None in size:
+    size = [case.setup.call.pipe_kwargs.get(name) for name in ("height", "width")]
+    if not hasattr(case.pipe, "_pack_latents") or None in size:
         return {}
-    sample = getattr(denoisers_of(case.pipe)[0], "config", {})
-    assert sample is not None
     patch = 2 * int(getattr(case.pipe, "vae_scale_factor", 8))
     return {"grid": tuple(int(side) // patch for side in size if side)}

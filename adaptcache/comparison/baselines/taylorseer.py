@@ -1,25 +1,19 @@
 """diffusers' TaylorSeer: a Taylor series of attention outputs, or (lite) of the last projection."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ...engines.diffusers.watch import denoisers_of
-from .base import Case, Knobs, Peer, Ready
-from .magcache import cached
-
-__all__ = ["TaylorSeer", "TaylorSeerLite"]
+from ...policies.uniform import Uniform
+from .base import Case, DiffusersCache, Params, nearest_plans, planned_steps
 
 INTERVALS = (2, 3, 4, 5, 6, 7, 8, 9, 10)
 BEFORE = (1, 2, 3, 4, 5)
+LAST = (0, 1, 2, 3, 5)  # steps at the end that are all computed, by `disable_cache_after_step`
 ORDERS = (1, 2, 3)
-NEAR = 2  # plans tried for each budget, each with all orders
+NEAR = 2  # plans tried for each budget and end, each with all orders
 
 
-class TaylorSeer(Peer):
+class TaylorSeer(DiffusersCache):
     """Forecasts the output of every attention; the feed-forward networks run at every step.
 
     References:
@@ -30,32 +24,24 @@ class TaylorSeer(Peer):
     about = "diffusers, attention outputs"
     lite: ClassVar[bool] = False
 
-    def missing(self, case: Case) -> str | None:
-        if not hasattr(denoisers_of(case.pipe)[0], "enable_cache"):
-            return "this denoiser has no enable_cache"
-        return None
+    def propose(self, case: Case) -> list[Params]:
+        chosen: dict[tuple[int, ...], Params] = {}
+        for last in LAST:
+            plans: dict[tuple[int, ...], Params] = {}
+            for interval, before in itertools.product(INTERVALS, BEFORE):
+                params: Params = {"cache_interval": interval, "disable_cache_before_step": before}
+                if last:
+                    params = {**params, "disable_cache_after_step": case.steps - last}
+                plans.setdefault(planned_steps(policy_of(params, case.steps), case.steps), params)
+            for params in nearest_plans(plans, case.calls, NEAR):
+                chosen.setdefault(planned_steps(policy_of(params, case.steps), case.steps), params)
+        return [{**params, "max_order": order} for params in chosen.values() for order in ORDERS]
 
-    def settings(self, case: Case) -> list[Knobs]:
-        plans: dict[tuple[int, ...], tuple[int, int]] = {}
-        for interval, before in itertools.product(INTERVALS, BEFORE):
-            plans.setdefault(computed(case.call.steps, interval, before), (interval, before))
-        chosen: dict[tuple[int, int], None] = {}
-        for calls in case.calls:
-            below = sorted((plan for plan in plans if len(plan) <= calls), key=len, reverse=True)
-            chosen |= dict.fromkeys(plans[plan] for plan in below[:NEAR])
-        return [
-            {"cache_interval": interval, "disable_cache_before_step": before, "max_order": order}
-            for (interval, before), order in itertools.product(chosen, ORDERS)
-        ]
-
-    @contextmanager
-    def applied(self, case: Case, knobs: Knobs) -> Iterator[Ready]:
+    def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import TaylorSeerCacheConfig
 
-        dtype = next(denoisers_of(case.pipe)[0].parameters()).dtype  # its default rounds to bfloat16
-        config = TaylorSeerCacheConfig(**knobs, use_lite_mode=self.lite, taylor_factors_dtype=dtype)
-        with cached(case.pipe, config):
-            yield Ready(case.call)
+        dtype = next(case.denoisers[0].parameters()).dtype  # its default rounds to bfloat16
+        return TaylorSeerCacheConfig(**params, use_lite_mode=self.lite, taylor_factors_dtype=dtype)
 
 
 class TaylorSeerLite(TaylorSeer):
@@ -66,6 +52,10 @@ class TaylorSeerLite(TaylorSeer):
     lite = True
 
 
-def computed(steps: int, interval: int, before: int) -> tuple[int, ...]:
-    """Returns the numbers of the steps it computes: all before `before`, then from `before + 1` on."""
-    return tuple(i for i in range(steps) if i < before or (i - before - 1) % interval == 0)
+def policy_of(params: Params, steps: int) -> Uniform:
+    """Returns the policy that computes the steps that diffusers' TaylorSeer does."""
+    after = params.get("disable_cache_after_step", steps)
+    return Uniform(
+        interval=params["cache_interval"], warm_up=params["disable_cache_before_step"], first_gap=2,
+        cool_down=steps - after,
+    )  # fmt: skip

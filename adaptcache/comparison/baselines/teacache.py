@@ -1,25 +1,19 @@
 """TeaCache, calibrated as its authors calibrate it: a polynomial from the input's change to the output's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from ...engines.diffusers.watch import denoisers_of
 from ...fitting.polynomial import fit_rising
 from ...policies.polynomial import Polynomial
-from ...policies.threshold import ThresholdState
+from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
 from ...sites.denoisers import find_spec
 from ...step import Step, relative_change, worst
-from ..trial import run
-from .base import Case, Knobs
-from .zoo import Zoo, follower, rule_of
-
-__all__ = ["TeaCache"]
+from .base import Case, Params
+from .zoo import RuleBaseline, build_runner
 
 THRESHOLDS = (0.03, 0.1, 0.3, 1.0, 3.0)
 DEGREE = 4
@@ -30,27 +24,26 @@ class Watching(Polynomial):
 
     _pairs: list[tuple[float, float]] = PrivateAttr(default_factory=list)
 
-    def compute(self, state: ThresholdState, step: Step) -> bool:
+    def compute(self, state: Any, step: Step) -> bool:
         return True
 
-    def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
+    def observe(self, state: Any, step: Step, output: Tensor) -> None:
         if step.x is not None and state.anchor is not None and state.output is not None:
             pair = relative_change(step.x, state.anchor), relative_change(output, state.output)
             self._pairs.append((worst(pair[0], step.groups), worst(pair[1], step.groups)))
         super().observe(state, step, output.clone())
 
 
-class TeaCache(Zoo):
+class TeaCache(RuleBaseline):
     """Liu et al., 2024, https://arxiv.org/abs/2411.19108"""
 
     name = "TeaCache"
     about = "our zoo, calibrated; decides for each prompt"
-    inside = True
-    alone = True
-    fine = "threshold"
+    inside = per_prompt = True
+    threshold = "threshold"
 
-    def settings(self, case: Case) -> list[Knobs]:
-        changes = np.array(watched(case))
+    def propose(self, case: Case) -> list[Params]:
+        changes = np.array(watch_changes(case))
         rising = fit_rising(changes[:, 0], changes[:, 1], DEGREE)
         published = np.polyfit(changes[:, 0], changes[:, 1], DEGREE)  # as its authors fit it
         fits: list[dict[str, Any]] = [
@@ -59,19 +52,20 @@ class TeaCache(Zoo):
         ]
         return [{"threshold": threshold, **fit} for fit in fits for threshold in THRESHOLDS]
 
-    def rule(self, case: Case, knobs: Knobs) -> Rule:
-        return rule_of("teacache", **knobs, on=signal(case))
+    def build_rule(self, case: Case, params: Params) -> Rule:
+        return build_rules("teacache", **params, on=signal_of(case))[0]
 
 
-def signal(case: Case) -> str:
+def signal_of(case: Case) -> Any:
     """Returns what is looked at: the modulated input, where the first block's modulation is known."""
-    return "modulated" if find_spec(denoisers_of(case.pipe)[0]).modulated else "input"
+    return "modulated" if find_spec(case.denoisers[0]).modulated else "input"
 
 
-def watched(case: Case) -> list[tuple[float, float]]:
+def watch_changes(case: Case) -> list[tuple[float, float]]:
     """Returns the changes of signal and output from step to step, on full runs of the calibration prompts."""
-    policy = Watching(threshold=0.0, coefficients=(1.0,), on=signal(case))
-    rule = rule_of("teacache", coefficients=(1.0,), threshold=0.0, on=signal(case))
-    runner = follower(rule.model_copy(update={"policy": policy}))
-    run(case.pipe, case.call, case.prompts, runner)
+    policy = Watching(threshold=0.0, coefficients=(1.0,), on=signal_of(case))
+    (rule,) = build_rules("teacache", coefficients=(1.0,), threshold=0.0, on=signal_of(case))
+    runner = build_runner(rule.model_copy(update={"policy": policy}))
+    for prompt in case.prompts.batches(1):
+        case.setup.run(runner, prompt)
     return policy._pairs

@@ -1,0 +1,330 @@
+"""Runs the methods of a comparison: chooses their settings, measures them in turn with the full run, counts costs."""
+
+import importlib.util
+import logging
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ..evaluation.generate import TimedHook, check_images
+from ..evaluation.metrics import psnr, ssim, summary
+from ..hooks import StepHook
+from ..runs import Prompt, PromptSet, Setup
+from .baselines import Baseline, Case, Params
+from .trial import MacCounter, Trial, latent_error, measure_memory, run_trial
+
+logger = logging.getLogger(__name__)
+
+CaptionScore = Callable[[Sequence[Prompt], Sequence[np.ndarray]], float]
+TOLERANCE = 1.01  # a method that runs a little around the blocks at every step is not sent a whole call down
+FULL = "full run"
+HALVINGS = 2  # settings tried between two that lie on both sides of a budget
+PAIRS = (3, 8)  # runs timed in turn with the full run, at least and at most
+UNPROBED = ", probe not counted"
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method reached at a budget; with a `note` instead of numbers where it did not run.
+
+    Arguments:
+        method: Its name.
+        budget: The fraction of the denoiser calls that it was allowed.
+        calls: Denoiser calls it made in a run: its block calls over the blocks.
+        blocks: Block calls it made in a run; a block of which a part was skipped counts in part.
+        psnr: Decibels of decoded images against the full run, mean and 5th percentile over prompts.
+        ssim: The same for structural similarity; None without the extra `metrics`.
+        latent: Distance of the final latents from the full run's, relative to their length.
+        exact: Decibels of decoded images against a run of many steps.
+        caption_score: How well images show what their captions say: a share of them, or a CLIPScore.
+        speed: How many times faster than the full run, in the denoising loop: the median of runs in turn.
+        memory: Bytes kept from step to step, at the most, more than the full run keeps; for one prompt.
+        each: Decibels against the full run, by prompt.
+        params: The setting that was best on the calibration prompts.
+        tried: How many settings were tried.
+        note: Why there are no numbers.
+        unprobed: Denoiser calls if the first block cost nothing.
+        over_budget: Calls of settings that made more on the held-out prompts than they were allowed, and that this
+            one was taken instead of.
+        lead: How many decibels our schedule is ahead, over prompts: "mean", and "ci95", the half width of its
+            95 % confidence interval.
+    """
+
+    method: str
+    budget: float
+    calls: float | None = None
+    blocks: float | None = None
+    psnr: dict[str, float] | None = None
+    ssim: dict[str, float] | None = None
+    latent: float | None = None
+    exact: dict[str, float] | None = None
+    caption_score: float | None = None
+    speed: float | None = None
+    memory: int | None = None
+    each: list[float] = field(default_factory=list)
+    params: Params = field(default_factory=dict)
+    tried: int = 0
+    note: str = ""
+    unprobed: float | None = None
+    over_budget: tuple[float, ...] = ()
+    lead: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method cost before its first use, for all budgets together, in denoiser calls.
+
+    Arguments:
+        method: Its name.
+        calibration: Calls for what it is fitted on, by stage; one call serves one prompt.
+        settings: Calls for choosing its setting.
+        tried: How many settings were tried.
+    """
+
+    method: str
+    calibration: dict[str, float]
+    settings: float = 0.0
+    tried: int = 0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A setting on the calibration prompts.
+
+    Arguments:
+        calls: Denoiser calls in a run.
+        unprobed: Those if the first block cost nothing.
+        quality: Mean decibels against the full run.
+        params: The setting.
+    """
+
+    calls: float
+    unprobed: float
+    quality: float
+    params: Params
+
+
+def settings_between(
+    found: Sequence[tuple[float, Params]], threshold: str, budgets: Sequence[int]
+) -> list[Params]:
+    """Returns settings in the middle, on a log scale, of the two nearest to each budget on both sides.
+
+    Arguments:
+        found: Calls and parameters of what was tried.
+        threshold: The parameter that is varied; more of it means fewer calls.
+        budgets: In calls.
+    """
+    families: dict[str, list[tuple[float, Params]]] = {}
+    for calls, params in found:
+        rest = repr(sorted((key, value) for key, value in params.items() if key != threshold))
+        families.setdefault(rest, []).append((calls, params))
+    new: dict[str, Params] = {}
+    for entries in families.values():
+        for budget in budgets:
+            below = [params[threshold] for calls, params in entries if calls <= budget + 1e-6]
+            above = [params[threshold] for calls, params in entries if calls > budget + 1e-6]
+            over = [value for value in above if below and value < min(below)]
+            if below and over:
+                value = math.sqrt(min(below) * max(over))
+                params = {**entries[0][1], threshold: float(f"{value:.4g}")}
+                new[repr(params)] = params
+    return list(new.values())
+
+
+class ComparisonRunner:
+    """Runs methods on held-out prompts, and on calibration prompts to choose their settings.
+
+    Arguments:
+        case: What is compared.
+        prompts: The held-out prompts.
+        caption_score: Measures how well images show what their captions say.
+    """
+
+    def __init__(self, case: Case, prompts: PromptSet, caption_score: CaptionScore | None = None) -> None:
+        self.case, self.prompts, self.caption_score = case, prompts, caption_score
+        self.setup = case.setup
+        self.full = run_trial(self.setup, prompts, stage=FULL)
+        self.full_memory = measure_memory(self.setup, prompts[:1])
+        self.call_work = self.full.work / len(prompts) / case.steps
+        self.exact: list[np.ndarray] = []  # images of many steps
+        self.images: dict[str, list[np.ndarray]] = {}
+        self._calibration_full: Trial | None = None
+
+    def count_calls(self, trial: Trial, full: Trial) -> tuple[float, float]:
+        """Returns a trial's work in denoiser calls a run: all of it, and without the first block."""
+        rest = full.work - full.probe  # nothing where the denoiser has one block
+        steps = self.case.steps
+        calls = steps * trial.work / full.work
+        return calls, steps * (trial.work - trial.probe) / rest if rest else calls
+
+    def setup_for(self, baseline: Baseline) -> Setup:
+        """Returns how a baseline is run: some have one prompt in a run."""
+        return replace(self.setup, batch_size=1) if baseline.per_prompt else self.setup
+
+    def run(self, baseline: Baseline, params: Params, prompts: PromptSet, stage: str = "") -> Trial:
+        """Runs a baseline with a setting."""
+        with baseline.apply(self.case, params) as ready:
+            setup = replace(self.setup_for(baseline), call=ready.call)
+            return run_trial(setup, prompts, ready.hook, stage)
+
+    # The settings
+
+    def try_settings(self, baseline: Baseline, settings: Sequence[Params]) -> list[Tried]:
+        """Tries settings of a baseline on the calibration prompts."""
+        full, found = self.calibration_full(), list[Tried]()
+        for number, params in enumerate(settings):
+            trial = self.run(baseline, params, self.case.prompts)
+            pairs = zip(trial.images, full.images, strict=True)
+            quality = float(np.nan_to_num(np.mean([psnr(a, b) for a, b in pairs]), nan=-math.inf))
+            found.append(Tried(*self.count_calls(trial, full), quality, params))
+            self.setup.progress(f"{baseline.name}, settings", number + 1, len(settings))
+        return found
+
+    def calibration_full(self) -> Trial:
+        """Returns the full run of the calibration prompts."""
+        if self._calibration_full is None:
+            self._calibration_full = run_trial(self.setup, self.case.prompts)
+        return self._calibration_full
+
+    def choose_settings(self, baseline: Baseline, budgets: Sequence[int]) -> tuple[list[Tried], Cost]:
+        """Tries a baseline's settings, and finer ones around the budgets; returns them and what that cost."""
+        self.calibration_full()  # serves all, and counts for none
+        with MacCounter(self.case.pipe) as calibration:
+            settings = baseline.propose(self.case)
+        with MacCounter(self.case.pipe) as trying:
+            found = self.try_settings(baseline, settings)
+            for _ in range(HALVINGS if baseline.threshold else 0):
+                between = {}
+                for counted in countings(baseline):
+                    calls = [(calls_of(one, counted), one.params) for one in found]
+                    finer = settings_between(calls, baseline.threshold, budgets)
+                    between |= {repr(params): params for params in finer}
+                found += self.try_settings(baseline, list(between.values()))
+        own = {"calibration": calibration.work / self.call_work} if calibration.work else {}
+        return found, Cost(baseline.name, own, trying.work / self.call_work, len(found))
+
+    # The results
+
+    def measure(
+        self, baseline: Baseline, budgets: Mapping[float, int]
+    ) -> tuple[list[MethodResult], Cost | None]:
+        """Returns a result for each budget, with a note where the method does not run here, or breaks."""
+        name = baseline.name
+        if obstacle := baseline.find_obstacle(self.case):
+            return [MethodResult(name, budget, note=obstacle) for budget in budgets], None
+        results = list[MethodResult]()
+        try:
+            found, cost = self.choose_settings(baseline, list(budgets.values()))
+            for budget, calls in budgets.items():
+                best = [self.measure_best(baseline, budget, calls, found, c) for c in countings(baseline)]
+                same = len(best) > 1 and best[0].params == best[1].params
+                results += best[:1] if same else best
+        except Exception as error:  # another's code on this model: the other methods are to go on
+            logger.warning("%s broke", name, exc_info=True)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            return [MethodResult(name, budget, note=f"broke: {reason}") for budget in budgets], None
+        return results, cost
+
+    def measure_best(
+        self, baseline: Baseline, budget: float, calls: int, found: Sequence[Tried], counted: bool
+    ) -> MethodResult:
+        """Measures the best setting at or below a budget on the held-out prompts.
+
+        A setting that makes more calls there than it is allowed, and made fewer on the calibration prompts, gives way
+        to the best of those with fewer still.
+
+        Arguments:
+            counted: Whether the probe counts for the budget.
+        """
+        name, most, over = baseline.name + UNPROBED * (not counted), calls * TOLERANCE, list[float]()
+        fitting = [one for one in found if calls_of(one, counted) <= most]
+        while fitting:
+            best = max(fitting, key=lambda one: one.calls if baseline.takes_all_calls else one.quality)
+            trial = self.run(baseline, best.params, self.prompts, f"{name} {budget:g}")
+            made = self.count_calls(trial, self.full)[not counted]
+            if made <= most:
+                result = self.measure_setting(baseline, budget, best.params, trial, name)
+                return replace(result, tried=len(found), over_budget=tuple(over))
+            over.append(made)
+            fitting = [one for one in fitting if calls_of(one, counted) < calls_of(best, counted)]
+        least = min(over or (calls_of(one, counted) for one in found))
+        why = (
+            f"over budget on the held-out prompts: {calls} calls"
+            if over
+            else f"no setting at or below {calls} calls"
+        )
+        note = f"{why}; the least is {least:.1f}"
+        return MethodResult(name, budget, tried=len(found), note=note, over_budget=tuple(over))
+
+    def measure_setting(
+        self, baseline: Baseline, budget: float, params: Params, trial: Trial | None = None, name: str = ""
+    ) -> MethodResult:
+        """Returns what a setting is worth on the held-out prompts, with its time and memory."""
+        name = name or baseline.name
+        trial = trial or self.run(baseline, params, self.prompts, f"{name} {budget:g}")
+        with baseline.apply(self.case, params) as ready:
+            setup = replace(self.setup, call=ready.call)
+            memory = measure_memory(setup, self.prompts[:1], ready.hook) - self.full_memory
+        result, speed = self.score(name, budget, trial), self.time_pairs(baseline, params)
+        return replace(result, params=params, memory=max(0, memory), speed=speed)
+
+    def score(self, name: str, budget: float, trial: Trial) -> MethodResult:
+        """Returns the quality of a trial on the held-out prompts and its calls, and keeps its images."""
+        label = name if trial is self.full else f"{name} {budget:g}"
+        check_images(trial.images, self.prompts.first, label)
+        self.images[label] = trial.images
+        pairs = list(zip(trial.images, self.full.images, strict=True))
+        pictures = pairs[0][0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
+        calls, unprobed = self.count_calls(trial, self.full)
+        each = [psnr(a, b) for a, b in pairs]
+        exact = [psnr(a, b) for a, b in zip(trial.images, self.exact, strict=False)]
+        return MethodResult(
+            name, budget, calls, calls * self.case.blocks, summary(each),
+            summary([ssim(a, b) for a, b in pairs]) if pictures else None,
+            latent_error(trial.latents, self.full.latents), summary(exact) if exact else None,
+            self.caption_score(tuple(self.prompts), trial.images) if self.caption_score else None,
+            speed=1.0, memory=0, each=each, unprobed=unprobed,
+        )  # fmt: skip
+
+    def time_pairs(self, baseline: Baseline, params: Params) -> float:
+        """Returns the median over pairs of runs, of a full one and one by the method, of their times' ratio.
+
+        In turn, as a busy machine is slower at one time than at another.
+        """
+        setup = self.setup_for(baseline)
+        batches, ratios = list(self.prompts.batches(setup.batch_size)), list[float]()
+        for number in range(min(max(len(batches), PAIRS[0]), PAIRS[1])):
+            batch = batches[number % len(batches)]
+            full = time_loop(setup, batch)
+            with baseline.apply(self.case, params) as ready:
+                ratios.append(full / time_loop(replace(setup, call=ready.call), batch, ready.hook))
+        return statistics.median(ratios)
+
+
+def time_loop(setup: Setup, batch: PromptSet, hook: StepHook | None = None) -> float:
+    """Returns the seconds of a run in the denoising loop."""
+    timed = TimedHook(hook)
+    setup.run(timed, batch)
+    return timed.seconds
+
+
+def countings(baseline: Baseline) -> tuple[bool, ...]:
+    """Returns whether the first block counts for the budget: for methods that probe with it, both."""
+    return (True, False) if baseline.probes else (True,)
+
+
+def calls_of(one: Tried, counted: bool) -> float:
+    """Returns the calls of a setting, with the first block counted or not."""
+    return one.calls if counted else one.unprobed
+
+
+def lead_over(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Returns how far we are ahead, in decibels over the same prompts, with Student's interval for the mean."""
+    gaps = np.subtract(ours, other)
+    half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else None
+    return {"mean": float(gaps.mean()), "ci95": None if half is None else float(half)}
