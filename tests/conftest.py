@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.runs import Call
+from tests.calls import Call
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
