@@ -10,7 +10,7 @@ from statistics import NormalDist, median
 import numpy as np
 
 from ..calibration.fit import build_schedule
-from ..calibration.match import match
+from ..calibration.match import Fit, match
 from ..evaluation.generate import check_images, generate, reference_images
 from ..evaluation.metrics import psnr
 from ..forecasts.extrapolate import Extrapolate
@@ -20,7 +20,7 @@ from ..profiling.measure import Measurement
 from ..runs import PromptSet, Setup
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .candidate import Candidate
+from .candidate import FEATURES, Candidate
 from .target import Target
 
 LEAST = 4  # prompts of the first rung: fewer cannot differ significantly
@@ -61,28 +61,21 @@ class CandidateEvaluator:
         return build_schedule(self.setup, self.measurement.profile, (rule,))
 
     def fit(self, candidate: Candidate, everything: bool = False) -> tuple[Rule, float]:
-        """Fits a candidate on the fit prompts, or as `calibrate` does on everything.
+        """Returns the rule of a candidate, and the relative squared error of its final latents.
 
-        Returns:
-            Its rule, and the relative squared error of its final latents.
-
-        Raises:
-            ValueError: Its runs end in no finite latents.
+        It is fitted on the first half of the prompts; with `everything` on all, as `calibrate` does.
         """
         if (candidate, everything) not in self._fitted:
             count = len(self.prompts) if everything else self.half
             measured = self.measurement.head(count, self.setup.batch_size)
-            found = match(self.setup, self.prompts[:count], candidate.plan, measured, candidate.fit)
+            fit = Fit(candidate.history, FEATURES[candidate.features], candidate.ridge)
+            found = match(self.setup, self.prompts[:count], candidate.plan, measured, fit)
             policy = watched(Plan.of(candidate.plan, self.full.grid.times), found.seen)
             self._fitted[candidate, everything] = Rule(policy=policy, forecast=found.forecast), found.error
         return self._fitted[candidate, everything]
 
     def score(self, schedule: Schedule, prompts: PromptSet, truth: Sequence[np.ndarray]) -> list[float]:
-        """Returns the decibels of prompts by a schedule.
-
-        Raises:
-            ValueError: An image is not finite.
-        """
+        """Returns the decibels of prompts by a schedule."""
         images = generate(self.setup, prompts, schedule).images
         check_images(images, prompts.first, "the run by a schedule")
         return [psnr(image, full) for image, full in zip(images, truth, strict=True)]

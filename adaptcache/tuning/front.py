@@ -19,7 +19,7 @@ from ..evaluation.metrics import summary
 from ..evaluation.validate import compute_all, evidence_of
 from ..files import dump_json, write_atomically
 from ..limits import NODES, first_fault, parse_json, read_bytes
-from ..schedule.format import Count, Evidence, Line, Name, Part, Summary
+from ..schedule.format import Count, Line, Name, Part, Summary
 from ..schedule.schedule import Schedule
 from .candidate import Candidate, leaders
 
@@ -92,36 +92,33 @@ class Front(Part):
         found = re.fullmatch(r"\s*(?:(\d{1,6})|(\d{1,6}(?:\.\d{0,6})?)\s*dB)\s*", wish, re.I)
         if not found:
             raise ValueError(f"cannot pick {wish[:40]!r}: give a number of calls (10) or a quality (35dB)")
-        if found[1]:
-            if few := [point for point in self.points if point.calls <= int(found[1])]:
-                return few[-1]
-            there = ", ".join(str(point.calls) for point in self.points)
-            raise LookupError(f"no point of {self.name} makes {found[1]} calls or fewer; there are: {there}")
-        if good := [point for point in self.points if point.select["mean"] >= float(found[2])]:
-            return good[0]
-        most = max(point.select["mean"] for point in self.points)
-        raise LookupError(f"no point of {self.name} reaches {found[2]} dB; the best has {most:.1f} dB")
+        few = [point for point in self.points if found[1] and point.calls <= int(found[1])]
+        good = [point for point in self.points if found[2] and point.select["mean"] >= float(found[2])]
+        if not few and not good:
+            there = ", ".join(f"{point.calls} ({point.select['mean']:.1f} dB)" for point in self.points)
+            raise LookupError(f"no point of {self.name} has {found[0].strip()}; there are calls {there}")
+        return few[-1] if few else good[0]
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a front; `ScheduleError` says what is wrong with it."""
         try:
             data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
+            if not is_front(data):
+                fault = " is not a front: `adaptcache tune` writes one"
+            elif data["front"] != 1:
+                fault = (
+                    f" is a front of format {data['front']}, this adaptcache reads 1: update, or tune again"
+                )
+            else:
+                return cls.model_validate(data)
         except OSError as error:
-            why = error.strerror
-            raise ScheduleError(f"cannot read {path}: {why}; `adaptcache tune` writes one") from None
-        except ValueError as error:
-            raise ScheduleError(f"{path} is not JSON ({error}): is it a front?") from None
-        if not is_front(data):
-            raise ScheduleError(f"{path} is not a front: `adaptcache tune` writes one")
-        if data["front"] != 1:
-            raise ScheduleError(
-                f"{path} is a front of format {data['front']}, this adaptcache reads 1: update it, or tune again"
-            )
-        try:
-            return cls.model_validate(data)
+            fault = f" cannot be read: {error.strerror}; `adaptcache tune` writes one"
         except ValidationError as error:
-            raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
+            fault = f": {first_fault(error, 'front')}"
+        except ValueError as error:
+            fault = f" is not JSON ({error}): is it a front?"
+        raise ScheduleError(f"{path}{fault}")
 
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
@@ -156,53 +153,52 @@ class Tuned:
 def conclude(search: Search) -> Tuned:
     """Fits what a search found on all calibration prompts, and measures it on the held-out ones, slow to fast.
 
-    For a quality the first schedule that fails is the last one measured: a certificate takes the one before.
-
     Raises:
         ValueError: The search ended before there was anything.
     """
-    target, done, evaluator = search.proposer.target, len(search.finished), search.evaluator
+    target, done, evaluator = search.sampler.target, len(search.finished), search.evaluator
     if not (pairs := find_winners(search)):
         raise ValueError(f"nothing to choose after {done} trials: give more trials or time, and resume")
-    about = {"target": str(target), "trials": done, "seed": search.proposer.seed}
-    name, quality = search.name or evaluator.full.name + "-tuned", target.quality
-    truth, eval_prompts = reference_images(evaluator.setup, search.eval_prompts), search.eval_prompts
-    points, values, certificate = list[Point](), list[list[float]](), None
+    about = {"target": str(target), "trials": done, "seed": search.sampler.seed}
+    name, setup = search.options.name or evaluator.full.name + "-tuned", evaluator.setup
+    truth = reference_images(setup, search.eval_prompts)
+
+    def build(trial: Any, own: str, **more: Any) -> tuple[Schedule, list[float]]:
+        candidate, profile = Candidate.suggest(trial, search.steps), evaluator.measurement.profile
+        made = {"prompts": len(evaluator.prompts), "history": candidate.history, "ridge": candidate.ridge}
+        rules = (evaluator.fit(candidate, everything=True)[0],)
+        schedule = build_schedule(setup, profile, rules, {**made, "tuning": {**about, **more}}, own)
+        return schedule, evaluator.score(schedule, search.eval_prompts, truth) if truth else []
+
+    points, values = list[Point](), list[list[float]]()
     for winner, start in reversed(pairs):
-        (mean, error), psnr = gain(psnr_of(winner), psnr_of(start)), psnr_of(winner)
-        calls, origin = winner.params["calls"], winner.params["origin"]
+        psnr, calls, origin = psnr_of(winner), winner.params["calls"], winner.params["origin"]
+        mean, error = gain(psnr, psnr_of(start))
         more = {"found": origin, "select": len(psnr), "gain": {"mean": mean, "standard error": error}}
-        own = f"{name}-{calls}-calls" if len(pairs) > 1 else name
-        schedule = build_final(search, winner, {**about, **more}, own)
-        if truth and not (
-            quality and values and certify(values[-1:], quality, groups=search.groups).certified is None
-        ):
-            values.append(evaluator.score(schedule, eval_prompts, truth))
-            evaluator.setup.progress("held-out, by schedule", len(values), len(pairs))
-            schedule = with_evidence(schedule, evidence_of(values[-1], calls, search.steps))
+        schedule, own = build(winner, f"{name}-{calls}-calls" if len(pairs) > 1 else name, **more)
+        evidence = evidence_of(own, calls, search.steps) if own else None
+        schedule = schedule.model_copy(update={"evidence": evidence})
         points.append(Point(calls=calls, select=summary(psnr), gain=mean, origin=origin, schedule=schedule))
+        values.append(own)
+        setup.progress("held-out, by schedule", len(values), len(pairs))
     chosen, gained, schedule = None, None, points[0].schedule
     sentence = f"{len(points)} schedules, from {points[-1].calls} to {points[0].calls} calls."
-    if quality:
-        certificate = certify(
-            values, quality, settings=[f"{point.calls} calls" for point in points[: len(values)]],
-            prompts=f"{len(truth)} held-out prompts", groups=search.groups,
-        )  # fmt: skip
-        if (at := certificate.certified) is None:
-            schedule = compute_all(schedule, certificate)
-            sentence = f"The full run alone meets {target}. {schedule.evidence.verdict}"
-        else:
-            evidence = points[at].schedule.evidence.model_copy(update={"certificate": certificate})
-            schedule, sentence = with_evidence(points[at].schedule, evidence), certificate.sentence
+    if target.quality:
+        settings, prompts = [f"{point.calls} calls" for point in points], f"{len(truth)} held-out prompts"
+        proof = certify(
+            values, target.quality, settings=settings, prompts=prompts, groups=search.options.groups
+        )
+        schedule = compute_all(schedule, proof)
+        sentence = f"The full run alone meets {target}. {schedule.evidence.verdict}"
+        if (at := proof.certified) is not None:
+            chosen, sentence, schedule = len(points) - 1 - at, proof.sentence, points[at].schedule
+            evidence = schedule.evidence.model_copy(update={"certificate": proof})
+            schedule = schedule.model_copy(update={"evidence": evidence})
             points[at] = points[at].model_copy(update={"schedule": schedule})
-            chosen = len(points) - 1 - at
-    elif len(search.proposer.choices) == 1:
+    elif len(search.sampler.choices) == 1:
         chosen, (winner, start) = 0, pairs[0]
-        if values:
-            before = values[0]
-            if winner.number != start.number:
-                before = evaluator.score(build_final(search, start, about, name), eval_prompts, truth)
-            gained = gain(values[0], before)
+        if truth:
+            gained = gain(values[0], values[0] if winner is start else build(start, name)[1])
         sentence = describe_choice(search, points[0], gained)
     front = Front(name=name, **about, chosen=chosen, points=tuple(points[::-1]))
     schedule = schedule.model_copy(update={"name": name})
@@ -212,39 +208,25 @@ def conclude(search: Search) -> Tuned:
 def find_winners(search: Search) -> list[tuple[Any, Any]]:
     """Returns the best trials by rising calls, each better than those before, beside that of `calibrate`.
 
-    The best of many noisy values was lucky too: where it does not beat what `calibrate` would return by more than
-    two standard errors, that is taken. `calibrate` fits on all calibration prompts, and so may rank its plans
-    otherwise than the trials did.
+    The best of many noisy values was lucky too: where it does not beat what `calibrate` would return by more
+    than two standard errors, that is taken. `calibrate` fits on all calibration prompts, and so may rank its
+    plans otherwise than the trials did.
     """
     found: list[tuple[Any, Any]] = []
-    for calls in search.proposer.choices:
-        best, starts = leaders(search.finished, calls), search.proposer.starts(calls)
-        tried = [(Candidate.suggest(trial, search.steps), trial) for trial in best]
-        tried = sorted((pair for pair in tried if pair[0] in starts), key=lambda pair: pair[0].plan)
-        if not tried:
+    for calls in search.sampler.choices:
+        best, starts = leaders(search.finished, calls), search.sampler.starts(calls)
+        tried = {Candidate.suggest(trial, search.steps): trial for trial in best}
+        known = sorted((one for one in tried if one in starts), key=lambda candidate: candidate.plan)
+        if not known:
             continue
-        start = tried[0][1]
-        if len(tried) > 1:
-            start = min(tried, key=lambda pair: search.evaluator.fit(pair[0], everything=True)[1])[1]
+        if len(known) > 1:
+            known.sort(key=lambda candidate: search.evaluator.fit(candidate, everything=True)[1])
+        start = tried[known[0]]
         mean, error = gain(psnr_of(best[0]), psnr_of(start))
         winner = best[0] if mean > SURE * error else start
         if not found or winner.value > found[-1][0].value:
             found.append((winner, start))
     return found
-
-
-def build_final(search: Search, trial: Any, about: dict[str, Any], name: str) -> Schedule:
-    """Returns the schedule of a trial, fitted on all calibration prompts."""
-    evaluator, candidate = search.evaluator, Candidate.suggest(trial, search.steps)
-    rules = (evaluator.fit(candidate, everything=True)[0],)
-    fit = {"history": candidate.history, "ridge": candidate.ridge, "tuning": about}
-    made = {"prompts": len(evaluator.prompts), **fit}
-    return build_schedule(evaluator.setup, evaluator.measurement.profile, rules, made, name)
-
-
-def with_evidence(schedule: Schedule, evidence: Evidence) -> Schedule:
-    """Returns a schedule with its evidence."""
-    return schedule.model_copy(update={"evidence": evidence})
 
 
 def psnr_of(trial: Any) -> list[float]:
@@ -261,12 +243,14 @@ def gain(values: Sequence[float], over: Sequence[float]) -> tuple[float, float]:
 
 def describe_choice(search: Search, point: Point, gained: tuple[float, float] | None) -> str:
     """Says what was chosen for a number of calls, what it gained over `calibrate`, and how long it takes."""
-    sentence = f"{point.calls} calls: no trial was surely better than what calibrate returns, so it is that."
+    target, sentence = search.sampler.target, f"{point.calls} calls: "
     if point.calls == search.steps:
-        sentence = f"The full run alone meets {search.proposer.target}: all {point.calls} steps are computed."
-    elif point.gain != 0.0:
-        sentence = f"{point.calls} calls: {point.gain:+.2f} dB over calibrate on the prompts it was chosen by"
+        sentence = f"The full run alone meets {target}: all {point.calls} steps are computed."
+    elif point.gain == 0.0:
+        sentence += "no trial was surely better than what calibrate returns, so it is that."
+    else:
+        sentence += f"{point.gain:+.2f} dB over calibrate on the prompts it was chosen by"
         sentence += f", {gained[0]:+.2f} ± {gained[1]:.2f} dB on held-out prompts." if gained else "."
-    if search.proposer.target.max_latency is not None:
-        sentence += f" One image takes {search.evaluator.latency(point.schedule.rules[0]):.3g} s."
-    return sentence
+    if target.max_latency is None:
+        return sentence
+    return f"{sentence} One image takes {search.evaluator.latency(point.schedule.rules[0]):.3g} s."

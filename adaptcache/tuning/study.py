@@ -1,36 +1,39 @@
 """The optuna study: where trials are kept, what the next one tries, when one is pruned, and who makes it.
 
-Workers share a study by its storage. The trial of a worker that died is failed and queued again by optuna's
-heartbeats; a worker that finds an earlier trial like its own drops it. So each candidate is counted once.
+Workers share a study by its storage. They draw parameters one after another, so that none draws what another has;
+the trial of a worker that died is failed and queued again by optuna's heartbeats.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
+import numpy as np
+
+from ..calibration.fit import plans_for
+from ..fitting.plan import plan_cost
+from ..profile import Profile
 from ..runs import PromptSet
-from .candidate import Candidate, Proposer, leaders
+from .candidate import MOVES, SPACE, Candidate, leaders, move_call
 from .evaluator import LEAST, CandidateEvaluator, worth
+from .target import SearchOptions, Target
 
 try:
     import optuna
     from filelock import FileLock
-    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-    from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, fail_stale_trials
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
-    from optuna.storages._heartbeat import BaseHeartbeat
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-    from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
@@ -40,9 +43,14 @@ DRAWING = timedelta(seconds=10)  # the longest that parameters are drawn
 PAUSE = 0.5  # seconds until the trials of other workers are looked at again
 WAIT = 60  # seconds for the lock of SQLite
 MEMORY = ("sqlite://", "sqlite:///:memory:")
-FINISHED = ("COMPLETE", "PRUNED")
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
 WORSE = 1.25  # times the error of the best final latents: 1 dB
+DRAWS = 4  # moves of a plan, of which the one with the least predicted error is tried
+LEADERS = 3  # of these the neighbours are tried
+TRIES = 100  # draws before all neighbours count as tried
+ABOVE = (1, 2, 3, 5)  # calls more than the fewest that reach a quality
+EXPERIMENTAL: dict[str, Any] = {"action": "ignore", "category": optuna.exceptions.ExperimentalWarning}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -51,15 +59,7 @@ class Dropped(Exception):
     """A trial that is not to be made."""
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides optuna's warnings about what it calls experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-class Journal(JournalStorage, BaseHeartbeat):  # type: ignore[misc]
+class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHeartbeat):  # type: ignore[misc]
     """A journal file with heartbeats, which optuna has for databases only; clocks must agree to seconds."""
 
     def record_heartbeat(self, trial_id: int) -> None:
@@ -68,8 +68,8 @@ class Journal(JournalStorage, BaseHeartbeat):  # type: ignore[misc]
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
-        since = time.time() - GRACE
-        return [trial._trial_id for trial in running if trial.system_attrs.get("heartbeat", math.inf) < since]
+        beats = {trial._trial_id: trial.system_attrs.get("heartbeat", math.inf) for trial in running}
+        return [trial_id for trial_id, beat in beats.items() if time.time() - beat > GRACE]
 
     def get_heartbeat_interval(self) -> int:
         return BEAT
@@ -86,23 +86,22 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
     """
     url = f"sqlite:///{folder / 'tuning.db'}" if where is None and folder else str(where or MEMORY[0])
     if url in MEMORY:
-        return InMemoryStorage()
-    local = url.startswith("sqlite:///") or "://" not in url
-    path, lock = Path(url.removeprefix("sqlite:///").split("?")[0]), nullcontext()
+        return optuna.storages.InMemoryStorage()
+    path, wait, lock = Path(url.removeprefix("sqlite:///").split("?")[0]), {}, nullcontext()
     try:
-        if local:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{path}.tables")  # two workers that begin at once would both make the tables
         if "://" not in url:
+            path.parent.mkdir(parents=True, exist_ok=True)
             first = path.open("rb").readline(2**16) if path.exists() else b""
             if first and not (first.startswith(b"{") and "op_code" in json.loads(first)):
                 raise ValueError("it is some other file; a database has a URL (sqlite:///...)")
-            return Journal(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
-        wait = {"connect_args": {"timeout": WAIT}} if local else {}
-        with quiet(), lock:
-            return RDBStorage(
-                url, wait, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=Retry()
-            )
+            files = optuna.storages.journal
+            return Journal(files.JournalFileBackend(url, files.JournalFileOpenLock(url)))
+        if url.startswith("sqlite:///"):  # two workers that begin at once would both make the tables
+            path.parent.mkdir(parents=True, exist_ok=True)
+            wait, lock = {"connect_args": {"timeout": WAIT}}, FileLock(f"{path}.lock")
+        with catch_warnings(**EXPERIMENTAL), lock:
+            signs = {"heartbeat_interval": BEAT, "grace_period": GRACE}
+            return optuna.storages.RDBStorage(url, wait, heartbeat_stale_trial_callback=Retry(), **signs)
     except Exception as error:  # of a driver, a network, a file system
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         shown = url.split("://")[0] + "://..." if "@" in url else url  # no password
@@ -110,11 +109,7 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
 
 
 def open_study(storage: Any, name: str, resume: bool) -> Any:
-    """Opens a study, or creates it.
-
-    Raises:
-        ValueError: It has trials already, and they are not to be resumed.
-    """
+    """Opens a study, or creates it; ValueError says that it has trials that are not to be resumed."""
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
     if not resume and (count := len(study.get_trials(deepcopy=False))):
         raise ValueError(
@@ -124,86 +119,151 @@ def open_study(storage: Any, name: str, resume: bool) -> Any:
     return study
 
 
-def live_trials(study: Any, *states: str) -> list[Any]:
-    """Returns the trials that did not fail and whose parameters are drawn: of some states, or all."""
-    trials = study.get_trials(deepcopy=False)
-    # A trial that is queued again has the number of the failed one.
-    drawn = [
-        one
-        for one in trials
-        if one.user_attrs.get("drawn", -1) >= (one.number if one.state.name == "RUNNING" else 0)
-    ]
-    return [one for one in drawn if (one.state.name in states if states else one.state.name != "FAIL")]
+def live_trials(study: Any, *states: TrialState) -> list[Any]:
+    """Returns the trials of some states whose parameters are drawn; by default of all but the failed ones."""
+    states = states or (TrialState.WAITING, TrialState.RUNNING, *FINISHED)
+    return [trial for trial in study.get_trials(deepcopy=False, states=states) if is_drawn(trial)]
 
 
-@dataclass
-class MoveSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
-    """Draws the parameters of a trial from a proposer."""
+def is_drawn(trial: Any) -> bool:
+    """Whether all parameters are drawn. A trial that is queued again has the number of the failed one."""
+    number = trial.number if trial.state == TrialState.RUNNING else 0
+    return bool(trial.user_attrs.get("drawn", -1) >= number)
 
-    proposer: Proposer
-    exhausted: bool = False
-    _drawn: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return {}
+@dataclass(eq=False)
+class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
+    """Draws what `calibrate` chooses from, then moves from the best trials.
 
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
+    Arguments:
+        profile: What was measured on all calibration prompts.
+        target: What is asked for.
+        choices: The numbers of calls that may be tried, rising.
+        trials: How many trials are made in all.
+        seed: With the number of a trial it determines the draws.
+    """
+
+    profile: Profile
+    target: Target
+    choices: Sequence[int]
+    trials: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__init__(self.seed)
+        self.drawn: dict[int, dict[str, Any]] = {}  # by number of the trial
+        self.errors, self.exhausted = self.profile.errors, False
+
+    @functools.cache  # noqa: B019 - a search lives as long as its process
+    def starts(self, calls: int) -> list[Candidate]:
+        """Returns what is tried first: all plans that `calibrate` chooses from."""
+        return [Candidate(plan, origin=origin) for plan, origin in plans_for(self.profile, calls).items()]
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        if trial.number not in self._drawn:
-            candidate = self.proposer.propose(trial.number, live_trials(study))
-            if candidate is None:
-                self.exhausted = True
-                study.stop()
-                raise Dropped("everything was tried")
-            self._drawn[trial.number] = candidate.params
+        if trial.number not in self.drawn:
+            self.drawn[trial.number] = self.draw(study, trial.number)
         # Where a worker died while these were drawn, those that are stored belong to another candidate.
-        return self._drawn[trial.number].get(param_name, 1)
+        return self.drawn[trial.number].get(param_name, 1)
+
+    def draw(self, study: Any, number: int) -> dict[str, Any]:
+        """Returns the parameters of a trial, after those of the trials before it are drawn."""
+        since = datetime.now() - DRAWING  # who draws for longer has died
+        running = {"deepcopy": False, "states": (TrialState.RUNNING,)}
+        while [
+            one for one in study.get_trials(**running)
+            if one.number < number and not is_drawn(one) and one.datetime_start > since
+        ]:  # fmt: skip
+            time.sleep(PAUSE / 10)
+        known = live_trials(study)
+        enough = sum(one.number < number for one in known) >= self.trials
+        candidate = None if enough else self.propose(number, known)
+        if candidate is None:
+            self.exhausted = not enough
+            study.stop()
+            raise Dropped("there are enough trials" if enough else "everything was tried")
+        return candidate.params
+
+    def propose(self, number: int, trials: Sequence[Any]) -> Candidate | None:
+        """Returns what trial `number` tries after others; None where everything was tried."""
+        rng, steps = np.random.default_rng([abs(self.seed), number]), self.profile.steps
+        taken = {Candidate.suggest(trial, steps) for trial in trials}
+        shares = self.shares(trials, taken)
+        odds = np.array(list(shares.values()))
+        for calls in map(int, rng.choice(list(shares), len(shares), replace=False, p=odds / odds.sum())):
+            if pending := [start for start in self.starts(calls) if start not in taken]:
+                return pending[0]
+            parents = [Candidate.suggest(trial, steps) for trial in leaders(trials, calls)[:LEADERS]]
+            parents = parents or self.starts(calls)
+            made = replace(parents[0], history=6, origin="history")  # nearly always better
+            for _ in range(TRIES if calls < steps else 0):  # where nothing is skipped, all are one
+                if made not in taken:
+                    return made
+                made = self.neighbour(parents[min(int(rng.geometric(0.6)), len(parents)) - 1], rng)
+        return None
+
+    def shares(self, trials: Sequence[Any], taken: set[Candidate]) -> dict[int, float]:
+        """Returns how often each number of calls is to be tried next.
+
+        For a quality they are found by bisection; then some a little above get a trial each, as a certificate
+        asks for more than the prompts that select; then the fewest that reach it are tried, and one less.
+        """
+        choices, wanted = self.choices, self.target.min_psnr
+        if wanted is None:  # what `calibrate` chooses from comes first
+            pending = [calls for calls in choices if not taken.issuperset(self.starts(calls))]
+            return {pending[0]: 1.0} if pending else dict.fromkeys(choices, 1.0)
+        best = {at: found[0].value for at, calls in enumerate(choices) if (found := leaders(trials, calls))}
+        high = min((at for at, value in best.items() if value >= wanted), default=len(choices))
+        low = max((at for at, value in best.items() if value < wanted and at < high), default=-1)
+        if high - low > 1:
+            return {choices[(low + high) // 2]: 1.0}
+        tried = {trial.params["calls"] for trial in trials}
+        above = [calls for more in ABOVE for calls in choices[high + more :][:1] if calls not in tried]
+        around = ((low, 0.6), (high, 0.4)) if not above else ((choices.index(above[0]), 1.0),)
+        return {choices[at]: share for at, share in around if 0 <= at < len(choices)}
+
+    def neighbour(self, parent: Candidate, rng: np.random.Generator) -> Candidate:
+        """Returns a candidate one move away; of some moved plans the one that the closed form likes best."""
+        kind = str(rng.choice(list(MOVES), p=list(MOVES.values())))
+        if kind in SPACE:
+            values = SPACE[kind]
+            return replace(parent, **{kind: values[rng.integers(len(values))]}, origin=kind)
+        plans = [parent.plan] * DRAWS
+        for _ in range(2 if kind == "shift two" else 1):
+            plans = [move_call(plan, self.profile.steps, rng, far=kind == "swap") for plan in plans]
+        weights = np.sqrt(self.profile.sensitivity)
+        best = min(plans, key=lambda plan: plan_cost(self.errors, weights, plan))
+        return replace(parent, plan=best, origin=kind)
 
 
-class SameCallsPruner(optuna.pruners.BasePruner):  # type: ignore[misc]
-    """`WilcoxonPruner` against the best trial of as many calls, on the prompts that both were judged by."""
+class SameCallsPruner(optuna.pruners.WilcoxonPruner):  # type: ignore[misc]
+    """Tests against the best trial of as many calls, on the prompts that both were judged by."""
 
     def prune(self, study: Any, trial: Any) -> bool:
         best = leaders(study.get_trials(deepcopy=False), trial.params["calls"])
         if not best:
             return False
         shared = {prompt: best[0].intermediate_values[prompt] for prompt in trial.intermediate_values}
-        rivals, value = optuna.create_study(direction="maximize"), sum(shared.values()) / len(shared)
-        rivals.add_trial(optuna.create_trial(value=value, intermediate_values=shared))
-        with quiet():
-            pruner = optuna.pruners.WilcoxonPruner(p_threshold=SIGNIFICANT, n_startup_steps=LEAST)
-        return bool(pruner.prune(rivals, trial))
+        rivals, mean = optuna.create_study(direction="maximize"), sum(shared.values()) / len(shared)
+        rivals.add_trial(optuna.create_trial(value=mean, intermediate_values=shared))
+        return bool(super().prune(rivals, trial))
 
 
 @dataclass
 class Search:
-    """A search on a study, by all workers that share its storage.
-
-    Arguments:
-        study: Of optuna.
-        evaluator: What trials are made on.
-        proposer: Of candidates.
-        trials: How many trials are made in all, now and before.
-        deadline: When no trial is begun any more, on the monotonic clock.
-        eval_prompts: Held-out prompts to report on.
-        groups: The subject of each of them.
-        name: What the schedule is called.
-    """
+    """A search on a study, by all workers that share its storage."""
 
     study: Any
     evaluator: CandidateEvaluator
-    proposer: Proposer
-    trials: int
-    deadline: float
+    sampler: MoveSampler
+    options: SearchOptions
     eval_prompts: PromptSet
-    groups: Sequence[Any] = ()
-    name: str | None = None
 
     def __post_init__(self) -> None:
-        self.study.sampler, self.study.pruner = MoveSampler(self.proposer), SameCallsPruner()
-        self.steps = self.proposer.profile.steps
+        self.steps, self.trials = self.sampler.profile.steps, self.sampler.trials
+        self.deadline = time.monotonic() + (self.options.timeout or math.inf)
+        self.study.sampler = self.sampler
+        with catch_warnings(**EXPERIMENTAL):
+            self.study.pruner = SameCallsPruner(p_threshold=SIGNIFICANT, n_startup_steps=LEAST)
 
     @property
     def finished(self) -> list[Any]:
@@ -216,62 +276,48 @@ class Search:
         Raises:
             RuntimeError: The storage fails.
         """
+        report = self.evaluator.setup.progress
+        callbacks = [
+            optuna.study.MaxTrialsCallback(self.trials, FINISHED),
+            lambda *_: report("trials", len(self.finished), self.trials),
+        ]
         try:
-            while (left := self.deadline - time.monotonic()) > 0 and self.work(left):
-                pass
-        except StorageInternalError as error:
+            while (left := self.deadline - time.monotonic()) > 0:
+                with catch_warnings(**EXPERIMENTAL):
+                    optuna.storages.fail_stale_trials(self.study)
+                running = live_trials(self.study, TrialState.RUNNING)
+                open_to_draw = live_trials(self.study, TrialState.WAITING) or not self.sampler.exhausted
+                if len(self.finished) + len(running) < self.trials and open_to_draw:
+                    self.optimize(None if math.isinf(left) else left, callbacks)
+                elif running:
+                    time.sleep(min(PAUSE, left))  # a worker may die: then its trial is made here
+                else:
+                    break
+        except optuna.exceptions.StorageInternalError as error:
             reason = str(error.__cause__ or error).splitlines()[0][:200]
             raise RuntimeError(
                 f"the storage of the trials failed: {reason}; resume when it is back"
             ) from None
 
-    def work(self, left: float) -> bool:
-        """Makes trials, or waits for those of other workers; False where there is nothing more to do."""
-        with quiet():
-            fail_stale_trials(self.study)
-        running, waiting = live_trials(self.study, "RUNNING"), live_trials(self.study, "WAITING")
-        if len(self.finished) + len(running) < self.trials and (waiting or not self.study.sampler.exhausted):
-            done = MaxTrialsCallback(self.trials, [TrialState[state] for state in FINISHED])
-            try:
-                self.study.optimize(
-                    self.objective, timeout=None if math.isinf(left) else left, catch=(Dropped,),
-                    callbacks=[done, lambda *_: self.report()],
-                )  # fmt: skip
-            except (UpdateFinishedTrialError, ValueError) as error:
-                # This process was asleep, and taken for dead: another worker makes its trial.
-                if not re.search(r"Cannot tell a|not updatable|already finished", str(error)):
-                    raise
-            return True
-        time.sleep(min(PAUSE, left) if running else 0)  # a worker may die: then its trial is made here
-        return bool(running)
-
-    def report(self) -> None:
-        """Reports how many trials are finished."""
-        self.evaluator.setup.progress("trials", len(self.finished), self.trials)
+    def optimize(self, timeout: float | None, callbacks: list[Any]) -> None:
+        """Makes trials; of a process that was asleep and taken for dead another worker makes its trial."""
+        try:
+            self.study.optimize(self.objective, None, timeout, catch=(Dropped,), callbacks=callbacks)
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if not re.match("Cannot tell a|Trial#", str(error)):
+                raise
 
     def objective(self, trial: Any) -> float:
         """Makes a trial; returns what its images are worth."""
         try:
             candidate = Candidate.suggest(trial, self.steps)
             trial.set_user_attr("drawn", trial.number)
-            self.check_wanted(trial, candidate)
-            return worth(self.judge(trial, candidate), self.proposer.target)
+            return worth(self.judge(trial, candidate), self.sampler.target)
         except (Dropped, optuna.TrialPruned, ValueError) as reason:
             trial.set_user_attr("why", str(reason)[:500])
             if isinstance(reason, ValueError):  # its runs end in nothing finite
                 raise optuna.TrialPruned(str(reason)) from None
             raise
-
-    def check_wanted(self, trial: Any, candidate: Candidate) -> None:
-        """Raises Dropped where other workers make enough trials, or the same one."""
-        while any(drawing(other) and other.number < trial.number for other in self.study.get_trials()):
-            time.sleep(PAUSE / 10)
-        before = [one for one in live_trials(self.study) if one.number < trial.number]
-        if len(before) >= self.trials:
-            self.study.stop()
-            raise Dropped("there are enough trials")
-        if same := [one.number for one in before if Candidate.suggest(one, self.steps) == candidate]:
-            raise Dropped(f"trial {same[0]} is the same")
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
         """Returns the decibels of all select prompts.
@@ -280,12 +326,12 @@ class Search:
             optuna.TrialPruned: It is clearly behind; what `calibrate` chooses from is judged to the end.
         """
         calls, values = len(candidate.plan), list[float]()
-        may_prune = candidate not in self.proposer.starts(calls)
+        may_prune = candidate not in self.sampler.starts(calls)
         rule, error = self.evaluator.fit(candidate)
-        errors = [one.user_attrs["error"] for one in leaders(self.finished, calls)]
         trial.set_user_attr("error", error)
-        if may_prune and error > WORSE * min(errors, default=math.inf):
-            raise optuna.TrialPruned(f"final latents {error / min(errors):.1f} times as wrong as the best")
+        least = min((one.user_attrs["error"] for one in leaders(self.finished, calls)), default=math.inf)
+        if may_prune and error > WORSE * least:
+            raise optuna.TrialPruned(f"final latents {error / least:.1f} times as wrong as the best")
         for rung in self.evaluator.judge(rule):
             for value in rung:
                 trial.report(value, len(values))
@@ -293,9 +339,3 @@ class Search:
             if may_prune and len(values) < len(self.evaluator.truth) and trial.should_prune():
                 raise optuna.TrialPruned(f"worse than the best after {len(values)} prompts")
         return values
-
-
-def drawing(trial: Any) -> bool:
-    """Whether another worker is drawing a trial's parameters; after some seconds it has died."""
-    undrawn = trial.state == TrialState.RUNNING and trial.user_attrs.get("drawn") != trial.number
-    return undrawn and datetime.now() - trial.datetime_start < DRAWING

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..calibration.calibrate import calls_for
 from ..evaluation.certify import QualityTarget
 from ..evaluation.metrics import CEILING
+from ..limits import checked_name
 
 SPEEDS = (1.4, 1.7, 2, 2.4, 2.8, 3.4, 4, 4.8, 5.6, 7)  # of the points of a whole front
 UNITS = {"speed": "x", "budget": "", "max_calls": "", "max_latency": " s", "min_psnr": " dB"}
@@ -36,13 +39,17 @@ class Target:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        given = [name for name in UNITS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are two targets: give one, or none for the whole front")
+        if " and " in self.given:
+            raise ValueError(f"{self.given} are two targets: give one, or none for the whole front")
         if self.max_latency is not None and not 0 < self.max_latency < math.inf:
             raise ValueError(f"max_latency must be above 0 seconds, got {self.max_latency:g}")
         if self.quality and self.quality.target > CEILING:
             raise ValueError(f"nothing reaches {self.min_psnr:g} dB: equal images count as {CEILING:g}")
+
+    @property
+    def given(self) -> str:
+        """The name of the target; empty for the whole front."""
+        return " and ".join(name for name in UNITS if getattr(self, name) is not None)
 
     @property
     def quality(self) -> QualityTarget | None:
@@ -67,12 +74,36 @@ class Target:
             return tuple(range(1, steps))
         return tuple(sorted({min(steps - 1, max(1, round(steps / speed))) for speed in SPEEDS}))
 
-    @property
-    def given(self) -> str:
-        """The name of the field that was given; empty for the whole front."""
-        return next((name for name in UNITS if getattr(self, name) is not None), "")
-
     def __str__(self) -> str:
-        if not self.given:
+        if not (name := self.given):
             return "the whole front"
-        return f"{self.given.replace('_', ' ')} {getattr(self, self.given):g}{UNITS[self.given]}"
+        return f"{name.replace('_', ' ')} {getattr(self, name):g}{UNITS[name]}"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How long a search goes on, and where its trials are kept.
+
+    Arguments:
+        trials: How many trials there are in all, those of before included.
+        timeout: Seconds after which no trial is begun.
+        storage: The URL of a database that optuna knows, or the path of a journal file; None takes a SQLite
+            file in the cache, or memory if there is no cache.
+        resume: Continue the trials that are there.
+        groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
+        name: What the schedule is called.
+    """
+
+    trials: int | None = None
+    timeout: float | None = None
+    storage: str | Path | None = None
+    resume: bool = False
+    groups: Sequence[Hashable] = ()
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise ValueError(f"trials must be 1 or more, got {self.trials}")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout:g}")
+        checked_name(self.name or "tuned")

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import time
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.calibrate import check_distinct
 from ..engines import make_setup
 from ..fitting.plan import even_plan
-from ..limits import checked_name
 from ..profiling.measure import content_key, measure
 from ..runs import Prompt, PromptSet
-from .candidate import Candidate, Proposer
+from .candidate import Candidate
 from .evaluator import CandidateEvaluator
 from .front import Tuned, conclude
-from .target import Target
+from .target import SearchOptions, Target
 
 if TYPE_CHECKING:
     from .study import Search
 
 TRIALS = {"": 120, "min_psnr": 80}  # by target; 40 for others
 LAYOUT = 3  # raise it when trials of before mean something else
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How long a search goes on, and where its trials are kept.
-
-    Arguments:
-        trials: How many trials there are in all, those of before included.
-        timeout: Seconds after which no trial is begun.
-        storage: The URL of a database that optuna knows, or the path of a journal file; None takes a SQLite
-            file in the cache, or memory if there is no cache.
-        resume: Continue the trials that are there.
-        groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
-        name: What the schedule is called.
-    """
-
-    trials: int | None = None
-    timeout: float | None = None
-    storage: str | Path | None = None
-    resume: bool = False
-    groups: Sequence[Hashable] = ()
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.trials is not None and self.trials < 1:
-            raise ValueError(f"trials must be 1 or more, got {self.trials}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout:g}")
-        checked_name(self.name or "tuned")
 
 
 def tune(
@@ -78,10 +45,10 @@ def tune(
         num_inference_steps: The steps of the runs to be made faster.
         speed: All calls over calls made. Give one target, or none for the whole front.
         eval_prompts: Held-out prompts to report on.
-        options: Other targets (see `Target`): `budget`, `max_calls`, `max_latency`, or `min_psnr` with
-            `max_failure_rate` and `confidence`; of the search (see `SearchOptions`): `trials`, `timeout`, `storage`,
-            `resume`, `groups`, `name`; of the runs, as for `calibrate`: `seed`, from which the search draws too,
-            `batch_size`, `cache_dir`, `progress`; and arguments of the pipeline, here or as `pipe_kwargs`.
+        options: Another target (see `Target`): `budget`, `max_calls`, `max_latency`, or `min_psnr` with
+            `max_failure_rate` and `confidence`; of the search (see `SearchOptions`): `trials`, `timeout`,
+            `storage`, `resume`, `groups`, `name`; of the runs, as for `calibrate`: `seed`, `batch_size`,
+            `cache_dir`, `progress`; and arguments of the pipeline, here or as `pipe_kwargs`.
 
     Raises:
         ValueError: The target or another argument cannot be met; or there are trials and `resume` is False.
@@ -117,15 +84,14 @@ def begin(
         target.quality.check_enough(len(set(own.groups)) or len(held_out))
     if len(calibration) < 2:
         raise ValueError(
-            f"{len(calibration)} calibration prompts cannot be split into some to fit on and some to select by: "
-            "give 2 or more, 16 are good"
+            f"{len(calibration)} prompts cannot be split into halves: give 2 or more, 16 are good"
         )
     check_distinct(calibration[:half], calibration[half:])
     check_distinct(calibration, held_out)
     setup.engine.preflight(setup.call, calibration)
     if own.resume and own.storage is None and setup.cache is None:
         raise ValueError("nothing can be resumed from memory: give a storage, or a cache_dir")
-    from .study import Search, open_storage, open_study  # optuna is an extra
+    from .study import MoveSampler, Search, open_storage, open_study  # optuna is an extra
 
     storage = open_storage(own.storage, setup.cache.folder if setup.cache else None)
     about = [calibration.prompts, held_out.prompts if target.quality else (), repr(target), LAYOUT]
@@ -136,16 +102,14 @@ def begin(
         if "calls" not in study.user_attrs:  # measured once
             study.set_user_attr("calls", find_calls(target.max_latency, evaluator))
         choices = (int(study.user_attrs["calls"]),)
-    proposer = Proposer(evaluator.measurement.profile, target, choices, setup.call.seed)
-    trials, needed = own.trials or TRIALS.get(target.given, 40), 1
-    if not target.quality:
-        needed = sum(len(proposer.starts(calls)) for calls in choices)
+    trials = own.trials or TRIALS.get(target.given, 40)
+    sampler = MoveSampler(evaluator.measurement.profile, target, choices, trials, setup.call.seed)
+    needed = 1 if target.quality else sum(len(sampler.starts(calls)) for calls in choices)
     if trials < needed:
         raise ValueError(
             f"the first {needed} trials are what calibrate chooses from: give more than {trials}"
         )
-    deadline = time.monotonic() + (own.timeout or math.inf)
-    return Search(study, evaluator, proposer, trials, deadline, held_out, own.groups, own.name)
+    return Search(study, evaluator, sampler, own, held_out)
 
 
 def take(kind: Any, options: dict[str, Any]) -> Any:
