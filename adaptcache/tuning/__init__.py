@@ -1,7 +1,7 @@
 """Finds the schedule for a target by trials on the true pipeline. Needs `adaptcache-diffusers[tune]`.
 
-`calibrate` takes one plan from a closed form. Here its plan is the start of a search by an optuna study:
-neighbours of the best plans are fitted, and judged by decoded images of prompts that nothing was fitted on.
+What `calibrate` returns is the start of a search by an optuna study: neighbours of the best plans are fitted,
+and judged by decoded images of prompts that nothing was fitted on.
 
 References:
     | Optuna (Akiba et al., 2019), https://arxiv.org/abs/1907.10902

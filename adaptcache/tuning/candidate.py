@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import numpy as np
-
 from ..calibration.fit import TRUST
 from ..forecasts.matched import Feature
 
@@ -20,7 +18,6 @@ SPACE: dict[str, list[Any]] = {
     "history": [1, 2, 3, 4, 5, 6], "features": list(FEATURES), "origin": ORIGINS,
     "ridge": [1e-9, 1e-8, 1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1],
 }  # fmt: skip
-FARTHEST = 3  # steps that a shift moves a call by
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,3 @@ def leaders(trials: Sequence[Any], calls: int) -> list[Any]:
     """Returns the completed trials with so many calls, the best first."""
     known = [one for one in trials if one.state.name == "COMPLETE" and one.params["calls"] == calls]
     return sorted(known, key=lambda trial: (-trial.value, trial.number))
-
-
-def move_call(
-    plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False
-) -> tuple[int, ...]:
-    """Returns a plan with one call, but the first, at another step: near by, or anywhere."""
-    free = sorted(set(range(1, steps)) - set(plan))
-    if len(plan) < 2 or not free:
-        return plan
-    call = int(rng.choice(plan[1:]))
-    reach = [step for step in free if far or abs(step - call) <= FARTHEST]
-    return tuple(sorted({*plan, int(rng.choice(reach))} - {call})) if reach else plan

@@ -83,35 +83,27 @@ class Front(Part):
         return self
 
     def pick(self, wish: str) -> Point:
-        """Returns the best point with at most so many calls ("10"), or the fastest with a quality ("35dB").
-
-        Raises:
-            LookupError: There is none.
-            ValueError: That is neither.
-        """
+        """Returns the best point with at most some calls ("10"), or the fastest with a quality ("35dB")."""
         found = re.fullmatch(r"\s*(?:(\d{1,6})|(\d{1,6}(?:\.\d{0,6})?)\s*dB)\s*", wish, re.I)
         if not found:
             raise ValueError(f"cannot pick {wish[:40]!r}: give a number of calls (10) or a quality (35dB)")
-        few = [point for point in self.points if found[1] and point.calls <= int(found[1])]
-        good = [point for point in self.points if found[2] and point.select["mean"] >= float(found[2])]
-        if not few and not good:
-            there = ", ".join(f"{point.calls} ({point.select['mean']:.1f} dB)" for point in self.points)
-            raise LookupError(f"no point of {self.name} has {found[0].strip()}; there are calls {there}")
-        return few[-1] if few else good[0]
+        for point in self.points[::-1] if found[1] else self.points:
+            if point.calls <= int(found[1]) if found[1] else point.select["mean"] >= float(found[2]):
+                return point
+        there = ", ".join(f"{point.calls} ({point.select['mean']:.1f} dB)" for point in self.points)
+        raise LookupError(f"no point of {self.name} has {wish.strip()}; there are calls {there}")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a front; `ScheduleError` says what is wrong with it."""
         try:
             data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
-            if not is_front(data):
+            if not (isinstance(data, dict) and "front" in data):
                 fault = " is not a front: `adaptcache tune` writes one"
-            elif data["front"] != 1:
-                fault = (
-                    f" is a front of format {data['front']}, this adaptcache reads 1: update, or tune again"
-                )
-            else:
+            elif data["front"] == 1:
                 return cls.model_validate(data)
+            else:
+                fault = f" has front format {data['front']}, this adaptcache reads 1: update, or tune again"
         except OSError as error:
             fault = f" cannot be read: {error.strerror}; `adaptcache tune` writes one"
         except ValidationError as error:
@@ -123,11 +115,6 @@ class Front(Part):
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
-
-
-def is_front(data: object) -> bool:
-    """Whether parsed JSON says that it is a front."""
-    return isinstance(data, dict) and "front" in data and "points" in data
 
 
 @dataclass(frozen=True)
@@ -151,11 +138,7 @@ class Tuned:
 
 
 def conclude(search: Search) -> Tuned:
-    """Fits what a search found on all calibration prompts, and measures it on the held-out ones, slow to fast.
-
-    Raises:
-        ValueError: The search ended before there was anything.
-    """
+    """Fits what a search found on all calibration prompts, and measures it on the held-out ones."""
     target, done, evaluator = search.sampler.target, len(search.finished), search.evaluator
     if not (pairs := find_winners(search)):
         raise ValueError(f"nothing to choose after {done} trials: give more trials or time, and resume")
@@ -166,12 +149,12 @@ def conclude(search: Search) -> Tuned:
     def build(trial: Any, own: str, **more: Any) -> tuple[Schedule, list[float]]:
         candidate, profile = Candidate.suggest(trial, search.steps), evaluator.measurement.profile
         made = {"prompts": len(evaluator.prompts), "history": candidate.history, "ridge": candidate.ridge}
-        rules = (evaluator.fit(candidate, everything=True)[0],)
+        rules = (evaluator.fit(candidate, True)[0],)
         schedule = build_schedule(setup, profile, rules, {**made, "tuning": {**about, **more}}, own)
         return schedule, evaluator.score(schedule, search.eval_prompts, truth) if truth else []
 
     points, values = list[Point](), list[list[float]]()
-    for winner, start in reversed(pairs):
+    for winner, start in reversed(pairs):  # from slow to fast
         psnr, calls, origin = psnr_of(winner), winner.params["calls"], winner.params["origin"]
         mean, error = gain(psnr, psnr_of(start))
         more = {"found": origin, "select": len(psnr), "gain": {"mean": mean, "standard error": error}}
@@ -185,21 +168,28 @@ def conclude(search: Search) -> Tuned:
     sentence = f"{len(points)} schedules, from {points[-1].calls} to {points[0].calls} calls."
     if target.quality:
         settings, prompts = [f"{point.calls} calls" for point in points], f"{len(truth)} held-out prompts"
-        proof = certify(
-            values, target.quality, settings=settings, prompts=prompts, groups=search.options.groups
-        )
-        schedule = compute_all(schedule, proof)
-        sentence = f"The full run alone meets {target}. {schedule.evidence.verdict}"
-        if (at := proof.certified) is not None:
+        groups = search.options.groups
+        proof = certify(values, target.quality, settings=settings, prompts=prompts, groups=groups)
+        if (at := proof.certified) is None:
+            schedule = compute_all(schedule, proof)
+            sentence = f"The full run alone meets {target}. {schedule.evidence.verdict}"
+        else:
             chosen, sentence, schedule = len(points) - 1 - at, proof.sentence, points[at].schedule
             evidence = schedule.evidence.model_copy(update={"certificate": proof})
             schedule = schedule.model_copy(update={"evidence": evidence})
             points[at] = points[at].model_copy(update={"schedule": schedule})
     elif len(search.sampler.choices) == 1:
         chosen, (winner, start) = 0, pairs[0]
+        sentence = f"{points[0].calls} calls: no trial was surely better than what calibrate returns."
+        if points[0].calls == search.steps:
+            sentence = f"The full run alone meets {target}: all {search.steps} steps are computed."
+        elif winner is not start:
+            sentence = f"{points[0].calls} calls: {points[0].gain:+.2f} dB over calibrate on select prompts."
         if truth:
             gained = gain(values[0], values[0] if winner is start else build(start, name)[1])
-        sentence = describe_choice(search, points[0], gained)
+            sentence += f" Over calibrate on held-out prompts: {gained[0]:+.2f} ± {gained[1]:.2f} dB."
+        if target.max_latency is not None:
+            sentence += f" One image takes {evaluator.latency(schedule.rules[0]):.3g} s."
     front = Front(name=name, **about, chosen=chosen, points=tuple(points[::-1]))
     schedule = schedule.model_copy(update={"name": name})
     return Tuned(schedule, front, sentence, gained, search.study.study_name)
@@ -208,24 +198,22 @@ def conclude(search: Search) -> Tuned:
 def find_winners(search: Search) -> list[tuple[Any, Any]]:
     """Returns the best trials by rising calls, each better than those before, beside that of `calibrate`.
 
-    The best of many noisy values was lucky too: where it does not beat what `calibrate` would return by more
-    than two standard errors, that is taken. `calibrate` fits on all calibration prompts, and so may rank its
-    plans otherwise than the trials did.
+    The best of many noisy values was lucky too: it has to beat what `calibrate` would return, the plan whose
+    runs end closest when it is fitted on all prompts, by more than two standard errors.
     """
     found: list[tuple[Any, Any]] = []
     for calls in search.sampler.choices:
-        best, starts = leaders(search.finished, calls), search.sampler.starts(calls)
+        best = leaders(search.finished, calls)
         tried = {Candidate.suggest(trial, search.steps): trial for trial in best}
-        known = sorted((one for one in tried if one in starts), key=lambda candidate: candidate.plan)
-        if not known:
-            continue
-        if len(known) > 1:
-            known.sort(key=lambda candidate: search.evaluator.fit(candidate, everything=True)[1])
-        start = tried[known[0]]
-        mean, error = gain(psnr_of(best[0]), psnr_of(start))
-        winner = best[0] if mean > SURE * error else start
-        if not found or winner.value > found[-1][0].value:
-            found.append((winner, start))
+        ends = {
+            one: search.evaluator.fit(one, True)[1] for one in search.sampler.starts(calls) if one in tried
+        }
+        if ends:
+            start = tried[min(ends, key=lambda candidate: (ends[candidate], candidate.plan))]
+            mean, error = gain(psnr_of(best[0]), psnr_of(start))
+            winner = best[0] if mean > SURE * error else start
+            if not found or winner.value > found[-1][0].value:
+                found.append((winner, start))
     return found
 
 
@@ -237,20 +225,5 @@ def psnr_of(trial: Any) -> list[float]:
 def gain(values: Sequence[float], over: Sequence[float]) -> tuple[float, float]:
     """Returns the mean difference of decibels over prompts, and its standard error."""
     differences = np.array(values) - np.array(over)
-    error = float(np.std(differences, ddof=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
-    return float(differences.mean()), error
-
-
-def describe_choice(search: Search, point: Point, gained: tuple[float, float] | None) -> str:
-    """Says what was chosen for a number of calls, what it gained over `calibrate`, and how long it takes."""
-    target, sentence = search.sampler.target, f"{point.calls} calls: "
-    if point.calls == search.steps:
-        sentence = f"The full run alone meets {target}: all {point.calls} steps are computed."
-    elif point.gain == 0.0:
-        sentence += "no trial was surely better than what calibrate returns, so it is that."
-    else:
-        sentence += f"{point.gain:+.2f} dB over calibrate on the prompts it was chosen by"
-        sentence += f", {gained[0]:+.2f} ± {gained[1]:.2f} dB on held-out prompts." if gained else "."
-    if target.max_latency is None:
-        return sentence
-    return f"{sentence} One image takes {search.evaluator.latency(point.schedule.rules[0]):.3g} s."
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()), spread / len(differences) ** 0.5

@@ -1,7 +1,7 @@
 """The optuna study: where trials are kept, what the next one tries, when one is pruned, and who makes it.
 
-Workers share a study by its storage. They draw parameters one after another, so that none draws what another has;
-the trial of a worker that died is failed and queued again by optuna's heartbeats.
+Workers share a study by its storage, and draw parameters in turn, so that none draws what another one tries.
+The trial of a worker that died is failed and queued again by optuna's heartbeats.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from warnings import catch_warnings
 
 import numpy as np
 
+from ..cache import Cache
 from ..calibration.fit import plans_for
-from ..fitting.plan import plan_cost
+from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
-from .candidate import MOVES, SPACE, Candidate, leaders, move_call
-from .evaluator import LEAST, CandidateEvaluator, worth
+from .candidate import MOVES, SPACE, Candidate, leaders
+from .evaluator import LEAST, CandidateEvaluator
 from .target import SearchOptions, Target
 
 try:
@@ -39,9 +40,7 @@ except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
 
 BEAT, GRACE = 15, 60  # seconds between the signs of life of a trial, and how long they may be missing
-DRAWING = timedelta(seconds=10)  # the longest that parameters are drawn
 PAUSE = 0.5  # seconds until the trials of other workers are looked at again
-WAIT = 60  # seconds for the lock of SQLite
 MEMORY = ("sqlite://", "sqlite:///:memory:")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
@@ -78,27 +77,23 @@ class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHea
         return Retry()
 
 
-def open_storage(where: str | Path | None, folder: Path | None) -> Any:
-    """Opens the URL of a database or the path of a journal file; by default SQLite in a folder, or memory.
-
-    Raises:
-        ValueError: It cannot be opened.
-    """
-    url = f"sqlite:///{folder / 'tuning.db'}" if where is None and folder else str(where or MEMORY[0])
+def open_storage(where: str | Path | None, cache: Cache | None) -> Any:
+    """Opens the URL of a database or the path of a journal file; by default SQLite in the cache or memory."""
+    url = str(where or MEMORY[0]) if where or not cache else f"sqlite:///{cache.folder / 'tuning.db'}"
     if url in MEMORY:
         return optuna.storages.InMemoryStorage()
     path, wait, lock = Path(url.removeprefix("sqlite:///").split("?")[0]), {}, nullcontext()
     try:
-        if "://" not in url:
+        if url.startswith("sqlite:///") or "://" not in url:
             path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" not in url:
             first = path.open("rb").readline(2**16) if path.exists() else b""
             if first and not (first.startswith(b"{") and "op_code" in json.loads(first)):
                 raise ValueError("it is some other file; a database has a URL (sqlite:///...)")
             files = optuna.storages.journal
             return Journal(files.JournalFileBackend(url, files.JournalFileOpenLock(url)))
         if url.startswith("sqlite:///"):  # two workers that begin at once would both make the tables
-            path.parent.mkdir(parents=True, exist_ok=True)
-            wait, lock = {"connect_args": {"timeout": WAIT}}, FileLock(f"{path}.lock")
+            wait, lock = {"connect_args": {"timeout": 60}}, FileLock(f"{path}.lock")
         with catch_warnings(**EXPERIMENTAL), lock:
             signs = {"heartbeat_interval": BEAT, "grace_period": GRACE}
             return optuna.storages.RDBStorage(url, wait, heartbeat_stale_trial_callback=Retry(), **signs)
@@ -108,10 +103,13 @@ def open_storage(where: str | Path | None, folder: Path | None) -> Any:
         raise ValueError(f"cannot open the storage {shown}: {reason}") from None
 
 
-def open_study(storage: Any, name: str, resume: bool) -> Any:
+def open_study(name: str, options: SearchOptions, cache: Cache | None) -> Any:
     """Opens a study, or creates it; ValueError says that it has trials that are not to be resumed."""
+    storage = open_storage(options.storage, cache)
+    if options.resume and isinstance(storage, optuna.storages.InMemoryStorage):
+        raise ValueError("nothing can be resumed from memory: give a storage, or a cache_dir")
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
-    if not resume and (count := len(study.get_trials(deepcopy=False))):
+    if not options.resume and (count := len(study.get_trials(deepcopy=False))):
         raise ValueError(
             f"{count} trials of this search are in the storage, in the study {name}: continue them "
             "(--resume, resume=True), or take another seed"
@@ -133,15 +131,7 @@ def is_drawn(trial: Any) -> bool:
 
 @dataclass(eq=False)
 class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
-    """Draws what `calibrate` chooses from, then moves from the best trials.
-
-    Arguments:
-        profile: What was measured on all calibration prompts.
-        target: What is asked for.
-        choices: The numbers of calls that may be tried, rising.
-        trials: How many trials are made in all.
-        seed: With the number of a trial it determines the draws.
-    """
+    """Draws what `calibrate` chooses from, then moves from the best trials, for some numbers of calls."""
 
     profile: Profile
     target: Target
@@ -153,8 +143,8 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
         super().__init__(self.seed)
         self.drawn: dict[int, dict[str, Any]] = {}  # by number of the trial
         self.errors, self.exhausted = self.profile.errors, False
+        self.starts = functools.cache(self.starts)  # type: ignore[method-assign]
 
-    @functools.cache  # noqa: B019 - a search lives as long as its process
     def starts(self, calls: int) -> list[Candidate]:
         """Returns what is tried first: all plans that `calibrate` chooses from."""
         return [Candidate(plan, origin=origin) for plan, origin in plans_for(self.profile, calls).items()]
@@ -167,12 +157,11 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
 
     def draw(self, study: Any, number: int) -> dict[str, Any]:
         """Returns the parameters of a trial, after those of the trials before it are drawn."""
-        since = datetime.now() - DRAWING  # who draws for longer has died
-        running = {"deepcopy": False, "states": (TrialState.RUNNING,)}
-        while [
-            one for one in study.get_trials(**running)
-            if one.number < number and not is_drawn(one) and one.datetime_start > since
-        ]:  # fmt: skip
+        since = datetime.now() - timedelta(seconds=10)  # who draws for longer has died
+        running = functools.partial(study.get_trials, False, (TrialState.RUNNING,))
+        while any(
+            one.number < number and not is_drawn(one) and one.datetime_start > since for one in running()
+        ):
             time.sleep(PAUSE / 10)
         known = live_trials(study)
         enough = sum(one.number < number for one in known) >= self.trials
@@ -187,9 +176,7 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
         """Returns what trial `number` tries after others; None where everything was tried."""
         rng, steps = np.random.default_rng([abs(self.seed), number]), self.profile.steps
         taken = {Candidate.suggest(trial, steps) for trial in trials}
-        shares = self.shares(trials, taken)
-        odds = np.array(list(shares.values()))
-        for calls in map(int, rng.choice(list(shares), len(shares), replace=False, p=odds / odds.sum())):
+        for calls in map(int, rng.permutation(self.next_calls(trials, taken))):
             if pending := [start for start in self.starts(calls) if start not in taken]:
                 return pending[0]
             parents = [Candidate.suggest(trial, steps) for trial in leaders(trials, calls)[:LEADERS]]
@@ -201,8 +188,8 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
                 made = self.neighbour(parents[min(int(rng.geometric(0.6)), len(parents)) - 1], rng)
         return None
 
-    def shares(self, trials: Sequence[Any], taken: set[Candidate]) -> dict[int, float]:
-        """Returns how often each number of calls is to be tried next.
+    def next_calls(self, trials: Sequence[Any], taken: set[Candidate]) -> list[int]:
+        """Returns the numbers of calls of which one is tried next.
 
         For a quality they are found by bisection; then some a little above get a trial each, as a certificate
         asks for more than the prompts that select; then the fewest that reach it are tried, and one less.
@@ -210,16 +197,15 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
         choices, wanted = self.choices, self.target.min_psnr
         if wanted is None:  # what `calibrate` chooses from comes first
             pending = [calls for calls in choices if not taken.issuperset(self.starts(calls))]
-            return {pending[0]: 1.0} if pending else dict.fromkeys(choices, 1.0)
+            return pending[:1] or list(choices)
         best = {at: found[0].value for at, calls in enumerate(choices) if (found := leaders(trials, calls))}
         high = min((at for at, value in best.items() if value >= wanted), default=len(choices))
         low = max((at for at, value in best.items() if value < wanted and at < high), default=-1)
         if high - low > 1:
-            return {choices[(low + high) // 2]: 1.0}
+            return [choices[(low + high) // 2]]
         tried = {trial.params["calls"] for trial in trials}
         above = [calls for more in ABOVE for calls in choices[high + more :][:1] if calls not in tried]
-        around = ((low, 0.6), (high, 0.4)) if not above else ((choices.index(above[0]), 1.0),)
-        return {choices[at]: share for at, share in around if 0 <= at < len(choices)}
+        return above[:1] or [choices[at] for at in (low, high) if 0 <= at < len(choices)]
 
     def neighbour(self, parent: Candidate, rng: np.random.Generator) -> Candidate:
         """Returns a candidate one move away; of some moved plans the one that the closed form likes best."""
@@ -259,7 +245,7 @@ class Search:
     eval_prompts: PromptSet
 
     def __post_init__(self) -> None:
-        self.steps, self.trials = self.sampler.profile.steps, self.sampler.trials
+        self.steps = self.sampler.profile.steps
         self.deadline = time.monotonic() + (self.options.timeout or math.inf)
         self.study.sampler = self.sampler
         with catch_warnings(**EXPERIMENTAL):
@@ -271,48 +257,35 @@ class Search:
         return live_trials(self.study, *FINISHED)
 
     def run(self) -> None:
-        """Makes trials until there are as many as asked for, everything was tried, or the time is over.
-
-        Raises:
-            RuntimeError: The storage fails.
-        """
-        report = self.evaluator.setup.progress
-        callbacks = [
-            optuna.study.MaxTrialsCallback(self.trials, FINISHED),
-            lambda *_: report("trials", len(self.finished), self.trials),
-        ]
-        try:
-            while (left := self.deadline - time.monotonic()) > 0:
+        """Makes trials until there are as many as asked for, everything was tried, or the time is over."""
+        trials, report = self.sampler.trials, self.evaluator.setup.progress
+        stop = optuna.study.MaxTrialsCallback(trials, FINISHED)
+        callbacks = [stop, lambda *_: report("trials", len(self.finished), trials)]
+        while (left := self.deadline - time.monotonic()) > 0:
+            try:
                 with catch_warnings(**EXPERIMENTAL):
                     optuna.storages.fail_stale_trials(self.study)
                 running = live_trials(self.study, TrialState.RUNNING)
-                open_to_draw = live_trials(self.study, TrialState.WAITING) or not self.sampler.exhausted
-                if len(self.finished) + len(running) < self.trials and open_to_draw:
-                    self.optimize(None if math.isinf(left) else left, callbacks)
-                elif running:
-                    time.sleep(min(PAUSE, left))  # a worker may die: then its trial is made here
-                else:
-                    break
-        except optuna.exceptions.StorageInternalError as error:
-            reason = str(error.__cause__ or error).splitlines()[0][:200]
-            raise RuntimeError(
-                f"the storage of the trials failed: {reason}; resume when it is back"
-            ) from None
-
-    def optimize(self, timeout: float | None, callbacks: list[Any]) -> None:
-        """Makes trials; of a process that was asleep and taken for dead another worker makes its trial."""
-        try:
-            self.study.optimize(self.objective, None, timeout, catch=(Dropped,), callbacks=callbacks)
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if not re.match("Cannot tell a|Trial#", str(error)):
-                raise
+                more = live_trials(self.study, TrialState.WAITING) or not self.sampler.exhausted
+                if more and len(self.finished) + len(running) < trials:
+                    limit = None if math.isinf(left) else left
+                    self.study.optimize(self.objective, None, limit, catch=(Dropped,), callbacks=callbacks)
+                elif not running:
+                    return
+                time.sleep(PAUSE if running else 0)  # a worker may die: then its trial is made here
+            except (UpdateFinishedTrialError, ValueError) as error:
+                if not re.match("Cannot tell a|Trial#", str(error)):  # asleep, and taken for dead
+                    raise
+            except optuna.exceptions.StorageInternalError as error:
+                reason = str(error.__cause__ or error).splitlines()[0][:200]
+                raise RuntimeError(f"the trials cannot be stored: {reason}; resume later") from None
 
     def objective(self, trial: Any) -> float:
         """Makes a trial; returns what its images are worth."""
         try:
             candidate = Candidate.suggest(trial, self.steps)
             trial.set_user_attr("drawn", trial.number)
-            return worth(self.judge(trial, candidate), self.sampler.target)
+            return self.sampler.target.worth(self.judge(trial, candidate))
         except (Dropped, optuna.TrialPruned, ValueError) as reason:
             trial.set_user_attr("why", str(reason)[:500])
             if isinstance(reason, ValueError):  # its runs end in nothing finite
@@ -320,11 +293,7 @@ class Search:
             raise
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
-        """Returns the decibels of all select prompts.
-
-        Raises:
-            optuna.TrialPruned: It is clearly behind; what `calibrate` chooses from is judged to the end.
-        """
+        """Returns the decibels of all select prompts; only what `calibrate` chooses from is never pruned."""
         calls, values = len(candidate.plan), list[float]()
         may_prune = candidate not in self.sampler.starts(calls)
         rule, error = self.evaluator.fit(candidate)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist, fmean, pstdev
 
 from ..calibration.calibrate import calls_for
 from ..evaluation.certify import QualityTarget
@@ -59,11 +60,7 @@ class Target:
         return QualityTarget(self.min_psnr, self.max_failure_rate, self.confidence)
 
     def choices(self, steps: int) -> tuple[int, ...]:
-        """Returns the numbers of calls that may be tried, rising; for a latency they have to be measured.
-
-        Raises:
-            ValueError: The target cannot be met in so many steps.
-        """
+        """Returns the numbers of calls that may be tried, rising; for a latency they have to be measured."""
         if self.speed is not None or self.budget is not None:
             return (calls_for(steps, self.budget, self.speed),)
         if self.max_calls is not None:
@@ -74,10 +71,15 @@ class Target:
             return tuple(range(1, steps))
         return tuple(sorted({min(steps - 1, max(1, round(steps / speed))) for speed in SPEEDS}))
 
+    def worth(self, values: Sequence[float]) -> float:
+        """Returns what decibels are worth: their mean; for a quality their tail, if they were normal."""
+        if not self.quality:
+            return fmean(values)
+        return fmean(values) - NormalDist().inv_cdf(1 - self.max_failure_rate) * pstdev(values)
+
     def __str__(self) -> str:
-        if not (name := self.given):
-            return "the whole front"
-        return f"{name.replace('_', ' ')} {getattr(self, name):g}{UNITS[name]}"
+        name = self.given
+        return f"{name.replace('_', ' ')} {getattr(self, name):g}{UNITS[name]}" if name else "the whole front"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ class SearchOptions:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.trials is not None and self.trials < 1:
-            raise ValueError(f"trials must be 1 or more, got {self.trials}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout:g}")
+        for name in ("trials", "timeout"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value:g}")
         checked_name(self.name or "tuned")

@@ -62,41 +62,29 @@ def tune(
     return conclude(search)
 
 
-def begin(
-    pipe: Any,
-    prompts: Iterable[Prompt],
-    num_inference_steps: int = 28,
-    *,
-    eval_prompts: Iterable[Prompt] = (),
-    **options: Any,
-) -> Search:
+def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **options: Any) -> Search:
     """Returns a search that is ready to run; its arguments, those of `tune`, are checked before any run."""
     target, own = take(Target, options), take(SearchOptions, options)
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
-    setup, rest = make_setup(pipe, num_inference_steps, options)
+    setup, rest = make_setup(pipe, steps, options)
     if rest:
         raise TypeError(f"tune takes no {', '.join(sorted(rest))}")
     if setup.ranks.size > 1:
         raise ValueError("tune runs in one process: workers share a storage, they are no ranks")
-    choices, half = target.choices(num_inference_steps), (len(calibration) + 1) // 2
+    choices, half = target.choices(steps), (len(calibration) + 1) // 2
     if target.quality:
         target.quality.check_enough(len(set(own.groups)) or len(held_out))
     if len(calibration) < 2:
-        raise ValueError(
-            f"{len(calibration)} prompts cannot be split into halves: give 2 or more, 16 are good"
-        )
+        raise ValueError(f"{len(calibration)} prompts have no two halves: give 2 or more, 16 are good")
     check_distinct(calibration[:half], calibration[half:])
     check_distinct(calibration, held_out)
     setup.engine.preflight(setup.call, calibration)
-    if own.resume and own.storage is None and setup.cache is None:
-        raise ValueError("nothing can be resumed from memory: give a storage, or a cache_dir")
-    from .study import MoveSampler, Search, open_storage, open_study  # optuna is an extra
+    from .study import MoveSampler, Search, open_study  # optuna is an extra
 
-    storage = open_storage(own.storage, setup.cache.folder if setup.cache else None)
     about = [calibration.prompts, held_out.prompts if target.quality else (), repr(target), LAYOUT]
-    study = open_study(storage, f"adaptcache-{content_key(setup, *about)}", own.resume)
-    evaluator = CandidateEvaluator(setup, calibration, measure(setup, calibration))
+    study = open_study(f"adaptcache-{content_key(setup, *about)}", own, setup.cache)
+    evaluator = CandidateEvaluator(setup, calibration, half, measure(setup, calibration))
     assert len(evaluator.truth)  # made now, and not again by each worker
     if target.max_latency is not None:
         if "calls" not in study.user_attrs:  # measured once
@@ -106,9 +94,7 @@ def begin(
     sampler = MoveSampler(evaluator.measurement.profile, target, choices, trials, setup.call.seed)
     needed = 1 if target.quality else sum(len(sampler.starts(calls)) for calls in choices)
     if trials < needed:
-        raise ValueError(
-            f"the first {needed} trials are what calibrate chooses from: give more than {trials}"
-        )
+        raise ValueError(f"the first {needed} trials are what calibrate chooses from, got {trials} trials")
     return Search(study, evaluator, sampler, own, held_out)
 
 
@@ -118,20 +104,15 @@ def take(kind: Any, options: dict[str, Any]) -> Any:
 
 
 def find_calls(limit: float, evaluator: CandidateEvaluator) -> int:
-    """Returns the most calls with which an image takes no longer than a limit in seconds, by bisection.
-
-    Raises:
-        ValueError: One call takes longer.
-    """
+    """Returns the most calls with which an image takes no longer than a limit in seconds, by bisection."""
     steps = evaluator.measurement.profile.steps
 
     def latency(calls: int) -> float:
         return evaluator.latency(evaluator.fit(Candidate(tuple(even_plan(steps, calls))))[0])
 
-    calls = bisect_right(range(1, steps + 1), limit, key=latency)
-    if not calls:
-        raise ValueError(
-            f"a run takes {latency(1):.2f} s with a single denoiser call, so {limit:g} s cannot be met by "
-            "skipping calls: take a smaller size, another dtype, or torch.compile"
-        )
-    return calls
+    if calls := bisect_right(range(1, steps + 1), limit, key=latency):
+        return calls
+    raise ValueError(
+        f"a run takes {latency(1):.2f} s with a single denoiser call, so {limit:g} s cannot be met by "
+        "skipping calls: take a smaller size, another dtype, or torch.compile"
+    )
