@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from adaptcache.profiling.cache import Parts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -46,11 +47,10 @@ from adaptcache.policies.signals import compute_signals, fit_signal_specs
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from adaptcache.profile import Profile
-from adaptcache.profiling.cache import Parts
 from adaptcache.profiling.reference import batches, record, twin
 from adaptcache.profiling.sensitivity import with_influence
-from tests.calls import Call
 from adaptcache.schedule.rule import Rule
+from tests.calls import Call
 
 FIT, PROMPTS, BATCH = 80, 340, 20
 TRUST = 0.5  # in the measured influence, for all plans alike

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from adaptcache.tuning.storage import optuna
 from rich.console import Console
 from rich.table import Table
 
 from adaptcache.calibration.calibrate import calibrate
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.cache import Cache
-from adaptcache.tuning.storage import optuna
 from adaptcache.tuning.tune import tune
 from tests.toy import Pipe
 

@@ -16,7 +16,6 @@ from adaptcache.evaluation.generate import Generation, generate
 from adaptcache.evaluation.metrics import psnr, summary
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.cache import Cache
 from tests.calls import Call
 
 FINEST = 10  # steps of the reference in each step

@@ -18,6 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from adaptcache.tuning.bench import full_images
+from adaptcache.tuning.finish import Finish, winners
+from adaptcache.tuning.moves import anywhere, moved
+from adaptcache.tuning.proposals import Proposer
+from adaptcache.tuning.race import best
+from adaptcache.tuning.search import Search
 from rich.console import Console
 from rich.table import Table
 
@@ -30,20 +36,13 @@ from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.cache import Cache
 from adaptcache.profiling.measure import Measurement, measure
-from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.tuning.bench import full_images
 from adaptcache.tuning.candidate import Candidate
-from adaptcache.tuning.finish import Finish, winners
-from adaptcache.tuning.moves import anywhere, moved
-from adaptcache.tuning.proposals import Proposer
-from adaptcache.tuning.race import best
-from adaptcache.tuning.search import Search
 from adaptcache.tuning.target import Target
 from adaptcache.tuning.tune import begin
+from tests.calls import Call
 
 HOT, COLD = 0.05, 1e-5  # temperatures of BudCache on FLUX
 

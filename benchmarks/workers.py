@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adaptcache.tuning.search import Search
+from adaptcache.tuning.trial import candidate_of
 from rich.console import Console
 from rich.table import Table
 
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.cache import Cache
-from adaptcache.tuning.search import Search
 from adaptcache.tuning.target import Target
-from adaptcache.tuning.trial import candidate_of
 from adaptcache.tuning.tune import begin
 
 

@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from tests.calls import Call
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # spinning threads crawl on busy machines
 

@@ -22,7 +22,6 @@ def calibrated(folder: str, left: int) -> bytes:
     import adaptcache
     from adaptcache import profile
     from adaptcache.profiling import cache as parts
-    from adaptcache.cache import Cache
     from tests.conftest import CALL, STEPS, embedded, tiny_flux
 
     write, count = parts.write_atomically, iter(range(1, 10**6))

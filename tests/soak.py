@@ -19,8 +19,8 @@ import torch
 
 import adaptcache
 from adaptcache.forecasts.extrapolate import Extrapolate
-from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 from tests.conftest import embedded, schedule_of, tiny_flux
 
 PROMPTS = embedded(6)

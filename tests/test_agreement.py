@@ -17,10 +17,10 @@ from adaptcache.policies.base import Policy
 from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.probe import Probe
-from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.step import worst
+from tests.calls import Call
 from tests.pipelines.video import wan21
 from tests.processes import launch
 

@@ -15,7 +15,6 @@ from adaptcache.evaluation.evaluate import compared
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.report.picture import SPECTRUM
-from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 from calibration.demo.train import Trainer
 from calibration.demo.vae import encode
@@ -34,6 +33,7 @@ from calibration.demo_audio.sounds import (
     play,
 )
 from calibration.demo_audio.vae import CHANNELS, build_vae, level
+from tests.calls import Call
 
 MODEL = "tones"
 WEIGHTS = calibration_folder() / "demo" / "tones"

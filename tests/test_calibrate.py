@@ -13,11 +13,11 @@ from conftest import CALL, STEPS
 from diffusers import FluxPipeline
 
 import adaptcache
+from adaptcache.cache import content_key
 from adaptcache.calibration.calibrate import calls_for
 from adaptcache.engines.diffusers.finer import refined
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import CEILING, psnr, ssim
-from adaptcache.cache import Cache, content_key
 from adaptcache.profiling.measure import measure
 from adaptcache.schedule.schedule import Schedule
 

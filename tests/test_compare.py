@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adaptcache.comparison.bench import Bench
+from adaptcache.comparison.solution import no_solution
+from adaptcache.comparison.sweep import between
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 from adaptcache import comparison as module
@@ -19,12 +22,9 @@ from adaptcache.comparison.baselines.base import Case
 from adaptcache.comparison.baselines.magcache import followed
 from adaptcache.comparison.baselines.taylorseer import computed
 from adaptcache.comparison.baselines.zoo import even
-from adaptcache.comparison.bench import Bench
-from adaptcache.comparison.solution import no_solution
-from adaptcache.comparison.sweep import between
 from adaptcache.comparison.trial import BlockCounter, Trial, blocks_of, kept, latent_error, run, storages
-from adaptcache.profiling.measure import measure
 from adaptcache.engines.diffusers.engine import twin
+from adaptcache.profiling.measure import measure
 
 PROMPTS = embedded(2)
 

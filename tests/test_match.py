@@ -30,9 +30,9 @@ from adaptcache.presets.prompts import read_prompts
 from adaptcache.profiling.measure import measure
 from adaptcache.profiling.reference import Trajectory, record
 from adaptcache.profiling.statistics import statistics
-from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.step import Step
+from tests.calls import Call
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -17,8 +17,8 @@ import adaptcache
 from adaptcache.forecasts.taylor import Taylor
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
-from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 
 STEPS = 12
 

@@ -5,7 +5,6 @@ import pytest
 import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.evaluation.metrics import CEILING
-from adaptcache.cache import Cache
 from tests.pipelines.audio import AUDIO
 from tests.pipelines.flux import FLUXES
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned, same

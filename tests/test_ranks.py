@@ -18,7 +18,6 @@ from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
 from adaptcache.distributed import ALONE, RankError, joined
-from adaptcache.cache import Cache
 from adaptcache.profiling.measure import measure
 from tests.processes import LIMIT, free_port, launch
 

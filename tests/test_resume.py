@@ -13,7 +13,6 @@ import pytest
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.cache import Cache
 from tests.kills import kills
 
 PROFILES = {"batch_size": 2, "budget": 0.5}

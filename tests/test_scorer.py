@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from adaptcache.comparison.scorer import SCORER, Scorer, load_scorer, named, shows_for
+from adaptcache.comparison.scorer import SCORER, Scorer, find_caption_score, load_scorer, named
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from tests.calls import Call
@@ -60,10 +60,10 @@ def test_it_sees_what_the_model_draws_and_what_it_does_not(scorer: Scorer, image
 
 
 def test_other_models_and_prompts_get_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shows_for(PRESET.folder, PROMPTS.held_out)[1:] == ("share shown", "")
-    shows, _, why = shows_for(PRESET.folder, ["a lighthouse in a storm"])
+    assert find_caption_score(PRESET.folder, PROMPTS.held_out)[1:] == ("share shown", "")
+    shows, _, why = find_caption_score(PRESET.folder, ["a lighthouse in a storm"])
     assert shows is None and "does not know" in why
     monkeypatch.setattr("adaptcache.comparison.scorer.CLIP", "nobody/no-such-clip")
-    shows, _, why = shows_for(tmp_path, ["a lighthouse in a storm"])
+    shows, _, why = find_caption_score(tmp_path, ["a lighthouse in a storm"])
     assert shows is None and "nobody/no-such-clip is not on this machine" in why
-    assert "no text" in shows_for(None, [{"prompt": "a cat"}])[2]
+    assert "no text" in find_caption_score(None, [{"prompt": "a cat"}])[2]

@@ -12,9 +12,9 @@ import torch
 
 import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
+from adaptcache.engines.diffusers.engine import twin
 from adaptcache.engines.diffusers.watch import Guard
 from adaptcache.errors import AttachError
-from adaptcache.engines.diffusers.engine import twin
 from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]

@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CALL, STEPS, embedded, tiny_flux
-from toy import Pipe
-
-import adaptcache
-from adaptcache.evaluation.generate import generate
-from adaptcache.evaluation.metrics import psnr
-from adaptcache.cache import Cache
-from tests.calls import Call
 from adaptcache.tuning.aims import aims
-from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.conclude import Tuned, concluded
 from adaptcache.tuning.latency import most_calls
 from adaptcache.tuning.moves import moved
@@ -30,8 +21,16 @@ from adaptcache.tuning.race import Seen, behind, chosen, hopeless, worth
 from adaptcache.tuning.search import Search
 from adaptcache.tuning.sets import split
 from adaptcache.tuning.storage import alive, open_storage, optuna, worker
+from conftest import CALL, STEPS, embedded, tiny_flux
+from toy import Pipe
+
+import adaptcache
+from adaptcache.evaluation.generate import generate
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.target import Target, seconds
 from adaptcache.tuning.tune import begin, tune
+from tests.calls import Call
 
 WORDS = tuple("a " + "very " * k + "small lighthouse" for k in range(9))
 TRIALS = 10

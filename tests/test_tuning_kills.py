@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
-from adaptcache.cache import Cache
 from adaptcache.tuning.tune import tune
 
 TRIALS = 10

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toy import Pipe
-
-from adaptcache.cache import Cache
 from adaptcache.tuning.conclude import concluded
 from adaptcache.tuning.search import Search
+from toy import Pipe
+
 from adaptcache.tuning.target import Target
 from adaptcache.tuning.tune import begin
 from tests.postgres import missing, server

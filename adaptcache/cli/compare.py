@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +23,11 @@ def compare(
     settings: Set = None,
     prompts: Annotated[str | None, typer.Option(help="A prompt file, or the name of one.")] = None,
     fit_on: Annotated[int, typer.Option(help="Calibration prompts at most.", min=1)] = 16,
-    sweep_on: Annotated[int, typer.Option(help="Prompts to choose settings of others on.", min=1)] = 8,
-    check_on: Annotated[int, typer.Option(help="Held-out prompts at most.", min=1)] = 32,
-    finer: Annotated[
+    sweep_on: Annotated[
+        int | None, typer.Option(help="Prompts to choose settings of others on. \\[default: all]", min=1)
+    ] = None,
+    eval_on: Annotated[int, typer.Option(help="Held-out prompts at most.", min=1)] = 32,
+    refine: Annotated[
         int, typer.Option(help="Also compare with so many times the steps; 0 does not.", min=0)
     ] = 10,
     batch_size: BatchSize = None,
@@ -49,34 +50,33 @@ def compare(
       adaptcache compare --scheduler DPMSolverMultistepScheduler
     """
     from ..comparison import compare as run_comparison
-    from ..comparison import methods_of
-    from ..comparison.scorer import shows_for
+    from ..comparison import find_methods
+    from ..comparison.scorer import find_caption_score
+    from ..engines.diffusers.engine import sampling_rate
     from ..files import check_writable
-    from ..presets import resolve
-    from ..presets.prompts import read_prompts
-    from ..runs import Call, sampling_rate
+    from ..presets import read_prompts, resolve
+    from ..report.charts import check_charts
     from .folder import write_folder
-    from .table import cost_table, line_notes, line_table
+    from .table import cost_table, notes_of, result_table
 
     shares = _shares(budgets)
-    names = methods_of([name.strip() for name in methods.split(",") if name.strip()])
+    names = find_methods([name.strip() for name in methods.split(",") if name.strip()])
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
-    held_out = known.held_out[:check_on]
+    held_out = known.held_out[:eval_on]
     if to:
         check_writable(to / "comparison.json")
-        if importlib.util.find_spec("matplotlib") is None:  # said now, not after an hour
-            raise ImportError("--out draws a plot: pip install 'adaptcache-diffusers[report]'")
-    shows, shown, why = shows_for(preset.folder, held_out)
+        check_charts()  # said now, not after an hour
+    score, measure, why = find_caption_score(preset.folder, held_out)
     pipe = load_pipeline(preset, device, scheduler)
     with progress() as report:
         result = run_comparison(
-            pipe, Call(preset.steps if steps is None else steps, preset.call), known.calibration[:fit_on],
-            held_out, shares, methods=names, sweep_on=sweep_on, batch_size=batch_size or preset.batch_size,
-            finer=finer, shows=shows, progress=report,
+            pipe, known.calibration[:fit_on], held_out, shares, preset.steps if steps is None else steps,
+            methods=names, sweep_on=sweep_on, refine=refine, caption_score=score, pipe_kwargs=preset.call,
+            batch_size=batch_size or preset.batch_size, progress=report,
         )  # fmt: skip
     data = {"model": preset.name, "scheduler": type(pipe.scheduler).__name__, "call": preset.call,
-            "finer": finer, "measure": shown, **result.data()}  # fmt: skip
+            "finer": refine, "measure": measure, **result.data()}  # fmt: skip
     data["left_out"] |= {"shown": why} if why else {}
     if to:
         write_folder(to, result, data, held_out, preset.name, sampling_rate(pipe))
@@ -87,13 +87,13 @@ def compare(
         f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; "
         f"settings of other methods chosen on {result.swept} calibration prompts:\n"
     )
-    print_whole(line_table(result.lines, shown))
-    if notes := line_notes(result.lines):
+    print_whole(result_table(result.results, measure))
+    if notes := notes_of(result.results):
         out.print("\nwithout numbers:\n" + "\n".join(notes))
     out.print("\ncost before the first use, all budgets together, in denoiser calls for one prompt:\n")
     print_whole(cost_table(result.costs, result.steps))
-    for measure, reason in data["left_out"].items():
-        out.print(f"\nleft out: {measure}: {reason}")
+    for missing, reason in data["left_out"].items():
+        out.print(f"\nleft out: {missing}: {reason}")
     if to:
         out.print(f"\nwrote {to}")
 

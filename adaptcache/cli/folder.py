@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import Comparison
-from ..comparison.compare import OURS
-from ..comparison.line import Line
+from ..comparison import OURS, Comparison, MethodResult
 from ..files import dump_json, write_atomically
 from ..report.picture import save_output, side_by_side, strip
 from ..runs import Prompt
@@ -33,22 +31,22 @@ def write_folder(
         name: Of the model, for the schedules.
         rate: Samples a second, of sound.
     """
-    rows = worst(result.lines, len(prompts))
+    rows = worst(result.results, len(prompts))
     images = save_images(folder, result.images, rows, rate)
     files = {**data, "prompts": list(map(str, prompts)), "rows": rows, "images": images}
     write_atomically(folder / "comparison.json", dump_json(files))
-    write_markdown(folder / "comparison.md", result.lines, result.costs, result.steps, data["measure"])
+    write_markdown(folder / "comparison.md", result.results, result.costs, result.steps, data["measure"])
     for share, schedule in result.schedules.items():
         schedule.save(folder / f"{name}-{result.steps}-{share:g}.json")
-    draw(folder, result.lines, result.images, prompts)
+    draw(folder, result.results, result.images, prompts)
 
 
-def worst(lines: list[Line], prompts: int) -> list[int]:
+def worst(results: list[MethodResult], prompts: int) -> list[int]:
     """Returns the numbers of a few prompts, those first that our fastest schedule does worst on."""
-    own = [line for line in lines if line.method == OURS and line.each]
+    own = [one for one in results if one.method == OURS and one.each]
     if not own:
         return list(range(min(ROWS, prompts)))
-    each = min(own, key=lambda line: line.budget).each
+    each = min(own, key=lambda one: one.budget).each
     return sorted(range(prompts), key=lambda number: each[number])[:ROWS]
 
 
@@ -69,14 +67,18 @@ def save_images(
     return names
 
 
-def draw(folder: Path, lines: list[Line], images: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+def draw(folder: Path, results: list[MethodResult], images: dict[str, Any], prompts: Sequence[Prompt]) -> None:
     """Draws the Pareto plot, and a contact sheet for each budget."""
-    from ..comparison.pareto import draw as draw_pareto
+    from ..report.charts import draw_pareto
 
-    draw_pareto(lines, folder / "pareto.png")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in results:
+        if one.budget < 1 and one.calls is not None and one.psnr:
+            points.setdefault(one.method, []).append((one.calls, one.psnr["mean"]))
+    draw_pareto(points, folder / "pareto.png")
     full = images["full run"]
-    for share in {line.budget: 0 for line in lines if line.budget < 1}:
-        made = {name: images[f"{name} {share:g}"] for name in {line.method: 0 for line in lines}
+    for share in {one.budget: 0 for one in results if one.budget < 1}:
+        made = {name: images[f"{name} {share:g}"] for name in {one.method: 0 for one in results}
                 if f"{name} {share:g}" in images}  # fmt: skip
         ours = made.pop(OURS, None)
         columns = {**made, "full run": full} | ({OURS: ours} if ours else {})

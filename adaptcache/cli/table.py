@@ -8,34 +8,47 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..comparison.compare import OURS
-from ..comparison.line import Cost, Line
+from ..comparison import OURS, Cost, MethodResult
 from ..files import write_atomically
 
-__all__ = ["cost_table", "line_notes", "line_table", "write_markdown"]
+__all__ = ["cost_table", "notes_of", "result_table", "write_markdown"]
 
 Rows = tuple[list[str], list[list[str]]]  # headings, and rows; a row that ends early ends with a note
 
 
-def line_rows(lines: Sequence[Line], shown: str = "") -> Rows:
+def result_rows(results: Sequence[MethodResult], shown: str = "") -> Rows:
     """Returns what methods reached, as text."""
-    exact = any(line.exact for line in lines)
+    exact = any(one.exact for one in results)
     headings = ["budget", "method", "PSNR dB", "5th pct", "SSIM", "latent error"]
-    headings += ["to exact dB"] * exact + [shown] * bool(shown) + ["calls", "block calls", "loop", "kept"]
+    headings += ["to exact dB"] * exact + [shown] * bool(shown) + ["lead", "calls", "block calls", "loop", "kept"]
     rows = []
-    for line in lines:
-        row = [f"{line.budget:g}", line.method]
-        if line.note or line.psnr is None or line.memory is None:
-            rows.append([*row, line.note])
+    for one in results:
+        row = [f"{one.budget:g}", one.method]
+        if one.note or one.psnr is None or one.memory is None:
+            rows.append([*row, one.note])
             continue
-        same = line.psnr["mean"] >= 100
-        row += ["exact" if same else f"{line.psnr['mean']:.1f}", "" if same else f"{line.psnr['p05']:.1f}"]
-        row += [f"{line.ssim['mean']:.4f}" if line.ssim else "-", f"{line.latent:.4f}"]
-        row += [f"{line.exact['mean']:.1f}" if line.exact else "-"] * exact
-        row += ["-" if line.shown is None else f"{line.shown:.2f}"] * bool(shown)
-        row += [f"{line.calls:.1f}", f"{line.blocks:.0f}", f"{line.speed:.2f}x", size(line.memory)]
+        same = one.psnr["mean"] >= 100
+        row += ["exact" if same else f"{one.psnr['mean']:.1f}", "" if same else f"{one.psnr['p05']:.1f}"]
+        row += [f"{one.ssim['mean']:.4f}" if one.ssim else "-", f"{one.latent:.4f}"]
+        row += [f"{one.exact['mean']:.1f}" if one.exact else "-"] * exact
+        row += ["-" if one.caption_score is None else f"{one.caption_score:.2f}"] * bool(shown)
+        row += [lead(one)]
+        row += [calls(one), f"{one.blocks:.0f}", f"{one.speed:.2f}x", size(one.memory)]
         rows.append(row)
     return headings, rows
+
+
+def lead(one: MethodResult) -> str:
+    """Returns by how many decibels our schedule is ahead, with its 95 % confidence interval."""
+    if not one.lead or one.lead.get("mean") is None:
+        return ""
+    half = one.lead.get("ci95")
+    return f"{one.lead['mean']:+.1f}" + (f" ± {half:.1f}" if half is not None else "")
+
+
+def calls(one: MethodResult) -> str:
+    """Returns the calls of a method; of those with a probe also without it."""
+    return f"{one.calls:.1f}" + (f" ({one.unprobed:.1f} without probe)" if one.unprobed is not None else "")
 
 
 def cost_rows(costs: Sequence[Cost], steps: int) -> Rows:
@@ -75,18 +88,18 @@ def screen(rows: Rows, left: Sequence[str]) -> Table:
     return view
 
 
-def line_table(lines: Sequence[Line], shown: str = "") -> Table:
+def result_table(results: Sequence[MethodResult], shown: str = "") -> Table:
     """Returns the table of what methods reached; those that reached nothing are in the notes."""
-    return screen(line_rows([line for line in lines if not line.note], shown), ("method",))
+    return screen(result_rows([one for one in results if not one.note], shown), ("method",))
 
 
-def line_notes(lines: Sequence[Line]) -> list[str]:
+def notes_of(results: Sequence[MethodResult]) -> list[str]:
     """Returns a line for each method without numbers somewhere: at which budgets, and why at the first."""
-    noted: dict[str, list[Line]] = {}
-    for line in lines:
-        if line.note:
-            noted.setdefault(line.method, []).append(line)
-    at = {method: ", ".join(f"{line.budget:g}" for line in some) for method, some in noted.items()}
+    noted: dict[str, list[MethodResult]] = {}
+    for one in results:
+        if one.note:
+            noted.setdefault(one.method, []).append(one)
+    at = {method: ", ".join(f"{one.budget:g}" for one in some) for method, some in noted.items()}
     return [f"{method} at {at[method]}: {some[0].note}" for method, some in noted.items()]
 
 
@@ -96,10 +109,10 @@ def cost_table(costs: Sequence[Cost], steps: int) -> Table:
 
 
 def write_markdown(
-    path: Path, lines: Sequence[Line], costs: Sequence[Cost], steps: int, shown: str = ""
+    path: Path, results: Sequence[MethodResult], costs: Sequence[Cost], steps: int, shown: str = ""
 ) -> Path:
     """Writes both tables as Markdown."""
-    text = "\n\n".join(map(markdown, (line_rows(lines, shown), cost_rows(costs, steps))))
+    text = "\n\n".join(map(markdown, (result_rows(results, shown), cost_rows(costs, steps))))
     return write_atomically(path, (text + "\n").encode())
 
 

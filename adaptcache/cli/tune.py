@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .files import load_pipeline
+from .files import load_pipeline, open_cache, wrote
 from .options import BatchSize, Device, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress
 
@@ -25,7 +25,7 @@ def tune(
     min_psnr: Annotated[
         float | None, typer.Option(help="Decibels prompts should reach, with as few calls as possible.")
     ] = None,
-    at_most: Annotated[float, typer.Option(help="Share of prompts that may stay below --min-psnr.")] = 0.05,
+    max_failure_rate: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure that has to be.")] = 0.95,
     trials: Annotated[
         int | None, typer.Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
@@ -44,7 +44,7 @@ def tune(
     fit_on: Annotated[
         int, typer.Option(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
     ] = 16,
-    check_on: Annotated[int, typer.Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = 32,
+    eval_on: Annotated[int, typer.Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = 32,
     seed: Annotated[int, typer.Option(help="Noise of the first prompt; also of the search.")] = 0,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -67,55 +67,76 @@ def tune(
 
       adaptcache tune --max-latency 1.8s --model flux --workers 2
 
-      adaptcache tune --min-psnr 35 --at-most 0.05 --prompts emoji-varied --check-on 320
+      adaptcache tune --min-psnr 35 --max-failure-rate 0.05 --prompts emoji-varied --eval-on 320
 
       adaptcache tune --plot front.png                      # the whole front
     """
+    from dataclasses import fields
+
     from ..files import check_writable
-    from ..presets import resolve
-    from ..presets.prompts import read_prompts
-    from ..profiling.cache import Store
-    from ..tuning.conclude import concluded
-    from ..tuning.plot import draw, drawable
-    from ..tuning.target import Target, seconds
+    from ..presets import read_prompts, resolve
+    from ..report.charts import check_charts
+    from ..tuning.front import conclude
+    from ..tuning.target import Target, parse_seconds
     from ..tuning.tune import begin
     from .workers import Workers
 
-    limit = seconds(max_latency) if max_latency is not None else None
-    target = Target(speed, budget, max_calls, limit, min_psnr, at_most, confidence)
+    limit = parse_seconds(max_latency) if max_latency is not None else None
+    target = Target(speed, budget, max_calls, limit, min_psnr, max_failure_rate, confidence)
     preset = resolve(model)
     steps = preset.steps if steps is None else steps
     name = name or f"{preset.name}-{steps}-{target.short}"
     where = check_writable(to or Path("schedules") / f"{name}.json")
     beside = check_writable(front or where.with_suffix(".front.json"))
     if plot:
-        drawable()
+        check_charts()
         check_writable(plot)
     known = read_prompts(prompts or preset.prompts)
-    held_out = known.held_out[:check_on]
-    until = seconds(timeout) if timeout is not None else None
-    target.check(steps, len(held_out))  # before the pipeline is loaded
+    held_out = known.held_out[:eval_on]
+    until = parse_seconds(timeout) if timeout is not None else None
+    target.choices(steps)  # raises before the pipeline is loaded
+    if target.quality:
+        target.quality.check_enough(len(set(known.groups[:eval_on])) or len(held_out))
+    cache = open_cache()
     pipe = load_pipeline(preset, device)
     kept = "finished trials are kept: go on with --resume"
     with progress(kept=kept) as report, Workers(0 if join else workers - 1) as others:
         search = begin(
-            pipe, known.calibration[:fit_on], target, steps=steps, call=preset.call, held_out=held_out,
-            trials=trials, timeout=until, storage=storage, resume=resume or join, seed=seed,
-            batch_size=batch_size or preset.batch_size, store=Store(), progress=report,
+            pipe, known.calibration[:fit_on], steps, eval_prompts=held_out, pipe_kwargs=preset.call,
+            **{one.name: getattr(target, one.name) for one in fields(target)}, groups=known.groups[:eval_on],
+            trials=trials, timeout=until, storage=storage, resume=resume or join, seed=seed, name=name,
+            batch_size=batch_size or preset.batch_size, cache=cache, progress=report,
         )  # fmt: skip
         others.start()
         search.run()
         if join:
             return
-        tuned = concluded(search, Store(), name)
+        tuned = conclude(search)
+    said = f"{wrote(where)} and {beside}"
     tuned.schedule.save(where)
     tuned.front.save(beside)
     if plot:
-        draw(tuned.front, plot)
-    _told(tuned, where, beside, json)
+        draw_points(tuned.front, plot)
+    _told(tuned, where, beside, said, json)
 
 
-def _told(tuned: Any, where: Path, beside: Path, json: bool) -> None:
+def draw_points(front: Any, path: Path) -> None:
+    """Draws decibels over denoiser calls."""
+    from ..report.charts import draw_front
+
+    points = front.points
+    lines = {"tuned, select prompts": [(one.calls, one.select["mean"]) for one in points]}
+    lines["calibrate, select prompts"] = [(one.calls, one.select["mean"] - one.gain) for one in points]
+    seen = [(one.calls, one.schedule.evidence.psnr) for one in points if one.schedule.evidence]
+    if seen:
+        lines["tuned, held-out"] = [(calls, psnr["mean"]) for calls, psnr in seen]
+        lines["5th percentile, held-out"] = [(calls, psnr["p05"]) for calls, psnr in seen]
+    chosen = None if front.chosen is None else points[front.chosen]
+    mark = (chosen.calls, chosen.select["mean"]) if chosen else None
+    draw_front(lines, path, f"{front.name}: {front.target}", mark)
+
+
+def _told(tuned: Any, where: Path, beside: Path, said: str, json: bool) -> None:
     """Says what was found."""
     schedule = tuned.schedule
     if json:
@@ -130,4 +151,4 @@ def _told(tuned: Any, where: Path, beside: Path, json: bool) -> None:
     from .front import describe_front
 
     describe_front(tuned.front)
-    out.print(f"\n{tuned.sentence}\nwrote {where} and {beside}")
+    out.print(f"\n{tuned.sentence}\n{said}")

@@ -96,7 +96,7 @@ CLIP = "openai/clip-vit-base-patch16"
 SCORER = Path("emoji-scorer", "scorer.safetensors")  # beside the demo model
 
 
-def shows_for(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[Shows | None, str, str]:
+def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[Shows | None, str, str]:
     """Finds a measure of how well images show their captions that needs no download.
 
     Arguments:
@@ -116,13 +116,13 @@ def shows_for(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[Shows | N
     if not all(isinstance(prompt, str) for prompt in prompts):
         return None, "", "these prompts are no text"
     try:
-        return clip_score(), "CLIPScore", ""
+        return load_clip_score(), "CLIPScore", ""
     except (ImportError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return None, "", f"{CLIP} is not on this machine ({reason[:80]})"
 
 
-def clip_score() -> Shows:
+def load_clip_score() -> Shows:
     """Returns CLIPScore, from weights that are on this machine already.
 
     References:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.engines.diffusers.components import denoisers_of
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
 from adaptcache.profiling.reference import record
-from tests.calls import Call
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 
 from .audio import AUDIO
 from .flux import FLUXES
