@@ -114,7 +114,8 @@ class PipelineCall:
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
-        if taken := sorted(SET_HERE & set(self.pipe_kwargs)):
+        given = {name for name, value in self.pipe_kwargs.items() if (name, value) != ("prompt", None)}
+        if taken := sorted(SET_HERE & given):
             raise ValueError(
                 f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call"
             )

@@ -123,7 +123,7 @@ def test_the_command_line_fits_a_published_method(method, monkeypatch, tmp_path,
         main()
     assert not end.value.code, capsys.readouterr().err
     schedule = Schedule.load(tmp_path / "s.json")
-    assert schedule.name == f"emoji-flux-4-{method}-2x" and schedule.evidence.n == 1
+    assert schedule.name == f"emoji-flux-4-{method}-2x-fit1-eval1" and schedule.evidence.n == 1
     assert {rule.policy.type for rule in schedule.rules} == {METHODS[method].policy}
 
 
@@ -131,7 +131,7 @@ def test_the_command_line_refuses_before_it_works(monkeypatch, tmp_path, capsys)
     monkeypatch.chdir(tmp_path)
     for words, message in [
         (["--method", "magcash"], "did you mean magcache"),
-        (["--method", "magcache", "--teacher-steps", "56"], "give --method or --teacher-steps"),
+        (["--method", "magcache", "--reference-steps", "56"], "give --method or --reference-steps"),
     ]:
         monkeypatch.setattr(sys, "argv", ["adaptcache", "calibrate", *words])
         with pytest.raises(SystemExit) as end:

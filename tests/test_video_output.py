@@ -84,7 +84,7 @@ def test_the_video_demo_model_has_two_branches_a_step_and_is_calibrated(pipe):
     assert schedule.evidence.calls == (4, 6)
     assert 15 < schedule.evidence.psnr["mean"] < 100
     with adaptcache.attach(pipe, schedule) as handle:
-        frames = pipe("pizza moving left on blue background", num_inference_num_inference_steps=6, **preset.call).frames
+        frames = pipe("pizza moving left on blue background", num_inference_steps=6, **preset.call).frames
     assert frames.shape == (1, 9, 32, 32, 3)
     assert handle.report().made == 4 * 2  # branches, one after the other
 
