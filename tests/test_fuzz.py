@@ -117,7 +117,7 @@ def test_a_million_wrong_entries_cost_one_complaint(where: tuple, bad: Any, tmp_
     assert time.thread_time() - since < 0.2 and grown() < 100  # 50 ms where nobody else computes
 
 
-@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1" * 30, "[" * 100_000, '"\\ud800"', "\ufeff1"])
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1" * 30, "[" * 9**6, '"\\ud800"', "\ufeff\ufeff1"])
 def test_json_that_cannot_be_written_again_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text.encode())
