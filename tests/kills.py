@@ -20,8 +20,8 @@ def calibrated(folder: str, left: int) -> bytes:
     import signal
 
     import adaptcache
-    from adaptcache import profile
     from adaptcache import cache as parts
+    from adaptcache import profile
     from adaptcache.cache import Cache
     from tests.conftest import CALL, STEPS, embedded, tiny_flux
 

@@ -16,7 +16,6 @@ from adaptcache.presets import resolve
 from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.report.picture import SPECTRUM
 from adaptcache.runs import PromptSet
-from tests.calls import Call
 from adaptcache.schedule.schedule import Schedule
 from calibration.demo.train import Trainer
 from calibration.demo.vae import encode
@@ -35,6 +34,7 @@ from calibration.demo_audio.sounds import (
     play,
 )
 from calibration.demo_audio.vae import CHANNELS, build_vae, level
+from tests.calls import Call
 
 MODEL = "tones"
 WEIGHTS = calibration_folder() / "demo" / "tones"
@@ -166,7 +166,9 @@ def test_the_schedule_that_ships_is_as_near_as_it_says():
     schedule = Schedule.load(calibration_folder().parent / "schedules" / "tones-50-2x.json")
     call, held_out = Call(preset.steps, preset.call), known.held_out[:8]
     (_, ours, fewer), made = evaluate_schedules(
-        call.of(preset.load_pipeline("cpu"), batch_size=8), PromptSet.of(held_out, len(known.calibration)), [schedule]
+        call.of(preset.load_pipeline("cpu"), batch_size=8),
+        PromptSet.of(held_out, len(known.calibration)),
+        [schedule],
     )
     assert ours.calls == fewer.calls == 25 and made[1].images[0].shape == (1, LENGTH)
     assert ours.psnr["mean"] > 20

@@ -13,11 +13,11 @@ from conftest import CALL, STEPS
 from diffusers import FluxPipeline
 
 import adaptcache
+from adaptcache.cache import Cache
 from adaptcache.calibration.calibrate import calls_for
 from adaptcache.engines.diffusers.finer import refined
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import CEILING, psnr, ssim
-from adaptcache.cache import Cache
 from adaptcache.profiling.measure import content_key, measure
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
@@ -30,7 +30,9 @@ MODULE = sys.modules[
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:
-    return adaptcache.calibrate(pipe, prompts[:3], num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options)
+    return adaptcache.calibrate(
+        pipe, prompts[:3], num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options
+    )
 
 
 def test_more_budget_means_less_error_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
@@ -61,7 +63,8 @@ def test_a_saved_schedule_makes_the_same_images(pipe: FluxPipeline, prompts: lis
 
 def test_the_same_calibration_gives_the_same_bytes(pipe: FluxPipeline, prompts: list, tmp_path: Path) -> None:
     files = [
-        calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:]).save(tmp_path / name) for name in ("a", "b")
+        calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:]).save(tmp_path / name)
+        for name in ("a", "b")
     ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -127,7 +130,10 @@ def test_the_key_of_a_profile_knows_weights_scheduler_call_and_prompts(
 
 
 def test_the_key_of_a_profile_is_the_same_in_every_process(pipe: FluxPipeline) -> None:
-    key, defaults = content_key(CALL.of(pipe), PromptSet.of(["a"])), pipe.scheduler.config["_use_default_values"]
+    key, defaults = (
+        content_key(CALL.of(pipe), PromptSet.of(["a"])),
+        pipe.scheduler.config["_use_default_values"],
+    )
     assert len(defaults) > 1  # in the order of a set, which changes from process to process
     pipe.scheduler.register_to_config(_use_default_values=defaults[::-1])
     assert content_key(CALL.of(pipe), PromptSet.of(["a"])) == key

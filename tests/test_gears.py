@@ -13,11 +13,11 @@ from adaptcache.calibration.gears import Trials, choose_gears, least_margin
 from adaptcache.cli.calibrate import parse_gears
 from adaptcache.cli.show import describe
 from adaptcache.errors import ScheduleError
+from adaptcache.evaluation.certify import QualityTarget
 from adaptcache.fitting.signals import measure_signals, signal_rows
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.signals import compute_signals
-from adaptcache.evaluation.certify import QualityTarget
 from adaptcache.schedule.schedule import Schedule
 from tests.calls import Call
 

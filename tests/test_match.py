@@ -21,9 +21,9 @@ from diffusers import (
 import adaptcache
 from adaptcache.calibration.fit import build_schedule, fit_schedule
 from adaptcache.calibration.match import Fit, match, target_output
+from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import Preset
 from adaptcache.presets.prompts import read_prompts
@@ -31,9 +31,9 @@ from adaptcache.profiling.measure import measure, record
 from adaptcache.profiling.reference import Trajectory
 from adaptcache.profiling.statistics import statistics_of
 from adaptcache.runs import PromptSet
-from tests.calls import Call
 from adaptcache.schedule.rule import Rule
 from adaptcache.step import Step
+from tests.calls import Call
 
 SCHEDULERS = [
     FlowMatchEulerDiscreteScheduler(shift=3.0),

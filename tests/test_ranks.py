@@ -17,8 +17,8 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.distributed import ALONE, RankError, joined
 from adaptcache.cache import Cache
+from adaptcache.distributed import ALONE, RankError, joined
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
 from tests.processes import LIMIT, free_port, launch

@@ -9,7 +9,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from adaptcache.profile import Profile
-
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
 from tests.calls import Call

@@ -15,8 +15,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-__all__ = ["Lockstep"]
-
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
 

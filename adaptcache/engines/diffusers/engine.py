@@ -51,9 +51,9 @@ class DiffusersEngine:
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls)
 
     def takes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those arguments that the pipeline's call takes."""
-        names, any_other = parameters_of(self.pipe)
-        return {name: value for name, value in arguments.items() if any_other or name in names}
+        """Returns those arguments that the pipeline's call names; what `**kwargs` takes may be misspelt."""
+        names = parameters_of(self.pipe)[0]
+        return {name: value for name, value in arguments.items() if name in names}
 
     def identity(self, call: PipelineCall) -> Any:
         return [identity_of(self.pipe), call.num_inference_steps, call.pipe_kwargs, call.seed]
