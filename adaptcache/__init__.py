@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -33,20 +32,17 @@ VERBS = ("calibrate", "compare", "evaluate", "tune")
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for: `import adaptcache` costs no torch, and works without diffusers."""
+    from .deprecated import find_module, with_old_names
+
     if name not in HOMES:
-        raise AttributeError(f"module 'adaptcache' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
-    if name in VERBS:
-        found = _with_old_names(found)
-    globals()[name] = found
-    return found
-
-
-def _with_old_names(verb: Any) -> Any:
-    from .deprecated import rename_arguments
-
-    @functools.wraps(verb)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return verb(*args, **rename_arguments(kwargs))
-
-    return call
+        if name.startswith("__") or (module := find_module(name)) is None:
+            raise AttributeError(f"module 'adaptcache' has no attribute {name!r}")
+        return module
+    try:
+        found = getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise ImportError(f"{name} needs diffusers: pip install diffusers") from error
+    globals()[name] = with_old_names(found) if name in VERBS else found
+    return globals()[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,9 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .files import write_atomically
-
-__all__ = ["Cache", "feed"]
+from .files import check_writable, write_atomically
 
 
 class Cache:
@@ -31,6 +31,19 @@ class Cache:
         home = os.environ.get("ADAPTCACHE_HOME") or Path.home() / ".cache" / "adaptcache"
         self.folder = Path(folder or home).expanduser()
 
+    def check_writable(self) -> None:
+        """Raises at once where nothing can be kept: a profile that is lost is work that is lost.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        try:
+            check_writable(self.folder / "profile")
+        except OSError as error:
+            raise type(error)(
+                f"{error}; set ADAPTCACHE_HOME to a folder that can be written, or name one (cache_dir)"
+            ) from None
+
     def load(self, key: str, name: str) -> dict[str, Tensor] | None:
         """Returns the tensors of a file; None where it is missing or broken, so that it is made again."""
         try:
@@ -43,39 +56,77 @@ class Cache:
         write_atomically(self.folder / key / f"{name}.safetensors", save(dict(tensors)))
 
 
-def feed(digest: hashlib._Hash, value: Any) -> None:
+NAMED = (
+    type, torch.dtype, torch.device, torch.Size, types.BuiltinFunctionType, types.MethodDescriptorType,
+)  # fmt: skip
+PLAIN = (bool, int, float, complex, str, bytes, Path, type(None))
+
+
+def feed(digest: hashlib._Hash, value: Any, within: tuple[int, ...] = ()) -> None:
     """Adds a value to a digest by its content, whatever its kind: never by an address.
+
+    Arguments:
+        digest: What it is added to.
+        value: Plain values, tensors, arrays, images, functions, objects; and lists and mappings of them.
+        within: The ids of the objects it is a part of: those that hold themselves end there.
 
     Raises:
         TypeError: The value has no content that could be read.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if id(value) in within:
+        digest.update(f"^{len(within) - within.index(id(value))}".encode())
+        return
+    within = (*within, id(value))
+    for kind, parts in _contents(value):
+        digest.update(f"{kind}:".encode())
+        if isinstance(parts, bytes):
+            digest.update(parts)
+        else:
+            digest.update(f"[{len(parts)}".encode())
+            for part in parts:
+                feed(digest, part, within)
+
+
+def _contents(value: Any) -> list[tuple[str, bytes | list[Any]]]:
+    """Returns what a value consists of: bytes, or values of which each is fed by itself."""
+    kind = type(value).__qualname__
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        return [(f"{value.dtype}{tuple(value.shape)}", flat.view(torch.uint8).numpy().tobytes())]
+    if isinstance(value, PLAIN):
+        return [(kind, f"{value!r};".encode())]
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:  # its bytes are addresses
+        return [(f"array{value.shape}", value.tolist())]
+    if hasattr(value, "tobytes"):  # arrays and PIL images
+        about = [getattr(value, name, None) for name in ("shape", "size", "mode", "dtype")]
+        palette = value.getpalette() if hasattr(value, "getpalette") else None
+        return [(f"{kind}{about}{palette}", value.tobytes())]
+    if isinstance(value, NAMED):
+        return [
+            ("name", f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)};".encode())
+        ]
     if isinstance(value, Mapping):
-        value = sorted(value.items(), key=lambda item: str(item[0]))
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+        return [(kind, [part for item in items for part in item])]
     if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=repr)
+        return [(kind, sorted(value, key=repr))]
     if isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            feed(digest, item)
-    elif isinstance(value, Tensor):
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    elif isinstance(value, np.ndarray) or hasattr(value, "tobytes"):  # arrays and PIL images
-        about = (getattr(value, "shape", None), getattr(value, "size", None), getattr(value, "mode", None))
-        digest.update(f"{type(value).__name__}{about}".encode())
-        digest.update(value.tobytes())
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
-        digest.update(f"{type(value).__name__}:{value!r};".encode())
-    elif isinstance(value, (torch.dtype, torch.device, torch.Size, type)) or callable(value):
-        # Functions and classes count by their names: their addresses change from process to process.
-        digest.update(f"{type(value).__name__}:{getattr(value, '__qualname__', value)};".encode())
-    elif hasattr(value, "__dict__"):
-        digest.update(type(value).__qualname__.encode())
-        feed(digest, {name: part for name, part in vars(value).items() if not name.startswith("__")})
-    else:
-        raise TypeError(
-            f"a {type(value).__name__} among the arguments has no content that can be compared: give plain "
-            "values, tensors, arrays or images"
-        )
+        return [(kind, list(value))]
+    if isinstance(value, types.FunctionType):  # lambdas of one name differ by what they do and hold
+        code, cells = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
+        constants = [one for one in code.co_consts if isinstance(one, PLAIN)]
+        holds = [value.__defaults__, value.__kwdefaults__, constants, code.co_names, cells]
+        return [(f"{value.__module__}.{value.__qualname__}", code.co_code), ("holds", holds)]
+    if isinstance(value, types.MethodType):
+        return [(kind, [value.__func__, value.__self__])]
+    if isinstance(value, functools.partial):
+        return [(kind, [value.func, value.args, value.keywords])]
+    if is_dataclass(value):
+        return [(kind, [(field.name, getattr(value, field.name)) for field in fields(value)])]
+    if hasattr(value, "__dict__"):
+        parts = [(name, vars(value)[name]) for name in sorted(vars(value)) if not name.startswith("__")]
+        return [(kind, parts)]
+    raise TypeError(
+        f"a {type(value).__name__} among the arguments has no content that can be compared: give plain values, "
+        "tensors, arrays or images"
+    )

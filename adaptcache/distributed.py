@@ -2,7 +2,7 @@
 
 With context parallelism, tensor parallelism or sharded weights (FSDP) every call of the denoiser is made by
 several processes at once. If one of them skipped it, the others would wait for ever, or forecast from other
-histories. Plans decide by the step alone and need no word with anybody. Policies that look at the run read
+histories. Plans decide by the step alone and exchange nothing. Policies that look at the run read
 one number, the largest of a batch: with such a denoiser it is the largest of all ranks.
 """
 
@@ -78,8 +78,6 @@ def highest(value: Tensor, groups: Groups) -> Tensor:
 # accelerators are. It is put together in the order of the batches, so the result does not depend on how many
 # ranks there are, to the bit where a batch gives the same bits on each of them.
 #
-# Joining stands with exchanging, though the file grows long: how an error ends all ranks is told by both.
-
 TIMEOUT = timedelta(hours=12)  # for one batch of the slowest rank; a rank that died is noticed at once
 
 Given = TypeVar("Given")
@@ -203,7 +201,7 @@ def joined() -> Iterator[Ranks]:
         ImportError: There are others, and accelerate is not installed.
 
     Example:
-        >>> with adaptcache.ranks.joined() as ranks:
+        >>> with joined() as ranks:
         ...     schedule = adaptcache.calibrate(pipe, prompts, speed=2.8, ranks=ranks)
         ...     if ranks.rank == 0:
         ...         schedule.save("mine.json")
@@ -211,7 +209,7 @@ def joined() -> Iterator[Ranks]:
     ranks = _join()
     try:
         yield ranks
-        ranks.exchange(None)  # nobody is done before all are
+        ranks.exchange(None)  # none is done before all are
     except RankError:
         raise
     except Exception as error:

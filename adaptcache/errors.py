@@ -7,3 +7,17 @@ class ScheduleError(ValueError):
 
 class AttachError(RuntimeError):
     """A pipeline that cannot be watched, or that was changed or shared while it was."""
+
+
+LESS_MEMORY = (
+    "less memory is needed with a smaller batch (batch_size=1, --batch-size 1), smaller outputs (height=512, "
+    "--set height=512, fewer frames) or offloaded weights (pipe.enable_model_cpu_offload())"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is spent, on whichever device."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(some in str(error) for some in words)
+    )

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .step import Step
 
-__all__ = ["SchedulerStep", "StepHook"]
-
 
 @dataclass
 class SchedulerStep:

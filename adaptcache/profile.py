@@ -17,8 +17,6 @@ from .files import write_atomically
 from .fitting.kernel import added_noise, pair_errors
 from .limits import PROMPTS, STEPS, check_falling, check_plain, parse_json
 
-__all__ = ["Profile"]
-
 LARGEST = 100_000_000  # bytes: 1,000 prompts with 50 steps
 HEADER = 2**17  # bytes
 NOISE = 1e-3  # share of the latents' energy; rounding to bfloat16 makes 1e-5

@@ -12,11 +12,8 @@ import torch
 
 from .cache import Cache
 from .distributed import ALONE, Ranks
+from .errors import LESS_MEMORY, is_out_of_memory
 from .hooks import StepHook
-
-__all__ = [
-    "Engine", "Job", "Outcome", "PipelineCall", "Progress", "Prompt", "PromptSet", "Setup", "fork_rng", "silent",
-]  # fmt: skip
 
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
 Progress = Callable[[str, int, int], None]  # stage, done, of
@@ -69,6 +66,10 @@ class PromptSet:
                 )
         keys = [{"prompt"} if isinstance(row, str) else set(row) for row in rows]
         for number, names in enumerate(keys):
+            if taken := sorted((SET_HERE - {"prompt"}) & names):
+                raise ValueError(
+                    f"adaptcache sets {', '.join(taken)} itself; remove it from {what}[{number}]"
+                )
             if differ := sorted(names ^ keys[0]):
                 raise ValueError(
                     f"{what}[{number}] and {what}[0] do not name the same arguments ({', '.join(differ)}): "
@@ -114,7 +115,8 @@ class PipelineCall:
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
-        if taken := sorted(SET_HERE & set(self.pipe_kwargs)):
+        given = {name for name, value in self.pipe_kwargs.items() if (name, value) != ("prompt", None)}
+        if taken := sorted(SET_HERE & given):
             raise ValueError(
                 f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call"
             )
@@ -163,7 +165,7 @@ class Engine(Protocol):
         """Runs one batch with a hook. May be called from several threads; leaves the pipeline as it was."""
 
     def takes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those arguments that the pipeline's call takes."""
+        """Returns those arguments that the pipeline's call names."""
 
     def identity(self, call: PipelineCall) -> Any:
         """Returns all that outputs depend on, as values that `cache.feed` takes."""
@@ -207,8 +209,19 @@ class Setup:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
     def run(self, hook: StepHook, prompts: PromptSet, *, decode: bool = False, refine: int = 1) -> Outcome:
-        """Runs one batch."""
-        return self.engine.run(hook, Job(self.call, prompts, decode, refine))
+        """Runs one batch.
+
+        Raises:
+            MemoryError: Or `torch.OutOfMemoryError`, with a note that names what helps.
+        """
+        try:
+            return self.engine.run(hook, Job(self.call, prompts, decode, refine))
+        except Exception as error:
+            if is_out_of_memory(error):
+                error.add_note(
+                    f"{LESS_MEMORY} (this run: {len(prompts)} prompts, {dict(self.call.pipe_kwargs)})"[:500]
+                )
+            raise
 
     def batches(self, prompts: PromptSet) -> list[PromptSet]:
         """Returns the prompts in batches."""

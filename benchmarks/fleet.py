@@ -40,7 +40,7 @@ def formula(steps: int, calls: int, prompts: int, held_out: int, plans: int) -> 
     """Returns what `calibrate` should count, in its stages."""
     return {
         "full runs": prompts * steps,
-        "influence of each step": min(2, prompts) * steps * (steps - 1) // 2,
+        "sensitivity of each step": min(2, prompts) * steps * (steps - 1) // 2,
         f"matching {calls} calls": plans * prompts * calls,
         "held-out, full": held_out * steps,
         "held-out, by schedule": held_out * calls,
@@ -58,7 +58,7 @@ def main() -> None:
     tally = Tally(pipe.transformer)
     prompts, held_out = known.calibration[: given.prompts], known.held_out[: given.held_out]
     common: dict[str, Any] = {
-        "steps": given.steps, "call": preset.call, "held_out": held_out, "batch_size": given.prompts,
+        "num_inference_steps": given.steps, "pipe_kwargs": preset.call, "eval_prompts": held_out, "batch_size": given.prompts,
         "progress": tally.progress,
     }  # fmt: skip
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)

@@ -15,8 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import adaptcache
-from adaptcache.engines.diffusers.components import denoisers_of
-from adaptcache.engines.diffusers.watch import DENOISERS
+from adaptcache.engines.diffusers.components import FIRST, HOMES, denoisers_of
 from adaptcache.forecasts.extrapolate import Extrapolate
 from tests.pipelines.setup import Setup
 from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned
@@ -82,7 +81,7 @@ def pipeline_row(name: str) -> list[str]:
     truth, errors = generated(setup, sample=2), []
     for budget in BUDGETS:
         schedule = adaptcache.calibrate(
-            setup.pipe, setup.prompts[:2], steps=setup.steps, budget=budget, call=setup.call
+            setup.pipe, setup.prompts[:2], setup.steps, budget=budget, pipe_kwargs=setup.call, progress=False
         )
         errors.append(f"{error(setup, schedule, truth):.0e}")
     alone, attached = graphs(name, False), graphs(name, True)
@@ -106,7 +105,7 @@ def scheduler_row(name: str) -> list[str]:
     with adaptcache.attach(setup.pipe, planned(setup, range(steps))):
         exact = same(generated(setup), plain)
     schedule = adaptcache.calibrate(
-        setup.pipe, setup.prompts[:2], steps=setup.steps, budget=0.5, call=setup.call
+        setup.pipe, setup.prompts[:2], setup.steps, budget=0.5, pipe_kwargs=setup.call, progress=False
     )
     plan = schedule.rules[0].policy.steps(schedule.grid.times)
     truth = generated(setup, sample=2)
@@ -129,9 +128,11 @@ def unsupported() -> list[list[str]]:
         if not inspect.isclass(found) or not issubclass(found, diffusers.DiffusionPipeline):
             continue
         parts = set(inspect.signature(found.__init__).parameters)
-        if found is diffusers.DiffusionPipeline or ("scheduler" in parts and parts & set(DENOISERS)):
+        kinds = " ".join(str(kind) for kind in inspect.get_annotations(found.__init__).values())
+        denoises = parts & set(FIRST) or any(home in kinds for home in HOMES)
+        if found is diffusers.DiffusionPipeline or ("scheduler" in parts and denoises):
             continue
-        has = "no scheduler" if "scheduler" not in parts else f"none of {', '.join(DENOISERS)}"
+        has = "no scheduler" if "scheduler" not in parts else "no denoiser"
         rows.append([f"`{name}`", has])
     return rows
 

@@ -1,12 +1,13 @@
 """Calls of pipelines in tests: prompts, noise and steps as calibration gives them."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # calibrating draws bars by default
+
 from adaptcache.engines.diffusers.engine import DiffusersEngine, call_pipeline
 from adaptcache.runs import PipelineCall, PromptSet, Setup
-
-__all__ = ["Call"]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ def calibrated(folder: str, left: int) -> bytes:
     import signal
 
     import adaptcache
+    from adaptcache import cache as parts
     from adaptcache import profile
-    from adaptcache.profiling import cache as parts
+    from adaptcache.cache import Cache
     from tests.conftest import CALL, STEPS, embedded, tiny_flux
 
     write, count = parts.write_atomically, iter(range(1, 10**6))
@@ -35,8 +36,8 @@ def calibrated(folder: str, left: int) -> bytes:
 
     parts.write_atomically = profile.write_atomically = killed
     schedule = adaptcache.calibrate(
-        tiny_flux(), embedded(40), steps=STEPS, budget=0.5, call=dict(CALL.arguments), batch_size=1,
-        store=Store(folder),
+        tiny_flux(), embedded(40), num_inference_steps=STEPS, budget=0.5,
+        pipe_kwargs=dict(CALL.arguments), batch_size=1, cache=Cache(folder),
     )  # fmt: skip
     return schedule.save(Path(folder) / "s.json").read_bytes()
 

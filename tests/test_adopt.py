@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import trunk_stand_in  # noqa: F401 - goes when the trunk has the engine interface
 from conftest import CALL, STEPS, embedded, tiny_flux
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, MagCacheConfig
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS

@@ -11,10 +11,11 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-from adaptcache.evaluation.evaluate import compared
+from adaptcache.evaluation.evaluate import evaluate_schedules
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import calibration_folder, read_prompts
 from adaptcache.report.picture import SPECTRUM
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
 from calibration.demo.train import Trainer
 from calibration.demo.vae import encode
@@ -164,8 +165,10 @@ def test_the_schedule_that_ships_is_as_near_as_it_says():
     preset, known = resolve(MODEL), read_prompts(MODEL)
     schedule = Schedule.load(calibration_folder().parent / "schedules" / "tones-50-2x.json")
     call, held_out = Call(preset.steps, preset.call), known.held_out[:8]
-    (_, ours, fewer), made = compared(
-        preset.load_pipeline("cpu"), call, held_out, [schedule], batch_size=8, first=len(known.calibration)
+    (_, ours, fewer), made = evaluate_schedules(
+        call.of(preset.load_pipeline("cpu"), batch_size=8),
+        PromptSet.of(held_out, len(known.calibration)),
+        [schedule],
     )
     assert ours.calls == fewer.calls == 25 and made[1].images[0].shape == (1, LENGTH)
     assert ours.psnr["mean"] > 20

@@ -13,13 +13,15 @@ from conftest import CALL, STEPS
 from diffusers import FluxPipeline
 
 import adaptcache
-from adaptcache.cache import content_key
+from adaptcache.cache import Cache
 from adaptcache.calibration.calibrate import calls_for
 from adaptcache.engines.diffusers.finer import refined
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import CEILING, psnr, ssim
-from adaptcache.profiling.measure import measure
+from adaptcache.profiling.measure import content_key, measure
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 
 ARGUMENTS = dict(CALL.arguments)
 MODULE = sys.modules[
@@ -28,19 +30,21 @@ MODULE = sys.modules[
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:
-    return adaptcache.calibrate(pipe, prompts[:3], steps=STEPS, call=ARGUMENTS, **options)
+    return adaptcache.calibrate(
+        pipe, prompts[:3], num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options
+    )
 
 
 def test_more_budget_means_less_error_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
     means = [
-        calibrated(pipe, prompts, budget=budget, held_out=prompts[3:]).evidence.psnr["mean"]
+        calibrated(pipe, prompts, budget=budget, eval_prompts=prompts[3:]).evidence.psnr["mean"]
         for budget in (0.25, 0.5, 0.75)
     ]
     assert means == sorted(means) and means[0] < means[-1] - 3
 
 
 def test_budget_one_is_exact_and_says_so(pipe: FluxPipeline, prompts: list) -> None:
-    schedule = calibrated(pipe, prompts, budget=1.0, held_out=prompts[3:])
+    schedule = calibrated(pipe, prompts, budget=1.0, eval_prompts=prompts[3:])
     assert schedule.evidence.psnr == {"mean": CEILING, "p05": CEILING}
     plain = CALL(pipe, prompts[:1])
     with adaptcache.attach(pipe, schedule):
@@ -59,7 +63,8 @@ def test_a_saved_schedule_makes_the_same_images(pipe: FluxPipeline, prompts: lis
 
 def test_the_same_calibration_gives_the_same_bytes(pipe: FluxPipeline, prompts: list, tmp_path: Path) -> None:
     files = [
-        calibrated(pipe, prompts, speed=2, held_out=prompts[3:]).save(tmp_path / name) for name in ("a", "b")
+        calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:]).save(tmp_path / name)
+        for name in ("a", "b")
     ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -68,10 +73,10 @@ def test_the_bytes_depend_on_neither_the_store_nor_the_folder(
     pipe: FluxPipeline, prompts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = []
-    for name, store in (("none", None), ("cold", Store(tmp_path / "s")), ("warm", Store(tmp_path / "s"))):
+    for name, cache in (("none", None), ("cold", Cache(tmp_path / "s")), ("warm", Cache(tmp_path / "s"))):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        made = calibrated(pipe, prompts, speed=2, held_out=prompts[3:], batch_size=2, store=store)
+        made = calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:], batch_size=2, cache=cache)
         files.append(made.save("made.json").read_bytes())
     assert files[0] == files[1] == files[2]
 
@@ -87,45 +92,51 @@ def test_calibrating_changes_nothing_on_the_pipeline(pipe: FluxPipeline, prompts
 def test_a_second_target_needs_no_second_profile(
     pipe: FluxPipeline, prompts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path)
-    first = calibrated(pipe, prompts, speed=2, store=store, held_out=prompts[3:])
+    cache = Cache(tmp_path)
+    first = calibrated(pipe, prompts, speed=2, cache=cache, eval_prompts=prompts[3:])
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("profiled again")
 
     monkeypatch.setattr("adaptcache.profiling.measure.record", never)
-    assert calibrated(pipe, prompts, speed=2, store=store, held_out=prompts[3:]) == first
-    assert calibrated(pipe, prompts, speed=4, store=store).evidence is None
+    assert calibrated(pipe, prompts, speed=2, cache=cache, eval_prompts=prompts[3:]) == first
+    assert calibrated(pipe, prompts, speed=4, cache=cache).evidence is None
 
 
 def test_a_broken_store_is_measured_again(pipe: FluxPipeline, prompts: list, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    first = calibrated(pipe, prompts, speed=2, store=store)
+    cache = Cache(tmp_path)
+    first = calibrated(pipe, prompts, speed=2, cache=cache)
     for file in tmp_path.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
-    assert calibrated(pipe, prompts, speed=2, store=store) == first
+    assert calibrated(pipe, prompts, speed=2, cache=cache) == first
 
 
 def test_the_key_of_a_profile_knows_weights_scheduler_call_and_prompts(
     pipe: FluxPipeline, prompts: list
 ) -> None:
-    keys = {content_key(pipe, CALL, prompts[:2])}
-    assert content_key(pipe, CALL, prompts[:2]) in keys
-    keys.add(content_key(pipe, CALL, prompts[1:3]))
-    keys.add(content_key(pipe, type(CALL)(STEPS + 1, ARGUMENTS), prompts[:2]))
+    def key_of(call: Call, some: list) -> str:
+        return content_key(call.of(pipe), PromptSet.of(some))
+
+    keys = {key_of(CALL, prompts[:2])}
+    assert key_of(CALL, prompts[:2]) in keys
+    keys.add(key_of(CALL, prompts[1:3]))
+    keys.add(key_of(type(CALL)(STEPS + 1, ARGUMENTS), prompts[:2]))
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=3.0)
-    keys.add(content_key(pipe, CALL, prompts[:2]))
+    keys.add(key_of(CALL, prompts[:2]))
     with torch.no_grad():
         pipe.transformer.proj_out.bias += 1
-    keys.add(content_key(pipe, CALL, prompts[:2]))
+    keys.add(key_of(CALL, prompts[:2]))
     assert len(keys) == 5
 
 
 def test_the_key_of_a_profile_is_the_same_in_every_process(pipe: FluxPipeline) -> None:
-    key, defaults = content_key(pipe, CALL, ["a"]), pipe.scheduler.config["_use_default_values"]
+    key, defaults = (
+        content_key(CALL.of(pipe), PromptSet.of(["a"])),
+        pipe.scheduler.config["_use_default_values"],
+    )
     assert len(defaults) > 1  # in the order of a set, which changes from process to process
     pipe.scheduler.register_to_config(_use_default_values=defaults[::-1])
-    assert content_key(pipe, CALL, ["a"]) == key
+    assert content_key(CALL.of(pipe), PromptSet.of(["a"])) == key
 
 
 def test_another_grid_is_planned_anew_from_the_kernel(pipe: FluxPipeline, prompts: list) -> None:
@@ -151,13 +162,14 @@ def test_a_teacher_takes_its_steps_between_ours(pipe: FluxPipeline) -> None:
 
 
 def test_a_teacher_leads_closer_to_the_exact_solution(pipe: FluxPipeline, prompts: list) -> None:
-    exact = generate(pipe, CALL, prompts[3:], finer=24, offset=3).images
+    setup, held_out = CALL.of(pipe), PromptSet.of(prompts[3:], 3)
+    exact = generate(setup, held_out, refine=24).images
 
     def error(schedule: Schedule | None) -> float:
-        made = generate(pipe, CALL, prompts[3:], schedule, offset=3).images
+        made = generate(setup, held_out, schedule).images
         return float(np.mean([np.square(a - b).mean() for a, b in zip(made, exact, strict=True)]))
 
-    taught = calibrated(pipe, prompts, budget=0.75, teacher_steps=6 * STEPS)
+    taught = calibrated(pipe, prompts, budget=0.75, reference_steps=6 * STEPS)
     plain = calibrated(pipe, prompts, budget=0.75)
     assert error(taught) < error(plain)
 
@@ -170,8 +182,8 @@ def test_a_teacher_leads_closer_to_the_exact_solution(pipe: FluxPipeline, prompt
         ({"speed": 0.5}, r"speed must be in \[1, 8\] for 8 steps, got 0.5"),
         ({}, "either a budget"),
         ({"speed": 2.0, "budget": 0.5}, "either a budget"),
-        ({"speed": 2.0, "teacher_steps": 20}, "multiple of the 8 steps, got 20"),
-        ({"speed": 2.0, "teacher_steps": 4}, "multiple of the 8 steps, got 4"),
+        ({"speed": 2.0, "reference_steps": 20}, "multiple of the 8 steps, got 20"),
+        ({"speed": 2.0, "reference_steps": 4}, "multiple of the 8 steps, got 4"),
     ],
 )
 def test_a_bad_target_costs_no_profile(
@@ -184,15 +196,15 @@ def test_a_bad_target_costs_no_profile(
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_too_few_steps_are_refused(steps: int, pipe: FluxPipeline, prompts: list) -> None:
-    with pytest.raises(ValueError, match=f"{steps} steps|in {steps}"):
-        measure(pipe, type(CALL)(steps, ARGUMENTS), prompts)
+    with pytest.raises(ValueError, match=f"num_inference_steps.*got {steps}|in {steps} steps"):
+        measure(type(CALL)(steps, ARGUMENTS).of(pipe), PromptSet.of(prompts))
 
 
 def test_no_prompts_and_unknown_arguments_are_refused(pipe: FluxPipeline, prompts: list) -> None:
     with pytest.raises(ValueError, match="no calibration prompts"):
-        measure(pipe, CALL, [])
+        measure(CALL.of(pipe), PromptSet(()))
     with pytest.raises(TypeError, match="takes no hieght"):
-        measure(pipe, type(CALL)(STEPS, {"hieght": 16}), prompts[:1])
+        measure(type(CALL)(STEPS, {"hieght": 16}).of(pipe), PromptSet.of(prompts[:1]))
 
 
 def test_calls_for_a_speed_and_for_its_budget_agree() -> None:

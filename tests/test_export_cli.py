@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trunk_stand_in  # noqa: F401 - goes when the trunk has the engine interface
 import typer
 from conftest import CALL, STEPS, embedded, schedule_of, tiny_flux
 from test_export import ENGINES, kernel, schedule, suited

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trunk_stand_in  # noqa: F401 - goes when the trunk has the engine interface
 from conftest import CALL, STEPS, embedded, schedule_of
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from table_player import euler, play

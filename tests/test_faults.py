@@ -15,8 +15,9 @@ from diffusers import FluxPipeline
 import adaptcache
 from adaptcache.calibration.match import Fit
 from adaptcache.fitting.kernel import solve_ridge
-from adaptcache.profiling.reference import record
+from adaptcache.profiling.measure import record
 from adaptcache.profiling.statistics import inner_products
+from adaptcache.runs import PromptSet
 
 ARGUMENTS = dict(CALL.arguments)
 
@@ -34,7 +35,7 @@ def misbehaving(pipe: FluxPipeline, change: Callable[[int, torch.Tensor], Any]) 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> adaptcache.Schedule:
     options = {"budget": 0.5, **options}
-    return adaptcache.calibrate(pipe, prompts, steps=STEPS, call=ARGUMENTS, **options)
+    return adaptcache.calibrate(pipe, prompts, num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options)
 
 
 def all_finite(schedule: adaptcache.Schedule) -> bool:
@@ -49,7 +50,9 @@ def test_an_output_that_is_not_finite_names_its_step_and_prompt(bad: float, prom
             output[1, 0, 0] = bad
 
     with pytest.raises(ValueError, match=r"denoiser's output of prompt 3 at step 3 .*not finite .*float32"):
-        record(misbehaving(tiny_flux(), change), CALL, prompts[:4], batch_size=2)
+        record(
+            CALL.of(misbehaving(tiny_flux(), change), batch_size=2), PromptSet.of(prompts[:4])
+        )
 
 
 def test_outputs_that_are_all_zero_are_refused(prompts: list) -> None:
@@ -64,7 +67,7 @@ def test_a_step_whose_output_is_zero_is_calibrated(dead: int, prompts: list) -> 
         if call % STEPS == dead:
             output.zero_()
 
-    profile, _ = record(misbehaving(tiny_flux(), change), CALL, prompts[:2])
+    profile = record(CALL.of(misbehaving(tiny_flux(), change)), PromptSet.of(prompts[:2])).profile
     assert np.isfinite(profile.gram).all() and (profile.gram[:, dead, :STEPS] == 0).all()
     assert np.isfinite(profile.magnitude).all() and np.isfinite(profile.change_out).all()
 
@@ -86,7 +89,7 @@ def test_one_prompt_and_the_same_prompt_many_times_give_finite_weights(ridge: fl
 
 def test_a_planned_run_that_overflows_names_step_and_prompt(prompts: list) -> None:
     def change(call: int, output: torch.Tensor) -> None:
-        if call >= STEPS * 2:  # the full runs are over: from here on, influence and matching
+        if call >= STEPS * 2:  # the full runs are over: from here on, sensitivity and matching
             output.fill_(float("nan"))
 
     with pytest.raises(ValueError, match=r"of prompt 0 at step \d+ has values that are not finite"):
@@ -95,8 +98,8 @@ def test_a_planned_run_that_overflows_names_step_and_prompt(prompts: list) -> No
 
 def test_held_out_images_that_are_not_finite_are_no_evidence(prompts: list) -> None:
     broken = {name: value * float("nan") for name, value in embedded(1)[0].items()}
-    with pytest.raises(ValueError, match=r"held-out prompt 0 from the full run .* not finite"):
-        calibrated(tiny_flux(), prompts[:2], held_out=[broken])
+    with pytest.raises(ValueError, match=r"image of prompt 2 from the full run .* not finite"):
+        calibrated(tiny_flux(), prompts[:2], eval_prompts=[broken])
 
 
 def test_weights_that_nothing_determines_stay_at_their_prior() -> None:

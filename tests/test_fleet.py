@@ -10,8 +10,8 @@ def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
     pipe, prompts = tiny_flux(), embedded(5)
     tally = Tally(pipe.transformer)
     adaptcache.calibrate(
-        pipe, prompts[:3], steps=STEPS, budget=0.5, call=CALL.arguments, batch_size=2, held_out=prompts[3:],
-        progress=tally.progress,
+        pipe, prompts[:3], num_inference_steps=STEPS, budget=0.5, pipe_kwargs=CALL.arguments, batch_size=2,
+        eval_prompts=prompts[3:], progress=tally.progress,
     )  # fmt: skip
     plans = tally.stages["matching 4 calls"] // (3 * 4)
     assert 1 <= plans <= 5 and tally.open == 0

@@ -9,10 +9,11 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.calibration.methods import calibrate_method, within_budget
+from adaptcache.calibration.methods import fit_thresholds
 from adaptcache.cli import main
 from adaptcache.errors import AttachError
 from adaptcache.profiling.layers import layer_errors
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.denoisers import find_layers
@@ -23,7 +24,7 @@ ARGUMENTS = dict(CALL.arguments)
 def test_the_curves_are_those_of_the_outputs_written_out():
     pipe = tiny_flux()
     prompt = embedded(1)
-    found = layer_errors(pipe, CALL, prompt, ["attention", "cross-attention", "mlp"])
+    found = layer_errors(CALL.of(pipe), PromptSet.of(prompt), ["attention", "cross-attention", "mlp"])
     assert set(found) == {"attention", "mlp"}  # FLUX has no cross-attention
     outputs = {}
     for name, layer in find_layers(pipe.transformer, "attention").items():
@@ -46,13 +47,13 @@ def test_the_curves_are_those_of_the_outputs_written_out():
 
 def test_measuring_leaves_nothing_and_is_refused_where_nothing_can_be_measured():
     pipe = tiny_flux()
-    layer_errors(pipe, CALL, embedded(1), ["attention"])
+    layer_errors(CALL.of(pipe), PromptSet.of(embedded(1)), ["attention"])
     assert all("_compiled_call_impl" not in vars(module) for module in pipe.transformer.modules())
     with pytest.raises(AttachError, match="no layers for the site 'cross-attention'"):
-        layer_errors(pipe, CALL, embedded(1), ["cross-attention"])
+        layer_errors(CALL.of(pipe), PromptSet.of(embedded(1)), ["cross-attention"])
     pipe.transformer.transformer_blocks[0].compile(backend="eager")
     with pytest.raises(AttachError, match=r"transformer_blocks\.0 is compiled"):
-        layer_errors(pipe, CALL, embedded(1), ["attention"])
+        layer_errors(CALL.of(pipe), PromptSet.of(embedded(1)), ["attention"])
 
 
 def test_one_threshold_serves_all_types_and_calmer_types_skip_more():
@@ -63,20 +64,20 @@ def test_one_threshold_serves_all_types_and_calmer_types_skip_more():
             table[i, max(11 - i, 0) :] = np.inf
     made = []
     for budget in (1.0, 0.7, 0.5, 0.3):
-        rules = within_budget({"attention": calm, "mlp": wild}, budget)
+        rules = fit_thresholds({"attention": calm, "mlp": wild}, budget)
         grid = tuple(1 - i / 12 for i in range(12))
         counts = [len(rule.policy.steps(grid)) for rule in rules]
         assert rules[0].policy.threshold == rules[1].policy.threshold and counts[0] <= counts[1]
         made.append(sum(counts) / 24)
     assert made[0] == 1 and made == sorted(made, reverse=True) and abs(made[2] - 0.5) < 0.2
     with pytest.raises(ValueError, match="budget"):
-        within_budget({"attention": calm}, 0.0)
+        fit_thresholds({"attention": calm}, 0.0)
 
 
 def test_smoothcache_is_fitted_by_layer_type_and_runs(tmp_path):
     pipe, prompts = tiny_flux(), embedded(4)
-    schedule = calibrate_method(
-        pipe, prompts[:2], "smoothcache", steps=STEPS, budget=0.6, call=ARGUMENTS, held_out=prompts[2:]
+    schedule = adaptcache.calibrate(
+        pipe, prompts[:2], STEPS, method="smoothcache", budget=0.6, pipe_kwargs=ARGUMENTS, eval_prompts=prompts[2:]
     )
     assert [rule.site for rule in schedule.rules] == ["attention", "mlp"]
     assert schedule.evidence.psnr["mean"] > 20 and schedule.made["method"] == "smoothcache"
@@ -85,7 +86,7 @@ def test_smoothcache_is_fitted_by_layer_type_and_runs(tmp_path):
         CALL(pipe, prompts[:1])
         sites = handle.report().sites
     assert set(sites) == {"attention", "mlp"} and any(len(steps) < STEPS for steps in sites.values())
-    same = calibrate_method(pipe, prompts[:2], "smoothcache", steps=STEPS, budget=1.0, call=ARGUMENTS)
+    same = adaptcache.calibrate(pipe, prompts[:2], STEPS, method="smoothcache", budget=1.0, pipe_kwargs=ARGUMENTS)
     plain = CALL(pipe, prompts[:1])
     with adaptcache.attach(pipe, same):
         assert (CALL(pipe, prompts[:1]) == plain).all()
@@ -100,13 +101,13 @@ def test_intervals_and_gates_are_fitted_to_the_budget():
             "pooled_prompt_embeds": torch.randn(1, 8, generator=generator),
         }
     ]
-    given = dict(steps=8, budget=0.5, call={"height": 16, "width": 16})
-    fora = calibrate_method(pipe, prompts, "fora", **given)
+    given = dict(num_inference_steps=8, budget=0.5, pipe_kwargs={"height": 16, "width": 16})
+    fora = adaptcache.calibrate(pipe, prompts, method="fora", **given)
     assert {rule.site for rule in fora.rules} >= {"attention", "mlp"}
     assert {rule.policy.interval for rule in fora.rules} == {2}
-    gate = calibrate_method(pipe, prompts, "t-gate", **given).rules[0]
+    gate = adaptcache.calibrate(pipe, prompts, method="t-gate", **given).rules[0]
     assert (gate.site, gate.policy.warm_up, gate.policy.interval) == ("cross-attention", 4, 1024)
-    delta = calibrate_method(pipe, prompts, "delta-dit", **given).rules
+    delta = adaptcache.calibrate(pipe, prompts, method="delta-dit", **given).rules
     assert [rule.span for rule in delta] == [(0.5, 1.0), (0.0, 0.5)]
 
 

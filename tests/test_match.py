@@ -19,17 +19,18 @@ from diffusers import (
 )
 
 import adaptcache
-from adaptcache.calibration.fit import assembled, fitted
-from adaptcache.calibration.match import Fit, match, target_of
+from adaptcache.calibration.fit import build_schedule, fit_schedule
+from adaptcache.calibration.match import Fit, match, target_output
+from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.hooks import Move, Update
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import Preset
 from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.measure import measure
-from adaptcache.profiling.reference import Trajectory, record
-from adaptcache.profiling.statistics import statistics
+from adaptcache.profiling.measure import measure, record
+from adaptcache.profiling.reference import Trajectory
+from adaptcache.profiling.statistics import statistics_of
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.rule import Rule
 from adaptcache.step import Step
 from tests.calls import Call
@@ -52,20 +53,22 @@ def test_the_target_of_a_landing_is_the_output_that_led_there(scheduler: Any) ->
     x, found = torch.randn(1, 16, 8, generator=generator), 0
     for i, t in enumerate(scheduler.timesteps):
         u = torch.randn(x.shape, generator=generator)
-        move = Move(scheduler, type(scheduler).step, signature.bind(scheduler, u, t, x, **noise))
-        expected = move.dry(u)
-        target = target_of(Update(Step(i, tuple(range(6))), 0, move, True), expected)
+        step = DiffusersStep(Step(i, tuple(range(6))), 0, 0, True, x, u)
+        step.scheduler, step.method = scheduler, type(scheduler).step
+        step.bound = signature.bind(scheduler, u, t, x, **noise)
+        expected = step.preview(u)
+        target = target_output(step, expected)
         if target is not None:
             torch.testing.assert_close(target, u, rtol=1e-3, atol=2e-3)
             found += 1
-        x = move.make(u).prev_sample
+        x = step.run(u).prev_sample
         torch.testing.assert_close(x, expected)  # the noise of the dry step is that of the real one
     assert found >= 5  # one step may not depend on the output
 
 
 def test_matched_weights_beat_reuse_and_lines_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
-    measurement = measure(pipe, CALL, prompts[:4])
-    schedule = fitted(pipe, CALL, prompts[:4], measurement, 4)
+    setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:4])
+    schedule = fit_schedule(setup, chosen, measure(setup, chosen), 4)
     plan = schedule.rules[0].policy.steps(schedule.grid.times)
     full = CALL(pipe, prompts[4:5], first=4)
 
@@ -79,8 +82,9 @@ def test_matched_weights_beat_reuse_and_lines_on_held_out_prompts(pipe: FluxPipe
 
 
 def test_matching_knows_where_its_runs_end(pipe: FluxPipeline, prompts: list) -> None:
-    profile, runs = record(pipe, CALL, prompts[:1])
-    matching = match(pipe, CALL, prompts[:1], [0, 1, 3, 5], profile, runs)
+    setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:1])
+    recorded = record(setup, chosen)
+    matching, runs = match(setup, chosen, [0, 1, 3, 5], recorded), recorded.runs
     schedule = schedule_of(pipe, [0, 1, 3, 5], forecast=matching.forecast)
     with adaptcache.attach(pipe, schedule):
         own = (CALL(pipe, prompts[:1]) - runs[0].y[0][-1]).norm() / runs[0].y[0][-1].norm()
@@ -90,8 +94,9 @@ def test_matching_knows_where_its_runs_end(pipe: FluxPipeline, prompts: list) ->
 
 def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, prompts: list) -> None:
     plan, ends = [0, 1, 3, 5], []
-    profile, runs = record(pipe, CALL, prompts[:2], batch_size=2)
-    matching = match(pipe, CALL, prompts[:2], plan, profile, runs, batch_size=2)
+    setup, chosen = CALL.of(pipe, batch_size=2), PromptSet.of(prompts[:2])
+    recorded = record(setup, chosen)
+    matching, runs = match(setup, chosen, plan, recorded), recorded.runs
     with adaptcache.attach(pipe, schedule_of(pipe, plan, forecast=matching.forecast)):
         made = CALL(pipe, prompts[:2])
     for own, truth in zip(made, runs[0].y[0][-1], strict=True):
@@ -114,16 +119,18 @@ def test_where_the_sampler_adds_noise_the_latents_of_computed_steps_help(schedul
     pipe, known = preset.load_pipeline("cpu"), read_prompts(preset.prompts)
     pipe.scheduler = scheduler
     call, prompts = Call(10, preset.call), known.calibration[:8]
-    profile, runs = record(pipe, call, prompts, batch_size=8)
+    setup, chosen = call.of(pipe, batch_size=8), PromptSet.of(prompts)
+    recorded = record(setup, chosen)
+    profile, runs = recorded.profile, recorded.runs
     assert profile.noisy
-    given = (pipe, call, prompts, [0, 2, 4, 6, 8], profile, runs)
-    without = match(*given, fit=Fit(features=("x", "x0")), batch_size=8)
-    found = match(*given, batch_size=8)
+    given = (setup, chosen, [0, 2, 4, 6, 8], recorded)
+    without = match(*given, fit=Fit(features=("x", "x0")))
+    found = match(*given)
     assert found.forecast.features == ("past_x", "x", "x0") and len(found.forecast.table[0][0][5]) == 8
     assert found.error < without.error / 2
     times = tuple(map(float, profile.times))
-    rule = Rule(policy=Plan.of(given[3], times), forecast=found.forecast)
-    with adaptcache.attach(pipe, assembled(pipe, call, profile, (rule,))):
+    rule = Rule(policy=Plan.of(given[2], times), forecast=found.forecast)
+    with adaptcache.attach(pipe, build_schedule(setup, profile, (rule,))):
         made, truth = call(pipe, prompts), runs[0].y[0][-1]
     ends = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(made, truth, strict=True)]
     assert np.exp(np.log(ends).mean()) == pytest.approx(found.error, rel=1e-2)
@@ -136,27 +143,31 @@ def test_where_it_adds_none_they_say_nothing_new_and_are_left_out(
     pipe: FluxPipeline, prompts: list, kind: str
 ) -> None:
     pipe.scheduler = sampler(kind, pipe.scheduler)
-    profile, runs = record(pipe, CALL, prompts[:2])
-    matching = match(pipe, CALL, prompts[:2], [0, 2, 5], profile, runs)
-    assert not profile.noisy and matching.forecast.features == ("x", "x0")
+    setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:2])
+    recorded = record(setup, chosen)
+    matching = match(setup, chosen, [0, 2, 5], recorded)
+    assert not recorded.profile.noisy and matching.forecast.features == ("x", "x0")
 
 
 def test_matching_is_deterministic_whatever_the_threads_do(pipe: FluxPipeline, prompts: list) -> None:
-    profile, runs = record(pipe, CALL, prompts[:4])
-    results = [match(pipe, CALL, prompts[:4], [0, 2, 5], profile, runs) for _ in range(2)]
+    setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:4])
+    recorded = record(setup, chosen)
+    results = [match(setup, chosen, [0, 2, 5], recorded) for _ in range(2)]
     assert results[0] == results[1]
 
 
 def test_an_error_in_a_pipeline_is_raised_and_leaves_nothing(pipe: FluxPipeline, prompts: list) -> None:
-    profile, runs = record(pipe, CALL, prompts[:2])
+    setup = CALL.of(pipe)
+    recorded = record(setup, PromptSet.of(prompts[:2]))
     bad = [prompts[0], {"prompt_embeds": prompts[1]["prompt_embeds"]}]
     with pytest.raises(ValueError, match="pooled_prompt_embeds"):
-        match(pipe, CALL, bad, [0, 2, 5], profile, runs)
+        match(setup, PromptSet(tuple(bad)), [0, 2, 5], recorded)
     assert "_compiled_call_impl" not in vars(pipe.transformer)
 
 
 def test_a_profile_measures_what_it_says(pipe: FluxPipeline, prompts: list) -> None:
-    profile, runs = record(pipe, CALL, prompts[:2])
+    recorded = record(CALL.of(pipe), PromptSet.of(prompts[:2]))
+    profile, runs = recorded.profile, recorded.runs
     u = torch.stack([value[0].flatten() for value in runs[1].u[0]]).double()
     gram = (u @ u.T).numpy()
     assert profile.gram[1][:STEPS, :STEPS] == pytest.approx(gram / np.diagonal(gram).mean())
@@ -167,7 +178,7 @@ def test_a_profile_measures_what_it_says(pipe: FluxPipeline, prompts: list) -> N
 
 def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
     prompts = embedded(4)
-    _, singles = record(pipe, CALL, prompts)
+    singles = record(CALL.of(pipe), PromptSet.of(prompts)).runs
     run = singles[0]
     joined = Trajectory(
         run.times,
@@ -176,7 +187,7 @@ def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
             for kind in "uxy"
         ),
     )
-    for row, single in zip(statistics(joined, 4), singles, strict=True):
-        alone = statistics(single, 1)[0]
+    for row, single in zip(statistics_of(joined, PromptSet.of(prompts)), singles, strict=True):
+        alone = statistics_of(single, PromptSet.of(prompts[:1]))[0]
         for name, values in row.items():
             assert values == pytest.approx(alone[name], rel=1e-6)

@@ -11,6 +11,7 @@ import torch
 from conftest import Run, refused, schedule_of, tiny_flux
 
 from adaptcache.cli import explain
+from adaptcache.errors import LESS_MEMORY
 from adaptcache.schedule.schedule import Schedule
 
 TEXT = "pizza noto style blue background"
@@ -55,11 +56,9 @@ def test_a_front_that_is_not_there_is_none_of_calibrate(run: Run) -> None:
         (ValueError("two\n  lines"), "error: two lines"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
-            "error: CUDA out of memory. Tried to allocate 2 GiB; less memory is needed with --batch-size 1 "
-            "or smaller outputs (--set height=512, ...)",
+            f"error: CUDA out of memory. Tried to allocate 2 GiB; {LESS_MEMORY}",
         ),
-        (MemoryError(), "error: MemoryError; less memory is needed with --batch-size 1 or smaller outputs "
-         "(--set height=512, ...)"),
+        (MemoryError(), f"error: MemoryError; {LESS_MEMORY}"),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line(error: Exception, line: str) -> None:

@@ -75,7 +75,7 @@ def test_reuse_costs_are_the_sums_of_weighted_errors_in_between():
 
 def test_planners_weigh_errors_by_their_outcome_or_not():
     profile = toy.profile(N)
-    heavy = replace(profile, influence=np.where(np.arange(N) < 4, 1e6, 1e-6)[None])
+    heavy = replace(profile, sensitivities=np.where(np.arange(N) < 4, 1e6, 1e-6)[None])
     times = tuple(map(float, profile.times))
     for planner in ("sum", "minmax"):
         assert Plan.fit(heavy, budget=0.5, planner=planner).steps(times) == [0, 1, 2, 3]

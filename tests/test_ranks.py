@@ -17,8 +17,10 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
+from adaptcache.cache import Cache
 from adaptcache.distributed import ALONE, RankError, joined
 from adaptcache.profiling.measure import measure
+from adaptcache.runs import PromptSet
 from tests.processes import LIMIT, free_port, launch
 
 HELD_OUT = 3
@@ -35,7 +37,7 @@ def calibrated(
     """
     pipe, calls = tiny_flux(), []
     everyone = embedded(count + HELD_OUT)
-    store = Store(folder) if folder else None
+    cache = Cache(folder) if folder else None
     with joined() as ranks:
 
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -46,11 +48,11 @@ def calibrated(
                 output[0].fill_(float("nan"))
 
         pipe.transformer.register_forward_hook(hook)
-        shared: dict[str, Any] = {"batch_size": batch_size, "store": store, "ranks": ranks}
-        measured = measure(pipe, CALL, everyone[:count], **shared)
+        shared: dict[str, Any] = {"batch_size": batch_size, "cache": cache, "ranks": ranks}
+        measured = measure(CALL.of(pipe, **shared), PromptSet.of(everyone[:count]))
         schedule = adaptcache.calibrate(
-            pipe, everyone[:count], steps=STEPS, budget=0.5, call=dict(CALL.arguments),
-            held_out=everyone[count:], **shared,
+            pipe, everyone[:count], num_inference_steps=STEPS, budget=0.5,
+            pipe_kwargs=dict(CALL.arguments), eval_prompts=everyone[count:], **shared,
         )  # fmt: skip
     return measured.profile, schedule, len(calls)
 

@@ -13,15 +13,17 @@ import pytest
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
+from adaptcache.cache import Cache
+from adaptcache.engines.diffusers.engine import DiffusersEngine
 from tests.kills import kills
 
 PROFILES = {"batch_size": 2, "budget": 0.5}
-PARTS = 3 + STEPS - 1 + 1  # batches, influences, profile
+PARTS = 3 + STEPS - 1 + 1  # batches, sensitivities, profile
 
 PROGRAM = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
-import adaptcache.files, adaptcache.profiling.cache, adaptcache.profile
+import adaptcache.files, adaptcache.cache, adaptcache.profile
 from test_resume import calibrated
 
 left, write = int(sys.argv[2]), adaptcache.files.write_atomically
@@ -35,14 +37,14 @@ def killed(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, content)
 
-adaptcache.profiling.cache.write_atomically = adaptcache.profile.write_atomically = killed
+adaptcache.cache.write_atomically = adaptcache.profile.write_atomically = killed
 calibrated(sys.argv[1])
 """
 
 
 def calibrated(folder: str | Path) -> adaptcache.Schedule:
     return adaptcache.calibrate(
-        tiny_flux(), embedded(6), steps=STEPS, call=dict(CALL.arguments), store=Store(folder), **PROFILES
+        tiny_flux(), embedded(6), num_inference_steps=STEPS, pipe_kwargs=dict(CALL.arguments), cache=Cache(folder), **PROFILES
     )
 
 
@@ -81,14 +83,14 @@ def test_killed_again_and_again_it_comes_to_an_end_with_the_same_bytes(tmp_path:
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def run(self: Any, own: Any, batch: Any, first: int = 0, output_type: str = "latent", **_: Any) -> Any:
-        seen.append(first)
-        if first == 4 and seen.count(4) == 1:
+    def run(self: Any, hook: Any, job: Any) -> Any:
+        seen.append(job.prompts.first)
+        if job.prompts.first == 4 and seen.count(4) == 1:
             raise KeyboardInterrupt
-        return original(self, own, batch, first, output_type)
+        return original(self, hook, job)
 
-    original = type(CALL).__call__
-    monkeypatch.setattr(type(CALL), "__call__", run)
+    original = DiffusersEngine.run
+    monkeypatch.setattr(DiffusersEngine, "run", run)
     with pytest.raises(KeyboardInterrupt):
         calibrated(tmp_path)
     calibrated(tmp_path)
@@ -98,7 +100,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_part_that_is_not_whole_is_measured_again(tmp_path: Path) -> None:
     expected = calibrated(tmp_path)
-    for pattern in ("batch-00001.safetensors", "influence-00000.json", "profile.safetensors"):
+    for pattern in ("batch-00001.safetensors", "sensitivity-00000.safetensors", "profile.safetensors"):
         (file,) = tmp_path.rglob(pattern)
         file.write_bytes(file.read_bytes()[:-20])
     assert calibrated(tmp_path) == expected

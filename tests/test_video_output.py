@@ -75,10 +75,10 @@ def test_the_video_demo_model_has_two_branches_a_step_and_is_calibrated(pipe):
     schedule = adaptcache.calibrate(
         pipe,
         ["cat face spinning on teal background", "hamburger shrinking on green background"],
-        held_out=["pizza moving left on blue background"],
-        steps=6,
+        eval_prompts=["pizza moving left on blue background"],
+        num_inference_steps=6,
         speed=1.5,
-        call=preset.call,
+        pipe_kwargs=preset.call,
         batch_size=2,
     )
     assert schedule.evidence.calls == (4, 6)

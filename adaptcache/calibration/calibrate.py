@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..cache import feed
-from ..engines import make_setup
+from ..engines import make_setup, refuse_unknown
 from ..evaluation.certify import QualityTarget
 from ..evaluation.validate import validate
 from ..limits import check_name
@@ -20,8 +20,6 @@ from .fit import fit_schedule
 from .gears import GearOptions, calibrate_gears
 from .match import Fit
 from .methods import fit_method
-
-__all__ = ["Goal", "calibrate", "calls_for"]
 
 
 def calls_for(steps: int, budget: float | None = None, speed: float | None = None) -> int:
@@ -104,7 +102,7 @@ class Goal:
             )
         target = QualityTarget(self.min_psnr, self.max_failure_rate, self.confidence)
         if self.certify:
-            target.check_enough(len(set(self.groups)) or held_out)
+            target.check_enough(*((len(set(self.groups)), "subjects") if self.groups else (held_out,)))
         return target
 
     def gear_calls(self, steps: int) -> list[int]:
@@ -134,6 +132,10 @@ class Goal:
             ValueError: A target that makes no sense, or a certificate on prompts that show nothing new.
         """
         steps = setup.call.num_inference_steps
+        if self.groups and len(self.groups) != len(held_out):
+            raise ValueError(
+                f"{len(self.groups)} groups for {len(held_out)} held-out prompts: give the subject of each of them"
+            )
         self.target(len(held_out))
         self.refine(steps)
         if self.gears:
@@ -161,7 +163,7 @@ def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
     seen: dict[str, str] = {}
     for what, rows in (("calibration", prompts), ("held-out", held_out)):
         for number, row in enumerate(rows):
-            text = " ".join(row.split()).casefold() if isinstance(row, str) else digest_of(row)
+            text = digest_of(row)
             here = f"{what} prompt {number}"
             if what == "held-out" and text in seen:
                 raise ValueError(
@@ -171,10 +173,12 @@ def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
             seen.setdefault(text, here)
 
 
-def digest_of(row: Any) -> str:
-    """Returns a digest of a prompt that is a mapping."""
-    digest = hashlib.sha256()
-    feed(digest, row)
+def digest_of(row: Prompt) -> str:
+    """Returns a digest of a prompt, the same for texts that differ in case and spaces alone."""
+    digest, arguments = hashlib.sha256(), {"prompt": row} if isinstance(row, str) else dict(row)
+    if isinstance(text := arguments.get("prompt"), str):
+        arguments["prompt"] = " ".join(text.split()).casefold()
+    feed(digest, arguments)
     return digest.hexdigest()
 
 
@@ -198,9 +202,10 @@ def calibrate(
         options: Of the goal (see `Goal`): `budget`, `gears`, `method`, `min_psnr`, `max_failure_rate`,
             `confidence`, `certify`, `groups`, `reference_steps`, `fit`, `name`; of the runs: `seed` (the noise of
             prompt number k is drawn with seed + k), `batch_size` (as many prompts as fit are fastest), `cache_dir`
-            (where full runs are kept, so that another target costs seconds), `ranks`, `progress` (a bar by default,
+            (a folder or a `Cache` where full runs are kept, so that another target costs seconds), `ranks`, `progress` (a bar by default,
             False for none, or a function of stage, done and of); and arguments of the pipeline: `height`,
-            `guidance_scale`, ..., here or together as `pipe_kwargs`.
+            `guidance_scale`, ..., here or together as `pipe_kwargs`, where also those go that its call does not
+            name (`**kwargs`).
 
     Returns:
         The schedule, the same on all ranks; `save` it, or `attach` it.
@@ -214,10 +219,10 @@ def calibrate(
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
     setup, rest = make_setup(pipe, num_inference_steps, options)
-    if rest:
-        raise TypeError(f"calibrate takes no {', '.join(sorted(rest))}")
+    refuse_unknown("calibrate", rest, [*known, "num_inference_steps", "eval_prompts"])
     goal.check(setup, calibration, held_out)
-    setup.engine.preflight(setup.call, calibration)
+    for given in (calibration, held_out):
+        setup.engine.preflight(setup.call, given)
     return calibrate_for(setup, calibration, held_out, goal)
 
 
@@ -240,5 +245,5 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
     if goal.name:
         schedule = schedule.model_copy(update={"name": goal.name})
     if len(held_out):
-        schedule = validate(setup, held_out, schedule, refine=refine, target=target)
+        schedule = validate(setup, held_out, schedule, refine=refine, target=target, groups=goal.groups)
     return schedule

@@ -15,8 +15,6 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .match import Fit, match
 
-__all__ = ["build_schedule", "fit_schedule", "plans_for"]
-
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of the measured sensitivity
 
 

@@ -30,16 +30,6 @@ from ..schedule.schedule import Schedule
 from .fit import build_schedule
 from .match import Fit, match
 
-__all__ = [
-    "MARGINS",
-    "Trials",
-    "calibrate_gears",
-    "choose_gears",
-    "evaluate_gears",
-    "fit_gears",
-    "least_margin",
-]
-
 SHARED = 3  # computed steps that all gears begin with: after two, little is known of a prompt
 TRUST = 0.5  # in the measured sensitivity: the middle of what `fit_schedule` tries for a single plan
 MARGINS = tuple(np.arange(12.0, -6.01, -0.25))  # decibels, from the slowest to the fastest

@@ -15,8 +15,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-__all__ = ["Lockstep"]
-
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
 
@@ -81,6 +79,7 @@ class ThreadState:
 
     def __init__(self) -> None:
         self.inference, self.grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        self.default = torch.get_default_device()
         kinds = ["cpu"]
         self.device: int | None = None
         if torch.accelerator.is_available():
@@ -97,6 +96,8 @@ class ThreadState:
             undo.enter_context(torch.set_grad_enabled(self.grad))
             for kind, dtype in self.autocast:
                 undo.enter_context(torch.autocast(kind, dtype))
+            if self.default != torch.get_default_device():
+                undo.enter_context(self.default)
             if self.device is not None:
                 torch.accelerator.set_device_index(self.device)
             return undo.pop_all()

@@ -36,8 +36,6 @@ from ..runs import PromptSet, Setup, fork_rng
 from ..step import Step
 from .lockstep import Lockstep
 
-__all__ = ["Fit", "Matching", "match"]
-
 Given = TypeVar("Given")
 
 SIGNAL_HISTORY = 4  # earlier outputs that an innovation is taken against

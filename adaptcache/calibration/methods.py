@@ -17,8 +17,6 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .fit import build_schedule
 
-__all__ = ["fit_method", "fit_thresholds"]
-
 FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
 

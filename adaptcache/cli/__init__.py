@@ -18,6 +18,7 @@ import typer
 from typer import Option
 
 from .. import __version__
+from ..errors import LESS_MEMORY, is_out_of_memory
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
@@ -120,9 +121,8 @@ def explain(error: Exception) -> str:
     """Returns an error as one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # no quotes
     text = " ".join(text.split()) or type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        text = ". ".join(text.split(". ")[:2]).rstrip(".")
-        text += "; less memory is needed with --batch-size 1 or smaller outputs (--set height=512, ...)"
+    if is_out_of_memory(error):
+        text = f"{'. '.join(text.split('. ')[:2]).rstrip('.')}; {LESS_MEMORY}"
     return f"error: {text}"
 
 

@@ -52,10 +52,7 @@ def open_cache(folder: Path | None = None) -> Cache:
     from ..cache import Cache
 
     cache = Cache(folder)
-    try:
-        check_writable(cache.folder / "profile")
-    except OSError as error:
-        raise type(error)(f"{error}; set ADAPTCACHE_HOME to a folder that can be written") from None
+    cache.check_writable()
     return cache
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..cache import Cache
 from ..distributed import ALONE
 from ..runs import PipelineCall, Progress, Setup, silent
 
-__all__ = ["engine_for", "make_setup"]
-
 OF_RUNS = ("seed", "batch_size", "cache", "cache_dir", "ranks", "progress", "pipe_kwargs")
+LIKE = 0.7  # how much of two names has to agree for one to be suggested for the other
 
 
 def engine_for(pipe: Any) -> Any:
@@ -29,25 +30,52 @@ def make_setup(pipe: Any, steps: int, options: Mapping[str, Any]) -> tuple[Setup
     Arguments:
         pipe: A pipeline, or an engine.
         steps: `num_inference_steps` of a full run.
-        options: `seed`, `batch_size`, `cache_dir` (or a `cache`), `ranks`, `progress`, and arguments of the pipeline,
-            by themselves or as `pipe_kwargs`.
+        options: `seed`, `batch_size`, `cache_dir` (a folder, or a `Cache`), `ranks`, `progress`, and arguments of the
+            pipeline: those that its call names by themselves, any of them as `pipe_kwargs`.
+
+    Raises:
+        OSError: Nothing can be kept in the cache.
+        TypeError: An argument is given twice.
     """
     engine = engine_for(pipe)
     own = {name: options[name] for name in OF_RUNS if name in options}
     rest = {name: value for name, value in options.items() if name not in OF_RUNS}
     taken = engine.takes(rest)
-    pipe_kwargs = {**(own.get("pipe_kwargs") or {}), **taken}
-    call = PipelineCall(steps, pipe_kwargs, own.get("seed", 0))
-    cache = own.get("cache") or (Cache(own["cache_dir"]) if own.get("cache_dir") else None)
-    setup = Setup(
-        engine,
-        call,
-        own.get("batch_size", 1),
-        cache,
-        own.get("ranks") or ALONE,
-        as_progress(own.get("progress", True)),
-    )
+    together = dict(own.get("pipe_kwargs") or {})
+    if twice := sorted(together.keys() & taken.keys()):
+        raise TypeError(f"{', '.join(twice)} is given twice, by itself and in pipe_kwargs: give it once")
+    call = PipelineCall(steps, together | taken, own.get("seed", 0))
+    cache = own.get("cache_dir") or own.get("cache")
+    if isinstance(cache, (str, Path)):
+        cache = Cache(cache)
+    if cache is not None:
+        cache.check_writable()
+    ranks = own.get("ranks") or ALONE
+    progress = as_progress(own.get("progress", ranks.rank == 0))
+    setup = Setup(engine, call, own.get("batch_size", 1), cache, ranks, progress)
     return setup, {name: value for name, value in rest.items() if name not in taken}
+
+
+def refuse_unknown(verb: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Raises where options are left that neither a public function nor the pipeline's call names.
+
+    Where the call has `**kwargs`, a misspelt option would be swallowed: what it does not name goes into `pipe_kwargs`.
+
+    Arguments:
+        verb: The function.
+        unknown: Names of the options that are left.
+        known: Names of the options it takes.
+    """
+    if not (names := sorted(unknown)):
+        return
+    near = [difflib.get_close_matches(name, {*known, *OF_RUNS}, 1, LIKE) for name in names]
+    say = ", ".join(
+        f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(names, near)
+    )
+    raise TypeError(
+        f"{verb} takes no {say}, and the pipeline's call does not name it; what goes there by **kwargs has to be "
+        "given as pipe_kwargs={...}"
+    )
 
 
 def as_progress(progress: Progress | bool | None) -> Progress:
@@ -65,11 +93,11 @@ def bar() -> Callable[[str, int, int], None]:
 
     def report(stage: str, done: int, of: int) -> None:
         if stage not in bars:
-            for other in bars.values():
-                other.close()
+            for name in list(bars):
+                bars.pop(name).close()
             bars[stage] = tqdm(total=of, desc=stage)
         bars[stage].update(max(0, done - bars[stage].n))
         if done >= of:
-            bars[stage].close()
+            bars.pop(stage).close()
 
     return report

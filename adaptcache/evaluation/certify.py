@@ -23,8 +23,6 @@ from scipy.stats import beta
 
 from ..schedule.format import Certificate
 
-__all__ = ["Certificate", "QualityTarget", "certify", "prompts_needed", "upper_bound"]
-
 
 @dataclass(frozen=True)
 class QualityTarget:
@@ -50,12 +48,12 @@ class QualityTarget:
             if not 0 < value < 1:
                 raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
 
-    def check_enough(self, prompts: int) -> None:
-        """Raises where not even runs without a failure could show it."""
-        if prompts < (need := prompts_needed(self.max_failure_rate, self.confidence)):
+    def check_enough(self, count: int, what: str = "prompts") -> None:
+        """Raises where not even runs of so many held-out prompts or subjects without a failure could show it."""
+        if count < (need := prompts_needed(self.max_failure_rate, self.confidence)):
             claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.max_failure_rate:g} % fail"
             raise ValueError(
-                f"{prompts} held-out prompts cannot show {claim}: {need} are the least; give more, or allow "
+                f"{count} held-out {what} cannot show {claim}: {need} are the least; give more, or allow "
                 "a larger share (--max-failure-rate)"
             )
 
@@ -109,18 +107,19 @@ def certify(
     names = list(settings) or [f"setting {k}" for k in range(len(table))]
     if len(names) != len(table):
         raise ValueError(f"{len(names)} names for {len(table)} settings: give one each")
+    unit = None
     if groups:
         if len(groups) != table.shape[1]:
             raise ValueError(f"{len(groups)} groups for {table.shape[1]} prompts: give each prompt one")
         subjects = list(dict.fromkeys(groups))
         worst = [table[:, [group == one for group in groups]].min(axis=1) for one in subjects]
-        table, prompts = np.stack(worst, axis=1), f"{len(subjects)} subjects ({prompts})"
+        table, unit = np.stack(worst, axis=1), "subjects"
     failures, n = (table < target.target).sum(axis=1).tolist(), table.shape[1]
     bounds = [upper_bound(count, n, target.confidence) for count in failures]
     passed = next((k for k, bound in enumerate(bounds) if bound > target.max_failure_rate), len(table))
     shown = max(passed - 1, 0)
     return Certificate(
         target=target.target, max_failure_rate=target.max_failure_rate, confidence=target.confidence,
-        prompts=prompts, n=n, certified=passed - 1 if passed else None,
+        prompts=prompts, n=n, unit=unit, certified=passed - 1 if passed else None,
         setting=names[shown], failures=failures[shown], upper=bounds[shown],
     )  # fmt: skip

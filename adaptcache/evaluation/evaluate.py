@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engines import make_setup
+from ..engines import make_setup, refuse_unknown
 from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .generate import Generation, generate
 from .metrics import psnr, ssim, summary
-
-__all__ = ["Row", "evaluate", "evaluate_schedules"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ def evaluate(
     """
     setup, rest = make_setup(pipe, num_inference_steps, options)
     first = rest.pop("first", 0)
-    if rest:
-        raise TypeError(f"evaluate takes no {', '.join(sorted(rest))}")
+    refuse_unknown("evaluate", rest, ["first", "num_inference_steps", "schedules", "prompts"])
     many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
     return evaluate_schedules(setup, PromptSet.of(prompts, first), many)[0]
 

@@ -18,8 +18,6 @@ from ..runtime.runner import Runner
 from ..schedule.schedule import Schedule
 from ..step import Step
 
-__all__ = ["Generation", "TimedHook", "check_images", "generate", "reference_images", "synchronize"]
-
 
 def synchronize() -> None:
     """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from .certify import QualityTarget, certify
 from .generate import check_images, generate, reference_batch
 from .metrics import CEILING, psnr, summary
 
-__all__ = ["compute_all", "evidence_of", "validate"]
-
 FEW = 8  # steps of a run in which there is little to skip
 
 
@@ -28,6 +26,7 @@ def validate(
     *,
     refine: int = 1,
     target: QualityTarget | None = None,
+    groups: Sequence[str] = (),
 ) -> Schedule:
     """Returns the schedule with the evidence of held-out prompts.
 
@@ -37,6 +36,7 @@ def validate(
         schedule: What to measure.
         refine: Steps of the reference in each step of the grid.
         target: What they should show; where they do not, the schedule computes everything.
+        groups: The subject of each prompt, for the certificate.
     """
     jobs = setup.batches(prompts)
     truth: dict[int, list[np.ndarray]] = {}  # of this rank's batches
@@ -66,6 +66,7 @@ def validate(
         target,
         settings=[f"{evidence.calls[0]} of {evidence.calls[1]} calls"],
         prompts=evidence.prompts,
+        groups=groups,
     )
     if found.certified is None:
         return compute_all(schedule, found)

@@ -46,8 +46,7 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
     """Reads a prompt file: UTF-8, one prompt a line, comments after `#`.
 
     A line that begins with "+ " is another prompt of the subject of the line before. The parts are headed
-    `[calibration]` and `[held-out]`. Without these headings every third
-    prompt, from the second on, is held out.
+    `[calibration]` and `[held-out]`. Without these headings every third subject, from the second on, is held out.
 
     Arguments:
         name_or_path: The name of an embedded file ("general"), or a path. Names go first, so
@@ -90,7 +89,7 @@ def _subjects(lines: list[str]) -> tuple[str, ...]:
     """Returns the subject of each prompt: the first of the lines that vary it."""
     found = list[str]()
     for line in lines:
-        found.append(found[-1] if line.startswith("+ ") and found else line.removeprefix("+ "))
+        found.append(found[-1] if line.startswith("+ ") else line)
     return tuple(found) if len(set(found)) < len(found) else ()
 
 
@@ -137,13 +136,18 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
         same = first_line.setdefault(" ".join(line.removeprefix("+ ").split()).casefold(), number)
         if same != number:
             raise ValueError(f"{path}, line {number}: the prompt of line {same} again; remove one of the two")
+        if line.startswith("+ ") and not parts[part]:
+            raise ValueError(
+                f"{path}, line {number}: {line[:80]!r} varies a prompt, and there is no line before it: remove the +"
+            )
         parts[part].append(line)
     loose = parts.pop("")
     if not part:
-        return {
-            "calibration": [prompt for i, prompt in enumerate(loose) if i % 3 != 1],
-            "held-out": loose[1::3],
-        }
+        subject, apart = -1, {"calibration": list[str](), "held-out": list[str]()}
+        for line in loose:
+            subject += not line.startswith("+ ")
+            apart["held-out" if subject % 3 == 1 else "calibration"].append(line)
+        return apart
     if loose:
         raise ValueError(f"{path}: {loose[0][:80]!r} stands above the first heading; move it below one")
     return parts

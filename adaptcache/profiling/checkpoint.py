@@ -11,8 +11,6 @@ from ..cache import Cache
 from ..profile import Profile
 from .reference import Trajectory
 
-__all__ = ["ProfileCheckpoint"]
-
 Rows = list[dict[str, np.ndarray]]
 
 

@@ -23,8 +23,6 @@ from ..sites.denoisers import find_layers
 from ..sites.interceptor import ModuleInterceptor, find_compiled
 from ..sites.outputs import split_tensors
 
-__all__ = ["layer_errors"]
-
 TINY = 1e-30
 
 

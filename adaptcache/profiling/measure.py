@@ -17,8 +17,6 @@ from .reference import Trajectory, run_reference
 from .sensitivity import measure_sensitivity
 from .statistics import statistics_of
 
-__all__ = ["Measurement", "content_key", "measure"]
-
 PERTURBED = 2  # prompts the sensitivity is measured on: it takes half a run a step
 LAYOUT = 5  # raise it when what is cached changes
 
@@ -76,7 +74,8 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
             return found
-    profile, runs = _record(setup, prompts, refine, checkpoint)
+    recorded = record(setup, prompts, refine=refine, checkpoint=checkpoint)
+    profile, runs = recorded.profile, recorded.runs
     if refine == 1:  # a finer reference's outputs cannot be replayed step by step
         few = min(PERTURBED, setup.batch_size, len(prompts))
         run = runs[0].head(few, of=min(setup.batch_size, len(prompts))) if ranks.rank == 0 else None
@@ -95,10 +94,10 @@ def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> M
     return Measurement(profile, runs) if profile and runs is not None and whole else None
 
 
-def _record(
-    setup: Setup, prompts: PromptSet, refine: int, checkpoint: ProfileCheckpoint | None
-) -> tuple[Profile, list[Trajectory]]:
-    """Returns the profile of all prompts, without sensitivities, and the trajectories of this rank's batches."""
+def record(
+    setup: Setup, prompts: PromptSet, *, refine: int = 1, checkpoint: ProfileCheckpoint | None = None
+) -> Measurement:
+    """Runs all prompts in full: a profile without sensitivities, and the trajectories of this rank's batches."""
     runs, jobs = list[Trajectory](), setup.batches(prompts)
 
     def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]]]:
@@ -122,4 +121,4 @@ def _record(
     rows = [row for _, known in done for row in known]
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
-    return Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs
+    return Measurement(Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs)

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..errors import AttachError
 from ..hooks import SchedulerStep, StepHook
 from ..runs import PromptSet, Setup
 from ..step import Step
 from .statistics import check_finite
-
-__all__ = ["Recorder", "Replay", "Trajectory", "run_reference"]
 
 
 @dataclass
@@ -92,6 +91,7 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
 
     Raises:
         ValueError: It did not go to the end of its grid.
+        AttachError: It never stepped its own scheduler.
     """
     recorder = Recorder(refine, batch)
     setup.run(recorder, batch, refine=refine)
@@ -99,6 +99,11 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
     if not run.times:
         raise ValueError(
             "the run has no steps: at this strength there is no step left to take; raise strength, or the steps"
+        )
+    if not run.y or not run.y[0]:
+        raise AttachError(
+            "this pipeline steps copies of its scheduler only (one a frame?), and calibration needs one that calls its "
+            "denoiser before each step of its own scheduler: calibrate on the plain pipeline of the same model"
         )
     if (taken := len(run.y[0])) < len(run.times):
         if taken == len(run.times) - 1 and run.times[-1] == 0:  # a grid that names its end too

@@ -17,8 +17,6 @@ from .checkpoint import ProfileCheckpoint
 from .reference import Trajectory
 from .statistics import relative_error
 
-__all__ = ["measure_sensitivity"]
-
 LEAST = 1e-12  # relative energy of a forecast error that is only rounding
 
 

@@ -15,8 +15,6 @@ from ..runs import PromptSet
 if TYPE_CHECKING:
     from .reference import Trajectory
 
-__all__ = ["check_finite", "inner_products", "part", "relative_error", "statistics_of"]
-
 CHUNK = 2**16  # values of each vector that are in float64 at a time: 50 MB for 100 vectors
 
 

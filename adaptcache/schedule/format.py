@@ -1,7 +1,7 @@
 """What the parts of a schedule are made of: their base, and the types of their fields."""
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -115,11 +115,12 @@ class Certificate(Part):
         max_failure_rate: The share of prompts that may stay below it.
         confidence: How sure the statement is.
         prompts: The name of the prompt set.
-        n: How many held-out prompts were tested.
+        n: How many held-out prompts were tested; subjects, where prompts vary them.
+        unit: "subjects" where `n` counts them, each by the worst of its prompts; None where prompts count.
         certified: The position of the fastest setting that passed, counted from the slowest (0); None where
             not even the slowest did.
         setting: What that setting is called; where none passed, the one that failed.
-        failures: How many of the prompts stay below the target in that setting.
+        failures: How many of these stay below the target in that setting.
         upper: The upper bound of their share, at this confidence for that setting alone.
     """
 
@@ -128,6 +129,7 @@ class Certificate(Part):
     confidence: Share
     prompts: Line
     n: Annotated[int, Field(ge=1, le=2**53)]
+    unit: Literal["subjects"] | None = None
     certified: Annotated[int, Field(ge=0, le=4096)] | None = None
     setting: Annotated[str, Field(max_length=200)]
     failures: Count
@@ -136,8 +138,9 @@ class Certificate(Part):
     @property
     def sentence(self) -> str:
         """What is known, and what is not covered, for people."""
-        claim = f"at most {100 * self.max_failure_rate:g} % of prompts fall below {self.target:g} dB"
-        tested = f"with {self.setting} {self.failures} of {self.n} did, of {self.prompts}"
+        unit, worst = self.unit or "prompts", ", by the worst of their prompts" if self.unit else ""
+        claim = f"at most {100 * self.max_failure_rate:g} % of {unit} fall below {self.target:g} dB{worst}"
+        tested = f"with {self.setting} {self.failures} of {self.n} {f'{self.unit} ' if self.unit else ''}did, of {self.prompts}"
         sure = f"{100 * self.confidence:g} % confidence"
         if self.certified is None:
             return f"Not certified with {sure} that {claim}: {tested}."

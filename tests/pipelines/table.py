@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.engines.diffusers.identity import fingerprint
+from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.profiling.reference import record
+from adaptcache.engines.diffusers.engine import DiffusersEngine, parameters_of
+from adaptcache.profiling.reference import run_reference
+from adaptcache.runs import PipelineCall, PromptSet, fork_rng
+from adaptcache.runs import Setup as RunSetup
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from tests.calls import Call
 
 from .audio import AUDIO
 from .flux import FLUXES
@@ -46,13 +48,18 @@ def built(name: str) -> Setup:
 
 def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any) -> list[Tensor]:
     """Runs the pipeline on one sample and returns all it returns (video and audio), not decoded."""
-    row = {
-        "generator": torch.Generator().manual_seed(sample),
+    pipe = pipe or setup.pipe
+    own = {
         "num_inference_steps": setup.steps,
-        **arguments,
+        "generator": torch.Generator().manual_seed(sample),
+        "output_type": "latent",
+        "return_dict": False,
     }
-    call = Call(row.pop("num_inference_steps"), {**setup.call, **row}, seed=sample)
-    return tensors(call.run(pipe or setup.pipe, [setup.prompts[sample]]))
+    names, any_other = parameters_of(pipe)
+    own = {name: value for name, value in own.items() if name in names or any_other}
+    with fork_rng():
+        torch.manual_seed(sample)  # some schedulers take no generator
+        return tensors(pipe(**own | dict(setup.call) | setup.prompts[sample] | arguments))
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -71,8 +78,8 @@ def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 def grid_of(setup: Setup) -> tuple[float, ...]:
     """Returns the times of a run."""
-    profile, _ = record(setup.pipe, Call(setup.steps, setup.call), setup.prompts[:1])
-    return tuple(map(float, profile.times))
+    run = RunSetup(DiffusersEngine(setup.pipe), PipelineCall(setup.steps, setup.call))
+    return run_reference(run, PromptSet(tuple(setup.prompts[:1]))).times
 
 
 def planned(setup: Setup, steps: Sequence[int], forecast: Forecast | None = None) -> Schedule:

@@ -51,9 +51,9 @@ class DiffusersEngine:
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls)
 
     def takes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those arguments that the pipeline's call takes."""
-        names, any_other = parameters_of(self.pipe)
-        return {name: value for name, value in arguments.items() if any_other or name in names}
+        """Returns those arguments that the pipeline's call names; what `**kwargs` takes may be misspelt."""
+        names = parameters_of(self.pipe)[0]
+        return {name: value for name, value in arguments.items() if name in names}
 
     def identity(self, call: PipelineCall) -> Any:
         return [identity_of(self.pipe), call.num_inference_steps, call.pipe_kwargs, call.seed]
@@ -106,18 +106,22 @@ def twin(pipe: Any) -> Any:
 def parameters_of(pipe: Any) -> tuple[set[str], bool]:
     """Returns the names that a pipeline's call takes, and whether it takes any other name too.
 
-    A subclass with `__call__(self, *args, **kwargs)` passes them on to its base, whose names count.
+    A subclass with `__call__(self, *args, **kwargs)` passes them on to its base, whose names count. One that names
+    some of them itself may keep the others, so that it takes any.
     """
     names: set[str] = set()
+    any_other = False
     for kind in type(pipe).__mro__:
         method = vars(kind).get("__call__")
         if method is None:
             continue
         found = inspect.signature(method).parameters.values()
-        names |= {one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        own = {one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {"self"}
+        names |= own
         if not any(one.kind is one.VAR_KEYWORD for one in found):
-            return names - {"self"}, False
-    return names - {"self"}, True
+            return names, any_other
+        any_other |= bool(own)
+    return names, True
 
 
 def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
