@@ -7,3 +7,7 @@ class ScheduleError(ValueError):
 
 class AttachError(RuntimeError):
     """A pipeline that cannot be watched, or that was changed or shared while it was."""
+
+
+class LoopError(AttachError, ValueError):
+    """A denoising loop that cannot be followed."""

@@ -180,7 +180,9 @@ def test_pipelines_with_their_own_schedules_run_in_parallel_threads(share):
             assert all(same(a, b) for a, b in zip(pool.map(generated, setups), right, strict=True))
     for handle in handles:
         handle.close()
-    assert not any(ModuleInterceptor.of(denoiser) for setup in setups for denoiser in denoisers_of(setup.pipe))
+    assert not any(
+        ModuleInterceptor.of(denoiser) for setup in setups for denoiser in denoisers_of(setup.pipe)
+    )
 
 
 def test_four_images_of_a_batch_equal_four_single_ones():

@@ -207,7 +207,9 @@ def test_grids_of_the_callers_own_are_followed(name: str, grid: dict[str, Any], 
 
 def test_settings_of_the_scheduler_changed_between_runs_are_seen() -> None:
     setup = built("Flux")
-    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call)
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+    )
     with adaptcache.attach(setup.pipe, schedule) as handle:
         generated(setup)
         assert handle.report().evidence == "calibrated"
@@ -383,7 +385,9 @@ def test_another_cache_on_top_is_warned_of_or_refused_and_never_calibrated() -> 
     with pytest.raises(ScheduleError, match="turn one of the two off"):
         adaptcache.attach(setup.pipe, schedule, strict=True)
     with pytest.raises(ValueError, match=r"FirstBlockCache is on .* would not be full"):
-        adaptcache.calibrate(setup.pipe, setup.prompts, num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call)
+        adaptcache.calibrate(
+            setup.pipe, setup.prompts, num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+        )
     setup.pipe.transformer.disable_cache()
     with adaptcache.attach(setup.pipe, schedule, strict=True):
         setup.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
@@ -393,7 +397,9 @@ def test_another_cache_on_top_is_warned_of_or_refused_and_never_calibrated() -> 
 
 def test_a_call_with_another_guidance_or_size_is_warned_of_once_and_said_in_the_report() -> None:
     setup = built("Stable Diffusion 1.5")
-    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call)
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+    )
     with adaptcache.attach(setup.pipe, schedule) as handle:
         with pytest.warns(UserWarning, match="guidance_scale 7.5 and now 3.0") as caught:
             generated(setup, guidance_scale=3.0)
