@@ -9,6 +9,10 @@ class AttachError(RuntimeError):
     """A pipeline that cannot be watched, or that was changed or shared while it was."""
 
 
+class LoopError(AttachError, ValueError):
+    """A denoising loop that cannot be followed."""
+
+
 LESS_MEMORY = (
     "less memory is needed with a smaller batch (batch_size=1, --batch-size 1), smaller outputs (height=512, "
     "--set height=512, fewer frames) or offloaded weights (pipe.enable_model_cpu_offload())"

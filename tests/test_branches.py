@@ -8,7 +8,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 import adaptcache
-from adaptcache.engines.diffusers.placeholders import StandIns
+from adaptcache.engines.diffusers.placeholders import OutputPlaceholders
 from tests.pipelines.table import built, counted, generated, planned
 from tests.pipelines.unet import sd_call, sd_parts
 
@@ -99,7 +99,7 @@ def test_a_controlnet_is_skipped_with_its_denoiser():
 
 
 def found(given, output, wanted):
-    stand_ins = StandIns()
+    stand_ins = OutputPlaceholders()
     stand_ins.keep("a", [given], {}, output)
     return stand_ins.find("b", ["a"], [wanted], {})
 

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import adaptcache
-from adaptcache.engines.diffusers.watch import Guard
+from adaptcache.sites.interceptor import ModuleInterceptor
 from tests.pipelines.table import built, generated, planned
 
 PLAN = [0, 1, 3]
@@ -118,7 +118,7 @@ def test_compiling_in_place_leaves_no_guard_behind():
     setup.pipe.transformer.compile(backend="eager")
     compiled = setup.pipe.transformer._compiled_call_impl
     generated(setup)
-    assert Guard.of(setup.pipe.transformer)
+    assert ModuleInterceptor.of(setup.pipe.transformer)
     handle.close()
     assert setup.pipe.transformer._compiled_call_impl is compiled
 

@@ -169,7 +169,7 @@ def test_a_scheduler_patched_by_another_library_is_refused_before_anything_is_ho
 def test_a_scheduler_patched_after_attach_does_not_silently_do_nothing() -> None:
     setup = built("Flux")
     with adaptcache.attach(setup.pipe, planned(setup, PLAN)):
-        step = type(setup.pipe.scheduler).__base__.step
+        step = type(setup.pipe.scheduler).step
         scheduler = setup.pipe.scheduler
         scheduler.step = lambda *args, **kwargs: step(scheduler, *args, **kwargs)
         with pytest.raises(AttachError, match=r"not the step\(\) of its scheduler"):
@@ -207,7 +207,9 @@ def test_grids_of_the_callers_own_are_followed(name: str, grid: dict[str, Any], 
 
 def test_settings_of_the_scheduler_changed_between_runs_are_seen() -> None:
     setup = built("Flux")
-    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], steps=6, budget=0.5, call=setup.call)
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+    )
     with adaptcache.attach(setup.pipe, schedule) as handle:
         generated(setup)
         assert handle.report().evidence == "calibrated"
@@ -222,7 +224,7 @@ def test_a_server_that_sees_many_grids_keeps_few_of_them() -> None:
     schedule = planned(setup, [0])
     with adaptcache.attach(setup.pipe, schedule) as handle, pytest.warns(UserWarning, match="other steps"):
         for steps in range(2, 40):
-            handle._runner.begin(tuple(1 - i / steps for i in range(steps)))
+            handle._runner.on_run_start(tuple(1 - i / steps for i in range(steps)))
         assert len(handle._runner.rules) == 32
 
 
@@ -234,7 +236,7 @@ def test_a_pipeline_made_from_an_attached_one_is_of_its_true_class() -> None:
     with adaptcache.attach(setup.pipe, planned(setup, PLAN)):
         other = diffusers.AutoPipelineForImage2Image.from_pipe(setup.pipe)
         assert type(other) is diffusers.StableDiffusionImg2ImgPipeline
-        assert type(diffusers.StableDiffusionPipeline.from_pipe(setup.pipe)) is type(setup.pipe).__base__
+        assert type(diffusers.StableDiffusionPipeline.from_pipe(setup.pipe)) is type(setup.pipe)
         with pytest.raises(AttachError, match="DDIMScheduler of this pipeline is attached already"):
             adaptcache.attach(other, planned(setup, PLAN))
 
@@ -244,8 +246,10 @@ def test_loops_that_take_turns_on_one_denoiser_are_told_to_stop() -> None:
     other = sibling(setup)
     with (
         torch.no_grad(),
-        adaptcache.attach(setup.pipe, planned(setup, PLAN)),
-        adaptcache.attach(other, planned(setup, [0, 2])),
+        adaptcache.attach(setup.pipe, planned(setup, PLAN)) as first,
+        adaptcache.attach(other, planned(setup, [0, 2])) as second,
+        first.loop(),
+        second.loop(),
     ):
         one, two = loop(setup, setup.pipe, noise(1, 1, 4, 8, 8)), loop(setup, other, noise(2, 1, 4, 8, 8))
         next(one), next(two)
@@ -381,7 +385,9 @@ def test_another_cache_on_top_is_warned_of_or_refused_and_never_calibrated() -> 
     with pytest.raises(ScheduleError, match="turn one of the two off"):
         adaptcache.attach(setup.pipe, schedule, strict=True)
     with pytest.raises(ValueError, match=r"FirstBlockCache is on .* would not be full"):
-        adaptcache.calibrate(setup.pipe, setup.prompts, steps=6, budget=0.5, call=setup.call)
+        adaptcache.calibrate(
+            setup.pipe, setup.prompts, num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+        )
     setup.pipe.transformer.disable_cache()
     with adaptcache.attach(setup.pipe, schedule, strict=True):
         setup.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
@@ -391,7 +397,9 @@ def test_another_cache_on_top_is_warned_of_or_refused_and_never_calibrated() -> 
 
 def test_a_call_with_another_guidance_or_size_is_warned_of_once_and_said_in_the_report() -> None:
     setup = built("Stable Diffusion 1.5")
-    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], steps=6, budget=0.5, call=setup.call)
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
+    )
     with adaptcache.attach(setup.pipe, schedule) as handle:
         with pytest.warns(UserWarning, match="guidance_scale 7.5 and now 3.0") as caught:
             generated(setup, guidance_scale=3.0)

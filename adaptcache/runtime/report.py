@@ -20,6 +20,8 @@ class Report:
         why: How that came about, where it was chosen during the run.
         sites: The numbers of the steps at which each site inside of the denoiser was computed.
         names: The components that were called, by step and branch.
+        unlike: How the run differed from those of the calibration prompts; empty where it did not, or where the
+            schedule knows nothing of them.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -28,6 +30,7 @@ class Report:
     why: str = ""
     sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: tuple[tuple[str, ...], ...] = ()
+    unlike: str = ""
 
     @property
     def made(self) -> int:
@@ -57,6 +60,7 @@ class Report:
         strip = "".join("█" if any(branches) else "·" for branches in self.calls)
         lines = [f"{strip}  {self.made} denoiser calls made, {self.skipped} skipped ({self.evidence})"]
         lines[0] += f"; {self.why}" if self.why else ""
+        lines[0] += f"; {self.unlike}" if self.unlike else ""
         if len(self.components) > 1:
             parts = (
                 f"{name} {made} of {made + skipped}" for name, (made, skipped) in self.components.items()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import AttachError, ScheduleError
 from ..forecasts.history import History
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
+from ..policies.plan import Plan, SignalSpecs
+from ..policies.signals import SignalSpec, compute_signals
 from ..schedule.format import same_grid
 from ..schedule.gears import resolve_gear
 from ..schedule.replan import replan
@@ -23,6 +27,7 @@ from ..step import Step
 
 __all__ = ["Runner"]
 
+UNLIKE = 0.0  # share of the computed steps
 GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
 
 
@@ -40,10 +45,17 @@ class Runner(StepHook):
         self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
     ) -> None:
         self.strict, self.guard = strict, guard
-        self.measured = True  # whether the call under way is one that was calibrated
-        self.evidence = "calibrated"
+        self.evidence = "calibrated"  # of the call under way, or of the last one
+        self.measured, self.loops = (
+            True,
+            0,
+        )  # whether the call is one that was calibrated; loops it had so far
+        self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.state: Any = None
         self.original = schedule
+        self.follows_views = (
+            schedule.rules[0].site == "step"
+        )  # sites inside of a denoiser tell branches apart only
         self.follow(gear)
         self.sites: list[tuple[int, SiteHook]] = []  # inside of denoisers, with the number of the rule
         self.on_run_end()
@@ -68,14 +80,61 @@ class Runner(StepHook):
             if len(self.rules) >= GRIDS:
                 del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
-        fitted = "calibrated" if self.schedule.grid.times else "none"
-        self.evidence = fitted if self._is_fitted(times) and self.measured else "extrapolated"
+        self.loops += 1
         self.rule = self.rules[times]
+        if self.loops == 1:
+            self.evidence = "calibrated" if self.schedule.grid.times else "none"
+        else:
+            self._not_measured("runs its denoising loop several times in one call")
+        if not (self._is_fitted(times) and self.measured):
+            self.evidence = "extrapolated"
+        self.bands = self._bands(times)
         self.state = self.rule.policy.init(times)
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
         for number, site in self.sites:
             check_compiled(site)
             site.on_run_start(self.schedule.rules[number] if number else self.rule, times, self.gear)
+
+    def on_call_start(self, measured: bool = True) -> None:
+        """The pipeline is called: evidence and innovations are those of all loops of a call.
+
+        Arguments:
+            measured: Whether the pipeline and the arguments are those of the calibration.
+        """
+        self.measured, self.loops = measured, 0
+        self.innovations.clear()
+
+    def _not_measured(self, what: str) -> None:
+        """Notes that this call does what no calibration run does.
+
+        Raises:
+            ScheduleError: With `strict`.
+        """
+        if self.evidence == "none":
+            return
+        if self.strict:
+            raise ScheduleError(
+                f"{self.schedule.name} was calibrated with one loop and one view a call, and this pipeline {what}; "
+                "attach with strict=False"
+            )
+        self.evidence = "extrapolated"
+
+    def _bands(self, times: tuple[float, ...]) -> SignalSpecs | None:
+        """Returns the bands of innovations on this grid, by gear and computed step after the first."""
+        policy = self.original.rules[0].policy
+        known = isinstance(policy, Plan) and not self.sites and self._is_fitted(times)
+        return policy.signal_specs if known else None  # type: ignore[union-attr]
+
+    def unlike(self) -> str:
+        """Returns how the last call differed from those of the calibration prompts. Syncs the device once."""
+        if not self.innovations or (self.evidence != "calibrated"):
+            return ""
+        seen = torch.stack([value.max() for _, value in self.innovations]).tolist()
+        beyond = [value - spec.band[1] for (spec, _), value in zip(self.innovations, seen, strict=True)]
+        outside = sum(value > 0 for value in beyond)
+        if outside < max(1, round(UNLIKE * len(beyond))):
+            return ""
+        return f"unlike the calibration prompts at {outside} of {len(beyond)} computed steps"
 
     def _is_fitted(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -111,14 +170,26 @@ class Runner(StepHook):
         if self.sites:
             return step.u
         key = (step.track, step.view)
-        self.history.record(key, step, self.x)
+        if step.view == 1:
+            self._not_measured("steps its scheduler several times at one time")
         gear = self.rule.policy.gear(self.state, self.gear)
+        if step.computed and key == (0, 0) and self.bands is not None:
+            self._compare(step, self.bands[gear])
+        self.history.record(key, step, self.x)
         where = replace(step.step, gear=gear, track=step.track, x=self.x)
         if not step.computed:
             return self.rule.forecast.combine(self.history.known(key, step.x, self.x), where)
         if key == (0, 0):
             self.rule.policy.observe(self.state, where, step.u)
         return step.u
+
+    def _compare(self, step: SchedulerStep, specs: Sequence[SignalSpec]) -> None:
+        """Notes, on the device, how far a computed step was from its forecast."""
+        number = len(step.step.past) - 1  # of the computed steps after the first
+        if 0 <= number < len(specs):
+            outputs = [step.u, *self.history.known((0, 0), step.x).past]
+            innovation = compute_signals(specs[number].rows[:1], outputs)[:, 0]
+            self.innovations.append((specs[number], innovation))
 
     def on_run_end(self) -> None:
         if self.state is not None:

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.engines.diffusers.components import denoisers_of
+from adaptcache.engines.diffusers.engine import parameters_of
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.engines.diffusers.engine import DiffusersEngine, parameters_of
 from adaptcache.profiling.reference import run_reference
-from adaptcache.runs import PipelineCall, PromptSet, fork_rng
-from adaptcache.runs import Setup as RunSetup
+from adaptcache.runs import PromptSet, fork_rng
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
+from tests.calls import Call
 
 from .audio import AUDIO
 from .flux import FLUXES
@@ -48,18 +48,13 @@ def built(name: str) -> Setup:
 
 def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any) -> list[Tensor]:
     """Runs the pipeline on one sample and returns all it returns (video and audio), not decoded."""
-    pipe = pipe or setup.pipe
-    own = {
-        "num_inference_steps": setup.steps,
-        "generator": torch.Generator().manual_seed(sample),
-        "output_type": "latent",
-        "return_dict": False,
-    }
+    pipe, own = pipe or setup.pipe, {"output_type": "latent", "return_dict": False}
+    own |= {"generator": torch.Generator().manual_seed(sample), "num_inference_steps": setup.steps}
     names, any_other = parameters_of(pipe)
-    own = {name: value for name, value in own.items() if name in names or any_other}
+    own = {name: value for name, value in own.items() if any_other or name in names}
     with fork_rng():
         torch.manual_seed(sample)  # some schedulers take no generator
-        return tensors(pipe(**own | dict(setup.call) | setup.prompts[sample] | arguments))
+        return tensors(pipe(**own | dict(setup.call) | arguments | dict(setup.prompts[sample])))
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -78,8 +73,9 @@ def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 def grid_of(setup: Setup) -> tuple[float, ...]:
     """Returns the times of a run."""
-    run = RunSetup(DiffusersEngine(setup.pipe), PipelineCall(setup.steps, setup.call))
-    return run_reference(run, PromptSet(tuple(setup.prompts[:1]))).times
+    prompts = setup.prompts
+    setup = Call(setup.steps, dict(setup.call)).of(setup.pipe)
+    return run_reference(setup, PromptSet(tuple(prompts[:1]))).times
 
 
 def planned(setup: Setup, steps: Sequence[int], forecast: Forecast | None = None) -> Schedule:

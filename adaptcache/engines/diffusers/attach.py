@@ -20,11 +20,17 @@ from .identity import state_of
 
 __all__ = ["Handle", "attach"]
 
+ALLOWED = {"guidance"}
+
 
 class Handle:
     """An attached schedule: a context manager, with `report()`, `gear`, `loop()`, `paused()` and `close()`."""
 
     def __init__(self, pipe: Any, runner: Runner, allow: Collection[str] = ()) -> None:
+        if unknown := sorted({allow} if isinstance(allow, str) else set(allow) - ALLOWED):
+            raise ValueError(
+                f"allow takes a list of findings to run with, of {', '.join(sorted(ALLOWED))}; got {', '.join(unknown)}"
+            )
         self._pipe, self._runner, self._allow = pipe, runner, frozenset(allow)
         self._found = check_schedule(runner.original, pipe, runner.strict)
         self._state = state_of(pipe)
@@ -41,10 +47,9 @@ class Handle:
         if (state := state_of(self._pipe)) != self._state:
             self._found, self._state = graded(schedule, self._pipe), state
         found = [*self._found, *graded_call(schedule, self._pipe, arguments)]
-        found = [one for one in found if one.grade >= Grade.WARNED and one.what not in self._allow]
-        self._runner.measured = not [one for one in found if one.grade >= Grade.WARNED] and not (
-            self._allow & {one.what for one in graded_call(schedule, self._pipe, arguments)}
-        )
+        found = [one for one in found if one.grade >= Grade.WARNED]
+        self._runner.on_call_start(measured=not found)
+        found = [one for one in found if one.what not in self._allow]
         if worst_grade(found) == Grade.REFUSED or (strict and found):
             raise ScheduleError(explain_findings(schedule, found))
         for finding in found:
@@ -73,7 +78,9 @@ class Handle:
         calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
         names = tuple(tuple(branches) for loop in loops for branches in loop.names)
         account = runner.account
-        return Report(calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names)
+        return Report(
+            calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names, runner.unlike()
+        )
 
     @contextmanager
     def loop(self, **arguments: Any) -> Iterator[None]:
@@ -86,7 +93,8 @@ class Handle:
             >>> with attach(pipe, schedule) as handle, handle.loop():
             ...     for t in pipe.scheduler.timesteps: ...
         """
-        with self._gate.calling(arguments):
+        known = self._runner.schedule.made.get("call") or {}
+        with self._gate.calling({**known, **arguments}):
             yield
 
     @contextmanager

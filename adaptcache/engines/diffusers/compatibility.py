@@ -14,8 +14,8 @@ from ...files import dump_json
 from ...forecasts.matched import Matched
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
-from .components import denoisers_of, find_schedulers
-from .identity import checkpoint_of, fingerprint, provenance
+from .components import denoisers_of, find_schedulers, plain_module
+from .identity import checkpoint_of, config_of, fingerprint, provenance
 
 __all__ = ["check_schedule", "graded", "graded_call", "other_cache"]
 
@@ -32,7 +32,7 @@ GRID = {  # what of a scheduler's configuration moves its steps and nothing else
 CONTENT = {  # arguments that say what is made, how many, and in which form, or that the grid of the run tells
     "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "num_inference_steps", "strength",
     "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
-    "callback_on_step_end_tensor_inputs", "class_labels", "seed",
+    "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
 }  # fmt: skip
 FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
@@ -200,7 +200,10 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
         scheduler = next(iter(find_schedulers(pipe).values()))
-        if what == "guidance" and (far := [name for name, pair in pairs.items() if _too_strong(*pair)]):
+        far = [
+            name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and _too_strong(*pair)
+        ]
+        if what == "guidance" and far:
             cure = (
                 f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
                 f"{FARTHEST * max(1.0, float(pairs[far[0]][0] or 0)):g}"
@@ -213,6 +216,12 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
         else:
             yield Finding(what, Grade.WARNED, f"{says}; it was not measured here")
     yield from _others(schedule, made, call, default)
+
+
+def mixes_branches(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
+    """Whether an argument is how strongly branches are set apart, and not an input of a distilled denoiser (Flux)."""
+    embeds = any("guidance_embeds" in config_of(plain_module(part)) for part in denoisers_of(pipe))
+    return name != "guidance_scale" or not (embeds or "true_cfg_scale" in default)
 
 
 def _too_strong(calibrated: Any, now: Any) -> bool:
@@ -233,7 +242,7 @@ def _others(
         if name in (*GUIDANCE, *SIZE) or name in CONTENT or name in by_prompt or "prompt" in name:
             continue
         before, now = made.get(name, default.get(name)), call.get(name, default.get(name))
-        if _is_setting(now) and _is_setting(before) and before != now:
+        if _is_setting(now) and _is_setting(before) and plain_value(before) != plain_value(now):
             changed.append(f"{name} {before} and now {now}")
     if changed:
         yield Finding(
@@ -241,11 +250,20 @@ def _others(
         )
 
 
+def plain_value(value: Any) -> Any:
+    """Returns a setting as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _is_setting(value: Any) -> bool:
     """Whether a value is a plain setting, and not content such as tensors, images and lists of them."""
     if isinstance(value, Mapping):
         return all(map(_is_setting, value.values()))
-    return value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, (list, tuple)):
+        return all(one is None or isinstance(one, (bool, int, float)) for one in value)
+    if isinstance(value, str):
+        return " " not in value  # a text (lyrics, say) is content
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def _defaults(pipe: Any) -> dict[str, Any]:

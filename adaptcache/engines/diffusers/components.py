@@ -105,10 +105,10 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
             f"{type(pipe).__name__} has {what}{cure}: "
             "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
         )
-    kind = type(next(iter(schedulers.values())))
-    takes = inspect.signature(kind.step).parameters
-    if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
-        raise AttachError(
-            f"{kind.__name__}.step takes no {', '.join(missing)}: adaptcache cannot hand it a forecast"
-        )
+    for kind in map(type, schedulers.values()):
+        takes = inspect.signature(kind.step).parameters
+        if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
+            raise AttachError(
+                f"{kind.__name__}.step takes no {', '.join(missing)}: adaptcache cannot hand it a forecast"
+            )
     return found

@@ -28,7 +28,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor, nn
 
 from ...distributed import Groups, groups_of
-from ...errors import AttachError
+from ...errors import AttachError, LoopError
 from ...hooks import SchedulerStep, StepHook
 from ...sites.interceptor import ModuleInterceptor
 from ...step import Step, entering
@@ -42,7 +42,7 @@ from .components import (
 )
 from .grid import Position, number_of, times_of
 from .placeholders import OutputPlaceholders
-from .watch import check_plain, watch
+from .watch import callers, check_plain, watch
 
 __all__ = ["Gate", "LoopCalls"]
 
@@ -61,6 +61,19 @@ LOST = (
 EARLY = (
     "{scheduler} stepped before the denoiser was called (step {index}): adaptcache needs a pipeline that calls its "
     "denoiser before each step of its own scheduler, and loops that take turns in one thread need a denoiser each"
+)
+APART = (
+    "{scheduler} was given timestep {t:g} while other latents of this call are at step {index}: latents that are "
+    "denoised at different times (diffusion forcing?) cannot be followed; close() the handle, or run it inside of "
+    "handle.paused()"
+)
+STRANGER = (
+    "a {scheduler} that is no component of {name} stepped at step {index}, which was skipped: what it was given may "
+    "be no true output; make it a component of the pipeline (pipe.{attribute} = ...) and attach again"
+)
+AGAIN = (
+    "{name} was called by a callback of its own call, which shares its scheduler: make that call inside of "
+    "handle.paused(), or with a pipeline of its own"
 )
 THREADS = (
     "this pipeline is used by two threads at once; give each thread a pipeline of its own "
@@ -315,9 +328,15 @@ class Gate:
         Raises:
             AttachError: Another thread is calling it, or it was called and nothing could have been skipped.
         """
+        if self.closed:
+            raise AttachError("this handle is closed: attach again")
         if not self._caller.acquire(blocking=False):
             raise AttachError(THREADS)
+        if self.thread is not None and self.apart:
+            self._caller.release()
+            raise AttachError(AGAIN.format(name=type(self.pipe).__name__))
         before = self.thread, self.started, self.apart
+        callers.gates = [*getattr(callers, "gates", ()), self]
         nested = self.thread is not None and not self.apart  # a `__call__` that calls that of its base
         try:
             if not nested:
@@ -334,11 +353,13 @@ class Gate:
                 self.finish()  # broken off, or stopped before the end of the grid
                 self._copies.close()
                 self.thread, self.started, self.apart = before
+            callers.gates = [gate for gate in callers.gates if gate is not self or nested]
             self._caller.release()
 
     def _check_schedulers(self) -> None:
         now = {id(one) for one in find_schedulers(self.pipe).values()}
         for scheduler in find_schedulers(self.pipe).values():
+            check_plain(scheduler)
             if all(scheduler is not one for one in self.schedulers):
                 raise AttachError(
                     f"the scheduler was replaced by a {type(scheduler).__name__} after attach; "
@@ -494,11 +515,22 @@ class Gate:
             track.view += 1
             self._check_view(loop, track, number_of(timestep))
         elif next_one:
-            raise AttachError(EARLY.format(scheduler=name, index=track.taken))
+            raise LoopError(EARLY.format(scheduler=name, index=track.taken))
         else:
             t, steps = number_of(timestep), len(loop.times)
-            raise AttachError(LOST.format(scheduler=name, t=t, index=track.taken, steps=steps))
+            raise LoopError(LOST.format(scheduler=name, t=t, index=track.taken, steps=steps))
+        if track.taken != len(loop.decided):
+            raise LoopError(APART.format(scheduler=name, t=number_of(timestep), index=loop.index))
         return track
+
+    def stranger_called(self, scheduler: Any) -> None:
+        """A scheduler that is not watched steps in the course of a loop: refused where it is given a placeholder."""
+        if (loop := self.loop) is None or not loop.decided or loop.decided[-1]:
+            return
+        kind, name = type(scheduler).__name__, type(self.pipe).__name__
+        raise LoopError(
+            STRANGER.format(scheduler=kind, name=name, index=loop.index, attribute="other_scheduler")
+        )
 
     def _begin_track(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
         """Returns the track of a scheduler that steps for the first time; the first one of a loop starts its run."""
@@ -510,7 +542,7 @@ class Gate:
         track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
         if len(loop.tracks) == 1:
             if self.done and not self.hook.follows_loops:
-                raise AttachError(LOOPS.format(name=type(self.pipe).__name__, hook=type(self.hook).__name__))
+                raise LoopError(LOOPS.format(name=type(self.pipe).__name__, hook=type(self.hook).__name__))
             loop.times = times_of(scheduler)[track.position.begin :]
             self.hook.on_run_start(loop.times)
         return track
@@ -518,12 +550,13 @@ class Gate:
     def _check_view(self, loop: Loop, track: Track, t: float) -> None:
         """Refuses another view that the hook cannot follow; corrects what looked like the next step and was a view."""
         name, hook = type(self.pipe).__name__, type(self.hook).__name__
-        if not self.hook.follows_views:
-            raise AttachError(VIEWS.format(name=name, t=t, hook=hook))
+        new = loop.views and track.view >= loop.views and not loop.decided[track.taken - 1]
+        if not self.hook.follows_views or new:
+            raise LoopError(VIEWS.format(name=name, t=t, hook=hook))
         if len(loop.decided) == track.taken:
             return
         if not loop.decided.pop() and loop.decided[-1]:
-            raise AttachError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
+            raise LoopError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
         for rows in (loop.record.calls, loop.record.names):
             last: list[Any] = rows.pop()
             rows[-1] += last  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ...cache import feed
 from ...distributed import sharded
 from ...errors import AttachError
+from ...files import dump_json
 from ...schedule.format import Denoiser
 from .components import denoisers_of, find_schedulers, parts_of, plain_module
 
@@ -50,8 +52,13 @@ def identity_of(pipe: Any) -> list[Any]:
         for name, part in modules.items()
     }
     schedulers = {name: [type(one).__name__, config_of(one)] for name, one in find_schedulers(pipe).items()}
+    others = {
+        name: [type(part).__name__, plain(getattr(part, "name_or_path", None)), config_of(part)]
+        for name, part in parts_of(pipe).items()
+        if part is not None and name not in modules and name not in schedulers
+    }
     own = [type(pipe).__name__, config_of(pipe), str(getattr(pipe, "dtype", ""))]
-    return [torch.__version__, own, parts, schedulers]
+    return [torch.__version__, own, parts, schedulers, others]
 
 
 def state_of(pipe: Any) -> tuple[Any, ...]:
@@ -60,7 +67,9 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
     Replaced modules and tensors have other addresses, tensors that were written to another version. Compared only
     while the objects live, never kept.
     """
-    found: list[Any] = []
+    found: list[Any] = [
+        (type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()
+    ]
     for denoiser in denoisers_of(pipe):
         module = plain_module(denoiser)
         found += [id(module), json.dumps([list(adapters_of(module)), patches_of(module)], default=str)]
@@ -93,16 +102,32 @@ def adapters_of(module: nn.Module) -> Iterator[list[Any]]:
 
 def patches_of(module: nn.Module) -> list[Any]:
     """Returns what else changes the forward of a module: attention processors, FreeU, hooks of diffusers."""
+    found: list[Any] = patched_settings(module)
+    for name, layer in module.named_modules():
+        if (processor := getattr(layer, "processor", None)) is not None:
+            found.append([name, type(processor).__qualname__])
+        if hooks := getattr(vars(layer).get("_diffusers_hook"), "hooks", None):
+            found.append([name, sorted(hooks)])
+    return found
+
+
+def patched_settings(module: nn.Module) -> list[Any]:
+    """Returns what was set on a module after it was loaded and changes what it computes.
+
+    FreeU, scales of IP-Adapters, attention processors that are not diffusers' own.
+    """
     found: list[Any] = []
     for name, layer in module.named_modules():
         own = vars(layer)
         if patched := {key: own[key] for key in PATCHES if isinstance(own.get(key), (int, float))}:
             found.append([name, patched])
-        if (processor := own.get("processor")) is not None:
-            scale = getattr(processor, "scale", None)
-            found.append([name, type(processor).__name__, plain(scale)])
-        if hooks := getattr(own.get("_diffusers_hook"), "hooks", None):
-            found.append([name, sorted(hooks)])
+        processor = getattr(layer, "processor", None)  # a module itself in IP-Adapters
+        if (scale := getattr(processor, "scale", None)) is not None:
+            found.append([name, plain(scale)])
+        if processor is not None and not type(processor).__module__.startswith("diffusers."):
+            kind = type(processor)
+            settings = {key: plain(value) for key, value in vars(processor).items() if is_setting(value)}
+            found.append([name, f"{kind.__module__}.{kind.__qualname__}", settings])
     return found
 
 
@@ -165,7 +190,7 @@ def weights_hash(modules: Sequence[nn.Module]) -> str:
             few = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
             if not few.is_meta:  # offloaded: the values are elsewhere
                 digest.update(few.to("cpu", torch.float32).numpy().tobytes())
-        if adapters := list(adapters_of(module)):
+        if adapters := [*adapters_of(module), *patched_settings(module)]:
             feed(digest, adapters)
     return digest.hexdigest()[:16]
 
@@ -179,4 +204,14 @@ def plain(value: Any) -> Any:
         or isinstance(value, (bool, int, str))
         or (isinstance(value, float) and math.isfinite(value))
     )
-    return value if kept else str(value)[:200]
+    if kept:
+        return value
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(value))  # addresses differ from process to process
+    return text if len(text) <= 200 else f"{text[:180]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def is_setting(value: Any) -> bool:
+    """Whether an attribute is a plain setting, and not a tensor, a module or what a run left."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_setting, value))
+    return value is None or isinstance(value, (bool, int, float, str))

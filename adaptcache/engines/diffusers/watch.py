@@ -13,6 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import AttachError
@@ -20,15 +21,40 @@ from ...errors import AttachError
 if TYPE_CHECKING:
     from .gate import Gate
 
+
+@dataclass
+class Wrapped:
+    """A method of a class that is wrapped.
+
+    Arguments:
+        original: The method.
+        own: Whether the class has it itself, and not from a base class.
+        wrapper: What was put in its place.
+        users: How many watched objects need it.
+    """
+
+    original: Any
+    own: bool
+    wrapper: Any
+    users: int = 1
+
+
 _lock = threading.Lock()
 _watched: dict[int, tuple[Any, Gate]] = {}  # by the object's id: the object, and whom it reports to
-_wrapped: dict[tuple[type, str], int] = {}  # how many gates need a method of a class wrapped
+_wrapped: dict[tuple[type, str], Wrapped] = {}
+callers = threading.local()  # `gates`: whose calls are under way in this thread, the latest last
 
 
 def gate_of(part: Any) -> Gate | None:
     """Returns the gate that an object reports to."""
     found = _watched.get(id(part))
     return found[1] if found else None
+
+
+def caller_here() -> Gate | None:
+    """Returns the gate whose loop is under way in this thread, the latest one of several."""
+    running = [gate for gate in getattr(callers, "gates", ()) if gate.running and not gate.stepping]
+    return running[-1] if running else None
 
 
 def watch(part: Any, gate: Gate, undo: ExitStack) -> None:
@@ -51,27 +77,27 @@ def watch(part: Any, gate: Gate, undo: ExitStack) -> None:
 
 def _wrap(kind: type, name: str, wrap: Callable[[Any], Any]) -> None:
     with _lock:
-        _wrapped[kind, name] = _wrapped.get((kind, name), 0) + 1
-        if _wrapped[kind, name] == 1:
-            original = getattr(kind, name, None)
-            wrapper = wrap(original)
-            wrapper.__wrapped_here__ = (original, name in vars(kind))
-            setattr(kind, name, wrapper)
+        if (known := _wrapped.get((kind, name))) is not None:
+            known.users += 1
+            return
+        original = getattr(kind, name, None)
+        made = _wrapped[kind, name] = Wrapped(original, name in vars(kind), wrap(original))
+        setattr(kind, name, made.wrapper)
 
 
 def _unwrap(kind: type, name: str) -> None:
     with _lock:
-        _wrapped[kind, name] -= 1
-        if _wrapped[kind, name]:
+        known = _wrapped[kind, name]
+        known.users -= 1
+        if known.users:
             return
         del _wrapped[kind, name]
-        found = vars(kind).get(name)
-        if found is not None and hasattr(found, "__wrapped_here__"):  # else another library wrapped it since
-            original, own = found.__wrapped_here__
-            if own:
-                setattr(kind, name, original)
-            else:
-                delattr(kind, name)
+        if vars(kind).get(name) is not known.wrapper:
+            return  # another library wrapped it since: what lies below passes every call on
+        if known.own:
+            setattr(kind, name, known.original)
+        else:
+            delattr(kind, name)
 
 
 def _set_timesteps(original: Any) -> Any:
@@ -91,6 +117,8 @@ def _step(original: Any) -> Any:
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         gate = gate_of(self)
+        if gate is None and (caller := caller_here()) is not None:
+            caller.stranger_called(self)
         if gate is None or not gate.running or gate.stepping:  # a subclass calls the step of its base
             return original(self, *args, **kwargs)
         return gate.scheduler_called(self, original, signature.bind(self, *args, **kwargs))
@@ -103,9 +131,7 @@ def _deepcopy(original: Any) -> Any:
         if original is not None:
             other = original(self, memo)
         else:
-            other = object.__new__(type(self))
-            memo[id(self)] = other
-            vars(other).update(copy.deepcopy(vars(self), memo))
+            other = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
         gate = gate_of(self)
         if gate is not None and gate.running and not gate.stepping:
             gate.adopt(other)  # for the pipeline's other latents, or for one of its frames

@@ -1,0 +1,114 @@
+"""One call of a pipeline with several denoising loops: FreeInit, clips made in segments."""
+
+import diffusers
+import pytest
+import torch
+
+import adaptcache
+from adaptcache.engines.diffusers.grid import times_of
+from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.policies.plan import Plan
+from adaptcache.engines.diffusers.identity import fingerprint
+from adaptcache.schedule.format import Grid
+from adaptcache.schedule.rule import Rule
+from adaptcache.schedule.schedule import Schedule
+from tests.pipelines.flux import flux_parts, flux_prompts
+from tests.pipelines.setup import Setup, noise
+from tests.pipelines.table import counted
+from tests.pipelines.unet import sd_parts
+
+STEPS, LOOPS = 6, 3
+
+
+class Segments(diffusers.FluxPipeline):
+    """Makes its image again and again, as pipelines do that make a long clip bit by bit."""
+
+    def __call__(
+        self, prompt_embeds=None, pooled_prompt_embeds=None, num_inference_steps=STEPS, generator=None,
+        output_type="latent", return_dict=True, segments=LOOPS, resets=False,
+    ):  # fmt: skip
+        for _ in range(segments):
+            made = super().__call__(
+                prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds, height=16, width=16,
+                num_inference_steps=num_inference_steps, generator=generator, output_type=output_type,
+                return_dict=return_dict,
+            )  # fmt: skip
+            if resets:  # ready for a next segment that never comes
+                self.scheduler.set_timesteps(num_inference_steps, mu=0.5)
+        return made
+
+
+def segments():
+    torch.manual_seed(0)
+    return Setup(Segments(**flux_parts()), {}, flux_prompts())
+
+
+def free_init():
+    torch.manual_seed(0)
+    parts = sd_parts()
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2,
+        motion_num_attention_heads=2,
+    )  # fmt: skip
+    pipe = diffusers.AnimateDiffPipeline(
+        vae=parts["vae"], text_encoder=None, tokenizer=None, unet=parts["unet"], motion_adapter=adapter,
+        scheduler=diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )  # fmt: skip
+    pipe.enable_free_init(num_iters=LOOPS, use_fast_sampling=False, method="butterworth")
+    call = {"negative_prompt_embeds": noise(9, 1, 5, 16), "height": 16, "width": 16, "num_frames": 4}
+    return Setup(pipe, call, [{"prompt_embeds": noise(k, 1, 5, 16)} for k in range(3)])
+
+
+def run(setup, **more):
+    return setup.pipe(
+        **setup.prompts[0], **setup.call, num_inference_steps=STEPS, output_type="latent",
+        generator=torch.Generator().manual_seed(3), **more,
+    )  # fmt: skip
+
+
+def by_hand(setup, steps):
+    """Returns a schedule of one loop."""
+    run(setup)
+    times = times_of(setup.pipe.scheduler)
+    grid = Grid(scheduler=type(setup.pipe.scheduler).__name__, times=times)
+    rule = Rule(policy=Plan.of(steps, times), forecast=Extrapolate(order=1))
+    return Schedule(name="by hand", denoiser=fingerprint(setup.pipe), grid=grid, rules=(rule,))
+
+
+@pytest.fixture(params=[free_init, segments])
+def setup(request):
+    made = request.param()
+    made.pipe.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_the_report_counts_the_calls_of_all_loops(setup):
+    schedule = by_hand(setup, [0, 1, 3])
+    with counted(setup.pipe) as calls, adaptcache.attach(setup.pipe, schedule) as handle:
+        run(setup)
+        report = handle.report()
+    assert len(calls) == 3 * LOOPS
+    assert report.made == len(calls) and report.made + report.skipped == STEPS * LOOPS
+
+
+def test_several_loops_are_calibrated_or_refused_before_they_are_profiled(setup):
+    with counted(setup.pipe) as calls:
+        try:
+            schedule = adaptcache.calibrate(
+                setup.pipe, setup.prompts[:2], num_inference_steps=STEPS, budget=0.5, pipe_kwargs=setup.call,
+                eval_prompts=setup.prompts[2:],
+            )  # fmt: skip
+        except ValueError as error:
+            assert "loop" in str(error)
+            assert len(calls) <= STEPS * LOOPS  # one call of the pipeline shows it
+            return
+    assert schedule.evidence.calls == (3 * LOOPS, STEPS * LOOPS)
+
+
+def test_steps_set_anew_after_the_loop_do_not_empty_the_report():
+    setup = segments()
+    setup.pipe.set_progress_bar_config(disable=True)
+    schedule = by_hand(setup, [0, 1, 3])
+    with adaptcache.attach(setup.pipe, schedule) as handle:
+        run(setup, segments=1, resets=True)
+        assert handle.report().computed == [0, 1, 3]
