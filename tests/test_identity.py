@@ -6,8 +6,8 @@ import torch
 from peft import LoraConfig
 
 import adaptcache
-from adaptcache.errors import ScheduleError
 from adaptcache.cache import Cache
+from adaptcache.errors import ScheduleError
 from tests.pipelines.flux import flux_parts, flux_prompts
 
 PROMPTS = flux_prompts()

@@ -6,9 +6,9 @@ import torch
 
 import adaptcache
 from adaptcache.engines.diffusers.grid import times_of
+from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
-from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule

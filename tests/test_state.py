@@ -13,10 +13,10 @@ import torch
 
 import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
-from adaptcache.errors import AttachError
-from adaptcache.sites.interceptor import ModuleInterceptor
 from adaptcache.engines.diffusers.engine import twin
 from adaptcache.engines.diffusers.watch import gate_of
+from adaptcache.errors import AttachError
+from adaptcache.sites.interceptor import ModuleInterceptor
 from tests.pipelines.table import built, counted, generated, planned, same
 
 PLAN = [0, 1, 3]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
-from ..files import check_writable
-
 if TYPE_CHECKING:
     from ..cache import Cache
     from ..presets import Preset
