@@ -7,6 +7,7 @@ import numpy as np
 
 from .kernel import Array
 
+FARTHEST = 3  # steps that `move_call` moves a call by
 BEGINNINGS = 12  # steps that a shared beginning is made of, denser at the start
 
 
@@ -136,3 +137,22 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
             f"share fewer, or take budgets of {shared} calls and more"
         )
     return best
+
+
+def move_call(
+    plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False
+) -> tuple[int, ...]:
+    """Returns a plan with one call, but the first, at another step: near by, or anywhere.
+
+    Arguments:
+        plan: The computed steps, rising from 0.
+        steps: The number of steps N.
+        rng: What to draw from.
+        far: Whether the call may go to any step.
+    """
+    free = sorted(set(range(1, steps)) - set(plan))
+    if len(plan) < 2 or not free:
+        return plan
+    call = int(rng.choice(plan[1:]))
+    reach = [step for step in free if far or abs(step - call) <= FARTHEST]
+    return tuple(sorted({*plan, int(rng.choice(reach))} - {call})) if reach else plan

@@ -1,85 +1,51 @@
-"""A point of the search space: when to compute, and what to use instead."""
+"""The search space: which steps are computed and what a forecast may use."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
-
-from ..calibration.match import Fit
+from ..calibration.fit import TRUST
 from ..forecasts.matched import Feature
 
-__all__ = ["FEATURES", "ZOO", "Candidate"]
-
-FEATURES: tuple[tuple[Feature, ...], ...] = (("past_x", "x", "x0"), ("past_x", "x"), ("x",), ("x0",), ())
-# Forecasts that need no matching, and what their `order` may be.
-ZOO: dict[str, range] = {
-    "open-loop": range(1, 7),  # the history
-    "adams-bashforth": range(1, 6),
-    "newton": range(1, 4),
-    "taylor": range(1, 4),
-    "hermite": range(1, 4),
-    "extrapolate": range(0, 3),
-}
+FEATURES: dict[str, tuple[Feature, ...]] = {
+    "past_x+x+x0": ("past_x", "x", "x0"), "past_x+x": ("past_x", "x"), "x": ("x",), "x0": ("x0",), "none": (),
+}  # fmt: skip
+MOVES = {"shift": 0.55, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.11}
+SPACE: dict[str, list[Any]] = {
+    "origin": [*(f"planner, trust {trust:g}" for trust in TRUST), "even steps", *MOVES],
+    "history": [1, 2, 3, 4, 5, 6], "features": list(FEATURES),
+    "ridge": [1e-9, 1e-8, 1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1],
+}  # fmt: skip
 
 
-class Candidate(BaseModel):
-    """What a trial tries.
+@dataclass(frozen=True)
+class Candidate:
+    """A plan (the computed steps, rising from 0), what its forecast may use, and how it was found."""
 
-    Arguments:
-        plan: The computed steps, rising; the first is 0.
-        forecast: "matched", or the name of one that needs no matching.
-        history: How many outputs a matched forecast uses.
-        features: What it uses besides.
-        ridge: How firmly it is held at the open-loop weights.
-        order: Of another forecast.
-        origin: How it was found, for people.
-    """
+    plan: tuple[int, ...]
+    history: int = 4
+    features: str = "past_x+x+x0"
+    ridge: float = 1e-5
+    origin: str = field(default="even steps", compare=False)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    plan: tuple[Annotated[int, Field(ge=0)], ...]
-    forecast: str = "matched"
-    history: Annotated[int, Field(ge=1, le=6)] = 4
-    features: tuple[Feature, ...] = FEATURES[0]
-    ridge: FiniteFloat = 1e-5
-    order: int = 1
-    origin: str = ""
+    @classmethod
+    def suggest(cls, trial: Any, steps: int) -> Self:
+        """Returns the candidate of a trial of optuna, or of a finished one."""
+        calls = trial.suggest_int("calls", 1, steps)
+        plan = {0, *(trial.suggest_int(f"call {k}", 1, steps - 1) for k in range(1, calls))}
+        rest = {name: trial.suggest_categorical(name, values) for name, values in SPACE.items()}
+        return cls(tuple(sorted(plan)), **rest)
 
     @property
-    def calls(self) -> int:
-        """How many steps are computed."""
-        return len(self.plan)
-
-    @property
-    def fit(self) -> Fit:
-        """What a matched forecast may use."""
-        return Fit(self.history, self.features, self.ridge)
-
-    @property
-    def key(self) -> str:
-        """The same for candidates that are the same, however they were found."""
-        how = (self.history, self.features, f"{self.ridge:.3g}") if self.forecast == "matched" else self.order
-        return f"{self.plan} {self.forecast} {how}"
-
     def params(self) -> dict[str, Any]:
-        """Returns what optuna shows; the plan is an attribute, as it is no number."""
-        shown = {"calls": self.calls, "forecast": self.forecast}
-        if self.forecast != "matched":
-            return {**shown, "order": self.order}
-        features = "+".join(self.features) or "none"
-        return {**shown, "history": self.history, "features": features, "ridge": self.ridge}
+        """The parameters that `suggest` asks for."""
+        calls = {f"call {k}": step for k, step in enumerate(self.plan)}
+        return {**asdict(self), **calls, "calls": len(self.plan)}
 
-    def suggested(self, trial: Any, steps: int) -> None:
-        """Tells a trial of optuna what it tries."""
-        trial.suggest_int("calls", 1, steps)
-        if trial.suggest_categorical("forecast", ["matched", *ZOO]) != "matched":
-            trial.suggest_int("order", 0, 8)
-            return
-        trial.suggest_int("history", 1, 6)
-        trial.suggest_categorical("features", ["+".join(names) or "none" for names in FEATURES])
-        trial.suggest_float("ridge", 1e-9, 1.0, log=True)
 
-    def with_(self, **changes: Any) -> Self:
-        """Returns a copy with changes."""
-        return self.model_copy(update=changes)
+def leaders(trials: Sequence[Any], calls: int) -> list[Any]:
+    """Returns the completed trials with so many calls, the best first."""
+    known = [one for one in trials if one.state.name == "COMPLETE" and one.params["calls"] == calls]
+    return sorted(known, key=lambda trial: (-trial.value, trial.number))

@@ -1,24 +1,33 @@
-"""The artifact of a search: a schedule for each number of calls that is worth having, in one JSON file."""
+"""The front: what a search found, the schedule of it that meets the target, and a sentence about it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
+from ..calibration.fit import build_schedule
 from ..errors import ScheduleError
+from ..evaluation.certify import certify
+from ..evaluation.generate import reference_images
+from ..evaluation.metrics import summary
+from ..evaluation.validate import compute_all, evidence_of
 from ..files import dump_json, write_atomically
 from ..limits import NODES, first_fault, parse_json, read_bytes
 from ..schedule.format import Count, Line, Name, Part, Summary
 from ..schedule.schedule import Schedule
+from .candidate import Candidate, leaders
 
-__all__ = ["LARGEST", "POINTS", "Front", "Point", "is_front"]
+if TYPE_CHECKING:
+    from .study import Search
 
-FORMAT = 1
-LARGEST = 2**23  # bytes; real fronts have about 200 thousand
-POINTS = 256
+LARGEST, POINTS = 2**23, 256  # bytes (real fronts have about 200 thousand), and schedules
+SURE = 2.0  # standard errors by which a trial has to be better than what calibration returns
 
 
 class Point(Part):
@@ -49,13 +58,9 @@ class Front(Part):
         seed: Of the search.
         chosen: Which point meets the target, counted from the fewest calls.
         points: By rising calls; each better than those before it.
-
-    Example:
-        >>> front = Front.load("emoji-flux-28.front.json")
-        >>> front.pick("10").schedule.save("ten-calls.json")
     """
 
-    front: Literal[1] = 1
+    front: Literal[1] = 1  # the format
     name: Name
     target: Line
     trials: Count
@@ -73,56 +78,144 @@ class Front(Part):
         return self
 
     def pick(self, wish: str) -> Point:
-        """Returns the best point with at most so many calls ("10"), or the fastest with a quality ("35dB").
-
-        Raises:
-            LookupError: There is none.
-            ValueError: That is no wish.
-        """
-        found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{0,6})?)\s*(dB)?\s*", wish, re.I)
-        if not found or (not found[2] and "." in found[1]):
+        """Returns the best point with at most some calls ("10"), or the fastest with a quality ("35dB")."""
+        found = re.fullmatch(r"\s*(?:(\d{1,6})|(\d{1,6}(?:\.\d{0,6})?)\s*dB)\s*", wish, re.I)
+        if not found:
             raise ValueError(f"cannot pick {wish[:40]!r}: give a number of calls (10) or a quality (35dB)")
-        value, points = float(found[1]), list(self.points)
-        if found[2]:
-            good = [point for point in points if point.select["mean"] >= value]
-            if not good:
-                most = max(point.select["mean"] for point in points)
-                raise LookupError(f"no point of {self.name} reaches {value:g} dB; the best has {most:.1f} dB")
-            return good[0]
-        few = [point for point in points if point.calls <= value]
-        if not few:
-            there = ", ".join(str(point.calls) for point in points)
-            raise LookupError(f"no point of {self.name} makes {value:g} calls or fewer; there are: {there}")
-        return few[-1]
+        for point in self.points[::-1] if found[1] else self.points:
+            if point.calls <= int(found[1]) if found[1] else point.select["mean"] >= float(found[2]):
+                return point
+        there = ", ".join(f"{point.calls} ({point.select['mean']:.1f} dB)" for point in self.points)
+        raise LookupError(f"no point of {self.name} has {wish.strip()}; there are calls {there}")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a front; `ScheduleError` says what is wrong with it."""
         try:
             data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
+            if not (isinstance(data, dict) and "front" in data):
+                fault = " is not a front: `adaptcache tune` writes one"
+            elif data["front"] == 1:
+                return cls.model_validate(data)
+            else:
+                fault = f" has front format {data['front']}, this adaptcache reads 1: update, or tune again"
         except OSError as error:
-            raise ScheduleError(
-                f"cannot read {path}: {error.strerror}; `adaptcache tune` writes one"
-            ) from None
-        except ValueError as error:
-            raise ScheduleError(f"{path} is not JSON ({error}): is it a front?") from None
-        if not is_front(data):
-            raise ScheduleError(f"{path} is not a front: `adaptcache tune` writes one")
-        if data["front"] != FORMAT:
-            raise ScheduleError(
-                f"{path} is a front of format {str(data['front'])[:40]}, this adaptcache reads {FORMAT}: "
-                "update adaptcache, or tune again"
-            )
-        try:
-            return cls.model_validate(data)
+            fault = f" cannot be read: {error.strerror}; `adaptcache tune` writes one"
         except ValidationError as error:
-            raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
+            fault = f": {first_fault(error, 'front')}"
+        except ValueError as error:
+            fault = f" is not JSON ({error}): is it a front?"
+        raise ScheduleError(f"{path}{fault}")
 
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
 
 
-def is_front(data: object) -> bool:
-    """Whether parsed JSON says that it is a front."""
-    return isinstance(data, dict) and "front" in data and "points" in data
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found.
+
+    Arguments:
+        schedule: The one that meets the target; of a whole front the slowest, which is the best.
+        front: All that are worth having: one point where the target fixes the calls.
+        sentence: What was found, for people.
+        gained: Mean decibels more than what `calibrate` would return, on held-out prompts, and their standard
+            error; None without them, and where the target fixes no number of calls.
+        study: The name of the study in the storage.
+    """
+
+    schedule: Schedule
+    front: Front
+    sentence: str
+    gained: tuple[float, float] | None
+    study: str
+
+
+def conclude(search: Search) -> Tuned:
+    """Fits what a search found on all calibration prompts, and measures it on the held-out ones."""
+    target, done, evaluator = search.sampler.target, len(search.finished), search.evaluator
+    if not (pairs := find_winners(search)):
+        raise ValueError(f"nothing to choose after {done} trials: give more trials or time, and resume")
+    about = {"target": str(target), "trials": done, "seed": search.sampler.seed}
+    name, setup = search.options.name or evaluator.full.name + "-tuned", evaluator.setup
+    truth = reference_images(setup, search.eval_prompts)
+
+    def build(trial: Any, own: str, **more: Any) -> tuple[Schedule, list[float]]:
+        candidate, profile = Candidate.suggest(trial, search.steps), evaluator.measurement.profile
+        made = {"prompts": len(evaluator.prompts), "history": candidate.history, "ridge": candidate.ridge}
+        rules = (evaluator.fit(candidate, True)[0],)
+        schedule = build_schedule(setup, profile, rules, {**made, "tuning": {**about, **more}}, own)
+        return schedule, evaluator.score(schedule, search.eval_prompts, truth) if truth else []
+
+    points, values = list[Point](), list[list[float]]()
+    for winner, start in reversed(pairs):  # from slow to fast
+        psnr, calls, origin = psnr_of(winner), winner.params["calls"], winner.params["origin"]
+        mean, error = gain(psnr, psnr_of(start))
+        more = {"found": origin, "select": len(psnr), "gain": {"mean": mean, "standard error": error}}
+        schedule, own = build(winner, f"{name}-{calls}-calls" if len(pairs) > 1 else name, **more)
+        evidence = evidence_of(own, calls, search.steps) if own else None
+        schedule = schedule.model_copy(update={"evidence": evidence})
+        points.append(Point(calls=calls, select=summary(psnr), gain=mean, origin=origin, schedule=schedule))
+        values.append(own)
+        setup.progress("held-out, by schedule", len(values), len(pairs))
+    chosen, gained, schedule = None, None, points[0].schedule
+    sentence = f"{len(points)} schedules, from {points[-1].calls} to {points[0].calls} calls."
+    if target.quality:
+        settings, prompts = [f"{point.calls} calls" for point in points], f"{len(truth)} held-out prompts"
+        groups = search.options.groups
+        proof = certify(values, target.quality, settings=settings, prompts=prompts, groups=groups)
+        schedule = compute_all(schedule, proof)
+        sentence = f"Do not cache: the full run alone meets {target}. {proof.sentence}"
+        if (at := proof.certified) is not None:
+            chosen, sentence = len(points) - 1 - at, proof.sentence
+            evidence = evidence_of(values[at], points[at].calls, search.steps, certificate=proof)
+            schedule = points[at].schedule.model_copy(update={"evidence": evidence})
+            points[at] = points[at].model_copy(update={"schedule": schedule})
+    elif len(search.sampler.choices) == 1:
+        chosen, (winner, start), point = 0, pairs[0], points[0]
+        before = values[0] if winner is start else build(start, name)[1]
+        gained = gain(values[0], before) if truth else None
+        sentence = f"{point.calls} calls: no trial was surely better than what calibrate returns."
+        if point.calls == search.steps:
+            sentence = f"The full run alone meets {target}: all {search.steps} steps are computed."
+        elif winner is not start:
+            sentence = f"{point.calls} calls: {point.gain:+.2f} dB over calibrate on the select prompts"
+            sentence += f", {gained[0]:+.2f} ± {gained[1]:.2f} dB on held-out ones." if gained else "."
+        if target.max_latency is not None:
+            sentence += f" One image takes {evaluator.latency(schedule.rules[0]):.3g} s."
+    front = Front(name=name, **about, chosen=chosen, points=tuple(points[::-1]))
+    schedule = schedule.model_copy(update={"name": name})
+    return Tuned(schedule, front, sentence, gained, search.study.study_name)
+
+
+def find_winners(search: Search) -> list[tuple[Any, Any]]:
+    """Returns the best trials by rising calls, each better than those before, beside that of `calibrate`.
+
+    The best of many noisy values was lucky too: it has to beat what `calibrate` would return, the plan whose
+    runs end closest when it is fitted on all prompts, by more than two standard errors.
+    """
+    found: list[tuple[Any, Any]] = []
+    for calls in search.sampler.choices:
+        best, starts = leaders(search.finished, calls), search.sampler.starts(calls)
+        tried = {Candidate.suggest(trial, search.steps): trial for trial in best}
+        ends = {one: search.evaluator.fit(one, True)[1] for one in starts if one in tried}
+        if ends:
+            start = tried[min(ends, key=lambda candidate: (ends[candidate], candidate.plan))]
+            mean, error = gain(psnr_of(best[0]), psnr_of(start))
+            winner = best[0] if mean > SURE * error else start
+            if not found or winner.value > found[-1][0].value:
+                found.append((winner, start))
+    return found
+
+
+def psnr_of(trial: Any) -> list[float]:
+    """Returns the decibels of a trial, by select prompt."""
+    return [value for _, value in sorted(trial.intermediate_values.items())]
+
+
+def gain(values: Sequence[float], over: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean difference of decibels over prompts, and its standard error."""
+    differences = np.array(values) - np.array(over)
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()), spread / len(differences) ** 0.5

@@ -1,152 +1,115 @@
-"""The one-call path of tuning: measure, search, choose, fit again, report."""
+"""Tuning in one call: measure, search, choose, fit again, report."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from ..evaluation.generate import synchronize
-from ..limits import check_name
-from ..profiling.cache import Store, content_key
-from ..profiling.measure import Progress, measure, silent
-from ..runs import Call, Prompt
-from .bench import Bench
+from ..calibration.calibrate import check_distinct
+from ..engines import make_setup
+from ..fitting.plan import even_plan
+from ..profiling.measure import content_key, measure
+from ..runs import Prompt, PromptSet
 from .candidate import Candidate
-from .conclude import Tuned, concluded
-from .latency import most_calls, seconds_of
-from .proposals import Proposer
-from .search import Search
-from .sets import split
-from .storage import open_storage, open_study, turnstile
-from .target import Target
+from .evaluator import CandidateEvaluator
+from .front import Tuned, conclude
+from .target import SearchOptions, Target
 
-__all__ = ["begin", "tune"]
+if TYPE_CHECKING:
+    from .study import Search
 
-LAYOUT = 2  # raise it when trials of before mean something else
-
-
-def begin(
-    pipe: Any, prompts: Sequence[Prompt], target: Target, *, steps: int = 28,
-    call: Mapping[str, Any] | None = None, held_out: Sequence[Prompt] = (), trials: int | None = None,
-    timeout: float | None = None, storage: str | Path | None = None, resume: bool = False, seed: int = 0,
-    batch_size: int = 1, store: Store | None = None, progress: Progress = silent,
-) -> Search:  # fmt: skip
-    """Returns a search, ready to run: what is bad about the arguments is said here. See `tune`."""
-    target.check(steps, len(held_out))
-    trials = target.usual if trials is None else trials
-    if trials < 1:
-        raise ValueError(f"trials must be 1 or more, got {trials}")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be above 0 seconds, got {timeout:g}")
-    sets, how = split(prompts, held_out), Call(steps, dict(call or {}), seed)
-    if resume and storage is None and store is None:
-        raise ValueError("nothing can be resumed from memory: give a storage, or a store")
-    place = open_storage(storage, store.folder if store else None)
-    known = [list(sets.fit), list(sets.select), list(held_out) if target.min_psnr is not None else []]
-    name = "adaptcache-" + content_key(pipe, how, *known, repr(target), batch_size, LAYOUT)
-    study = open_study(place, name, resume)
-    measurement = measure(pipe, how, list(prompts), batch_size=batch_size, store=store, progress=progress)
-    proposer = Proposer(measurement.profile, seed)
-    bench = Bench.of(pipe, how, sets, measurement, batch_size, store, progress)
-    choices = _choices(study, bench, target, proposer)
-    if target.min_psnr is None and trials < (needed := sum(len(proposer.warm(calls)) for calls in choices)):
-        raise ValueError(
-            f"the first {needed} trials are what calibrate chooses from: give more than {trials}"
-        )
-    deadline = time.monotonic() + (timeout or math.inf)
-    return Search(study, bench, proposer, target, choices, trials, deadline, progress, turnstile(place))
-
-
-def _choices(study: Any, bench: Bench, target: Target, proposer: Proposer) -> tuple[int, ...]:
-    """Returns the numbers of calls that may be tried; what was measured for it is kept in the study."""
-    steps = proposer.profile.steps
-    if target.max_latency is None:
-        return target.choices(steps)
-    if "calls" not in study.user_attrs:
-        study.set_user_attr(
-            "calls", most_calls(target.max_latency, steps, lambda calls: _seconds(bench, proposer, calls))
-        )
-    return (int(study.user_attrs["calls"]),)
-
-
-def _seconds(bench: Bench, proposer: Proposer, calls: int) -> float:
-    """Returns how long one image takes with so many calls."""
-    some = Candidate(plan=proposer.planned(1.0, calls), forecast="open-loop", order=4)
-    schedule = bench.schedule(bench.rule(some)[0])
-    synchronize()
-    return seconds_of(bench.pipe, bench.call, bench.sets.fit[0], schedule)
+TRIALS = {"": 120, "min_psnr": 80}  # by target; 40 for others
+LAYOUT = 3  # raise it when trials of before mean something else
 
 
 def tune(
     pipe: Any,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
+    num_inference_steps: int = 28,
     *,
-    steps: int = 28,
     speed: float | None = None,
-    budget: float | None = None,
-    max_calls: int | None = None,
-    max_latency: float | None = None,
-    min_psnr: float | None = None,
-    at_most: float = 0.05,
-    confidence: float = 0.95,
-    call: Mapping[str, Any] | None = None,
-    held_out: Sequence[Prompt] = (),
-    trials: int | None = None,
-    timeout: float | None = None,
-    storage: str | Path | None = None,
-    resume: bool = False,
-    seed: int = 0,
-    batch_size: int = 1,
-    name: str | None = None,
-    store: Store | None = None,
-    progress: Progress = silent,
+    eval_prompts: Iterable[Prompt] = (),
+    **options: Any,
 ) -> Tuned:
-    """Finds the schedule for a target, or the whole front.
+    """Finds the schedule for a target, or the whole front, by trials on the pipeline.
 
     Weights are fitted on the first half of the prompts, schedules are chosen on the second half, and what is
     chosen is fitted again on both. Held-out prompts are only reported on. Several processes may call this
     with the same arguments and one storage, and share the trials.
 
     Arguments:
-        pipe: A diffusers pipeline; it is not changed.
+        pipe: A diffusers pipeline, or an engine; it is not changed.
         prompts: Calibration prompts, 2 or more; 16 are good.
-        steps: `num_inference_steps` of the runs to be made faster.
+        num_inference_steps: The steps of the runs to be made faster.
         speed: All calls over calls made. Give one target, or none for the whole front.
-        budget: Fraction of the calls that are made, in (0, 1].
-        max_calls: At most so many denoiser calls.
-        max_latency: At most so many seconds for one image, decoding included.
-        min_psnr: Decibels that prompts should reach, with as few calls as possible.
-        at_most: The share of prompts that may stay below `min_psnr`.
-        confidence: How sure that has to be; it is tested on the held-out prompts.
-        call: Further arguments of the pipeline: height, width, guidance_scale, ...
-        held_out: Prompts to report on.
-        trials: How many trials there are in all, those of before included.
-        timeout: Seconds after which no trial is begun.
-        storage: The URL of a database that optuna knows, or the path of a journal file; None takes a SQLite
-            file in the store, or memory if there is no store.
-        resume: Go on with the trials that are there.
-        seed: The noise of prompt number k is drawn with seed + k; the search draws from it too.
-        batch_size: How many prompts a run has.
-        name: What the schedule is called.
-        store: Where full runs are kept.
-        progress: Told the stage, what is done and of how much.
+        eval_prompts: Held-out prompts to report on.
+        options: Another target (see `Target`): `budget`, `max_calls`, `max_latency`, or `min_psnr` with
+            `max_failure_rate` and `confidence`; of the search (see `SearchOptions`): `trials`, `timeout`,
+            `storage`, `resume`, `groups`, `name`; of the runs, as for `calibrate`: `seed`, `batch_size`,
+            `cache_dir`, `progress`; and arguments of the pipeline, here or as `pipe_kwargs`.
 
     Raises:
         ValueError: The target or another argument cannot be met; or there are trials and `resume` is False.
 
     Example:
-        >>> tuned = adaptcache.tuning.tune(pipe, prompts, steps=28, speed=2.8, call={"height": 512})
+        >>> tuned = adaptcache.tune(pipe, prompts, 28, speed=2.8, height=512, width=512)
         >>> tuned.schedule.save("mine.json")
     """
-    target = Target(speed, budget, max_calls, max_latency, min_psnr, at_most, confidence)
-    if name:
-        check_name(name)
-    search = begin(
-        pipe, prompts, target, steps=steps, call=call, held_out=held_out, trials=trials, timeout=timeout,
-        storage=storage, resume=resume, seed=seed, batch_size=batch_size, store=store, progress=progress,
-    )  # fmt: skip
+    search = begin(pipe, prompts, num_inference_steps, speed=speed, eval_prompts=eval_prompts, **options)
     search.run()
-    return concluded(search, store, name)
+    return conclude(search)
+
+
+def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **options: Any) -> Search:
+    """Returns a search that is ready to run; its arguments, those of `tune`, are checked before any run."""
+    target, own = take(Target, options), take(SearchOptions, options)
+    calibration = PromptSet.of(prompts)
+    held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
+    setup, rest = make_setup(pipe, steps, options)
+    if rest:
+        raise TypeError(f"tune takes no {', '.join(sorted(rest))}")
+    if setup.ranks.size > 1:
+        raise ValueError("tune runs in one process: workers share a storage, they are no ranks")
+    choices, half = target.choices(steps), (len(calibration) + 1) // 2
+    if target.quality:
+        target.quality.check_enough(len(set(own.groups)) or len(held_out))
+    if len(calibration) < 2:
+        raise ValueError(f"{len(calibration)} prompts have no two halves: give 2 or more, 16 are good")
+    check_distinct(calibration[:half], calibration[half:])
+    check_distinct(calibration, held_out)
+    setup.engine.preflight(setup.call, calibration)
+    from .study import MoveSampler, Search, open_study  # optuna is an extra
+
+    about = [calibration.prompts, held_out.prompts if target.quality else (), repr(target), LAYOUT]
+    study = open_study(f"adaptcache-{content_key(setup, *about)}", own, setup.cache)
+    evaluator = CandidateEvaluator(setup, calibration, half, measure(setup, calibration))
+    assert len(evaluator.truth)  # made now, and not again by each worker
+    if target.max_latency is not None:
+        if "calls" not in study.user_attrs:  # measured once
+            study.set_user_attr("calls", find_calls(target.max_latency, evaluator))
+        choices = (int(study.user_attrs["calls"]),)
+    trials = own.trials or TRIALS.get(target.given, 40)
+    sampler = MoveSampler(evaluator.measurement.profile, target, choices, trials, setup.call.seed)
+    needed = 1 if target.quality else sum(len(sampler.starts(calls)) for calls in choices)
+    if trials < needed:
+        raise ValueError(f"the first {needed} trials are what calibrate chooses from, got {trials} trials")
+    return Search(study, evaluator, sampler, own, held_out)
+
+
+def take(kind: Any, options: dict[str, Any]) -> Any:
+    """Returns a dataclass of those options that are its fields, and takes them out."""
+    return kind(**{one.name: options.pop(one.name) for one in fields(kind) if one.name in options})
+
+
+def find_calls(limit: float, evaluator: CandidateEvaluator) -> int:
+    """Returns the most calls with which an image takes no longer than a limit in seconds, by bisection."""
+    steps = evaluator.measurement.profile.steps
+
+    def latency(calls: int) -> float:
+        return evaluator.latency(evaluator.fit(Candidate(tuple(even_plan(steps, calls))))[0])
+
+    if calls := bisect_right(range(1, steps + 1), limit, key=latency):
+        return calls
+    raise ValueError(f"one call takes {latency(1):.2f} s, so {limit:g} s cannot be met: take smaller images")
