@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adaptcache.comparison.line import Cost, Line
 
 from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
 from adaptcache.cli.table import cost_table, line_notes, line_table, size, write_markdown
 from adaptcache.comparison import Comparison
-from adaptcache.comparison.line import Cost, Line
 
 FULL = Line(
     "full run", 1.0, 8.0, 32.0, {"mean": 100.0, "p05": 100.0}, None, 0.0, {"mean": 41.0, "p05": 40.0},

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ..files import check_writable
 from ..limits import NODES, parse_json, read_bytes
-from ..tuning.front import LARGEST, POINTS, Front, is_front
-from .screen import out, print_json
-
-__all__ = ["describe_front", "holds_front", "show_front"]
+from ..tuning.front import LARGEST, POINTS, Front
+from .files import wrote
+from .screen import new_table, out, print_json
 
 
 def holds_front(path: Path) -> bool:
-    """Whether a file says that it is a front; what cannot be read is for others to complain about."""
+    """Whether a file says that it is a front; what cannot be read is no front."""
     try:
-        return is_front(parse_json(read_bytes(path, LARGEST), POINTS * NODES))
+        data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
     except (OSError, ValueError):
         return False
+    return isinstance(data, dict) and "front" in data and "points" in data
 
 
 def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> None:
@@ -35,29 +34,20 @@ def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> Non
     if pick is None:
         raise ValueError("say which point to write: --pick 10 (calls) or --pick 35dB (quality)")
     point = front.pick(pick)
-    where = point.schedule.save(check_writable(to or Path("schedules") / f"{point.schedule.name}.json"))
+    where = check_writable(to or Path("schedules") / f"{point.schedule.name}.json")
+    said = wrote(where)
+    point.schedule.save(where)
     if json:
         print_json({"schedule": str(where), "calls": point.calls, **point.select})
     else:
-        out.print(f"{point.calls} calls, {point.select['mean']:.1f} dB; wrote {where}")
+        out.print(f"{point.calls} calls, {point.select['mean']:.1f} dB; {said}")
 
 
 def describe_front(front: Front) -> None:
     """Prints a front for people."""
     out.print(Text.assemble((front.name, "bold"), f": {front.target}, {front.trials} trials"))
-    view = Table(box=None, header_style="bold")
-    for heading in (
-        "",
-        "calls",
-        "speed",
-        "PSNR dB",
-        "5th pct",
-        "over calibrate",
-        "held-out",
-        "5th pct",
-        "found by",
-    ):
-        view.add_column(heading, justify="left" if heading in ("", "found by") else "right", no_wrap=True)
+    numbers = ("calls", "speed", "PSNR dB", "5th pct", "over calibrate", "held-out", "p05")
+    view = new_table("", *numbers, "found by", right=numbers, whole=(*numbers, "found by"))
     for number, point in enumerate(front.points):
         seen, steps = point.schedule.evidence, len(point.schedule.grid.times)
         held_out = (f"{seen.psnr['mean']:.1f}", f"{seen.psnr['p05']:.1f}") if seen else ("-", "-")

@@ -2,153 +2,169 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from .files import load_pipeline, open_cache, wrote
-from .options import BatchSize, Device, Model, Name, Out, Prompts, Steps
+from .files import default_name, load_pipeline, open_cache, wrote
+from .options import BatchSize, Device, Json, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress
 
-__all__ = ["tune"]
+if TYPE_CHECKING:
+    from ..tuning.front import Front, Tuned
+
+FIT_ON, EVAL_ON = 16, 32  # prompts
+SHORT = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency": "s", "min_psnr": "dB"}
 
 
 def tune(
     model: Model = "emoji-flux",
-    speed: Annotated[float | None, typer.Option(help="Steps for each denoiser call made.")] = None,
-    budget: Annotated[float | None, typer.Option(help="Fraction of the calls that are made.")] = None,
-    max_calls: Annotated[int | None, typer.Option(help="Denoiser calls at most.")] = None,
+    speed: Annotated[float | None, Option(help="Steps for each call made.")] = None,
+    budget: Annotated[float | None, Option(help="Fraction of the calls made.")] = None,
+    max_calls: Annotated[int | None, Option(help="Denoiser calls at most.")] = None,
     max_latency: Annotated[
-        str | None, typer.Option(help="Time for one image at most: 1.8s, 900ms. It is measured.")
+        str | None, Option(help="Time for one image at most: 1.8s, 900ms. It is measured.")
     ] = None,
     min_psnr: Annotated[
-        float | None, typer.Option(help="Decibels prompts should reach, with as few calls as possible.")
+        float | None, Option(help="Decibels to be reached, with as few calls as possible.")
     ] = None,
-    max_failure_rate: Annotated[float, typer.Option(help="Share of prompts that may stay below it.")] = 0.05,
-    confidence: Annotated[float, typer.Option(help="How sure that has to be.")] = 0.95,
+    max_failure_rate: Annotated[float, Option(help="Share of prompts that may stay below it.")] = 0.05,
+    confidence: Annotated[float, Option(help="How sure a certificate has to be.")] = 0.95,
     trials: Annotated[
-        int | None, typer.Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
+        int | None, Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
     ] = None,
-    timeout: Annotated[str | None, typer.Option(help="Begin no trial after this time: 90s, 2h.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that share the trials.", min=1, max=256)] = 1,
+    timeout: Annotated[str | None, Option(help="Begin no trial after this time: 90s, 2h.")] = None,
+    workers: Annotated[int, Option(help="Processes that share the trials.", min=1, max=256)] = 1,
     storage: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of a database for optuna, or a journal file. \\[default: SQLite in the cache]"
-        ),
+        str | None, Option(help="URL of a database, or a journal file. \\[default: SQLite in the cache]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the trials there are.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue the trials that are there.")] = False,
     steps: Steps = None,
     prompts: Prompts = None,
     fit_on: Annotated[
-        int, typer.Option(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
-    ] = 16,
-    eval_on: Annotated[int, typer.Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = 32,
-    seed: Annotated[int, typer.Option(help="Noise of the first prompt; also of the search.")] = 0,
+        int, Option(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
+    ] = FIT_ON,
+    eval_on: Annotated[int, Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = EVAL_ON,
+    seed: Annotated[int, Option(help="Noise of the first prompt; also of the search.")] = 0,
     batch_size: BatchSize = None,
     device: Device = None,
     name: Name = None,
     to: Out = None,
     front: Annotated[
-        Path | None, typer.Option(help="Where the front goes. \\[default: NAME.front.json beside it]")
+        Path | None, Option(help="Where the front goes. \\[default: NAME.front.json beside it]")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the front: a PNG file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    join: Annotated[bool, typer.Option(hidden=True)] = False,  # a worker: makes trials, writes nothing
+    plot: Annotated[Path | None, Option(help="Draw the front: a PNG file.")] = None,
+    json: Json = False,
+    join: Annotated[bool, Option(hidden=True)] = False,  # a worker: makes trials, writes nothing
 ) -> None:
     """Find the schedule for a target by trials, starting from what calibrate would return.
 
-    Each trial runs the model. Killed, it goes on with --resume. Writes a schedule, and the front it is from.
+    Each trial runs the model. A killed search continues with --resume. Writes a schedule and its front.
 
+    \b
     Examples:
-
       adaptcache tune --speed 2.8                           # the demo model
-
       adaptcache tune --max-latency 1.8s --model flux --workers 2
-
       adaptcache tune --min-psnr 35 --max-failure-rate 0.05 --prompts emoji-varied --eval-on 320
-
       adaptcache tune --plot front.png                      # the whole front
     """
-    from dataclasses import fields
-
     from ..files import check_writable
     from ..presets import read_prompts, resolve
     from ..report.charts import check_charts
     from ..tuning.front import conclude
-    from ..tuning.target import Target, parse_seconds
+    from ..tuning.target import Target
     from ..tuning.tune import begin
     from .workers import Workers
 
-    limit = parse_seconds(max_latency) if max_latency is not None else None
+    limit = read_seconds(max_latency) if max_latency is not None else None
     target = Target(speed, budget, max_calls, limit, min_psnr, max_failure_rate, confidence)
     preset = resolve(model)
     steps = preset.steps if steps is None else steps
-    name = name or f"{preset.name}-{steps}-{target.short}"
+    known = read_prompts(prompts or preset.prompts)
+    eval_prompts, groups = known.held_out[:eval_on], known.groups[:eval_on]
+    target.choices(steps)  # raises before the pipeline is loaded
+    if target.quality:
+        target.quality.check_enough(len(set(groups)) or len(eval_prompts))
+    given = target.given
+    name = name or default_name(
+        preset.name, steps, f"{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
+        known.name if prompts and prompts != preset.prompts else None,
+        f"fit{fit_on}" if fit_on != FIT_ON else None, f"eval{eval_on}" if eval_on != EVAL_ON else None,
+        f"seed{seed}" if seed else None,
+    )  # fmt: skip
     where = check_writable(to or Path("schedules") / f"{name}.json")
     beside = check_writable(front or where.with_suffix(".front.json"))
     if plot:
         check_charts()
         check_writable(plot)
-    known = read_prompts(prompts or preset.prompts)
-    held_out = known.held_out[:eval_on]
-    until = parse_seconds(timeout) if timeout is not None else None
-    target.choices(steps)  # raises before the pipeline is loaded
-    if target.quality:
-        target.quality.check_enough(len(set(known.groups[:eval_on])) or len(held_out))
-    cache = open_cache()
+    options = {
+        **{one: getattr(target, one) for one in ("budget", "max_calls", "max_latency", "min_psnr")},
+        "max_failure_rate": max_failure_rate, "confidence": confidence, "groups": groups, "trials": trials,
+        "timeout": read_seconds(timeout) if timeout is not None else None, "storage": storage,
+        "resume": resume or join, "name": name, "seed": seed, "cache": open_cache(),
+        "batch_size": batch_size or preset.batch_size, "pipe_kwargs": preset.call,
+    }  # fmt: skip
     pipe = load_pipeline(preset, device)
-    kept = "finished trials are kept: go on with --resume"
+    kept = "finished trials are kept: continue with --resume"
     with progress(kept=kept) as report, Workers(0 if join else workers - 1) as others:
         search = begin(
-            pipe, known.calibration[:fit_on], steps, eval_prompts=held_out, pipe_kwargs=preset.call,
-            **{one.name: getattr(target, one.name) for one in fields(target)}, groups=known.groups[:eval_on],
-            trials=trials, timeout=until, storage=storage, resume=resume or join, seed=seed, name=name,
-            batch_size=batch_size or preset.batch_size, cache=cache, progress=report,
+            pipe, known.calibration[:fit_on], steps, speed=speed, eval_prompts=eval_prompts, progress=report,
+            **options,
         )  # fmt: skip
         others.start()
         search.run()
         if join:
             return
         tuned = conclude(search)
-    said = f"{wrote(where)} and {beside}"
+    said = [wrote(path) for path in (where, beside)]
     tuned.schedule.save(where)
     tuned.front.save(beside)
     if plot:
-        draw_points(tuned.front, plot)
-    _told(tuned, where, beside, said, json)
-
-
-def draw_points(front: Any, path: Path) -> None:
-    """Draws decibels over denoiser calls."""
-    from ..report.charts import draw_front
-
-    points = front.points
-    lines = {"tuned, select prompts": [(one.calls, one.select["mean"]) for one in points]}
-    lines["calibrate, select prompts"] = [(one.calls, one.select["mean"] - one.gain) for one in points]
-    seen = [(one.calls, one.schedule.evidence.psnr) for one in points if one.schedule.evidence]
-    if seen:
-        lines["tuned, held-out"] = [(calls, psnr["mean"]) for calls, psnr in seen]
-        lines["5th percentile, held-out"] = [(calls, psnr["p05"]) for calls, psnr in seen]
-    chosen = None if front.chosen is None else points[front.chosen]
-    mark = (chosen.calls, chosen.select["mean"]) if chosen else None
-    draw_front(lines, path, f"{front.name}: {front.target}", mark)
-
-
-def _told(tuned: Any, where: Path, beside: Path, said: str, json: bool) -> None:
-    """Says what was found."""
-    schedule = tuned.schedule
+        draw(tuned.front, plot)
     if json:
-        evidence = (
-            schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
-        )
-        points = [{"calls": point.calls, **point.select, "gain": point.gain} for point in tuned.front.points]
-        print_json({"schedule": str(where), "name": schedule.name, "front": str(beside), "points": points,
-                    "gained": tuned.gained, "sentence": tuned.sentence, "study": tuned.study,
-                    "trials": tuned.front.trials, "evidence": evidence})  # fmt: skip
+        print_json(summarize(tuned, where, beside))
         return
     from .front import describe_front
 
     describe_front(tuned.front)
-    out.print(f"\n{tuned.sentence}\n{said}")
+    out.print("\n".join(["", tuned.sentence, *said]))
+
+
+def summarize(tuned: Tuned, where: Path, beside: Path) -> dict[str, object]:
+    """Returns what was found as JSON."""
+    schedule, front = tuned.schedule, tuned.front
+    evidence = schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
+    points = [{"calls": point.calls, **point.select, "gain": point.gain} for point in front.points]
+    return {
+        "schedule": str(where), "name": schedule.name, "front": str(beside), "points": points,
+        "gained": tuned.gained, "sentence": tuned.sentence, "study": tuned.study, "trials": front.trials,
+        "evidence": evidence,
+    }  # fmt: skip
+
+
+def read_seconds(text: str) -> float:
+    """Reads a duration: "1.8s", "1800ms", "2min", or a number of seconds."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|h|)\s*", text)
+    if not found:
+        raise ValueError(f"{text[:40]!r} is no time: write 1.8s, 900ms or 2min")
+    return float(found[1]) * {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}[found[2]]
+
+
+def draw(front: Front, path: Path) -> Path:
+    """Draws a front as a PNG file: decibels over denoiser calls."""
+    from ..report.charts import draw_front
+
+    points = [
+        (point.calls, point.select["mean"], point.gain, point.schedule.evidence) for point in front.points
+    ]
+    lines: dict[str, list[tuple[float, float]]] = {
+        "tuned, select prompts": [(calls, mean) for calls, mean, _, _ in points],
+        "calibrate, select prompts": [(calls, mean - gain) for calls, mean, gain, _ in points],
+        "tuned, held-out": [(calls, seen.psnr["mean"]) for calls, _, _, seen in points if seen],
+        "5th percentile, held-out": [(calls, seen.psnr["p05"]) for calls, _, _, seen in points if seen],
+    }
+    lines = {name: line for name, line in lines.items() if line}
+    chosen = None if front.chosen is None else lines["tuned, select prompts"][front.chosen]
+    return draw_front(lines, path, f"{front.name}: {front.target}", chosen)

@@ -13,16 +13,11 @@ from typing import IO, Self
 
 import torch
 
-__all__ = ["Workers"]
-
 
 class Workers:
-    """Runs this command again, so and so often, until it is left.
+    """Runs this command in `count` further processes until the context is closed.
 
-    A worker that dies costs nothing: its trial is made by another. The threads are shared out.
-
-    Arguments:
-        count: How many others there are.
+    The trial of a worker that dies is made by another. The threads are shared out.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,15 +35,10 @@ class Workers:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
         command = [sys.executable, "-m", "adaptcache", *sys.argv[1:], "--join"]
         for _ in range(self.count):
-            complaints = tempfile.TemporaryFile()  # not a pipe: nobody reads while they work
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints,
-            )
-            self.running.append((process, complaints))
+            errors = tempfile.TemporaryFile()  # not a pipe, which would be full before it is read
+            nothing = subprocess.DEVNULL
+            process = subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=errors)
+            self.running.append((process, errors))
 
     def __enter__(self) -> Self:
         return self
@@ -56,13 +46,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        for process, complaints in self.running:
+        for process, errors in self.running:
             if kind is not None:
                 process.terminate()
             process.wait()
-            with complaints:
-                complaints.seek(0)
-                lines = complaints.read().decode(errors="replace").strip().splitlines()
+            with errors:
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines()
             if kind is None and process.returncode:
                 last = lines[-1] if lines else f"code {process.returncode}"
                 warnings.warn(f"a worker ended early ({last}); the others made its trials", stacklevel=2)

@@ -13,9 +13,9 @@ FEATURES: dict[str, tuple[Feature, ...]] = {
     "past_x+x+x0": ("past_x", "x", "x0"), "past_x+x": ("past_x", "x"), "x": ("x",), "x0": ("x0",), "none": (),
 }  # fmt: skip
 MOVES = {"shift": 0.55, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.11}
-ORIGINS = [*(f"planner, trust {trust:g}" for trust in TRUST), "even steps", *MOVES]
 SPACE: dict[str, list[Any]] = {
-    "history": [1, 2, 3, 4, 5, 6], "features": list(FEATURES), "origin": ORIGINS,
+    "origin": [*(f"planner, trust {trust:g}" for trust in TRUST), "even steps", *MOVES],
+    "history": [1, 2, 3, 4, 5, 6], "features": list(FEATURES),
     "ridge": [1e-9, 1e-8, 1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1],
 }  # fmt: skip
 

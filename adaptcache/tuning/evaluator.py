@@ -50,10 +50,7 @@ class CandidateEvaluator:
         return build_schedule(self.setup, self.measurement.profile, (rule,))
 
     def fit(self, candidate: Candidate, everything: bool = False) -> tuple[Rule, float]:
-        """Returns the rule of a candidate, and the relative squared error of its final latents.
-
-        It is fitted on the first prompts; with `everything` on all, as `calibrate` does.
-        """
+        """Returns the rule of a candidate, fitted on the first half or everything, and its final error."""
         count = len(self.prompts) if everything else self.half
         measured = self.measurement.head(count, self.setup.batch_size)
         fit = Fit(candidate.history, FEATURES[candidate.features], candidate.ridge)

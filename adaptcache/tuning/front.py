@@ -26,8 +26,7 @@ from .candidate import Candidate, leaders
 if TYPE_CHECKING:
     from .study import Search
 
-LARGEST = 2**23  # bytes; real fronts have about 200 thousand
-POINTS = 256
+LARGEST, POINTS = 2**23, 256  # bytes (real fronts have about 200 thousand), and schedules
 SURE = 2.0  # standard errors by which a trial has to be better than what calibration returns
 
 
@@ -59,10 +58,6 @@ class Front(Part):
         seed: Of the search.
         chosen: Which point meets the target, counted from the fewest calls.
         points: By rising calls; each better than those before it.
-
-    Example:
-        >>> front = Front.load("emoji-flux-28.front.json")
-        >>> front.pick("10").schedule.save("ten-calls.json")
     """
 
     front: Literal[1] = 1  # the format
@@ -98,7 +93,7 @@ class Front(Part):
         """Reads a front; `ScheduleError` says what is wrong with it."""
         try:
             data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
-            if not is_front(data):
+            if not (isinstance(data, dict) and "front" in data):
                 fault = " is not a front: `adaptcache tune` writes one"
             elif data["front"] == 1:
                 return cls.model_validate(data)
@@ -115,11 +110,6 @@ class Front(Part):
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
-
-
-def is_front(data: object) -> bool:
-    """Whether parsed JSON says that it is a front."""
-    return isinstance(data, dict) and "front" in data and "points" in data
 
 
 @dataclass(frozen=True)
@@ -175,24 +165,23 @@ def conclude(search: Search) -> Tuned:
         settings, prompts = [f"{point.calls} calls" for point in points], f"{len(truth)} held-out prompts"
         groups = search.options.groups
         proof = certify(values, target.quality, settings=settings, prompts=prompts, groups=groups)
-        if (at := proof.certified) is None:
-            schedule = compute_all(schedule, proof)
-            sentence = f"The full run alone meets {target}. {schedule.evidence.verdict}"
-        else:
-            chosen, sentence, schedule = len(points) - 1 - at, proof.sentence, points[at].schedule
-            evidence = schedule.evidence.model_copy(update={"certificate": proof})
-            schedule = schedule.model_copy(update={"evidence": evidence})
+        schedule = compute_all(schedule, proof)
+        sentence = f"Do not cache: the full run alone meets {target}. {proof.sentence}"
+        if (at := proof.certified) is not None:
+            chosen, sentence = len(points) - 1 - at, proof.sentence
+            evidence = evidence_of(values[at], points[at].calls, search.steps, certificate=proof)
+            schedule = points[at].schedule.model_copy(update={"evidence": evidence})
             points[at] = points[at].model_copy(update={"schedule": schedule})
     elif len(search.sampler.choices) == 1:
-        chosen, (winner, start) = 0, pairs[0]
-        sentence = f"{points[0].calls} calls: no trial was surely better than what calibrate returns."
-        if points[0].calls == search.steps:
+        chosen, (winner, start), point = 0, pairs[0], points[0]
+        before = values[0] if winner is start else build(start, name)[1]
+        gained = gain(values[0], before) if truth else None
+        sentence = f"{point.calls} calls: no trial was surely better than what calibrate returns."
+        if point.calls == search.steps:
             sentence = f"The full run alone meets {target}: all {search.steps} steps are computed."
         elif winner is not start:
-            sentence = f"{points[0].calls} calls: {points[0].gain:+.2f} dB over calibrate on select prompts."
-        if truth:
-            gained = gain(values[0], values[0] if winner is start else build(start, name)[1])
-            sentence += f" Over calibrate on held-out prompts: {gained[0]:+.2f} ± {gained[1]:.2f} dB."
+            sentence = f"{point.calls} calls: {point.gain:+.2f} dB over calibrate on the select prompts"
+            sentence += f", {gained[0]:+.2f} ± {gained[1]:.2f} dB on held-out ones." if gained else "."
         if target.max_latency is not None:
             sentence += f" One image takes {evaluator.latency(schedule.rules[0]):.3g} s."
     front = Front(name=name, **about, chosen=chosen, points=tuple(points[::-1]))
@@ -208,11 +197,9 @@ def find_winners(search: Search) -> list[tuple[Any, Any]]:
     """
     found: list[tuple[Any, Any]] = []
     for calls in search.sampler.choices:
-        best = leaders(search.finished, calls)
+        best, starts = leaders(search.finished, calls), search.sampler.starts(calls)
         tried = {Candidate.suggest(trial, search.steps): trial for trial in best}
-        ends = {
-            one: search.evaluator.fit(one, True)[1] for one in search.sampler.starts(calls) if one in tried
-        }
+        ends = {one: search.evaluator.fit(one, True)[1] for one in starts if one in tried}
         if ends:
             start = tried[min(ends, key=lambda candidate: (ends[candidate], candidate.plan))]
             mean, error = gain(psnr_of(best[0]), psnr_of(start))

@@ -7,7 +7,6 @@ The trial of a worker that died is failed and queued again by optuna's heartbeat
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 import time
@@ -35,19 +34,19 @@ try:
     from filelock import FileLock
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     from optuna.trial import TrialState
 except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
 
 BEAT, GRACE = 15, 60  # seconds between the signs of life of a trial, and how long they may be missing
+DRAWING = timedelta(seconds=10)  # the longest that a worker draws parameters
 PAUSE = 0.5  # seconds until the trials of other workers are looked at again
-MEMORY = ("sqlite://", "sqlite:///:memory:")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
 WORSE = 1.25  # times the error of the best final latents: 1 dB
 DRAWS = 4  # moves of a plan, of which the one with the least predicted error is tried
-LEADERS = 3  # of these the neighbours are tried
-TRIES = 100  # draws before all neighbours count as tried
+LEADERS, TRIES = 3, 100  # whose neighbours are tried, and draws before all of these count as tried
 ABOVE = (1, 2, 3, 5)  # calls more than the fewest that reach a quality
 EXPERIMENTAL: dict[str, Any] = {"action": "ignore", "category": optuna.exceptions.ExperimentalWarning}
 
@@ -58,7 +57,7 @@ class Dropped(Exception):
     """A trial that is not to be made."""
 
 
-class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHeartbeat):  # type: ignore[misc]
+class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHeartbeat):
     """A journal file with heartbeats, which optuna has for databases only; clocks must agree to seconds."""
 
     def record_heartbeat(self, trial_id: int) -> None:
@@ -79,24 +78,24 @@ class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHea
 
 def open_storage(where: str | Path | None, cache: Cache | None) -> Any:
     """Opens the URL of a database or the path of a journal file; by default SQLite in the cache or memory."""
-    url = str(where or MEMORY[0]) if where or not cache else f"sqlite:///{cache.folder / 'tuning.db'}"
-    if url in MEMORY:
+    if where is None and cache is None:
         return optuna.storages.InMemoryStorage()
-    path, wait, lock = Path(url.removeprefix("sqlite:///").split("?")[0]), {}, nullcontext()
+    url = str(where) if where or cache is None else f"sqlite:///{cache.folder / 'tuning.db'}"
+    path, wait = Path(url.removeprefix("sqlite:///").split("?")[0]), dict[str, Any]()
+    lock: Any = nullcontext()
     try:
-        if url.startswith("sqlite:///") or "://" not in url:
-            path.parent.mkdir(parents=True, exist_ok=True)
         if "://" not in url:
-            first = path.open("rb").readline(2**16) if path.exists() else b""
-            if first and not (first.startswith(b"{") and "op_code" in json.loads(first)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.read_bytes()[:10] not in (b"", b'{"op_code"'):
                 raise ValueError("it is some other file; a database has a URL (sqlite:///...)")
-            files = optuna.storages.journal
-            return Journal(files.JournalFileBackend(url, files.JournalFileOpenLock(url)))
+            return Journal(JournalFileBackend(url, JournalFileOpenLock(url)))
         if url.startswith("sqlite:///"):  # two workers that begin at once would both make the tables
+            path.parent.mkdir(parents=True, exist_ok=True)
             wait, lock = {"connect_args": {"timeout": 60}}, FileLock(f"{path}.lock")
         with catch_warnings(**EXPERIMENTAL), lock:
-            signs = {"heartbeat_interval": BEAT, "grace_period": GRACE}
-            return optuna.storages.RDBStorage(url, wait, heartbeat_stale_trial_callback=Retry(), **signs)
+            return optuna.storages.RDBStorage(
+                url, wait, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=Retry()
+            )
     except Exception as error:  # of a driver, a network, a file system
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         shown = url.split("://")[0] + "://..." if "@" in url else url  # no password
@@ -130,7 +129,7 @@ def is_drawn(trial: Any) -> bool:
 
 
 @dataclass(eq=False)
-class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
+class MoveSampler(optuna.samplers.RandomSampler):
     """Draws what `calibrate` chooses from, then moves from the best trials, for some numbers of calls."""
 
     profile: Profile
@@ -157,20 +156,20 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
 
     def draw(self, study: Any, number: int) -> dict[str, Any]:
         """Returns the parameters of a trial, after those of the trials before it are drawn."""
-        since = datetime.now() - timedelta(seconds=10)  # who draws for longer has died
-        running = functools.partial(study.get_trials, False, (TrialState.RUNNING,))
-        while any(
-            one.number < number and not is_drawn(one) and one.datetime_start > since for one in running()
-        ):
+
+        def draws(other: Any) -> bool:
+            lives = datetime.now() - other.datetime_start < DRAWING
+            return bool(other.number < number and not is_drawn(other) and lives)
+
+        while any(map(draws, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))):
             time.sleep(PAUSE / 10)
         known = live_trials(study)
         enough = sum(one.number < number for one in known) >= self.trials
-        candidate = None if enough else self.propose(number, known)
-        if candidate is None:
-            self.exhausted = not enough
-            study.stop()
-            raise Dropped("there are enough trials" if enough else "everything was tried")
-        return candidate.params
+        if candidate := None if enough else self.propose(number, known):
+            return candidate.params
+        self.exhausted = not enough
+        study.stop()
+        raise Dropped("there are enough trials" if enough else "everything was tried")
 
     def propose(self, number: int, trials: Sequence[Any]) -> Candidate | None:
         """Returns what trial `number` tries after others; None where everything was tried."""
@@ -191,8 +190,8 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
     def next_calls(self, trials: Sequence[Any], taken: set[Candidate]) -> list[int]:
         """Returns the numbers of calls of which one is tried next.
 
-        For a quality they are found by bisection; then some a little above get a trial each, as a certificate
-        asks for more than the prompts that select; then the fewest that reach it are tried, and one less.
+        For a quality by bisection; then some above the fewest that reach it, as a certificate asks for more
+        than the prompts that select; then these fewest, and one less.
         """
         choices, wanted = self.choices, self.target.min_psnr
         if wanted is None:  # what `calibrate` chooses from comes first
@@ -216,12 +215,11 @@ class MoveSampler(optuna.samplers.RandomSampler):  # type: ignore[misc]
         plans = [parent.plan] * DRAWS
         for _ in range(2 if kind == "shift two" else 1):
             plans = [move_call(plan, self.profile.steps, rng, far=kind == "swap") for plan in plans]
-        weights = np.sqrt(self.profile.sensitivity)
-        best = min(plans, key=lambda plan: plan_cost(self.errors, weights, plan))
-        return replace(parent, plan=best, origin=kind)
+        cost = functools.partial(plan_cost, self.errors, np.sqrt(self.profile.sensitivity))
+        return replace(parent, plan=min(plans, key=cost), origin=kind)
 
 
-class SameCallsPruner(optuna.pruners.WilcoxonPruner):  # type: ignore[misc]
+class SameCallsPruner(optuna.pruners.WilcoxonPruner):
     """Tests against the best trial of as many calls, on the prompts that both were judged by."""
 
     def prune(self, study: Any, trial: Any) -> bool:
@@ -229,8 +227,8 @@ class SameCallsPruner(optuna.pruners.WilcoxonPruner):  # type: ignore[misc]
         if not best:
             return False
         shared = {prompt: best[0].intermediate_values[prompt] for prompt in trial.intermediate_values}
-        rivals, mean = optuna.create_study(direction="maximize"), sum(shared.values()) / len(shared)
-        rivals.add_trial(optuna.create_trial(value=mean, intermediate_values=shared))
+        rivals = optuna.create_study(direction="maximize")  # in memory, with one trial, which is the best
+        rivals.add_trial(optuna.create_trial(value=0.0, intermediate_values=shared))
         return bool(super().prune(rivals, trial))
 
 
@@ -259,7 +257,7 @@ class Search:
     def run(self) -> None:
         """Makes trials until there are as many as asked for, everything was tried, or the time is over."""
         trials, report = self.sampler.trials, self.evaluator.setup.progress
-        stop = optuna.study.MaxTrialsCallback(trials, FINISHED)
+        stop = optuna.study.MaxTrialsCallback(trials, (*FINISHED, TrialState.RUNNING))
         callbacks = [stop, lambda *_: report("trials", len(self.finished), trials)]
         while (left := self.deadline - time.monotonic()) > 0:
             try:
@@ -288,9 +286,8 @@ class Search:
             return self.sampler.target.worth(self.judge(trial, candidate))
         except (Dropped, optuna.TrialPruned, ValueError) as reason:
             trial.set_user_attr("why", str(reason)[:500])
-            if isinstance(reason, ValueError):  # its runs end in nothing finite
-                raise optuna.TrialPruned(str(reason)) from None
-            raise
+            # A ValueError says that its runs end in nothing finite.
+            raise optuna.TrialPruned(str(reason)) if isinstance(reason, ValueError) else reason from None
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
         """Returns the decibels of all select prompts; only what `calibrate` chooses from is never pruned."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +77,6 @@ class Target:
             return fmean(values)
         return fmean(values) - NormalDist().inv_cdf(1 - self.max_failure_rate) * pstdev(values)
 
-    @property
-    def short(self) -> str:
-        """What a file for it is called."""
-        if not (name := self.given):
-            return "front"
-        unit = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency": "s", "min_psnr": "dB"}
-        return f"{getattr(self, name):.3g}{unit[name]}"
-
     def __str__(self) -> str:
         name = self.given
         return f"{name.replace('_', ' ')} {getattr(self, name):g}{UNITS[name]}" if name else "the whole front"
@@ -98,8 +89,7 @@ class SearchOptions:
     Arguments:
         trials: How many trials there are in all, those of before included.
         timeout: Seconds after which no trial is begun.
-        storage: The URL of a database that optuna knows, or the path of a journal file; None takes a SQLite
-            file in the cache, or memory if there is no cache.
+        storage: URL of a database, or path of a journal file; by default SQLite in the cache, or memory.
         resume: Continue the trials that are there.
         groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
         name: What the schedule is called.
@@ -117,11 +107,3 @@ class SearchOptions:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value:g}")
         check_name(self.name or "tuned")
-
-
-def parse_seconds(text: str) -> float:
-    """Reads a duration: "1.8s", "900ms", "2min", "2h", or a number of seconds."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|h|)\s*", text)
-    if not found:
-        raise ValueError(f"{text[:40]!r} is no time: write 1.8s, 900ms or 2min")
-    return float(found[1]) * {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}[found[2]]

@@ -112,7 +112,4 @@ def find_calls(limit: float, evaluator: CandidateEvaluator) -> int:
 
     if calls := bisect_right(range(1, steps + 1), limit, key=latency):
         return calls
-    raise ValueError(
-        f"a run takes {latency(1):.2f} s with a single denoiser call, so {limit:g} s cannot be met by "
-        "skipping calls: take a smaller size, another dtype, or torch.compile"
-    )
+    raise ValueError(f"one call takes {latency(1):.2f} s, so {limit:g} s cannot be met: take smaller images")
