@@ -7,22 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adaptcache.comparison.line import Cost, Line
 
 from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
-from adaptcache.cli.table import cost_table, line_notes, line_table, size, write_markdown
-from adaptcache.comparison import Comparison
+from adaptcache.cli.table import cost_table, notes_of, result_rows, result_table, size, write_markdown
+from adaptcache.comparison import Comparison, Cost, MethodResult
 
-FULL = Line(
+FULL = MethodResult(
     "full run", 1.0, 8.0, 32.0, {"mean": 100.0, "p05": 100.0}, None, 0.0, {"mean": 41.0, "p05": 40.0},
     1.0, 1.0, 0, [100.0, 100.0],
 )  # fmt: skip
-OURS = Line(
+OURS = MethodResult(
     "adaptcache", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, {"mean": 0.99, "p05": 0.98}, 0.01,
     {"mean": 40.0, "p05": 39.0}, 0.5, 1.9, 7168, [52.0, 48.0], {"plan": [0, 2, 4, 6]},
 )  # fmt: skip
-BROKEN = Line("PAB", 0.5, note="broke: no such thing")
+BROKEN = MethodResult("PAB", 0.5, note="broke: no such thing")
 COSTS = [Cost("adaptcache", {"full runs": 24.0, "matching": 12.0}), Cost("PAB", {}, 16.0, 4)]
 
 
@@ -34,32 +33,32 @@ def rows(path: Path) -> list[list[str]]:
 def test_markdown_has_a_row_a_line_and_a_note_where_there_are_no_numbers(tmp_path: Path) -> None:
     found = rows(write_markdown(tmp_path / "t.md", [FULL, OURS, BROKEN], COSTS, 8, "share shown"))
     assert len({len(row) for row in found[:5]}) == 1
-    assert found[0][6:8] == ["to exact dB", "share shown"]
+    assert found[0][6:9] == ["to exact dB", "share shown", "lead"]
     assert found[2][:3] == ["1", "full run", "exact"] and found[2][6] == "41.0"
     assert found[3][:4] == ["0.5", "**adaptcache**", "50.0", "45.0"]
-    assert found[3][6:] == ["40.0", "0.50", "4.0", "16", "1.90x", "7.1 kB"]
+    assert found[3][6:] == ["40.0", "0.50", "", "4.0", "16", "1.90x", "7.1 kB"]
     assert found[4][:3] == ["0.5", "PAB", "broke: no such thing"]
     assert found[7] == ["**adaptcache**", "36", "", "0", "4", "full runs 24, matching 12"]
     assert found[8] == ["PAB", "0", "4", "16", "2", ""]
 
 
 def test_columns_that_nobody_has_are_left_out() -> None:
-    bare = Line("AB2", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, None, 0.01, speed=1.0, memory=0)
-    headings = [column.header for column in line_table([bare]).columns]
+    bare = MethodResult("AB2", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, None, 0.01, speed=1.0, memory=0)
+    headings = [column.header for column in result_table([bare]).columns]
     assert "to exact dB" not in headings and "calls" in headings and cost_table(COSTS, 8).row_count == 2
 
 
 def test_on_the_screen_notes_stand_below_the_table_a_line_a_method() -> None:
-    again = Line("PAB", 0.25, note="broke again")
-    assert line_table([FULL, OURS, BROKEN]).row_count == 2
-    assert line_notes([FULL, OURS, BROKEN, again]) == ["PAB at 0.5, 0.25: broke: no such thing"]
+    again = MethodResult("PAB", 0.25, note="broke again")
+    assert result_table([FULL, OURS, BROKEN]).row_count == 2
+    assert notes_of([FULL, OURS, BROKEN, again]) == ["PAB at 0.5, 0.25: broke: no such thing"]
 
 
 def test_wide_tables_are_not_cut_off_on_narrow_screens(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(screen.out, "_width", 60)
-    screen.print_whole(line_table([FULL, OURS, BROKEN], "share of images that show their caption"))
+    screen.print_whole(result_table([FULL, OURS, BROKEN], "share of images that show their caption"))
     printed = capsys.readouterr().out
     assert "…" not in printed and "share of images that show their caption" in printed and "50.0" in printed
     assert screen.out.width == 60
@@ -83,3 +82,13 @@ def test_the_images_kept_are_of_the_prompts_we_do_worst_on(tmp_path: Path) -> No
     assert data["costs"][0]["calibration"] == {"full runs": 24, "matching": 12}
     assert all((tmp_path / name).is_file() for names in data["images"].values() for name in names)
     assert {"pareto.png", "sheet-0.5.png", "comparison.md"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_lead_is_told_with_its_interval_and_calls_without_their_probe() -> None:
+    lead = {"mean": 6.04, "ci95": 1.26}
+    other = MethodResult(
+        "FirstBlockCache", 0.5, 4.0, 16.0, {"mean": 44.0, "p05": 40.0}, None, 0.1, speed=1.5, memory=0, lead=lead,
+        unprobed=3.4,
+    )  # fmt: skip
+    headings, (row,) = result_rows([other])
+    assert row[headings.index("lead")] == "+6.0 ± 1.3" and row[headings.index("calls")] == "4.0 (3.4 without probe)"

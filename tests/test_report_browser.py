@@ -14,10 +14,10 @@ from PIL import Image
 
 from adaptcache.cli.folder import write_folder
 from adaptcache.comparison import compare
+from adaptcache.engines.diffusers.engine import sampling_rate
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from adaptcache.report import write_report
-from adaptcache.runs import Call, sampling_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")]
 
@@ -27,8 +27,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything, of a real comparison of a tiny model."""
     folder = tmp_path_factory.mktemp("compared")
     result = compare(
-        tiny_flux(), CALL, embedded(2), embedded(2, seed=5), [0.5, 0.25],
-        methods=["adaptcache", "fewer steps", "L2P"], batch_size=2, sweep_on=1, finer=2,
+        tiny_flux(), embedded(2), embedded(2, seed=5), [0.5, 0.25], CALL.steps, pipe_kwargs=CALL.arguments,
+        methods=["adaptcache", "fewer steps", "L2P"], batch_size=2, sweep_on=1, refine=2,
     )  # fmt: skip
     write_folder(folder, result, {**result.data(), "finer": 2, "measure": ""}, ["a <b>", "b"], "tiny")
     return write_report(result.schedules[0.5], folder / "report.html", folder)
@@ -89,8 +89,8 @@ def test_sounds_are_seen_and_played(tmp_path: Path) -> None:
     preset, known = resolve("tones"), read_prompts("tones")
     pipe = preset.load_pipeline("cpu")
     result = compare(
-        pipe, Call(6, preset.call), known.calibration[:2], known.held_out[:2], [0.5],
-        methods=["adaptcache", "fewer steps"], batch_size=2, sweep_on=1, finer=2,
+        pipe, known.calibration[:2], known.held_out[:2], [0.5], 6, pipe_kwargs=preset.call,
+        methods=["adaptcache", "fewer steps"], batch_size=2, sweep_on=1, refine=2,
     )  # fmt: skip
     data = {**result.data(), "finer": 2, "measure": ""}
     write_folder(tmp_path, result, data, known.held_out[:2], "tones", sampling_rate(pipe))

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import adaptcache
-from adaptcache.calibration.match import target_of
+from adaptcache.calibration.match import target_output
 from adaptcache.engines.diffusers.gate import Gate
+from adaptcache.engines.diffusers.grid import spread
 from adaptcache.forecasts.extrapolate import Extrapolate
-from adaptcache.step import spread
+from adaptcache.hooks import StepHook
 from tests.pipelines.table import built, generated, grid_of, planned, same
 from tests.pipelines.unet import SCHEDULE
 
@@ -91,7 +92,7 @@ def test_cached_and_full_runs_draw_the_same_noise(name):
 @calibrated
 def test_matched_weights_beat_plain_reuse_at_the_same_plan(name):
     setup = with_scheduler(name)
-    matched = adaptcache.calibrate(setup.pipe, setup.prompts[:2], steps=8, budget=0.5, call=setup.call)
+    matched = adaptcache.calibrate(setup.pipe, setup.prompts[:2], 8, budget=0.5, pipe_kwargs=setup.call)
     plan = matched.rules[0].policy.steps(matched.grid.times)
     reuse = planned(setup, plan, Extrapolate(order=0))
     truth = generated(setup, sample=2)
@@ -110,43 +111,29 @@ def test_times_that_come_twice_are_spread_towards_the_time_before():
     assert spread([0.9, 0.3]) == (0.9, 0.3)
 
 
-class Aims:
+class Aims(StepHook):
     """Asks at each step for the model output that leads where the full run goes."""
 
     def __init__(self):
         self.share = []
 
-    def begin(self, times):
-        self.share = []
-
-    def computes(self, step):
-        return True
-
-    def update(self, update):
-        u = update.move.u
-        y = update.move.dry(u)
-        target = target_of(update, y)
+    def model_output(self, step):
+        target = target_output(step, step.preview(step.u))
         if target is not None:
-            self.share.append(float((target * u).sum() / u.float().square().sum()))
-        return u
-
-    def landed(self, update, y):
-        pass
-
-    def end(self):
-        pass
+            self.share.append(float((target * step.u).sum() / step.u.float().square().sum()))
+        return step.u
 
 
 def aimed(setup):
-    visitor = Aims()
-    gate = Gate(setup.pipe, visitor).open()
+    hook = Aims()
+    gate = Gate(setup.pipe, hook).open()
     generated(setup)
     gate.close()
-    return visitor.share
+    return hook.share
 
 
 @everywhere
-def test_dry_steps_find_the_output_that_led_to_a_landing(name):
+def test_previews_find_the_output_that_led_to_a_landing(name):
     setup = with_scheduler(name)
     shares = aimed(setup)
     assert len(shares) >= len(grid_of(setup)) - 1  # the last step may not depend on the output
@@ -154,7 +141,7 @@ def test_dry_steps_find_the_output_that_led_to_a_landing(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dry_steps_find_it_in_half_precision(dtype):
+def test_previews_find_it_in_half_precision(dtype):
     setup = with_scheduler("FlowMatchEuler, dynamic shift", steps=20)
     setup.pipe.to(dtype)
     rows = [{name: value.to(dtype) for name, value in row.items()} for row in setup.prompts]
@@ -163,7 +150,7 @@ def test_dry_steps_find_it_in_half_precision(dtype):
     assert shares == pytest.approx([1.0] * 20, rel=0.05)
 
 
-def test_dry_steps_keep_latents_in_single_precision_where_outputs_are_in_half():
+def test_previews_keep_latents_in_single_precision_where_outputs_are_in_half():
     setup = replace(built("Wan 2.1"), steps=20)
     setup.pipe.to(torch.bfloat16)
     call = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in setup.call.items()}
