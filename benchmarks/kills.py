@@ -1,8 +1,8 @@
 """Killed at random moments, tuning and calibrating go on: `python -m benchmarks.kills`.
 
 A process that tunes (or calibrates) the demo model is killed by SIGKILL at a random moment of its work, and
-begun again, until it finishes. Its result must have the bytes of a run that nothing disturbed, and its
-study each trial once. Moments are seconds of the process's own work: a busy machine changes nothing.
+begun again, until it finishes. A calibration must have the bytes of a run that was not disturbed, and the study
+of a search each trial once. Moments are seconds of the process's own work: a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptcache.calibration.calibrate import calibrate
-from adaptcache.presets import resolve
-from adaptcache.presets.prompts import read_prompts
-from adaptcache.cache import Cache
-from adaptcache.tuning.storage import optuna
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.tuning import study as studies
+from adaptcache.tuning.candidate import Candidate
 from adaptcache.tuning.tune import tune
 from tests.toy import Pipe
-
-__all__ = ["Work", "disturbed", "slots"]
 
 Work = Callable[[Path], None]  # does all that is left to do in a folder, and writes result.json there
 TICK = os.sysconf("SC_CLK_TCK")
@@ -90,26 +87,29 @@ def disturbed(work: Work, folder: Path, kills: int, seconds: float, rng: np.rand
     return moments
 
 
-def slots(folder: Path) -> Counter[int]:
-    """Returns how often the trial of each slot was finished."""
-    storage, found = f"sqlite:///{folder / 'tuning.db'}", Counter[int]()
-    for name in optuna().get_all_study_names(storage):
-        for trial in optuna().load_study(study_name=name, storage=storage).get_trials():
-            if trial.state.name in ("COMPLETE", "PRUNED"):
-                found[trial.user_attrs["slot"]] += 1
+def count_trials(folder: Path) -> Counter[Candidate]:
+    """Returns how often each candidate was tried to the end."""
+    storage, found = f"sqlite:///{folder / 'tuning.db'}", Counter[Candidate]()
+    for name in studies.optuna.get_all_study_names(storage):
+        study = studies.optuna.load_study(study_name=name, storage=storage)
+        trials = study.get_trials(states=studies.FINISHED)
+        found += Counter(Candidate.suggest(trial, trial.distributions["calls"].high) for trial in trials)
     return found
 
 
 def works(pipe: Any, call: dict[str, Any], prompts: list[str], trials: int) -> dict[str, Work]:
     """Returns what is killed, on the demo model with few steps."""
-    few: dict[str, Any] = {"steps": 6, "call": call, "batch_size": 3, "held_out": prompts[6:]}
+    few: dict[str, Any] = {
+        "num_inference_steps": 6, "pipe_kwargs": call, "batch_size": 3, "eval_prompts": prompts[6:],
+        "speed": 2, "progress": False,
+    }  # fmt: skip
 
     def tuning(folder: Path) -> None:
-        found = tune(pipe, prompts[:6], speed=2, trials=trials, resume=True, store=Store(folder), **few)
+        found = tune(pipe, prompts[:6], trials=trials, resume=True, cache_dir=folder, **few)
         found.front.save(folder / "result.json")
 
     def calibrating(folder: Path) -> None:
-        calibrate(pipe, prompts[:6], speed=2, store=Store(folder), **few).save(folder / "result.json")
+        calibrate(pipe, prompts[:6], cache_dir=folder, **few).save(folder / "result.json")
 
     return {"tune": tuning, "calibrate": calibrating}
 
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a pipeline that runs in milliseconds")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads of a pool do not live on in a fork, which would wait for them
+    studies.BEAT, studies.GRACE = 1, 3  # seconds: who was killed is not waited for
     preset, rng = resolve("emoji-flux"), np.random.default_rng(options.seed)
     known = read_prompts(preset.prompts)
     prompts = [*known.calibration[:6], *known.held_out[:3]]
@@ -141,13 +142,13 @@ def main() -> None:
                 killed, number = killed + len(moments), number + 1
                 same += (folder / "result.json").read_bytes() == expected
                 if name == "tune":
-                    made = slots(folder)
+                    made = count_trials(folder)
                     twice += sum(count - 1 for count in made.values())
-                    lost += len(set(range(options.trials)) - set(made))
+                    lost += max(0, options.trials - made.total())
                 print(name, "killed after", ", ".join(f"{moment:.2f}" for moment in moments), "s", flush=True)
-        trials = str(options.trials) if name == "tune" else "-"
-        table.add_row(name, f"{seconds:.1f}", str(killed), str(number), f"{same} of {number}", trials,
-                      str(twice), str(lost))  # fmt: skip
+        bytes_ = f"{same} of {number}" if name == "calibrate" else "-"  # draws depend on the trials before
+        trials = [str(options.trials), str(twice), str(lost)] if name == "tune" else ["-"] * 3
+        table.add_row(name, f"{seconds:.1f}", str(killed), str(number), bytes_, *trials)
     Console(width=110).print(table)
 
 

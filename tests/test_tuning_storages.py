@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from toy import Pipe
 
-from adaptcache.cache import Cache
-from adaptcache.tuning.conclude import concluded
-from adaptcache.tuning.search import Search
-from adaptcache.tuning.target import Target
+from adaptcache.tuning import study as studies
+from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.front import conclude
+from adaptcache.tuning.study import Search
 from adaptcache.tuning.tune import begin
 from tests.postgres import missing, server
 from tests.processes import launch
@@ -25,23 +25,24 @@ WORKERS = 3
 
 def search(storage: str, folder: str) -> Search:
     return begin(
-        Pipe(), WORDS[:8], Target(speed=3), steps=12, trials=TRIALS, batch_size=4, held_out=WORDS[8:],
-        storage=storage, store=Store(folder), resume=True,
+        Pipe(), WORDS[:8], 12, speed=3, trials=TRIALS, batch_size=4, eval_prompts=WORDS[8:], storage=storage,
+        cache_dir=folder, resume=True, progress=False,
     )  # fmt: skip
 
 
 def worked(storage: str, folder: str, dies: bool) -> int:
     """Works on a search until it is done, or is killed in its third trial; returns the trials begun."""
+    studies.BEAT, studies.GRACE = 1, 2
     own, begun = search(storage, folder), []
-    made = own.objective
+    fit = own.evaluator.fit
 
-    def objective(trial: object) -> tuple[float, float]:
+    def fitted(candidate: Candidate, everything: bool = False) -> object:
         begun.append(1)
         if dies and os.environ["RANK"] == "1" and len(begun) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return made(trial)
+        return fit(candidate, everything)
 
-    own.objective = objective  # type: ignore[method-assign]
+    own.evaluator.fit = fitted  # type: ignore[assignment, method-assign]
     own.run()
     return len(begun)
 
@@ -70,12 +71,11 @@ def test_processes_share_a_search_and_one_of_them_may_die(storage: str, dies: bo
         assert begun[1] == -signal.SIGKILL
     others = [count for count in begun if count > 0]
     assert len(others) >= 2  # more than one had something to do
-    trials = first.study.get_trials()
-    made = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
-    assert sorted(trial.user_attrs["slot"] for trial in made) == list(range(TRIALS))
-    open_slots = [trial for trial in trials if trial.state.name in ("RUNNING", "WAITING")]
-    assert not [trial for trial in open_slots if "slot" in trial.user_attrs]
-    assert concluded(first, Store(folder)).front.points[0].gain >= 0
+    made = first.finished
+    assert len(made) == len({Candidate.suggest(trial, 12) for trial in made}) == TRIALS
+    assert {start for start in first.sampler.starts(4)} <= {Candidate.suggest(trial, 12) for trial in made}
+    assert not [trial for trial in first.study.get_trials() if trial.state.name in ("RUNNING", "WAITING")]
+    assert conclude(first).front.points[0].gain >= 0
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())

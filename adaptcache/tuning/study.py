@@ -40,6 +40,7 @@ except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
 
 BEAT, GRACE = 15, 60  # seconds between the signs of life of a trial, and how long they may be missing
+DRAWING = timedelta(seconds=10)  # the longest that a worker draws parameters
 PAUSE = 0.5  # seconds until the trials of other workers are looked at again
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
@@ -155,11 +156,12 @@ class MoveSampler(optuna.samplers.RandomSampler):
 
     def draw(self, study: Any, number: int) -> dict[str, Any]:
         """Returns the parameters of a trial, after those of the trials before it are drawn."""
-        since = datetime.now() - timedelta(seconds=10)  # who draws for longer has died
-        running = functools.partial(study.get_trials, False, (TrialState.RUNNING,))
-        while any(
-            one.number < number and not is_drawn(one) and one.datetime_start > since for one in running()
-        ):
+
+        def draws(other: Any) -> bool:
+            lives = datetime.now() - other.datetime_start < DRAWING
+            return bool(other.number < number and not is_drawn(other) and lives)
+
+        while any(map(draws, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))):
             time.sleep(PAUSE / 10)
         known = live_trials(study)
         enough = sum(one.number < number for one in known) >= self.trials
@@ -255,7 +257,7 @@ class Search:
     def run(self) -> None:
         """Makes trials until there are as many as asked for, everything was tried, or the time is over."""
         trials, report = self.sampler.trials, self.evaluator.setup.progress
-        stop = optuna.study.MaxTrialsCallback(trials, FINISHED)
+        stop = optuna.study.MaxTrialsCallback(trials, (*FINISHED, TrialState.RUNNING))
         callbacks = [stop, lambda *_: report("trials", len(self.finished), trials)]
         while (left := self.deadline - time.monotonic()) > 0:
             try:

@@ -89,7 +89,7 @@ class SearchOptions:
     Arguments:
         trials: How many trials there are in all, those of before included.
         timeout: Seconds after which no trial is begun.
-        storage: The URL of a database, or the path of a journal file; by default SQLite in the cache or memory.
+        storage: URL of a database, or path of a journal file; by default SQLite in the cache, or memory.
         resume: Continue the trials that are there.
         groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
         name: What the schedule is called.
