@@ -1,8 +1,8 @@
 """Killed at random moments, tuning and calibrating go on: `python -m benchmarks.kills`.
 
 A process that tunes (or calibrates) the demo model is killed by SIGKILL at a random moment of its work, and
-begun again, until it finishes. A calibration must have the bytes of a run that was not disturbed, and the study of
-a search each trial once. Moments are seconds of the process's own work: a busy machine changes nothing.
+begun again, until it finishes. A calibration must have the bytes of a run that was not disturbed, and the study
+of a search each trial once. Moments are seconds of the process's own work: a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def count_trials(folder: Path) -> Counter[Candidate]:
 def works(pipe: Any, call: dict[str, Any], prompts: list[str], trials: int) -> dict[str, Work]:
     """Returns what is killed, on the demo model with few steps."""
     few: dict[str, Any] = {
-        "num_inference_steps": 6, "pipe_kwargs": call, "batch_size": 3, "eval_prompts": prompts[6:], "speed": 2,
-        "progress": False,
+        "num_inference_steps": 6, "pipe_kwargs": call, "batch_size": 3, "eval_prompts": prompts[6:],
+        "speed": 2, "progress": False,
     }  # fmt: skip
 
     def tuning(folder: Path) -> None:
@@ -146,9 +146,9 @@ def main() -> None:
                     twice += sum(count - 1 for count in made.values())
                     lost += max(0, options.trials - made.total())
                 print(name, "killed after", ", ".join(f"{moment:.2f}" for moment in moments), "s", flush=True)
-        trials = str(options.trials) if name == "tune" else "-"
-        table.add_row(name, f"{seconds:.1f}", str(killed), str(number), f"{same} of {number}", trials,
-                      str(twice), str(lost))  # fmt: skip
+        bytes_ = f"{same} of {number}" if name == "calibrate" else "-"  # draws depend on the trials before
+        trials = [str(options.trials), str(twice), str(lost)] if name == "tune" else ["-"] * 3
+        table.add_row(name, f"{seconds:.1f}", str(killed), str(number), bytes_, *trials)
     Console(width=110).print(table)
 
 
