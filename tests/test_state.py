@@ -6,7 +6,6 @@ import pickle
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -35,21 +34,21 @@ def breaks(error, at=2):
     return callback
 
 
-def finished(setup):
+def finished(setup, handle=None):
     generated(setup)
 
 
-def failed(setup):
+def failed(setup, handle=None):
     with pytest.raises(Abandoned):
         generated(setup, callback_on_step_end=breaks(Abandoned()))
 
 
-def interrupted(setup):
+def interrupted(setup, handle=None):
     with pytest.raises(KeyboardInterrupt):
         generated(setup, callback_on_step_end=breaks(KeyboardInterrupt()))
 
 
-def failed_in_a_thread(setup):
+def failed_in_a_thread(setup, handle=None):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(failed, setup).result()
 
@@ -66,8 +65,8 @@ def loop(setup):
         yield x
 
 
-def abandoned(setup, handle=None):
-    with handle.loop() if handle else nullcontext():
+def abandoned(setup, handle):
+    with handle.loop():
         run = loop(setup)
         next(run), next(run), next(run)
         run.close()
@@ -92,7 +91,7 @@ def test_the_next_run_is_as_fresh_as_the_first(ends, follows):
     with adaptcache.attach(setup.pipe, schedule):
         fresh = generated(setup, **NEXT[follows])
     with adaptcache.attach(setup.pipe, schedule) as handle:
-        ends(setup)
+        ends(setup, handle)
         assert same(generated(setup, **NEXT[follows]), fresh)
         assert handle.report().skipped > 0
 
@@ -103,8 +102,8 @@ def test_another_schedule_after_a_run_is_as_fresh_as_the_first(ends):
     one, other = planned(setup, PLAN), planned(setup, [0, 4])
     with adaptcache.attach(setup.pipe, other):
         fresh = generated(setup)
-    with adaptcache.attach(setup.pipe, one):
-        ends(setup)
+    with adaptcache.attach(setup.pipe, one) as handle:
+        ends(setup, handle)
     with adaptcache.attach(setup.pipe, other):
         assert same(generated(setup), fresh)
 

@@ -16,19 +16,31 @@ from ..forecasts.history import History
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
 from ..policies.plan import Plan, SignalSpecs
-from ..policies.signals import SignalSpec, compute_signals
+from ..policies.signals import SPREAD, SignalSpec, compute_signals
 from ..schedule.format import same_grid
 from ..schedule.gears import resolve_gear
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from ..sites import SiteHook, check_compiled, find_sites
-from ..step import Step
+from ..step import TINY, Step
 
 __all__ = ["Runner"]
 
-UNLIKE = 0.0  # share of the computed steps
+# Prompts are unlike the calibration's where an innovation lies above its band, or where n of them lie on average
+# BIAS + SINGLE / sqrt(n) standard deviations above its middle: a single run tells little, a handful tell.
+BIAS, SINGLE = 0.3, 2.0
 GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
+
+
+def middle(spec: SignalSpec) -> float:
+    """Returns the innovation that the calibration prompts had on average."""
+    return sum(spec.band) / 2
+
+
+def deviation(spec: SignalSpec) -> float:
+    """Returns the standard deviation of the innovation of the calibration prompts, from its band."""
+    return max(spec.band[1] - spec.band[0], TINY) / (2 * SPREAD)
 
 
 class Runner(StepHook):
@@ -50,12 +62,15 @@ class Runner(StepHook):
             True,
             0,
         )  # whether the call is one that was calibrated; loops it had so far
+        self.bands: SignalSpecs | None = None
+        self.deviations, self.prompts = (
+            torch.zeros(()),
+            0,
+        )  # sum over the prompts since attach, and their number
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.state: Any = None
         self.original = schedule
-        self.follows_views = (
-            schedule.rules[0].site == "step"
-        )  # sites inside of a denoiser tell branches apart only
+        self.follows_views = schedule.rules[0].site == "step"  # sites inside tell branches apart only
         self.follow(gear)
         self.sites: list[tuple[int, SiteHook]] = []  # inside of denoisers, with the number of the rule
         self.on_run_end()
@@ -114,8 +129,8 @@ class Runner(StepHook):
             return
         if self.strict:
             raise ScheduleError(
-                f"{self.schedule.name} was calibrated with one loop and one view a call, and this pipeline {what}; "
-                "attach with strict=False"
+                f"{self.schedule.name} was calibrated with one loop and one view a call, and this pipeline "
+                f"{what}; attach with strict=False"
             )
         self.evidence = "extrapolated"
 
@@ -127,14 +142,15 @@ class Runner(StepHook):
 
     def unlike(self) -> str:
         """Returns how the last call differed from those of the calibration prompts. Syncs the device once."""
-        if not self.innovations or (self.evidence != "calibrated"):
+        if not self.innovations or self.evidence == "none":
             return ""
-        seen = torch.stack([value.max() for _, value in self.innovations]).tolist()
-        beyond = [value - spec.band[1] for (spec, _), value in zip(self.innovations, seen, strict=True)]
-        outside = sum(value > 0 for value in beyond)
-        if outside < max(1, round(UNLIKE * len(beyond))):
-            return ""
-        return f"unlike the calibration prompts at {outside} of {len(beyond)} computed steps"
+        beyond = [(value - spec.band[1]).max() for spec, value in self.innovations]
+        *seen, sum_of_all = torch.stack([*beyond, self.deviations]).tolist()
+        if outside := sum(value > 0 for value in seen):
+            return f"unlike the calibration prompts at {outside} of {len(seen)} computed steps"
+        if self.prompts and sum_of_all / self.prompts > BIAS + SINGLE / self.prompts**0.5:
+            return f"unlike the calibration prompts, taking the {self.prompts} since attach together"
+        return ""
 
     def _is_fitted(self, times: tuple[float, ...]) -> bool:
         return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
@@ -192,9 +208,14 @@ class Runner(StepHook):
             self.innovations.append((specs[number], innovation))
 
     def on_run_end(self) -> None:
+        if self.bands is not None and len(self.innovations) == len(self.bands[self.gear]) > 0:
+            spread = [(value - middle(spec)) / deviation(spec) for spec, value in self.innovations]
+            mean = torch.stack(spread).mean(0)  # of the steps of each prompt
+            self.prompts += len(mean)
+            self.deviations = self.deviations.to(mean.device) + mean.sum()
         if self.state is not None:
             self.account = self.rule.policy.account(self.state, self.gear)
-        self.history, self.state, self.x = History(0), None, None
+        self.history, self.state, self.x, self.bands = History(0), None, None, None
         for _, site in self.sites:
             site.on_run_end()
 

@@ -477,7 +477,7 @@ class Gate:
         if loop is None or not loop.decided:
             if scheduler is not self.schedulers[0]:
                 return method(*bound.args, **bound.kwargs)  # a loop without a denoiser: nothing was skipped
-            raise AttachError(EARLY.format(scheduler=type(scheduler).__name__, index=0))
+            raise LoopError(EARLY.format(scheduler=type(scheduler).__name__, index=0))
         track = self._follow(loop, scheduler, timestep)
         index = track.taken - 1
         computed = loop.decided[index]
