@@ -26,11 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji-flux")
     parser.add_argument("--calls", type=int, nargs="+", default=[14, 10, 7])
-    parser.add_argument("--check-on", type=int, default=32)
+    parser.add_argument("--eval-on", type=int, default=32)
     options = parser.parse_args()
     preset = resolve(options.model)
     known = read_prompts(preset.prompts)
-    held_out, first = known.held_out[: options.check_on], len(known.calibration)
+    held_out, first = known.held_out[: options.eval_on], len(known.calibration)
     pipe, call = preset.load_pipeline(), Call(preset.steps, preset.call)
 
     def made(**how: object) -> Generation:

@@ -198,7 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--speeds", type=float, nargs="+", default=[2.8, 5.6, 4, 2])
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--check-on", type=int, default=32)
+    parser.add_argument("--eval-on", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("build/tune-benchmark"))
     options = parser.parse_args()
     preset, store = resolve(options.model), Store(options.out / "runs")
@@ -229,7 +229,7 @@ def main() -> None:
         with Meter().watching(pipe) as meter:
             schedule = METHODS[method](contest, calls)
         checked = validated(
-            pipe, call, known.held_out[: options.check_on], schedule, batch_size=preset.batch_size,
+            pipe, call, known.held_out[: options.eval_on], schedule, batch_size=preset.batch_size,
             first=len(known.calibration), store=store,
         )  # fmt: skip
         assert checked.evidence is not None

@@ -3,6 +3,7 @@
 import pytest
 
 import adaptcache
+from adaptcache.cache import Cache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.evaluation.metrics import CEILING
 from tests.pipelines.audio import AUDIO
@@ -62,7 +63,7 @@ def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
     truth = generated(setup, sample=2)
     for budget in (0.34, 0.67, 1.0):
         schedule = adaptcache.calibrate(
-            setup.pipe, setup.prompts[:2], steps=setup.steps, budget=budget, call=setup.call
+            setup.pipe, setup.prompts[:2], setup.steps, budget=budget, pipe_kwargs=setup.call
         )  # fmt: skip
         with adaptcache.attach(setup.pipe, schedule):
             made = generated(setup, sample=2)
@@ -77,12 +78,12 @@ DECODES = [*FLUXES, *UNET, *AUDIO, "Stable Diffusion 3", "PixArt-Sigma", "DiT"]
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DECODES]
 )
 def test_the_evidence_of_decoded_outputs_improves_with_the_budget(name, tmp_path):
-    setup, store = built(name), Store(tmp_path)
+    setup, cache = built(name), Cache(tmp_path)
     quality = []
     for budget in (0.34, 0.67, 1.0):
         schedule = adaptcache.calibrate(
-            setup.pipe, setup.prompts[:2], held_out=setup.prompts[2:], steps=setup.steps, budget=budget,
-            call=setup.call, store=store,
+            setup.pipe, setup.prompts[:2], setup.steps, eval_prompts=setup.prompts[2:], budget=budget,
+            pipe_kwargs=setup.call, cache=cache,
         )  # fmt: skip
         assert schedule.evidence.calls[0] == len(schedule.rules[0].policy.steps(schedule.grid.times))
         quality.append(schedule.evidence.psnr["mean"])

@@ -44,6 +44,7 @@ RENAMED = {  # options by the names they had in version 0.1
     "check-on": "eval-on",
     "teacher-steps": "reference-steps",
     "at-most": "max-failure-rate",
+    "finer": "refine",
 }
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
