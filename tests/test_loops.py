@@ -112,3 +112,58 @@ def test_steps_set_anew_after_the_loop_do_not_empty_the_report():
     with adaptcache.attach(setup.pipe, schedule) as handle:
         run(setup, segments=1, resets=True)
         assert handle.report().computed == [0, 1, 3]
+
+
+class TwoGrids(diffusers.FluxPipeline):
+    """A draft in few steps, then the image: each loop has a grid of its own, as priors and decoders have."""
+
+    def __call__(self, prompt_embeds=None, pooled_prompt_embeds=None, num_inference_steps=STEPS, generator=None,
+                 output_type="latent", return_dict=True, draft=3, height=16, width=16):  # fmt: skip
+        arguments = {
+            "prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds, "height": height,
+            "width": width, "output_type": output_type, "return_dict": return_dict, "generator": generator,
+        }  # fmt: skip
+        super().__call__(**arguments, num_inference_steps=draft)
+        return super().__call__(**arguments, num_inference_steps=num_inference_steps)
+
+
+def two_grids():
+    torch.manual_seed(0)
+    pipe = TwoGrids(**flux_parts())
+    pipe.set_progress_bar_config(disable=True)
+    return Setup(pipe, {}, flux_prompts())
+
+
+@pytest.mark.filterwarnings("ignore:.*was fitted on 6 other steps")
+def test_loops_of_other_steps_in_one_call_are_counted_and_their_evidence_is_the_worst():
+    setup = two_grids()
+    schedule = by_hand(setup, [0, 1, 3])
+    full = run(setup).images
+    with counted(setup.pipe) as calls, adaptcache.attach(setup.pipe, schedule) as handle:
+        image = run(setup).images
+        report = handle.report()
+    assert report.made == len(calls) and report.made + report.skipped == 3 + STEPS
+    assert report.evidence == "extrapolated"
+    assert float((image - full).square().mean() / full.var()) < 0.1
+
+
+def test_a_second_loop_was_not_calibrated_and_strict_refuses_it():
+    setup = segments()
+    setup.pipe.set_progress_bar_config(disable=True)
+    schedule = by_hand(setup, [0, 1, 3])
+    with adaptcache.attach(setup.pipe, schedule, strict=True) as handle:
+        run(setup, segments=1)
+        assert handle.report().evidence == "calibrated"
+        with pytest.raises(adaptcache.errors.ScheduleError, match="several times in one call"):
+            run(setup)
+        run(setup, segments=1)
+        assert handle.report().computed == [0, 1, 3]
+
+
+def test_each_loop_starts_fresh():
+    setup = segments()
+    setup.pipe.set_progress_bar_config(disable=True)
+    with adaptcache.attach(setup.pipe, by_hand(setup, [0, 1, 3])):
+        noise_of = torch.Generator().manual_seed(3)
+        alone = [setup.pipe(**setup.prompts[0], generator=noise_of, segments=1).images for _ in range(LOOPS)]
+        assert torch.equal(run(setup).images, alone[-1])

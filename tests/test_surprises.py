@@ -250,16 +250,48 @@ def test_a_pipeline_made_from_an_attached_one_is_of_its_true_class() -> None:
 def test_loops_that_take_turns_on_one_denoiser_are_told_to_stop() -> None:
     setup = built("Stable Diffusion 1.5")
     other = sibling(setup)
+    one, two = loop(setup, setup.pipe, noise(1, 1, 4, 8, 8)), loop(setup, other, noise(2, 1, 4, 8, 8))
     with (
         torch.no_grad(),
         adaptcache.attach(setup.pipe, planned(setup, PLAN)) as first,
         adaptcache.attach(other, planned(setup, [0, 2])) as second,
+        pytest.raises(AttachError, match="take turns in one thread need a denoiser each"),
         first.loop(),
         second.loop(),
     ):
-        one, two = loop(setup, setup.pipe, noise(1, 1, 4, 8, 8)), loop(setup, other, noise(2, 1, 4, 8, 8))
-        with pytest.raises(AttachError, match="take turns in one thread need a denoiser each"):
-            next(one), next(two)
+        next(one), next(two)
+
+
+def test_a_callback_that_calls_its_own_pipeline_is_refused_unless_it_pauses_the_schedule() -> None:
+    setup = built("Stable Diffusion 1.5")
+
+    def again(pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 2:
+            made.append(generated(setup))
+        return tensors
+
+    def paused(*args: Any) -> dict[str, Any]:
+        with handle.paused():
+            return again(*args)
+
+    made: list[list[Tensor]] = []
+    plain = generated(setup)
+    with adaptcache.attach(setup.pipe, planned(setup, PLAN)) as handle:
+        cached = generated(setup)
+        with pytest.raises(AttachError, match="called by a callback of its own call"):
+            generated(setup, callback_on_step_end=again)
+        assert same(generated(setup, callback_on_step_end=paused), cached) and same(made[0], plain)
+        assert same(generated(setup), cached)
+
+
+def test_a_closed_handle_follows_no_loop_and_leaves_nothing() -> None:
+    setup = built("Stable Diffusion 1.5")
+    before = set(vars(setup.pipe.unet))
+    handle = adaptcache.attach(setup.pipe, planned(setup, PLAN))
+    handle.close()
+    with pytest.raises(AttachError, match="closed"), handle.loop():
+        pass
+    assert set(vars(setup.pipe.unet)) == before
 
 
 def test_tasks_that_use_one_pipeline_at_once_are_refused_and_the_first_is_right() -> None:
