@@ -146,7 +146,7 @@ def test_sounds_are_calibrated_and_generated_on_the_command_line(monkeypatch, ca
         return printed.err if code else printed.out
 
     monkeypatch.chdir(tmp_path)
-    run("calibrate", "--speed", "1.5", "--fit-on", "4", "--check-on", "2", "--no-cache", "--out", "made.json")
+    run("calibrate", "--speed", "1.5", "--fit-on", "4", "--eval-on", "2", "--no-cache", "--out", "made.json")
     rule = json.loads((tmp_path / "made.json").read_text())["rules"][0]
     assert rule["forecast"]["features"] == ["past_x", "x", "x0"]  # Stable Audio's sampler adds noise
     asked = ("-s", "made.json", "-p", "flute playing low g held")

@@ -16,7 +16,7 @@ from PIL import Image
 from adaptcache.cli import main, quiet
 from adaptcache.schedule.schedule import Schedule
 
-QUICK = ("--steps", "4", "--fit-on", "2", "--check-on", "1", "--batch-size", "2")
+QUICK = ("--steps", "4", "--fit-on", "2", "--eval-on", "1", "--batch-size", "2")
 
 
 @pytest.mark.parametrize(("verb", "default"), [("tune", "[default: 40"), ("calibrate", "[default: 2.8]")])

@@ -15,7 +15,7 @@ from adaptcache.schedule.schedule import Schedule
 
 SHIPPED = str(Path(__file__).parent.parent / "schedules" / "emoji-flux-28-4x.json")
 SMALL = ("--set", "height=32", "--set", "width=32", "--set", "guidance_scale=1.0")
-QUICK = ("--check-on", "1", "--steps", "8")
+QUICK = ("--eval-on", "1", "--steps", "8")
 
 
 @pytest.fixture(scope="module")

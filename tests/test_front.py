@@ -151,7 +151,7 @@ def test_tune_writes_a_schedule_and_its_front(run: Run, tmp_path: Path) -> None:
     assert Front.load(tmp_path / printed["front"]).points[0].schedule == schedule
     code, _, err = run("tune", "--speed", "2", *QUICK)
     assert code == 2 and "4 trials of this search are in the storage" in err
-    code, _, err = run("tune", "--speed", "2", *QUICK, "--resume", "--check-on", "2", "--at-most", "0.05")
+    code, _, err = run("tune", "--speed", "2", *QUICK, "--resume", "--eval-on", "2", "--at-most", "0.05")
     assert code == 0, err  # options by their old names
     code, out, _ = run("tune", "--speed", "2", *QUICK, "--resume", "--out", "s2.json")
     assert code == 0 and "2 calls: " in out

@@ -51,7 +51,7 @@ def test_a_plan_reads_nothing_from_the_device_but_the_grid(name):
         generated(setup)
     with adaptcache.attach(setup.pipe, schedule), Reads() as cached:
         generated(setup)
-    assert cached.count <= full.count + 1
+    assert cached.count <= full.count + 2  # the times of the first two calls of a run
 
 
 def group_offloaded(transformer):

@@ -134,7 +134,7 @@ def test_ranks_go_on_where_they_were_and_others_use_what_they_kept(tmp_path: Pat
     ids=["torchrun", "accelerate"],
 )
 def test_launchers_start_the_command_and_one_schedule_is_written(launcher: list, tmp_path: Path) -> None:
-    words = ["calibrate", "--steps", "4", "--fit-on", "4", "--check-on", "2", "--batch-size", "1"]
+    words = ["calibrate", "--steps", "4", "--fit-on", "4", "--eval-on", "2", "--batch-size", "1"]
     command = [*words, "--no-cache", "--speed", "2", "--out", str(tmp_path / "s.json"), "--json"]
     root = str(Path(adaptcache.__file__).parents[1])
     known = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

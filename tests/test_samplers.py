@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CALL, embedded, tiny_flux
 
+from adaptcache.engines.diffusers.engine import spread
 from adaptcache.engines.diffusers.sampler import sampler, with_sampler
 
 DPM = "DPMSolverMultistepScheduler"
@@ -56,8 +57,6 @@ def test_a_model_that_is_told_sigmas_in_a_way_of_its_own_is_not_given_another_sa
 
 
 def test_a_negative_prompt_serves_a_whole_batch() -> None:
-    from dataclasses import replace
-
-    call = replace(CALL, arguments={**CALL.arguments, "negative_prompt": "blurry", "style": "oil"})
-    assert call._spread(3)["negative_prompt"] == ["blurry"] * 3 and call._spread(3)["style"] == "oil"
-    assert call._spread(1)["negative_prompt"] == "blurry"
+    given = {"negative_prompt": "blurry", "style": "oil"}
+    assert spread(given, 3) == {"negative_prompt": ["blurry"] * 3, "style": "oil"}
+    assert spread(given, 1) == given

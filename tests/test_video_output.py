@@ -101,7 +101,7 @@ def test_clips_are_calibrated_and_compared_on_the_command_line(monkeypatch, caps
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    few = ("--fit-on", "2", "--check-on", "1", "--no-cache")
+    few = ("--fit-on", "2", "--eval-on", "1", "--no-cache")
     run("calibrate", "--speed", "1.6", *few, "--out", "made.json")
     asked = "pizza moving left on blue background"
     printed = run("generate", "-s", "made.json", "-p", asked, "--compare", "--json", "--out", "compared.png")
@@ -121,7 +121,7 @@ def test_comparing_clips_draws_strips(monkeypatch, capsys, tmp_path):
     from adaptcache.cli import main
 
     monkeypatch.chdir(tmp_path)
-    how = "--steps 5 --budgets 0.6 --fit-on 2 --sweep-on 1 --check-on 2 --out compared"
+    how = "--steps 5 --budgets 0.6 --fit-on 2 --sweep-on 1 --eval-on 2 --out compared"
     words = ["compare", "--model", MODEL, "--methods", "adaptcache,fewer steps", *how.split()]
     monkeypatch.setattr("sys.argv", ["adaptcache", *words])
     with pytest.raises(SystemExit) as end:
