@@ -59,11 +59,11 @@ def test_a_shell_completes_verbs_and_options(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_options_of_the_first_version_are_taken_but_not_shown(run: Run) -> None:
     shown = run("calibrate", "--help")[1]
-    for old, new in [("--eval-on", "--eval-on"), ("--teacher-steps", "--reference-steps")]:
+    for old, new in [("--check-on", "--eval-on"), ("--teacher-steps", "--reference-steps")]:
         assert old not in shown and new in shown
     refused(run("calibrate", "--teacher-steps", "30"), "multiple of the 28 steps, got 30")
     refused(run("calibrate", "--at-most", "many"), "'--max-failure-rate'")
-    refused(run("evaluate", "--eval-on", "0", "-s", "x"), "'--eval-on'")
+    refused(run("evaluate", "--check-on", "0", "-s", "x"), "'--eval-on'")
 
 
 def test_what_is_not_default_is_in_the_name_and_what_is_replaced_is_said(run: Run, tmp_path: Path) -> None:
