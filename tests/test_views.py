@@ -83,7 +83,7 @@ class Tiles(diffusers.StableDiffusionPipeline):
 def tiled():
     torch.manual_seed(0)
     parts = {**sd_parts(), "vae": small_vae()}
-    pipe = Tiles(**parts, requires_safety_checker=False)
+    pipe = Tiles(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -69,10 +69,14 @@ def watch(part: Any, gate: Gate, undo: ExitStack) -> None:
             raise AttachError(f"the {name} of this pipeline is attached already; close() that handle first")
         _watched[id(part)] = (part, gate)
     undo.callback(_watched.pop, id(part), None)
-    wrappers = SCHEDULER if hasattr(type(part), "set_timesteps") else PIPELINE
-    for method, wrap in wrappers.items():
-        _wrap(type(part), method, wrap)
-        undo.callback(_unwrap, type(part), method)
+    if hasattr(type(part), "set_timesteps"):
+        methods = [(type(part), method, wrap) for method, wrap in SCHEDULER.items()]
+    else:  # callbacks may first come in at a base class's call
+        kinds = [kind for kind in type(part).__mro__ if "__call__" in vars(kind)]
+        methods = [(kind, "__call__", _call) for kind in kinds]
+    for kind, method, wrap in methods:
+        _wrap(kind, method, wrap)
+        undo.callback(_unwrap, kind, method)
 
 
 def _wrap(kind: type, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -170,19 +174,31 @@ def _call(original: Any) -> Any:
 
 CALLBACKS = ("callback_on_step_end", "callback")
 SCHEDULER = {"set_timesteps": _set_timesteps, "step": _step, "__deepcopy__": _deepcopy}
-PIPELINE = {"__call__": _call}
 
 
 def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Returns the arguments of a call by name, those in `**kwargs` too."""
+    """Returns the arguments of a call by name: those in `**kwargs`, and those in `*args` as base classes name them."""
     found: dict[str, Any] = {}
     for name, value in list(bound.arguments.items())[1:]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             found |= value
-        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            found |= zip(positional_names(type(bound.args[0])), value, strict=False)
+        else:
             found[name] = value
     return found
+
+
+def positional_names(kind: type) -> list[str]:
+    """Returns the names of what a call with `*args` hands on to the first base class that has names for it."""
+    for base in kind.__mro__:
+        known = (
+            inspect.signature(vars(base)["__call__"]).parameters.values() if "__call__" in vars(base) else ()
+        )
+        if known and not any(one.kind is one.VAR_POSITIONAL for one in known):
+            return [one.name for one in known][1:]
+    return []
 
 
 def check_plain(scheduler: Any) -> None:
