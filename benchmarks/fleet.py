@@ -14,13 +14,12 @@ from collections import Counter
 from typing import Any
 
 import adaptcache
-from adaptcache.presets import resolve
-from adaptcache.presets.prompts import read_prompts
+from adaptcache.presets import read_prompts, resolve
 from adaptcache.tuning.tune import tune
 
 
 class Tally:
-    """Counts the samples a denoiser is called with, by the stage that is told next."""
+    """Counts the samples a denoiser is called with, by the stage that is reported next."""
 
     def __init__(self, denoiser: Any) -> None:
         self.stages: Counter[str] = Counter()
@@ -31,7 +30,7 @@ class Tally:
         self.open += len(kwargs["hidden_states"])
 
     def progress(self, stage: str, done: int, of: int) -> None:
-        """Books what was called since the last word."""
+        """Books what was called since the last report."""
         self.stages[stage] += self.open
         self.open = 0
 
@@ -58,8 +57,8 @@ def main() -> None:
     tally = Tally(pipe.transformer)
     prompts, held_out = known.calibration[: given.prompts], known.held_out[: given.held_out]
     common: dict[str, Any] = {
-        "num_inference_steps": given.steps, "pipe_kwargs": preset.call, "eval_prompts": held_out, "batch_size": given.prompts,
-        "progress": tally.progress,
+        "num_inference_steps": given.steps, "pipe_kwargs": preset.call, "eval_prompts": held_out,
+        "batch_size": given.prompts, "progress": tally.progress,
     }  # fmt: skip
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)
     each = given.prompts * given.calls
@@ -74,9 +73,7 @@ def main() -> None:
     print(f"\n{'tune':28} {'counted':>8}")
     for stage, value in tally.stages.items():
         print(f"{stage:28} {value:8}")
-    print(
-        f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls"
-    )
+    print(f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls")
 
 
 if __name__ == "__main__":

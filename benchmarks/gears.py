@@ -13,93 +13,69 @@ be stopped and continued. Then it prints
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from adaptcache.profiling.cache import Parts
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from adaptcache.calibration.fit import assembled
+from adaptcache.cache import Cache
+from adaptcache.calibration.fit import build_schedule
 from adaptcache.calibration.gears import (
     MARGINS,
+    RunRecorder,
     Trials,
-    Witness,
-    chosen,
-    decoded,
-    landed_images,
+    choose_gears,
     least_margin,
+    replayed_images,
 )
 from adaptcache.calibration.match import match
-from adaptcache.evaluation.certify import certify
+from adaptcache.engines import make_setup
+from adaptcache.evaluation.certify import QualityTarget, certify
 from adaptcache.evaluation.metrics import psnr
-from adaptcache.fitting.kernel import pair_errors
 from adaptcache.fitting.plan import best_plan
 from adaptcache.fitting.signals import signal_rows
 from adaptcache.policies.gears import Gears
 from adaptcache.policies.plan import Plan
 from adaptcache.policies.signals import compute_signals, fit_signal_specs
-from adaptcache.presets import resolve
-from adaptcache.presets.prompts import read_prompts
-from adaptcache.profile import Profile
-from adaptcache.profiling.reference import batches, record, twin
-from adaptcache.profiling.sensitivity import with_influence
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.profiling.measure import measure
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.rule import Rule
-from tests.calls import Call
 
 FIT, PROMPTS, BATCH = 80, 340, 20
-TRUST = 0.5  # in the measured influence, for all plans alike
+TRUST = 0.5  # in the measured sensitivity, for all plans alike
 SPLITS = 200
 
 
-class Bench:
+class PlanRuns:
     """The demo model, its full runs, and what plans gave: from the cache, or run."""
 
     def __init__(self, cache: Path, guidance: float) -> None:
         preset, known = resolve("emoji-flux"), read_prompts("emoji-varied")
-        self.pipe, self.cache = preset.load_pipeline("cpu"), cache
-        self.prompts: list[Any] = [*known.calibration, *known.held_out][:PROMPTS]
-        arguments = dict(preset.call)
+        pipe_kwargs, prompts = dict(preset.call), list[Any]([*known.calibration, *known.held_out][:PROMPTS])
         if guidance > 1:
-            arguments["true_cfg_scale"] = guidance
-            self.prompts = [{"prompt": text, "negative_prompt": ""} for text in self.prompts]
-        self.call = Call(preset.steps, arguments)
-        full, self.runs = record(
-            self.pipe, self.call, self.prompts, batch_size=BATCH, kept=Parts(cache / "full"),
-            progress=lambda done: print(f"full runs: {done} of {PROMPTS}"),
-        )  # fmt: skip
-        own = {f.name: getattr(full, f.name) for f in dataclasses.fields(Profile) if f.name != "about"}
-        fit = Profile(**{name: value if name == "times" else value[:FIT] for name, value in own.items()})
-        self.profile = self._influenced(fit)
-        self.truth = self._truth()
-
-    def _influenced(self, profile: Profile) -> Profile:
-        path = self.cache / "influence.npy"
+            pipe_kwargs["true_cfg_scale"] = guidance
+            prompts = [{"prompt": text, "negative_prompt": ""} for text in prompts]
+        self.cache, self.pipe, self.prompts = cache, preset.load_pipeline("cpu"), PromptSet.of(prompts)
+        options = {"batch_size": BATCH, "cache_dir": Cache(cache), "pipe_kwargs": pipe_kwargs}
+        self.setup, _ = make_setup(self.pipe, preset.steps, options)
+        measurement = measure(self.setup, self.prompts)
+        self.fitted = measurement.head(FIT, BATCH)
+        self.profile, path = self.fitted.profile, cache / "truth.npy"
         if not path.exists():
-            few = self.prompts[:4]
-            profile = with_influence(
-                self.pipe, self.call, few, profile, self.runs[0].head(len(few), of=BATCH)
-            )
-            np.save(path, profile.influence)
-        return dataclasses.replace(profile, influence=np.load(path))
-
-    def _truth(self) -> np.ndarray:
-        path = self.cache / "truth.npy"
-        if not path.exists():
-            np.save(path, landed_images(self.pipe, self.call, self.prompts, self.runs, BATCH))
-        return np.asarray(np.load(path))
+            np.save(path, replayed_images(self.setup, self.prompts, measurement))
+        self.truth: np.ndarray = np.load(path)
 
     def plan(self, calls: int, prefix: Sequence[int] = (0,)) -> list[int]:
         """Returns the plan of the calibration prompts with as many calls."""
-        errors, weights = pair_errors(self.profile.kernel), self.profile.sensitivity**TRUST
-        return best_plan(errors, weights, calls, prefix)
+        return best_plan(self.profile.errors, self.profile.sensitivity**TRUST, calls, prefix)
 
-    def ran(self, plan: list[int]) -> tuple[np.ndarray, torch.Tensor]:
+    def run(self, plan: list[int]) -> tuple[np.ndarray, torch.Tensor]:
         """Returns decibels with shape (P,), and outputs at the computed steps with shape (P, K, *)."""
         path = self.cache / f"plan-{'-'.join(map(str, plan))}.npz"
         if not path.exists():
@@ -110,57 +86,50 @@ class Bench:
             return found["psnr"][:PROMPTS], torch.from_numpy(found["u"][:PROMPTS])
 
     def _run(self, plan: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        fitted = match(
-            self.pipe, self.call, self.prompts[:FIT], plan, self.profile, self.runs[: FIT // BATCH],
-            batch_size=BATCH,
-        )  # fmt: skip
-        times = tuple(map(float, self.profile.times))
-        rule = Rule(policy=Plan.of(plan, times), forecast=fitted.forecast)
-        witness = Witness(assembled(self.pipe, self.call, self.profile, (rule,)), 0, ())
-        own, values, outputs = twin(self.pipe), list[float](), []
-        for first, batch in batches(self.prompts, BATCH):
-            images = decoded(own, self.call, batch, witness, first)
-            values += [psnr(a, b) for a, b in zip(images, self.truth[first:], strict=False)]
-            outputs.append(torch.stack(witness.outputs[::-1], 1).numpy())
-        return np.array(values), np.concatenate(outputs)
+        forecast = match(self.setup, self.prompts[:FIT], plan, self.fitted).forecast
+        rule = Rule(policy=Plan.of(plan, tuple(map(float, self.profile.times))), forecast=forecast)
+        recorder = RunRecorder(build_schedule(self.setup, self.profile, (rule,)), 0, ())
+        images, outputs = list[np.ndarray](), list[np.ndarray]()
+        for batch in self.setup.batches(self.prompts):
+            images += self.setup.run(recorder, batch, decode=True).images
+            outputs.append(torch.stack(recorder.outputs[::-1], 1).numpy())
+        return np.array([psnr(a, b) for a, b in zip(images, self.truth, strict=True)]), np.concatenate(outputs)
 
 
-class Learned:
-    """Gears fitted on the calibration prompts, and what they promise for the held-out ones."""
+class LearnedGears:
+    """Gears fitted on the calibration prompts, and what they predict for the held-out ones."""
 
-    def __init__(self, bench: Bench, plans: list[list[int]]) -> None:
+    def __init__(self, runs: PlanRuns, plans: list[list[int]]) -> None:
         self.plans, self.calls = plans, np.array([len(plan) for plan in plans])
-        rows = [signal_rows(bench.profile.kernel, plan) for plan in plans]
-        made = [bench.ran(plan) for plan in plans]
+        rows = [signal_rows(runs.profile.kernel, plan) for plan in plans]
+        made = [runs.run(plan) for plan in plans]
         self.ends = np.stack([values for values, _ in made])
-        seen = [_signals(own, outputs) for own, (_, outputs) in zip(rows, made, strict=True)]
-        fit = [[part[:FIT] for part in one] for one in seen]
-        watch, self.guessed = fit_signal_specs(plans, rows, fit, self.ends[:, :FIT])
-        times = tuple(map(float, bench.profile.times))
+        seen = [
+            [
+                compute_signals(row, [u[:, j] for j in range(k + 1, -1, -1)]).double().numpy()
+                for k, row in enumerate(own)
+            ]
+            for own, (_, u) in zip(rows, made, strict=True)
+        ]
+        specs, self.guessed = fit_signal_specs(
+            plans, rows, [[part[:FIT] for part in one] for one in seen], self.ends[:, :FIT]
+        )
+        times = tuple(map(float, runs.profile.times))
         gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
-        self.policy = Gears(gears=gears, signal_specs=watch, target=0.0)
-        held = [[part[FIT:] for part in one] for one in seen]
-        self.trials = Trials(self.ends[:, FIT:], held)
-        self.promised = self.trials.promised(self.policy)
+        self.trials = Trials(self.ends[:, FIT:], [[part[FIT:] for part in one] for one in seen])
+        self.predicted = self.trials.predicted(Gears(gears=gears, signal_specs=specs, target=0.0))
 
     def run(self, wanted: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns decibels and calls of each held-out prompt."""
-        gears = chosen(self.plans, self.promised, wanted)
+        gears = choose_gears(self.plans, self.predicted, wanted)
         return self.trials.ends[gears, np.arange(len(gears))], self.calls[gears]
 
 
-def _signals(rows: Any, outputs: torch.Tensor) -> list[np.ndarray]:
-    return [
-        compute_signals(own, [outputs[:, j] for j in range(k + 1, -1, -1)]).double().numpy()
-        for k, own in enumerate(rows)
-    ]
-
-
-def oracle(ends: np.ndarray, calls: np.ndarray, target: float, at_most: float) -> float:
+def oracle(ends: np.ndarray, calls: np.ndarray, target: float, max_failure_rate: float) -> float:
     """Returns the mean calls of the cheapest gears that reach a target, but for a share of the prompts."""
     reached = ends >= target
     need = np.where(reached.any(axis=0), calls[reached.argmax(axis=0)], calls[-1])
-    spare = int(at_most * len(need)) - int((~reached.any(axis=0)).sum())
+    spare = int(max_failure_rate * len(need)) - int((~reached.any(axis=0)).sum())
     if spare > 0:  # those that cost most may as well miss it in the cheapest gear
         need[np.argsort(need)[::-1][:spare]] = calls[0]
     return float(need.mean())
@@ -171,9 +140,9 @@ def share(values: np.ndarray, target: float) -> float:
     return float((values < target).mean())
 
 
-def gap_table(gears: Learned, singles: dict[int, np.ndarray], targets: Sequence[float]) -> Table:
+def gap_table(gears: LearnedGears, singles: dict[int, np.ndarray], targets: Sequence[float]) -> Table:
     """Compares gears with the cheapest single plan and with the oracle."""
-    table = Table(title=f"mean calls of {len(gears.promised[0, 0])} held-out prompts, 95 % above the target")
+    table = Table(title=f"mean calls of {len(gears.predicted[0, 0])} held-out prompts, 95 % above the target")
     heads = (
         "target dB",
         "single",
@@ -196,7 +165,7 @@ def gap_table(gears: Learned, singles: dict[int, np.ndarray], targets: Sequence[
                 break
             best = float(calls.mean())
         limit = oracle(gears.trials.ends, gears.calls, target, 0.05)
-        margin = least_margin(gears.plans, gears.guessed, gears.ends[:, :FIT], target, 0.05)
+        margin = least_margin(gears.plans, gears.guessed, gears.ends[:, :FIT], QualityTarget(target))
         values, calls = gears.run(target + margin)
         single = enough[0] if enough else None
         closed = f"{(single - best) / (single - limit):.0%}" if single and best and single > limit else "-"
@@ -205,7 +174,7 @@ def gap_table(gears: Learned, singles: dict[int, np.ndarray], targets: Sequence[
     return table
 
 
-def coverage_table(gears: Learned, singles: dict[int, np.ndarray], target: float) -> Table:
+def coverage_table(gears: LearnedGears, singles: dict[int, np.ndarray], target: float) -> Table:
     """Counts certificates that claim what is not so, as shares of all splits."""
     lines = {
         "single plans": np.stack([values[FIT:] for _, values in sorted(singles.items(), reverse=True)]),
@@ -214,32 +183,32 @@ def coverage_table(gears: Learned, singles: dict[int, np.ndarray], target: float
     heads = ("settings", "at most", "confidence", "certified", "wrong: halves", "wrong: draws", "other half")
     table = Table(*heads, title=f"{SPLITS} random splits, {target:g} dB")
     for name, values in lines.items():
-        for at_most, confidence in ((0.05, 0.95), (0.1, 0.9), (0.2, 0.8)):
-            counts = counted(values, target, at_most, confidence) / SPLITS
-            table.add_row(name, f"{at_most:g}", f"{confidence:g}", *(f"{count:.1%}" for count in counts))
+        for rate, confidence in ((0.05, 0.95), (0.1, 0.9), (0.2, 0.8)):
+            counts = count_certificates(values, QualityTarget(target, rate, confidence)) / SPLITS
+            table.add_row(name, f"{rate:g}", f"{confidence:g}", *(f"{count:.1%}" for count in counts))
     return table
 
 
-def counted(values: np.ndarray, target: float, at_most: float, confidence: float) -> np.ndarray:
+def count_certificates(values: np.ndarray, wanted: QualityTarget) -> np.ndarray:
     """Counts certificates from halves of P prompts: issued, wrong, wrong from draws, and by the other half.
 
     Wrong is what exceeds the share among all P prompts, as if there were no others. Halves hold half of them;
     as many draws with replacement are independent, as the bound supposes. The share in the other half is not
     the truth: it scatters as much as what the certificate was made from.
     """
-    rng, found = np.random.default_rng(0), np.zeros(4)
+    rng, found, target = np.random.default_rng(0), np.zeros(4), wanted.target
     every = values.shape[1]
     for _ in range(SPLITS):
         order = rng.permutation(every)
         half = order[: every // 2]
-        proof = certify(values[:, half], target, at_most, confidence)
+        proof = certify(values[:, half], wanted)
         if proof.certified is not None:
             own = values[proof.certified]
             found[0] += 1
-            found[1] += share(own, target) > at_most
-            found[3] += share(own[order[every // 2 :]], target) > at_most
-        drawn = certify(values[:, rng.integers(0, every, every // 2)], target, at_most, confidence)
-        found[2] += drawn.certified is not None and share(values[drawn.certified], target) > at_most
+            found[1] += share(own, target) > wanted.max_failure_rate
+            found[3] += share(own[order[every // 2 :]], target) > wanted.max_failure_rate
+        drawn = certify(values[:, rng.integers(0, every, every // 2)], wanted)
+        found[2] += drawn.certified is not None and share(values[drawn.certified], target) > wanted.max_failure_rate
     return found
 
 
@@ -254,19 +223,17 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="true_cfg_scale")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.cache, options.guidance)
+    runs = PlanRuns(options.cache, options.guidance)
     singles = {}
     for calls in track(options.singles, "single plans"):
-        singles[calls] = bench.ran(bench.plan(calls))[0]
-    plans = [bench.plan(calls, options.shared) for calls in track(options.gears, "gears")]
-    gears = Learned(bench, plans)
+        singles[calls] = runs.run(runs.plan(calls))[0]
+    plans = [runs.plan(calls, options.shared) for calls in track(options.gears, "gears")]
+    gears = LearnedGears(runs, plans)
     out = Console(width=120)
-    for (gear, look), promised in sorted(gears.promised.items()):
+    for (gear, number), predicted in sorted(gears.predicted.items()):
         ends = gears.trials.ends[gear]
-        r2 = 1 - ((ends - promised) ** 2).sum() / ((ends - ends.mean()) ** 2).sum()
-        out.print(
-            f"{gears.calls[gear]} calls, after {look + 2} computed steps: R2 {r2:.2f} on held-out prompts"
-        )
+        r2 = 1 - ((ends - predicted) ** 2).sum() / ((ends - ends.mean()) ** 2).sum()
+        out.print(f"{gears.calls[gear]} calls, after {number + 2} computed steps: R2 {r2:.2f} on held-out prompts")
     out.print(gap_table(gears, singles, options.targets))
     for target in options.targets:
         out.print(coverage_table(gears, singles, target))

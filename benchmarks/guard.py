@@ -19,10 +19,12 @@ from rich.table import Table
 
 import adaptcache
 from adaptcache.calibration.match import match
+from adaptcache.engines.diffusers.engine import call_pipeline
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.policies.plan import Plan
+from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
-from benchmarks.gears import BATCH, FIT, Bench
+from benchmarks.gears import FIT, PlanRuns
 
 
 def shaken(pipe: Any, level: float) -> None:
@@ -42,15 +44,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     options = parser.parse_args()
-    bench = Bench(options.cache, 1.0)
-    bench.pipe.set_progress_bar_config(disable=True)
+    bench = PlanRuns(options.cache, 1.0)
     schedule = Schedule.load(options.schedule)
     rule = schedule.rules[0]
     assert isinstance(rule.policy, Plan)
-    matching = match(
-        bench.pipe, bench.call, bench.prompts[:FIT], rule.policy.steps(schedule.grid.times), bench.profile,
-        bench.runs[: FIT // BATCH], batch_size=BATCH,
-    )  # fmt: skip
+    matching = match(bench.setup, bench.prompts[:FIT], schedule.steps(), bench.fitted)
     fitted = {"policy": rule.policy.with_signals(matching.seen), "forecast": matching.forecast}
     schedule = schedule.model_copy(update={"rules": (rule.model_copy(update=fitted),)})
     prompts = bench.prompts[-options.prompts :]
@@ -60,8 +58,8 @@ def main() -> None:
         kept = {name: value.clone() for name, value in bench.pipe.transformer.state_dict().items()}
         shaken(bench.pipe, level)
         rows = []
-        for number, prompt in enumerate(prompts):
-            full, plain, guarded, report = runs(bench, schedule, prompt, number)
+        for prompt in prompts.batches(1):
+            full, plain, guarded, report = runs(bench, schedule, prompt)
             rows.append(("guard" in report.why, report.made, psnr(plain, full), psnr(guarded, full)))
         alarms, calls, before, after = np.mean(rows, axis=0)
         cells = (f"{level:g}", f"{alarms:.0%}", f"{calls:.1f}", f"{before:.1f}", f"{after:.1f}")
@@ -71,13 +69,17 @@ def main() -> None:
     Console().print(table)
 
 
-def runs(bench: Bench, schedule: Schedule, prompt: Any, number: int) -> tuple[Any, Any, Any, Any]:
+def runs(bench: PlanRuns, schedule: Schedule, prompt: PromptSet) -> tuple[Any, Any, Any, Any]:
     """Returns the images in full, by the schedule, and with the guard, and its report."""
-    full = bench.call(bench.pipe, [prompt], number, "np")[0]
+
+    def made() -> Any:
+        return call_pipeline(bench.pipe, bench.setup.call, prompt, "np")[0][0]
+
+    full = made()
     with adaptcache.attach(bench.pipe, schedule):
-        plain = bench.call(bench.pipe, [prompt], number, "np")[0]
+        plain = made()
     with adaptcache.attach(bench.pipe, schedule, guard=True) as handle:
-        guarded = bench.call(bench.pipe, [prompt], number, "np")[0]
+        guarded = made()
         return full, plain, guarded, handle.report()
 
 

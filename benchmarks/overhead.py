@@ -155,9 +155,7 @@ def outside(name: str, pipe: Any, call: dict[str, Any], budget: float, repeats: 
     step, full, ours = statistics.median(inside), *(statistics.median(rest[key]) for key in (False, True))
     bound = (STEPS * step + full) / (calls * step + full) * calls / STEPS
     real = (STEPS * step + full) / (calls * step + ours) * calls / STEPS
-    print(
-        f"\n{name}, outside of the denoiser at budget {budget:g}, median of {repeats} runs, {CLOCK.__name__}"
-    )
+    print(f"\n{name}, outside of the denoiser at budget {budget:g}, median of {repeats} runs, {CLOCK.__name__}")
     print(f"  a call        {step * 1e3:12.2f} ms")
     print(f"  a full run    {full * 1e3:12.2f} ms besides, so at most {bound:.2%} of the ideal speed-up")
     print(f"  a cached run  {ours * 1e3:12.2f} ms besides: {real:.2%} of the ideal")
@@ -197,9 +195,7 @@ def report(name: str, pipe: Any, call: dict[str, Any], repeats: int) -> None:
     for schedule in schedules:
         ideal = STEPS / len(planned(schedule))
         real = statistics.median(full) / statistics.median(cached[schedule.name])
-        print(
-            f"  budget {schedule.name:>5} {real:11.3f} x of {ideal:.3f} x, {real / ideal:8.2%} of the ideal"
-        )
+        print(f"  budget {schedule.name:>5} {real:11.3f} x of {ideal:.3f} x, {real / ideal:8.2%} of the ideal")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
-from adaptcache.cli.table import cost_table, notes_of, result_rows, result_table, size, write_markdown
+from adaptcache.cli.table import cost_table, notes_of, result_rows, result_table, write_markdown
 from adaptcache.comparison import Comparison, Cost, MethodResult
 
 FULL = MethodResult(
@@ -20,6 +21,10 @@ FULL = MethodResult(
 OURS = MethodResult(
     "adaptcache", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, {"mean": 0.99, "p05": 0.98}, 0.01,
     {"mean": 40.0, "p05": 39.0}, 0.5, 1.9, 7168, [52.0, 48.0], {"plan": [0, 2, 4, 6]},
+)  # fmt: skip
+FIRST = MethodResult(
+    "FirstBlockCache", 0.5, 4.0, 16.0, {"mean": 44.0, "p05": 40.0}, None, 0.1, speed=1.5, memory=0, unprobed=3.4,
+    lead={"mean": 6.04, "ci95": 1.26}, over_budget=(5.3,),
 )  # fmt: skip
 BROKEN = MethodResult("PAB", 0.5, note="broke: no such thing")
 COSTS = [Cost("adaptcache", {"full runs": 24.0, "matching": 12.0}), Cost("PAB", {}, 16.0, 4)]
@@ -31,27 +36,33 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def test_markdown_has_a_row_a_line_and_a_note_where_there_are_no_numbers(tmp_path: Path) -> None:
-    found = rows(write_markdown(tmp_path / "t.md", [FULL, OURS, BROKEN], COSTS, 8, "share shown"))
-    assert len({len(row) for row in found[:5]}) == 1
-    assert found[0][6:9] == ["to exact dB", "share shown", "lead"]
-    assert found[2][:3] == ["1", "full run", "exact"] and found[2][6] == "41.0"
+    found = rows(write_markdown(tmp_path / "t.md", [FULL, OURS, BROKEN, FIRST], COSTS, 8, "share shown"))
+    assert len({len(row) for row in found[:6]}) == 1
+    assert found[0][4:9] == ["lead dB", "SSIM", "latent error", "to exact dB", "share shown"]
+    assert found[2][:3] == ["1", "full run", "exact"] and found[2][7] == "41.0"
     assert found[3][:4] == ["0.5", "**adaptcache**", "50.0", "45.0"]
-    assert found[3][6:] == ["40.0", "0.50", "", "4.0", "16", "1.90x", "7.1 kB"]
+    assert found[3][7:] == ["40.0", "0.50", "4.0", "16", "1.90x", "7.2 kB"]
     assert found[4][:3] == ["0.5", "PAB", "broke: no such thing"]
-    assert found[7] == ["**adaptcache**", "36", "", "0", "4", "full runs 24, matching 12"]
-    assert found[8] == ["PAB", "0", "4", "16", "2", ""]
+    assert found[5][4] == "+6.0 ± 1.3" and found[5][9] == "4.0 (3.4 without probe)"
+    assert found[8] == ["**adaptcache**", "36", "", "0", "4", "full runs 24, matching 12"]
+    assert found[9] == ["PAB", "0", "4", "16", "2", ""]
 
 
-def test_columns_that_nobody_has_are_left_out() -> None:
+def test_columns_without_values_are_left_out() -> None:
     bare = MethodResult("AB2", 0.5, 4.0, 16.0, {"mean": 50.0, "p05": 45.0}, None, 0.01, speed=1.0, memory=0)
     headings = [column.header for column in result_table([bare]).columns]
-    assert "to exact dB" not in headings and "calls" in headings and cost_table(COSTS, 8).row_count == 2
+    assert (
+        not {"to exact dB", "lead dB"} & set(headings) and "calls" in headings and cost_table(COSTS, 8).row_count == 2
+    )
 
 
 def test_on_the_screen_notes_stand_below_the_table_a_line_a_method() -> None:
     again = MethodResult("PAB", 0.25, note="broke again")
     assert result_table([FULL, OURS, BROKEN]).row_count == 2
-    assert notes_of([FULL, OURS, BROKEN, again]) == ["PAB at 0.5, 0.25: broke: no such thing"]
+    assert notes_of([FULL, OURS, BROKEN, again, FIRST]) == [
+        "PAB at 0.5, 0.25: broke: no such thing",
+        "FirstBlockCache at 0.5: over budget on the held-out prompts with 5.3 calls; the next setting below was taken",
+    ]
 
 
 def test_wide_tables_are_not_cut_off_on_narrow_screens(
@@ -62,14 +73,6 @@ def test_wide_tables_are_not_cut_off_on_narrow_screens(
     printed = capsys.readouterr().out
     assert "…" not in printed and "share of images that show their caption" in printed and "50.0" in printed
     assert screen.out.width == 60
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (7168, "7.1 kB"), (25_348, "25 kB"), (3_210_000_000, "3.2 GB")],
-)
-def test_bytes_are_written_as_people_write_them(count: int, text: str) -> None:
-    assert size(count) == text
 
 
 def test_the_images_kept_are_of_the_prompts_we_do_worst_on(tmp_path: Path) -> None:
@@ -84,11 +87,6 @@ def test_the_images_kept_are_of_the_prompts_we_do_worst_on(tmp_path: Path) -> No
     assert {"pareto.png", "sheet-0.5.png", "comparison.md"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_a_lead_is_told_with_its_interval_and_calls_without_their_probe() -> None:
-    lead = {"mean": 6.04, "ci95": 1.26}
-    other = MethodResult(
-        "FirstBlockCache", 0.5, 4.0, 16.0, {"mean": 44.0, "p05": 40.0}, None, 0.1, speed=1.5, memory=0, lead=lead,
-        unprobed=3.4,
-    )  # fmt: skip
-    headings, (row,) = result_rows([other])
-    assert row[headings.index("lead")] == "+6.0 ± 1.3" and row[headings.index("calls")] == "4.0 (3.4 without probe)"
+def test_a_lead_on_one_prompt_has_no_interval() -> None:
+    headings, (row,) = result_rows([replace(FIRST, lead={"mean": 6.04, "ci95": None})])
+    assert row[headings.index("lead dB")] == "+6.0"

@@ -53,10 +53,10 @@ def test_it_knows_all_prompts_of_the_demo_model(scorer: Scorer) -> None:
 
 def test_it_sees_what_the_model_draws_and_what_it_does_not(scorer: Scorer, images: np.ndarray) -> None:
     prompts = PROMPTS.held_out[:4]
-    assert scorer.shown(prompts, images) >= 0.75
-    assert scorer.shown(prompts[::-1], images) == 0
-    assert scorer.shown(prompts, blurred(images)) == 0
-    assert scorer.shown(prompts, (images + images[::-1]) / 2) == 0
+    assert scorer.caption_score(prompts, images) >= 0.75
+    assert scorer.caption_score(prompts[::-1], images) == 0
+    assert scorer.caption_score(prompts, blurred(images)) == 0
+    assert scorer.caption_score(prompts, (images + images[::-1]) / 2) == 0
 
 
 def test_other_models_and_prompts_get_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

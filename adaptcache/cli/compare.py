@@ -5,48 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from .files import load_pipeline
-from .options import BatchSize, Model, Scheduler, Set, Steps
+from .files import load_pipeline, open_cache
+from .options import BatchSize, Device, Json, Model, Prompts, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress
-
-__all__ = ["compare"]
 
 
 def compare(
     model: Model = "emoji-flux",
-    budgets: Annotated[str, typer.Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
-    methods: Annotated[str, typer.Option(help="Names, separated by commas. \\[default: all]")] = "",
+    budgets: Annotated[str, Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
+    methods: Annotated[str, Option(help="Names, separated by commas. \\[default: all]")] = "",
     steps: Steps = None,
     scheduler: Scheduler = None,
     settings: Set = None,
-    prompts: Annotated[str | None, typer.Option(help="A prompt file, or the name of one.")] = None,
-    fit_on: Annotated[int, typer.Option(help="Calibration prompts at most.", min=1)] = 16,
+    prompts: Prompts = None,
+    fit_on: Annotated[int, Option(help="Calibration prompts at most.", min=1)] = 16,
     sweep_on: Annotated[
-        int | None, typer.Option(help="Prompts to choose settings of others on. \\[default: all]", min=1)
+        int | None,
+        Option(help="Prompts to choose settings of others on. \\[default: as many as --fit-on]", min=1),
     ] = None,
-    eval_on: Annotated[int, typer.Option(help="Held-out prompts at most.", min=1)] = 32,
-    refine: Annotated[
-        int, typer.Option(help="Also compare with so many times the steps; 0 does not.", min=0)
-    ] = 10,
+    eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,
+    refine: Annotated[int, Option(help="Also compare with so many times the steps; 0 does not.", min=0)] = 10,
     batch_size: BatchSize = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps, cpu.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for pictures and JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = None,
+    to: Annotated[Path | None, Option("--out", "-o", help="A folder for pictures and JSON.")] = None,
+    json: Json = False,
 ) -> None:
     """Compare with other methods, each at its best setting: same prompts, noise, grid and dtype.
 
     Methods that decide for each prompt run one prompt at a time, whatever the batch size.
 
+    \b
     Examples:
-
       adaptcache compare                                    # the demo model, all methods
-
       adaptcache compare --model ./my-fine-tune --budgets 0.36 --methods adaptcache,MagCache --out new
-
       adaptcache compare --steps 50 --set true_cfg_scale=3 --set 'negative_prompt=""'
-
       adaptcache compare --scheduler DPMSolverMultistepScheduler
     """
     from ..comparison import compare as run_comparison
@@ -63,37 +57,37 @@ def compare(
     names = find_methods([name.strip() for name in methods.split(",") if name.strip()])
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
-    held_out = known.held_out[:eval_on]
+    eval_prompts = known.held_out[:eval_on]
     if to:
         check_writable(to / "comparison.json")
-        check_charts()  # said now, not after an hour
-    score, measure, why = find_caption_score(preset.folder, held_out)
+        check_charts()
+    score, measure, why = find_caption_score(preset.folder, eval_prompts)
     pipe = load_pipeline(preset, device, scheduler)
     with progress() as report:
         result = run_comparison(
-            pipe, known.calibration[:fit_on], held_out, shares, preset.steps if steps is None else steps,
-            methods=names, sweep_on=sweep_on, refine=refine, caption_score=score, pipe_kwargs=preset.call,
-            batch_size=batch_size or preset.batch_size, progress=report,
+            pipe, known.calibration[:fit_on], eval_prompts, shares, preset.steps if steps is None else steps,
+            methods=names, sweep_on=sweep_on, refine=refine, caption_score=score, progress=report,
+            batch_size=batch_size or preset.batch_size, cache_dir=open_cache(), pipe_kwargs=preset.call,
         )  # fmt: skip
     data = {"model": preset.name, "scheduler": type(pipe.scheduler).__name__, "call": preset.call,
             "finer": refine, "measure": measure, **result.data()}  # fmt: skip
     data["left_out"] |= {"shown": why} if why else {}
     if to:
-        write_folder(to, result, data, held_out, preset.name, sampling_rate(pipe))
+        write_folder(to, result, data, eval_prompts, preset.name, sampling_rate(pipe))
     if json:
         print_json(data)
         return
     out.print(
-        f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; "
-        f"settings of other methods chosen on {result.swept} calibration prompts:\n"
+        f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; settings of other methods "
+        f"chosen on {result.swept} calibration prompts; lead: of adaptcache, with a 95 % interval over prompts:\n"
     )
     print_whole(result_table(result.results, measure))
     if notes := notes_of(result.results):
-        out.print("\nwithout numbers:\n" + "\n".join(notes))
+        out.print("\nnotes:\n" + "\n".join(notes))
     out.print("\ncost before the first use, all budgets together, in denoiser calls for one prompt:\n")
     print_whole(cost_table(result.costs, result.steps))
-    for missing, reason in data["left_out"].items():
-        out.print(f"\nleft out: {missing}: {reason}")
+    for left, reason in data["left_out"].items():
+        out.print(f"\nleft out: {left}: {reason}")
     if to:
         out.print(f"\nwrote {to}")
 

@@ -1,24 +1,21 @@
 """What a comparison leaves in a folder: numbers, tables, schedules, plots and images."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..comparison import OURS, Comparison, MethodResult
 from ..files import dump_json, write_atomically
+from ..report.charts import draw_pareto
 from ..report.picture import save_output, side_by_side, strip
 from ..runs import Prompt
 from .table import write_markdown
-
-__all__ = ["write_folder"]
 
 ROWS = 6  # prompts whose images are kept
 
 
 def write_folder(
-    folder: Path, result: Comparison, data: dict[str, Any], prompts: Sequence[Prompt], name: str,
+    folder: Path, result: Comparison, data: Mapping[str, Any], prompts: Sequence[Prompt], name: str,
     rate: int | None = None,
 ) -> None:  # fmt: skip
     """Writes a comparison.
@@ -38,10 +35,15 @@ def write_folder(
     write_markdown(folder / "comparison.md", result.results, result.costs, result.steps, data["measure"])
     for share, schedule in result.schedules.items():
         schedule.save(folder / f"{name}-{result.steps}-{share:g}.json")
-    draw(folder, result.results, result.images, prompts)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in result.results:
+        if one.budget < 1 and one.calls is not None and one.psnr:
+            points.setdefault(one.method, []).append((one.calls, one.psnr["mean"]))
+    draw_pareto(points, folder / "pareto.png")
+    draw_sheets(folder, result, prompts)
 
 
-def worst(results: list[MethodResult], prompts: int) -> list[int]:
+def worst(results: Sequence[MethodResult], prompts: int) -> list[int]:
     """Returns the numbers of a few prompts, those first that our fastest schedule does worst on."""
     own = [one for one in results if one.method == OURS and one.each]
     if not own:
@@ -51,7 +53,7 @@ def worst(results: list[MethodResult], prompts: int) -> list[int]:
 
 
 def save_images(
-    folder: Path, images: dict[str, Any], rows: list[int], rate: int | None
+    folder: Path, images: Mapping[str, Any], rows: Sequence[int], rate: int | None
 ) -> dict[str, list[str]]:
     """Writes pictures of what was made of some prompts; returns their names by method and budget.
 
@@ -67,21 +69,13 @@ def save_images(
     return names
 
 
-def draw(folder: Path, results: list[MethodResult], images: dict[str, Any], prompts: Sequence[Prompt]) -> None:
-    """Draws the Pareto plot, and a contact sheet for each budget."""
-    from ..report.charts import draw_pareto
-
-    points: dict[str, list[tuple[float, float]]] = {}
-    for one in results:
-        if one.budget < 1 and one.calls is not None and one.psnr:
-            points.setdefault(one.method, []).append((one.calls, one.psnr["mean"]))
-    draw_pareto(points, folder / "pareto.png")
-    full = images["full run"]
-    for share in {one.budget: 0 for one in results if one.budget < 1}:
-        made = {name: images[f"{name} {share:g}"] for name in {one.method: 0 for one in results}
-                if f"{name} {share:g}" in images}  # fmt: skip
-        ours = made.pop(OURS, None)
-        columns = {**made, "full run": full} | ({OURS: ours} if ours else {})
+def draw_sheets(folder: Path, result: Comparison, prompts: Sequence[Prompt]) -> None:
+    """Draws a contact sheet for each budget: other methods, the full run, ours."""
+    for share in dict.fromkeys(one.budget for one in result.results if one.budget < 1):
+        labels = {name: f"{name} {share:g}" for name in dict.fromkeys(one.method for one in result.results)}
+        columns = {name: result.images[label] for name, label in labels.items() if label in result.images}
+        ours = columns.pop(OURS, None)
+        columns |= {"full run": result.images["full run"]} | ({OURS: ours} if ours else {})
         if len(columns) > 1:
             shown = {name: column[:ROWS] for name, column in columns.items()}
             side_by_side(list(map(str, prompts[:ROWS])), shown, folder / f"sheet-{share:g}.png")

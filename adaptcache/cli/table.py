@@ -1,26 +1,30 @@
 """The tables of a comparison: on the screen, and as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from ..comparison import OURS, Cost, MethodResult
 from ..files import write_atomically
 
-__all__ = ["cost_table", "notes_of", "result_table", "write_markdown"]
-
 Rows = tuple[list[str], list[list[str]]]  # headings, and rows; a row that ends early ends with a note
+PROBE = 0.05  # calls: less than that is no probe
 
 
-def result_rows(results: Sequence[MethodResult], shown: str = "") -> Rows:
-    """Returns what methods reached, as text."""
-    exact = any(one.exact for one in results)
-    headings = ["budget", "method", "PSNR dB", "5th pct", "SSIM", "latent error"]
-    headings += ["to exact dB"] * exact + [shown] * bool(shown) + ["lead", "calls", "block calls", "loop", "kept"]
+def result_rows(results: Sequence[MethodResult], measure: str = "") -> Rows:
+    """Returns what methods reached, as text.
+
+    Arguments:
+        results: The rows.
+        measure: The name of the caption score; empty where there is none.
+    """
+    exact, lead = any(one.exact for one in results), any(one.lead for one in results)
+    headings = ["budget", "method", "PSNR dB", "5th pct", *["lead dB"] * lead, "SSIM", "latent error"]
+    headings += ["to exact dB"] * exact + [measure] * bool(measure)
+    headings += ["calls", "block calls", "loop", "kept"]
     rows = []
     for one in results:
         row = [f"{one.budget:g}", one.method]
@@ -29,26 +33,27 @@ def result_rows(results: Sequence[MethodResult], shown: str = "") -> Rows:
             continue
         same = one.psnr["mean"] >= 100
         row += ["exact" if same else f"{one.psnr['mean']:.1f}", "" if same else f"{one.psnr['p05']:.1f}"]
+        row += [lead_text(one)] * lead
         row += [f"{one.ssim['mean']:.4f}" if one.ssim else "-", f"{one.latent:.4f}"]
         row += [f"{one.exact['mean']:.1f}" if one.exact else "-"] * exact
-        row += ["-" if one.caption_score is None else f"{one.caption_score:.2f}"] * bool(shown)
-        row += [lead(one)]
-        row += [calls(one), f"{one.blocks:.0f}", f"{one.speed:.2f}x", size(one.memory)]
-        rows.append(row)
+        row += ["-" if one.caption_score is None else f"{one.caption_score:.2f}"] * bool(measure)
+        rows.append([*row, calls_text(one), f"{one.blocks:.0f}", f"{one.speed:.2f}x", decimal(one.memory)])
     return headings, rows
 
 
-def lead(one: MethodResult) -> str:
-    """Returns by how many decibels our schedule is ahead, with its 95 % confidence interval."""
-    if not one.lead or one.lead.get("mean") is None:
+def lead_text(one: MethodResult) -> str:
+    """Returns our lead over a method with its confidence interval."""
+    if one.lead is None:
         return ""
-    half = one.lead.get("ci95")
-    return f"{one.lead['mean']:+.1f}" + (f" ± {half:.1f}" if half is not None else "")
+    half = one.lead["ci95"]
+    return f"{one.lead['mean']:+.1f}" + ("" if half is None else f" ± {half:.1f}")
 
 
-def calls(one: MethodResult) -> str:
-    """Returns the calls of a method; of those with a probe also without it."""
-    return f"{one.calls:.1f}" + (f" ({one.unprobed:.1f} without probe)" if one.unprobed is not None else "")
+def calls_text(one: MethodResult) -> str:
+    """Returns the calls of a method, and those without its probe if it has one."""
+    assert one.calls is not None
+    probed = one.unprobed is not None and one.calls - one.unprobed > PROBE
+    return f"{one.calls:.1f}" + (f" ({one.unprobed:.1f} without probe)" if probed else "")
 
 
 def cost_rows(costs: Sequence[Cost], steps: int) -> Rows:
@@ -57,25 +62,10 @@ def cost_rows(costs: Sequence[Cost], steps: int) -> Rows:
     for cost in costs:
         calls = sum(cost.calibration.values())
         parts = ", ".join(f"{stage} {work:.0f}" for stage, work in cost.calibration.items())
-        total = calls + cost.settings
-        row = [
-            cost.method,
-            f"{calls:.0f}",
-            str(cost.tried or ""),
-            f"{cost.settings:.0f}",
-            f"{total / steps:.0f}",
-        ]
-        rows.append([*row, parts if len(cost.calibration) > 1 else ""])
+        row = [cost.method, f"{calls:.0f}", str(cost.tried or ""), f"{cost.settings:.0f}"]
+        total = f"{(calls + cost.settings) / steps:.0f}"
+        rows.append([*row, total, parts if len(cost.calibration) > 1 else ""])
     return ["method", "calibration", "settings", "their calls", "in full runs", "of the calibration"], rows
-
-
-def size(count: int) -> str:
-    """Returns bytes as people write them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count = round(count / 1000) if count >= 10_000 else count // 100 / 10  # type: ignore[assignment]
-    return f"{count:.3g} GB"
 
 
 def screen(rows: Rows, left: Sequence[str]) -> Table:
@@ -88,19 +78,24 @@ def screen(rows: Rows, left: Sequence[str]) -> Table:
     return view
 
 
-def result_table(results: Sequence[MethodResult], shown: str = "") -> Table:
+def result_table(results: Sequence[MethodResult], measure: str = "") -> Table:
     """Returns the table of what methods reached; those that reached nothing are in the notes."""
-    return screen(result_rows([one for one in results if not one.note], shown), ("method",))
+    return screen(result_rows([one for one in results if not one.note], measure), ("method",))
 
 
 def notes_of(results: Sequence[MethodResult]) -> list[str]:
-    """Returns a line for each method without numbers somewhere: at which budgets, and why at the first."""
+    """Returns a line for each method without numbers somewhere, and for each setting that was over budget."""
     noted: dict[str, list[MethodResult]] = {}
     for one in results:
         if one.note:
             noted.setdefault(one.method, []).append(one)
     at = {method: ", ".join(f"{one.budget:g}" for one in some) for method, some in noted.items()}
-    return [f"{method} at {at[method]}: {some[0].note}" for method, some in noted.items()]
+    return [f"{method} at {at[method]}: {some[0].note}" for method, some in noted.items()] + [
+        f"{one.method} at {one.budget:g}: over budget on the held-out prompts with "
+        f"{', '.join(f'{calls:.1f}' for calls in one.over_budget)} calls; the next setting below was taken"
+        for one in results
+        if one.over_budget and not one.note
+    ]
 
 
 def cost_table(costs: Sequence[Cost], steps: int) -> Table:
@@ -109,10 +104,10 @@ def cost_table(costs: Sequence[Cost], steps: int) -> Table:
 
 
 def write_markdown(
-    path: Path, results: Sequence[MethodResult], costs: Sequence[Cost], steps: int, shown: str = ""
+    path: Path, results: Sequence[MethodResult], costs: Sequence[Cost], steps: int, measure: str = ""
 ) -> Path:
     """Writes both tables as Markdown."""
-    text = "\n\n".join(map(markdown, (result_rows(results, shown), cost_rows(costs, steps))))
+    text = "\n\n".join(map(markdown, (result_rows(results, measure), cost_rows(costs, steps))))
     return write_atomically(path, (text + "\n").encode())
 
 

@@ -1,6 +1,6 @@
 """Compares schedules with other methods: same prompts, noise, grid and dtype, in one process.
 
-Every method is given its best chance. All its settings are tried on the calibration prompts that our schedules are
+Every method is run at its best. All its settings are tried on the calibration prompts that our schedules are
 fitted on, and for each budget the best one that stays at or below it is measured on held-out prompts.
 """
 
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from ..calibration.calibrate import calls_for
-from ..engines import make_setup
+from ..engines import make_setup, refuse_unknown
 from ..engines.diffusers.engine import DiffusersEngine, twin
 from ..evaluation.generate import reference_images
 from ..runs import Prompt, PromptSet, Setup
+from ..schedule.format import Evidence
 from ..schedule.schedule import Schedule
 from .baselines import BASELINES, Case
-from .ours import OURS, Fitted, Ours, fit_ours, plan_of, with_evidence
-from .runner import FULL, CaptionScore, ComparisonRunner, Cost, MethodResult, lead_over
+from .ours import OURS, Ours
+from .runner import FULL, ComparisonRunner, Cost, MethodResult, lead_over
+from .scorer import CaptionScore
 from .trial import pipe_of
 
 __all__ = ["OURS", "CompareOptions", "Comparison", "Cost", "MethodResult", "compare", "find_methods"]
@@ -66,8 +68,7 @@ class CompareOptions:
 
     Arguments:
         methods: Names of methods; none means all.
-        sweep_on: Choose settings of other methods on at most this many calibration prompts; None takes all that our
-            schedules are fitted on.
+        sweep_on: Calibration prompts to choose settings of other methods on; None takes all of them.
         refine: Also compare with a run of so many times the steps; below 2 there is none.
         caption_score: Measures how well images show what their captions say.
     """
@@ -106,20 +107,20 @@ def compare(
         eval_prompts: Prompts that everything is measured on.
         budgets: Fractions of the denoiser calls.
         num_inference_steps: Steps of the full run.
-        options: Of the comparison (see `CompareOptions`): `methods`, `sweep_on`, `refine`, `caption_score`; of the
-            runs, as for `calibrate`: `seed`, `batch_size` (methods that decide during a run have one prompt in it,
-            whatever this says), `cache_dir` (for the images of many steps), `progress`; and arguments of the pipeline.
+        options: Of the comparison (see `CompareOptions`): `methods`, `sweep_on`, `refine`, `caption_score`;
+            of the runs, as for `calibrate`: `seed`, `batch_size` (methods that decide during a run have one
+            prompt in it), `cache_dir` (for the images of many steps), `progress`; arguments of the pipeline.
 
     Example:
-        >>> compared = adaptcache.compare(pipe, prompts, others, [0.36, 0.25], methods=["adaptcache", "TeaCache"])
-        >>> for result in compared.results: print(result.method, result.budget, result.psnr, result.lead)
+        >>> compared = adaptcache.compare(pipe, prompts, others, [0.36, 0.25], methods=["adaptcache", "L2P"])
+        >>> for result in compared.results:
+        ...     print(result.method, result.budget, result.psnr, result.lead)
     """
     known = {field.name for field in fields(CompareOptions)}
     chosen = CompareOptions(**{name: options.pop(name) for name in known & options.keys()})
     find_methods(chosen.methods)
     setup, rest = make_setup(pipe, num_inference_steps, options)
-    if rest:
-        raise TypeError(f"compare takes no {', '.join(sorted(rest))}")
+    refuse_unknown("compare", rest, {*known, "prompts", "eval_prompts", "budgets", "num_inference_steps"})
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts")
     setup.engine.preflight(setup.call, calibration)
@@ -128,34 +129,36 @@ def compare(
 
 
 def compare_methods(
-    setup: Setup,
-    prompts: PromptSet,
-    eval_prompts: PromptSet,
-    allowed: Mapping[float, int],
-    chosen: CompareOptions,
+    setup: Setup, prompts: PromptSet, eval_prompts: PromptSet, allowed: Mapping[float, int], chosen: CompareOptions
 ) -> Comparison:
     """Compares methods at so many denoiser calls by budget."""
     names = find_methods(chosen.methods)
-    profiled, fits = {name for name in names if name != OURS and BASELINES[name].profiled}, Fitted()
+    profiled, ours = [name for name in names if name != OURS and BASELINES[name].profiled], Ours()
     if OURS in names or profiled:
-        fits = fit_ours(setup, prompts, allowed if OURS in names else {})
+        ours = Ours.fit(setup, prompts, allowed if OURS in names else {})
     alone = replace(setup, engine=DiffusersEngine(twin(pipe_of(setup)), exclusive=True))
-    plans = {allowed[budget]: plan_of(schedule) for budget, schedule in fits.schedules.items()}
-    case = Case(alone, prompts[: chosen.sweep_on], tuple(allowed.values()), plans, fits.profile)
-    runner = ComparisonRunner(case, eval_prompts, chosen.caption_score)
-    left_out = {}
+    plans = {allowed[budget]: schedule.steps() for budget, schedule in ours.schedules.items()}
+    case = Case(alone, prompts[: chosen.sweep_on], tuple(allowed.values()), plans, ours.profile)
+    runner, left_out = ComparisonRunner(case, eval_prompts, chosen.caption_score), {}
     if chosen.refine > 1 and (why := why_never_exact(case.pipe.scheduler)):
         left_out["exact"] = why
     elif chosen.refine > 1:
-        call = replace(setup.call, num_inference_steps=setup.call.num_inference_steps * chosen.refine)
+        call = replace(setup.call, num_inference_steps=case.steps * chosen.refine)
         runner.exact = reference_images(replace(setup, call=call), eval_prompts)
-    results, costs, schedules = measure_ours(runner, fits)
-    results.insert(0, runner.score(FULL, 1.0, runner.full))
+    results, costs, schedules = [runner.score(FULL, 1.0, runner.full)], list[Cost](), dict[float, Schedule]()
+    profiling, work = ({k: v / runner.call_work for k, v in part.items()} for part in (ours.profiling, ours.work))
+    for budget, schedule in ours.schedules.items():
+        results.append(runner.measure_setting(ours, budget, {"plan": schedule.steps()}))
+        schedules[budget] = with_evidence(schedule, results[-1], len(eval_prompts))
+    if OURS in names:
+        costs.append(Cost(OURS, work))
     for name in names:
         if name != OURS:
             found, cost = runner.measure(BASELINES[name], allowed)
             results += found
-            costs += [with_profile(cost, runner, fits) if name in profiled else cost] if cost else []
+            if cost:
+                own = profiling if name in profiled else {}
+                costs.append(replace(cost, calibration=own | cost.calibration))
     order = {budget: place for place, budget in enumerate([1.0, *allowed])}
     results = sorted(with_leads(results), key=lambda result: order[result.budget])
     return Comparison(
@@ -163,22 +166,15 @@ def compare_methods(
     )
 
 
-def measure_ours(
-    runner: ComparisonRunner, fits: Fitted
-) -> tuple[list[MethodResult], list[Cost], dict[float, Schedule]]:
-    """Returns a result for each of our schedules, what they cost, and the schedules with their evidence."""
-    ours, results, schedules = Ours(fits.schedules), list[MethodResult](), dict[float, Schedule]()
-    for budget, schedule in fits.schedules.items():
-        results.append(runner.measure_setting(ours, budget, {"plan": plan_of(schedule)}))
-        schedules[budget] = with_evidence(schedule, results[-1], len(runner.prompts))
-    cost = Cost(OURS, {stage: work / runner.call_work for stage, work in fits.work.items()})
-    return results, [cost] if results else [], schedules
-
-
-def with_profile(cost: Cost, runner: ComparisonRunner, fits: Fitted) -> Cost:
-    """Returns a cost with that of the profile the method was fitted to."""
-    profile = {stage: work / runner.call_work for stage, work in fits.profiling.items()}
-    return replace(cost, calibration=profile | cost.calibration)
+def with_evidence(schedule: Schedule, result: MethodResult, prompts: int) -> Schedule:
+    """Returns the schedule with what the comparison measured of it."""
+    steps, calls = len(schedule.grid.times), len(schedule.steps())
+    assert result.psnr is not None
+    evidence = Evidence(
+        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=result.psnr, ssim=result.ssim,
+        speed=steps / calls,
+    )  # fmt: skip
+    return schedule.model_copy(update={"evidence": evidence})
 
 
 def with_leads(results: Sequence[MethodResult]) -> list[MethodResult]:

@@ -7,15 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..calibration.fit import fit_schedule
-from ..policies.plan import Plan
 from ..profile import Profile
 from ..profiling.measure import measure
 from ..runs import Progress, PromptSet, Setup
 from ..runtime.runner import Runner
-from ..schedule.format import Evidence
 from ..schedule.schedule import Schedule
 from .baselines import Baseline, Case, Params, Ready
-from .runner import MethodResult
 from .trial import MacCounter, pipe_of
 
 OURS = "adaptcache"
@@ -45,74 +42,46 @@ class CostTracker:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What was fitted before anything is compared.
+class Ours(Baseline):
+    """Our schedules, run as the other methods are.
 
     Arguments:
         profile: What was measured on the calibration prompts; None where no method needs it.
         profiling: The work that took, by stage.
-        schedules: Our schedules, by budget; none where ours are not compared.
+        schedules: One for each budget; none where ours are not compared.
         work: The work they took, the profile's included, by stage.
     """
-
-    profile: Profile | None = None
-    profiling: dict[str, float] = field(default_factory=dict)
-    schedules: dict[float, Schedule] = field(default_factory=dict)
-    work: dict[str, float] = field(default_factory=dict)
-
-
-def fit_ours(setup: Setup, prompts: PromptSet, allowed: Mapping[float, int]) -> Fitted:
-    """Measures the profile and fits a schedule for each budget; none where no budgets are given.
-
-    Nothing is taken from the cache, so that what it costs is counted.
-
-    Arguments:
-        setup: Who runs, and how.
-        prompts: Calibration prompts.
-        allowed: Denoiser calls by budget.
-    """
-    with MacCounter(pipe_of(setup)) as counter:
-        costs = CostTracker(counter, setup.progress)
-        setup = replace(setup, cache=None, progress=costs.report)
-        measurement = measure(setup, prompts)
-        profiling = dict(costs.work)
-        schedules = {
-            budget: fit_schedule(setup, prompts, measurement, calls) for budget, calls in allowed.items()
-        }
-        costs.book(next(reversed(costs.work)))  # what came after the last report
-    return Fitted(measurement.profile, profiling, schedules, dict(costs.work))
-
-
-class Ours(Baseline):
-    """Our schedules, run as the other methods are."""
 
     name = OURS
     about = "schedules fitted on the calibration prompts"
 
-    def __init__(self, schedules: Mapping[float, Schedule]) -> None:
-        self.schedules = {tuple(plan_of(schedule)): schedule for schedule in schedules.values()}
+    profile: Profile | None = None
+    profiling: Mapping[str, float] = field(default_factory=dict)
+    schedules: Mapping[float, Schedule] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, setup: Setup, prompts: PromptSet, allowed: Mapping[float, int]) -> "Ours":
+        """Measures the profile and fits a schedule for each budget; nothing is taken from the cache.
+
+        Arguments:
+            setup: Who runs, and how.
+            prompts: Calibration prompts.
+            allowed: Denoiser calls by budget.
+        """
+        with MacCounter(pipe_of(setup)) as counter:
+            costs = CostTracker(counter, setup.progress)
+            setup = replace(setup, cache=None, progress=costs.report)
+            measurement = measure(setup, prompts)
+            profiling = dict(costs.work)
+            fitted = {budget: fit_schedule(setup, prompts, measurement, calls) for budget, calls in allowed.items()}
+            costs.book(next(reversed(costs.work)))  # what came after the last report
+        return cls(measurement.profile, profiling, fitted, dict(costs.work))
 
     def propose(self, case: Case) -> list[Params]:
-        return [{"plan": list(plan)} for plan in self.schedules]
+        return [{"plan": schedule.steps()} for schedule in self.schedules.values()]
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
-        yield Ready(case.setup.call, Runner(self.schedules[tuple(params["plan"])], gear=0))
-
-
-def plan_of(schedule: Schedule) -> list[int]:
-    """Returns the numbers of the steps that a schedule computes."""
-    policy = schedule.rules[0].policy
-    assert isinstance(policy, Plan)
-    return policy.steps(schedule.grid.times)
-
-
-def with_evidence(schedule: Schedule, result: MethodResult, prompts: int) -> Schedule:
-    """Returns the schedule with what the comparison measured of it."""
-    steps, calls = len(schedule.grid.times), len(plan_of(schedule))
-    assert result.psnr is not None
-    evidence = Evidence(
-        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=result.psnr, ssim=result.ssim,
-        speed=steps / calls,
-    )  # fmt: skip
-    return schedule.model_copy(update={"evidence": evidence})
+        chosen = next(one for one in self.schedules.values() if one.steps() == params["plan"])
+        yield Ready(case.setup.call, Runner(chosen, gear=0))

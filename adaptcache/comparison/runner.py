@@ -1,10 +1,11 @@
-"""Runs the methods of a comparison: chooses their settings, measures them in turn with the full run, counts costs."""
+"""Runs the methods of a comparison: chooses their settings, measures them, counts what they cost."""
 
+import functools
 import importlib.util
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,18 +15,18 @@ from scipy import stats
 from ..evaluation.generate import TimedHook, check_images
 from ..evaluation.metrics import psnr, ssim, summary
 from ..hooks import StepHook
-from ..runs import Prompt, PromptSet, Setup
+from ..runs import PromptSet, Setup
 from .baselines import Baseline, Case, Params
+from .scorer import CaptionScore
 from .trial import MacCounter, Trial, latent_error, measure_memory, run_trial
 
 logger = logging.getLogger(__name__)
 
-CaptionScore = Callable[[Sequence[Prompt], Sequence[np.ndarray]], float]
 TOLERANCE = 1.01  # a method that runs a little around the blocks at every step is not sent a whole call down
 FULL = "full run"
 HALVINGS = 2  # settings tried between two that lie on both sides of a budget
 PAIRS = (3, 8)  # runs timed in turn with the full run, at least and at most
-UNPROBED = ", probe not counted"
+UNPROBED = " (probe not counted)"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class MethodResult:
         tried: How many settings were tried.
         note: Why there are no numbers.
         unprobed: Denoiser calls if the first block cost nothing.
-        over_budget: Calls of settings that made more on the held-out prompts than they were allowed, and that this
-            one was taken instead of.
+        over_budget: Calls of settings that made more than they were allowed on the held-out prompts, and that
+            this one was taken instead of.
         lead: How many decibels our schedule is ahead, over prompts: "mean", and "ci95", the half width of its
             95 % confidence interval.
     """
@@ -108,10 +109,12 @@ class Tried:
     quality: float
     params: Params
 
+    def count(self, probe: bool = True) -> float:
+        """Returns the calls, with the first block counted or not."""
+        return self.calls if probe else self.unprobed
 
-def settings_between(
-    found: Sequence[tuple[float, Params]], threshold: str, budgets: Sequence[int]
-) -> list[Params]:
+
+def settings_between(found: Sequence[tuple[float, Params]], threshold: str, budgets: Sequence[int]) -> list[Params]:
     """Returns settings in the middle, on a log scale, of the two nearest to each budget on both sides.
 
     Arguments:
@@ -153,14 +156,18 @@ class ComparisonRunner:
         self.call_work = self.full.work / len(prompts) / case.steps
         self.exact: list[np.ndarray] = []  # images of many steps
         self.images: dict[str, list[np.ndarray]] = {}
-        self._calibration_full: Trial | None = None
+
+    @functools.cached_property
+    def calibration_full(self) -> Trial:
+        """The full run of the calibration prompts."""
+        return run_trial(self.setup, self.case.prompts)
 
     def count_calls(self, trial: Trial, full: Trial) -> tuple[float, float]:
         """Returns a trial's work in denoiser calls a run: all of it, and without the first block."""
         rest = full.work - full.probe  # nothing where the denoiser has one block
-        steps = self.case.steps
-        calls = steps * trial.work / full.work
-        return calls, steps * (trial.work - trial.probe) / rest if rest else calls
+        calls = trial.work / full.work
+        unprobed = (trial.work - trial.probe) / rest if rest else calls
+        return self.case.steps * calls, self.case.steps * unprobed
 
     def setup_for(self, baseline: Baseline) -> Setup:
         """Returns how a baseline is run: some have one prompt in a run."""
@@ -169,39 +176,32 @@ class ComparisonRunner:
     def run(self, baseline: Baseline, params: Params, prompts: PromptSet, stage: str = "") -> Trial:
         """Runs a baseline with a setting."""
         with baseline.apply(self.case, params) as ready:
-            setup = replace(self.setup_for(baseline), call=ready.call)
-            return run_trial(setup, prompts, ready.hook, stage)
+            return run_trial(replace(self.setup_for(baseline), call=ready.call), prompts, ready.hook, stage)
 
     # The settings
 
     def try_settings(self, baseline: Baseline, settings: Sequence[Params]) -> list[Tried]:
         """Tries settings of a baseline on the calibration prompts."""
-        full, found = self.calibration_full(), list[Tried]()
+        full, found = self.calibration_full, list[Tried]()
         for number, params in enumerate(settings):
             trial = self.run(baseline, params, self.case.prompts)
-            pairs = zip(trial.images, full.images, strict=True)
-            quality = float(np.nan_to_num(np.mean([psnr(a, b) for a, b in pairs]), nan=-math.inf))
-            found.append(Tried(*self.count_calls(trial, full), quality, params))
+            quality = np.mean([psnr(a, b) for a, b in zip(trial.images, full.images, strict=True)])
+            calls = self.count_calls(trial, full)
+            found.append(Tried(*calls, float(np.nan_to_num(quality, nan=-math.inf)), params))
             self.setup.progress(f"{baseline.name}, settings", number + 1, len(settings))
         return found
 
-    def calibration_full(self) -> Trial:
-        """Returns the full run of the calibration prompts."""
-        if self._calibration_full is None:
-            self._calibration_full = run_trial(self.setup, self.case.prompts)
-        return self._calibration_full
-
     def choose_settings(self, baseline: Baseline, budgets: Sequence[int]) -> tuple[list[Tried], Cost]:
         """Tries a baseline's settings, and finer ones around the budgets; returns them and what that cost."""
-        self.calibration_full()  # serves all, and counts for none
+        _ = self.calibration_full  # serves all, and counts for none
         with MacCounter(self.case.pipe) as calibration:
             settings = baseline.propose(self.case)
         with MacCounter(self.case.pipe) as trying:
             found = self.try_settings(baseline, settings)
             for _ in range(HALVINGS if baseline.threshold else 0):
-                between = {}
-                for counted in countings(baseline):
-                    calls = [(calls_of(one, counted), one.params) for one in found]
+                between: dict[str, Params] = {}
+                for counted in (True, False)[: 1 + baseline.probes]:
+                    calls = [(one.count(counted), one.params) for one in found]
                     finer = settings_between(calls, baseline.threshold, budgets)
                     between |= {repr(params): params for params in finer}
                 found += self.try_settings(baseline, list(between.values()))
@@ -210,20 +210,20 @@ class ComparisonRunner:
 
     # The results
 
-    def measure(
-        self, baseline: Baseline, budgets: Mapping[float, int]
-    ) -> tuple[list[MethodResult], Cost | None]:
-        """Returns a result for each budget, with a note where the method does not run here, or breaks."""
-        name = baseline.name
+    def measure(self, baseline: Baseline, budgets: Mapping[float, int]) -> tuple[list[MethodResult], Cost | None]:
+        """Returns a result for each budget, with a note where the method does not run here, or breaks.
+
+        Methods with a probe have two where another setting is the best if the probe costs nothing.
+        """
+        name, results = baseline.name, list[MethodResult]()
         if obstacle := baseline.find_obstacle(self.case):
             return [MethodResult(name, budget, note=obstacle) for budget in budgets], None
-        results = list[MethodResult]()
         try:
             found, cost = self.choose_settings(baseline, list(budgets.values()))
             for budget, calls in budgets.items():
-                best = [self.measure_best(baseline, budget, calls, found, c) for c in countings(baseline)]
-                same = len(best) > 1 and best[0].params == best[1].params
-                results += best[:1] if same else best
+                results.append(self.measure_best(baseline, budget, calls, found))
+                if baseline.probes and pick(baseline, found, calls) != pick(baseline, found, calls, False):
+                    results.append(self.measure_best(baseline, budget, calls, found, False))
         except Exception as error:  # another's code on this model: the other methods are to go on
             logger.warning("%s broke", name, exc_info=True)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
@@ -231,34 +231,27 @@ class ComparisonRunner:
         return results, cost
 
     def measure_best(
-        self, baseline: Baseline, budget: float, calls: int, found: Sequence[Tried], counted: bool
+        self, baseline: Baseline, budget: float, calls: int, found: Sequence[Tried], counted: bool = True
     ) -> MethodResult:
         """Measures the best setting at or below a budget on the held-out prompts.
 
-        A setting that makes more calls there than it is allowed, and made fewer on the calibration prompts, gives way
-        to the best of those with fewer still.
+        A setting that makes more calls there than it is allowed gives way to the best of those with fewer.
 
         Arguments:
             counted: Whether the probe counts for the budget.
         """
-        name, most, over = baseline.name + UNPROBED * (not counted), calls * TOLERANCE, list[float]()
-        fitting = [one for one in found if calls_of(one, counted) <= most]
-        while fitting:
-            best = max(fitting, key=lambda one: one.calls if baseline.takes_all_calls else one.quality)
+        name, over, left = baseline.name + UNPROBED * (not counted), list[float](), found
+        while best := pick(baseline, left, calls, counted):
             trial = self.run(baseline, best.params, self.prompts, f"{name} {budget:g}")
             made = self.count_calls(trial, self.full)[not counted]
-            if made <= most:
+            if made <= calls * TOLERANCE:
                 result = self.measure_setting(baseline, budget, best.params, trial, name)
                 return replace(result, tried=len(found), over_budget=tuple(over))
             over.append(made)
-            fitting = [one for one in fitting if calls_of(one, counted) < calls_of(best, counted)]
-        least = min(over or (calls_of(one, counted) for one in found))
-        why = (
-            f"over budget on the held-out prompts: {calls} calls"
-            if over
-            else f"no setting at or below {calls} calls"
-        )
-        note = f"{why}; the least is {least:.1f}"
+            left = [one for one in left if one.count(counted) < best.count(counted)]
+        why = "over budget on the held-out prompts:" if over else "no setting at or below"
+        least = min(over or (one.count(counted) for one in found))
+        note = f"{why} {calls} calls; the least is {least:.1f}"
         return MethodResult(name, budget, tried=len(found), note=note, over_budget=tuple(over))
 
     def measure_setting(
@@ -268,10 +261,9 @@ class ComparisonRunner:
         name = name or baseline.name
         trial = trial or self.run(baseline, params, self.prompts, f"{name} {budget:g}")
         with baseline.apply(self.case, params) as ready:
-            setup = replace(self.setup, call=ready.call)
-            memory = measure_memory(setup, self.prompts[:1], ready.hook) - self.full_memory
+            memory = measure_memory(replace(self.setup, call=ready.call), self.prompts[:1], ready.hook)
         result, speed = self.score(name, budget, trial), self.time_pairs(baseline, params)
-        return replace(result, params=params, memory=max(0, memory), speed=speed)
+        return replace(result, params=params, memory=max(0, memory - self.full_memory), speed=speed)
 
     def score(self, name: str, budget: float, trial: Trial) -> MethodResult:
         """Returns the quality of a trial on the held-out prompts and its calls, and keeps its images."""
@@ -287,14 +279,14 @@ class ComparisonRunner:
             name, budget, calls, calls * self.case.blocks, summary(each),
             summary([ssim(a, b) for a, b in pairs]) if pictures else None,
             latent_error(trial.latents, self.full.latents), summary(exact) if exact else None,
-            self.caption_score(tuple(self.prompts), trial.images) if self.caption_score else None,
+            self.caption_score(self.prompts.prompts, trial.images) if self.caption_score else None,
             speed=1.0, memory=0, each=each, unprobed=unprobed,
         )  # fmt: skip
 
     def time_pairs(self, baseline: Baseline, params: Params) -> float:
-        """Returns the median over pairs of runs, of a full one and one by the method, of their times' ratio.
+        """Returns how many times faster than the full run a setting is, in the denoising loop.
 
-        In turn, as a busy machine is slower at one time than at another.
+        The median over pairs of runs in turn, as a busy machine is slower at one time than at another.
         """
         setup = self.setup_for(baseline)
         batches, ratios = list(self.prompts.batches(setup.batch_size)), list[float]()
@@ -313,18 +305,14 @@ def time_loop(setup: Setup, batch: PromptSet, hook: StepHook | None = None) -> f
     return timed.seconds
 
 
-def countings(baseline: Baseline) -> tuple[bool, ...]:
-    """Returns whether the first block counts for the budget: for methods that probe with it, both."""
-    return (True, False) if baseline.probes else (True,)
-
-
-def calls_of(one: Tried, counted: bool) -> float:
-    """Returns the calls of a setting, with the first block counted or not."""
-    return one.calls if counted else one.unprobed
+def pick(baseline: Baseline, found: Sequence[Tried], calls: int, counted: bool = True) -> Tried | None:
+    """Returns the best setting at or below a budget, with the probe counted or not; None where there is none."""
+    fitting = [one for one in found if one.count(counted) <= calls * TOLERANCE]
+    return max(fitting, key=lambda one: one.calls if baseline.takes_all_calls else one.quality, default=None)
 
 
 def lead_over(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    """Returns how far we are ahead, in decibels over the same prompts, with Student's interval for the mean."""
+    """Returns our mean lead in decibels over the same prompts, with Student's interval."""
     gaps = np.subtract(ours, other)
     half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else None
     return {"mean": float(gaps.mean()), "ci95": None if half is None else float(half)}

@@ -1,10 +1,8 @@
-"""Does an image still show what its caption says? A small classifier tells, for the demo model's captions.
+"""Whether images still show what their captions say: a small classifier for the demo model's captions.
 
 `calibration.demo.scorer` trains it on the drawings that the demo model was trained on. It knows which of the
-common emoji is drawn, and on which background; and what is blurred or two at once it takes for neither.
+common emoji is drawn, and on which background; what is blurred or two at once it takes for neither.
 """
-
-from __future__ import annotations
 
 import importlib.util
 import json
@@ -26,7 +24,7 @@ EMBEDDING = 64
 
 
 class Scorer(nn.Module):
-    """Tells names and backgrounds of 32 x 32 pictures.
+    """Recognises names and backgrounds of 32 x 32 pictures.
 
     Arguments:
         names: What can be drawn.
@@ -54,7 +52,7 @@ class Scorer(nn.Module):
         return self.name(features), self.background(features)
 
     @torch.no_grad()
-    def shown(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
+    def caption_score(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
         """Returns the share of images whose first guesses, name and background, are the caption's.
 
         Arguments:
@@ -68,7 +66,7 @@ class Scorer(nn.Module):
         return float(np.mean([guess == named(p) for guess, p in zip(guesses, prompts, strict=True)]))
 
     def knows(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether it can tell what all these captions ask for."""
+        """Whether it can recognise what all these captions ask for."""
         pairs = [named(prompt) for prompt in prompts]
         return all(pair and pair[0] in self.names and pair[1] in self.backgrounds for pair in pairs)
 
@@ -89,15 +87,13 @@ def load_scorer(path: str | Path) -> Scorer:
     return scorer.eval()
 
 
-# What tells whether images show their captions: the demo model's own scorer, CLIP where a user has it.
-
-Shows = Callable[[Sequence[Prompt], Sequence[np.ndarray]], float]
+CaptionScore = Callable[[Sequence[Prompt], Sequence[np.ndarray]], float]
 CLIP = "openai/clip-vit-base-patch16"
 SCORER = Path("emoji-scorer", "scorer.safetensors")  # beside the demo model
 
 
-def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[Shows | None, str, str]:
-    """Finds a measure of how well images show their captions that needs no download.
+def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[CaptionScore | None, str, str]:
+    """Finds a measure of how well images show their captions: the demo model's own scorer, or a local CLIP.
 
     Arguments:
         folder: The folder of the model, None for one of the hub.
@@ -109,7 +105,7 @@ def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[
     if folder and (path := folder.parent / SCORER).is_file():
         scorer = load_scorer(path)
         if scorer.knows(prompts):
-            return scorer.shown, "share shown", ""
+            return scorer.caption_score, "share shown", ""
         return None, "", "the demo model's scorer does not know what these prompts ask for"
     if importlib.util.find_spec("torchmetrics") is None:
         return None, "", "needs torchmetrics: pip install 'adaptcache-diffusers[metrics]'"
@@ -122,13 +118,12 @@ def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[
         return None, "", f"{CLIP} is not on this machine ({reason[:80]})"
 
 
-def load_clip_score() -> Shows:
+def load_clip_score() -> CaptionScore:
     """Returns CLIPScore, from weights that are on this machine already.
 
     References:
         Hessel et al., 2021, https://arxiv.org/abs/2104.08718
     """
-    import torch
     from torchmetrics.multimodal.clip_score import CLIPScore
     from transformers import CLIPModel, CLIPProcessor
 
@@ -136,13 +131,11 @@ def load_clip_score() -> Shows:
     processor = CLIPProcessor.from_pretrained(CLIP, local_files_only=True)
     metric = CLIPScore(lambda: (model, processor))
 
-    def shown(prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
+    def caption_score(prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
         frames = [image if image.ndim == 3 else image[len(image) // 2] for image in images]
-        pixels = [
-            torch.from_numpy((frame.clip(0, 1) * 255).round()).byte().movedim(-1, 0) for frame in frames
-        ]
+        pixels = [torch.from_numpy((frame.clip(0, 1) * 255).round()).byte().movedim(-1, 0) for frame in frames]
         metric.reset()
         metric.update(pixels, [str(prompt) for prompt in prompts])
         return float(metric.compute())
 
-    return shown
+    return caption_score

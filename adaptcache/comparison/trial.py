@@ -1,4 +1,4 @@
-"""Watches runs of a comparison: time, noise, final latents, computed weights, and what is kept between steps."""
+"""Watches runs of a comparison: noise, final latents, computed weights, and memory kept between steps."""
 
 import gc
 from collections import defaultdict

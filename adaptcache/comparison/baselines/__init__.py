@@ -7,9 +7,9 @@ from .base import Baseline, Case, Params, Ready
 from .dbcache import DBCache, DBCacheDmd, DBCacheFoca, DBCacheTaylor, StaticMask
 from .first_block import FirstBlock
 from .magcache import MagCache
-from .samplers import AdamsBashforth, Dpm, Fewer, UniPC
+from .samplers import DPM, UNIPC, AdamsBashforth, Fewer
 from .sea import Sea, SeaHere
-from .searched import SearchedAB2, SearchedAB3, SearchedDpm, SearchedEuler
+from .searched import SEARCHED
 from .taylorseer import TaylorSeer, TaylorSeerLite
 from .teacache import TeaCache
 from .zoo import DiCache, EasyCache, HiCache, Learned
@@ -17,10 +17,9 @@ from .zoo import DiCache, EasyCache, HiCache, Learned
 __all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready"]
 
 ALL: tuple[Baseline, ...] = (
-    Fewer(), AdamsBashforth(), UniPC(), Dpm(), SearchedEuler(), SearchedAB2(), SearchedAB3(), SearchedDpm(),
-    AlignYourSteps(), MagCache(), FirstBlock(), TaylorSeer(), TaylorSeerLite(), Pyramid(), FasterCache(), Sea(),
-    DBCache(), DBCacheTaylor(), DBCacheFoca(), DBCacheDmd(), StaticMask(), SeaHere(), TeaCache(), EasyCache(),
-    DiCache(), HiCache(), Learned(), BudCache(),
+    Fewer(), AdamsBashforth(), UNIPC, DPM, *SEARCHED, AlignYourSteps(), MagCache(), FirstBlock(), TaylorSeer(),
+    TaylorSeerLite(), Pyramid(), FasterCache(), Sea(), DBCache(), DBCacheTaylor(), DBCacheFoca(), DBCacheDmd(),
+    StaticMask(), SeaHere(), TeaCache(), EasyCache(), DiCache(), HiCache(), Learned(), BudCache(),
 )  # fmt: skip
 
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in ALL}

@@ -15,10 +15,14 @@ import numpy as np
 from ...engines.diffusers.sampler import sampler
 from ...fitting.kernel import Array
 from .base import Baseline, Case, Params, Ready, with_scheduler
+from .samplers import DPM
 
-DPM = "DPMSolverMultistepScheduler"  # what the grids were optimised for
-GRIDS = {"StableDiffusion3": "", "StableDiffusionXL": "StableDiffusionXLTimesteps",
-         "StableDiffusion": "StableDiffusionTimesteps", "StableVideoDiffusion": "StableDiffusionVideoSigmas"}  # fmt: skip
+GRIDS = {
+    "StableDiffusion3": "",
+    "StableDiffusionXL": "StableDiffusionXLTimesteps",
+    "StableDiffusion": "StableDiffusionTimesteps",
+    "StableVideoDiffusion": "StableDiffusionVideoSigmas",
+}
 
 
 class AlignYourSteps(Baseline):
@@ -42,10 +46,10 @@ class AlignYourSteps(Baseline):
         if name.endswith("Sigmas"):
             levels = np.log(grid[:-1])
             return [
-                {"steps": calls, "sigmas": [*np.exp(stretch(levels, calls)).tolist(), 0.0]}
-                for calls in case.calls
+                {"steps": calls, "sigmas": [*np.exp(stretch(levels, calls)).tolist(), 0.0]} for calls in case.calls
             ]
-        kinds = dict.fromkeys([DPM, type(own).__name__] if takes_timesteps(own) else [DPM])
+        takes_timesteps = "timesteps" in inspect.signature(own.set_timesteps).parameters
+        kinds = dict.fromkeys([DPM.kind, *[type(own).__name__] * takes_timesteps])  # the grids were made for the first
         levels = log_levels(own)
         found = list[Params]()
         for calls in case.calls:
@@ -72,11 +76,6 @@ def grid_of(pipe: Any) -> str:
     """Returns the name of the grid in diffusers' `AysSchedules`; empty where there is none."""
     kind = type(pipe).__name__
     return next((grid for start, grid in GRIDS.items() if kind.startswith(start)), "")
-
-
-def takes_timesteps(scheduler: Any) -> bool:
-    """Whether a scheduler can be given its timesteps."""
-    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
 
 
 def log_levels(scheduler: Any) -> Array:

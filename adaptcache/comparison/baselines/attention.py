@@ -1,10 +1,9 @@
 """diffusers' caches of attention: Pyramid Attention Broadcast and FasterCache."""
 
-import itertools
 import logging
 from typing import Any
 
-from .base import Case, DiffusersCache, Params
+from .base import Case, DiffusersCache, Params, product_of
 
 SKIPS = (2, 4, 8, 64)  # attention is computed at every so many steps
 RANGES = ((100, 800), (-1, 950), (-1, 1001))  # of timesteps
@@ -31,7 +30,7 @@ class Pyramid(DiffusersCache):
         return None
 
     def propose(self, case: Case) -> list[Params]:
-        return [{SKIP: skip, BETWEEN: between} for skip, between in itertools.product(SKIPS, RANGES)]
+        return product_of(**{SKIP: SKIPS, BETWEEN: RANGES})
 
     def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import PyramidAttentionBroadcastConfig
@@ -52,8 +51,7 @@ class FasterCache(Pyramid):
     name = "FasterCache"
 
     def propose(self, case: Case) -> list[Params]:
-        every = itertools.product(SKIPS, RANGES[:2], (0.0, 0.5))
-        return [{SKIP: skip, BETWEEN: between, "weight": weight} for skip, between, weight in every]
+        return product_of(**{SKIP: SKIPS, BETWEEN: RANGES[:2], "weight": (0.0, 0.5)})
 
     def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import FasterCacheConfig

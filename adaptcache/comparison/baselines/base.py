@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,10 +13,9 @@ from torch import nn
 
 from ...engines.diffusers.components import denoisers_of
 from ...hooks import StepHook
-from ...policies.base import Policy
+from ...policies.base import StaticPolicy
 from ...profile import Profile
 from ...runs import PipelineCall, PromptSet, Setup
-from ...step import Step
 from ..trial import blocks_of, pipe_of
 
 Params = Mapping[str, Any]
@@ -91,12 +91,10 @@ class Baseline(ABC):
     name: ClassVar[str]
     about: ClassVar[str]
     package: ClassVar[str] = "diffusers"  # where it comes from
-    # Whether it decides during the run: then each prompt is a run of its own, as a batch would be decided for by
-    # its worst prompt, or by its mean.
+    # Whether it decides during the run: then each prompt is a run of its own, as a batch would be decided for
+    # by its worst prompt, or by its mean.
     per_prompt: ClassVar[bool] = False
-    threshold: ClassVar[str] = (
-        ""  # a parameter with which calls fall: settings around the budgets are refined by it
-    )
+    threshold: ClassVar[str] = ""  # a parameter with which calls fall: settings around the budgets are refined by it
     profiled: ClassVar[bool] = False  # whether it is fitted to a profile
     probes: ClassVar[bool] = False  # whether it computes the first block at every step, to decide by
     # Whether it gets as many calls as there are, instead of what is best on the calibration prompts.
@@ -153,16 +151,19 @@ def with_scheduler(case: Case, scheduler: Any) -> Iterator[None]:
         case.pipe.scheduler = before
 
 
+def product_of(**values: Sequence[Any]) -> list[Params]:
+    """Returns a setting for each combination of values, the last parameter changing fastest."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
 def even_steps(steps: int, calls: int) -> list[int]:
     """Returns so many step numbers, evenly spaced, with the first and the last."""
     return sorted({round(k * (steps - 1) / max(1, calls - 1)) for k in range(calls)})
 
 
-def planned_steps(policy: Policy, steps: int) -> tuple[int, ...]:
-    """Returns the numbers of the steps that a static policy computes."""
-    times = tuple(1 - i / steps for i in range(steps))
-    state = policy.init(times)
-    return tuple(i for i in range(steps) if i == 0 or policy.compute(state, Step(i, times)))
+def planned_steps(policy: StaticPolicy, steps: int) -> tuple[int, ...]:
+    """Returns the numbers of the steps that a policy computes."""
+    return tuple(policy.steps(tuple(1 - i / steps for i in range(steps))))
 
 
 def nearest_plans(plans: Mapping[tuple[int, ...], Params], calls: Sequence[int], count: int) -> list[Params]:

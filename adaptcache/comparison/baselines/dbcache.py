@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-from .base import Baseline, Case, Params, Ready, even_steps
+from ...engines.formats.cache_dit import left_as_found
+from .base import Baseline, Case, Params, Ready, even_steps, product_of
 
 THRESHOLDS = (0.03, 0.08, 0.2, 0.5, 1.2)
 WARMUPS = (1, 3)
@@ -23,16 +24,11 @@ class DBCache(Baseline):
     forecast: ClassVar[str] = ""  # what cache-dit calls a calibrator
 
     def propose(self, case: Case) -> list[Params]:
-        return [
-            {"residual_diff_threshold": threshold, "max_warmup_steps": warmup}
-            for threshold, warmup in itertools.product(THRESHOLDS, WARMUPS)
-        ]
+        return product_of(residual_diff_threshold=THRESHOLDS, max_warmup_steps=WARMUPS)
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
         import cache_dit
-
-        from ...engines.formats.cache_dit import left_as_found
 
         for name in list(logging.root.manager.loggerDict):
             if name.lower().startswith("cache_dit"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .base import Case, DiffusersCache, Params
+from .base import Case, DiffusersCache, Params, product_of
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 
@@ -16,7 +16,7 @@ class FirstBlock(DiffusersCache):
     threshold = "threshold"
 
     def propose(self, case: Case) -> list[Params]:
-        return [{"threshold": threshold} for threshold in THRESHOLDS]
+        return product_of(threshold=THRESHOLDS)
 
     def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import FirstBlockCacheConfig

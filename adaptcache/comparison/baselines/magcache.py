@@ -30,7 +30,7 @@ class MagCache(DiffusersCache):
     about = "diffusers, calibrated"
 
     def propose(self, case: Case) -> list[Params]:
-        """Follows its rule for the whole grid, without a run, and keeps the plans nearest below each budget."""
+        """Follows its rule for the whole grid without a run: plans nearest below each budget."""
         ratios = calibrate_ratios(case)
         plans: dict[tuple[int, ...], Params] = {}
         for threshold, most, retention in itertools.product(THRESHOLDS, SKIPS, RETENTIONS):

@@ -1,11 +1,10 @@
 """Fewer steps: what every cache has to beat, with samplers of first and higher order."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from ...engines.diffusers.sampler import FLOW, sampler
 from ...fitting.differences import mean_weights
 from ...hooks import SchedulerStep, StepHook
 from ...step import Step
-from .base import Baseline, Case, Params, Ready, with_scheduler
+from .base import Baseline, Case, Params, Ready, product_of, with_scheduler
 
 
 class Fewer(Baseline):
@@ -54,8 +53,8 @@ class AdamsBashforth(Baseline):
 class MultistepHook(StepHook):
     """Makes Euler's sampler one of Adams-Bashforth, on any grid of noise levels.
 
-    Each step is given the mean, over its noise levels, of the polynomial through the last computed outputs; so the
-    steps between two computed ones add up to the polynomial's integral.
+    Each step is given the mean, over its noise levels, of the polynomial through the last computed outputs:
+    the steps between two computed ones add up to the polynomial's integral.
 
     Arguments:
         order: How many outputs are used.
@@ -83,11 +82,14 @@ class MultistepHook(StepHook):
         self.known: dict[Hashable, list[tuple[float, Tensor]]] = defaultdict(list)  # by track and view
 
 
+@dataclass(frozen=True)
 class Multistep(Baseline):
     """A multistep sampler of diffusers instead of the pipeline's own, with its orders."""
 
-    kind: ClassVar[str]
-    orders: ClassVar[tuple[int, ...]] = (2,)
+    name: str  # type: ignore[misc]
+    about: str  # type: ignore[misc]
+    kind: str
+    orders: tuple[int, ...]
 
     def find_obstacle(self, case: Case) -> str | None:
         try:
@@ -97,10 +99,7 @@ class Multistep(Baseline):
         return None
 
     def propose(self, case: Case) -> list[Params]:
-        return [
-            {"steps": calls, "solver_order": order}
-            for calls, order in itertools.product(case.calls, self.orders)
-        ]
+        return product_of(steps=case.calls, solver_order=self.orders)
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
@@ -109,18 +108,6 @@ class Multistep(Baseline):
             yield Ready(replace(case.setup.call, num_inference_steps=params["steps"]))
 
 
-class UniPC(Multistep):
-    """UniPC (Zhao et al., 2023), https://arxiv.org/abs/2302.04867"""
-
-    name = "UniPC"
-    about = "fewer steps, UniPC"
-    kind = "UniPCMultistepScheduler"
-    orders = (1, 2, 3)
-
-
-class Dpm(Multistep):
-    """DPM-Solver++ 2M (Lu et al., 2022), https://arxiv.org/abs/2211.01095"""
-
-    name = "DPM++ 2M"
-    about = "fewer steps, DPM-Solver++ of order 2"
-    kind = "DPMSolverMultistepScheduler"
+# Zhao et al., 2023, https://arxiv.org/abs/2302.04867, and Lu et al., 2022, https://arxiv.org/abs/2211.01095
+UNIPC = Multistep("UniPC", "fewer steps, UniPC", "UniPCMultistepScheduler", (1, 2, 3))
+DPM = Multistep("DPM++ 2M", "fewer steps, DPM-Solver++ of order 2", "DPMSolverMultistepScheduler", (2,))

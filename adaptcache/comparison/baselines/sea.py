@@ -1,12 +1,9 @@
 """SeaCache: diffusers' where it applies, and ours after it where it does not."""
 
 import inspect
-import itertools
 from typing import Any
 
-from ...schedule.methods import build_rules
-from ...schedule.rule import Rule
-from .base import Case, DiffusersCache, Params
+from .base import Case, DiffusersCache, Params, product_of
 from .zoo import RuleBaseline
 
 THRESHOLDS = (0.05, 0.15, 0.4, 1.0, 3.0)
@@ -35,10 +32,7 @@ class Sea(DiffusersCache):
         return super().find_obstacle(case)
 
     def propose(self, case: Case) -> list[Params]:
-        return [
-            {"threshold": threshold, "residual_order": order, "max_consecutive_cached": 0}
-            for threshold, order in itertools.product(THRESHOLDS, (0, 1))
-        ]
+        return product_of(threshold=THRESHOLDS, residual_order=(0, 1), max_consecutive_cached=(0,))
 
     def build_config(self, case: Case, params: Params) -> Any:
         from diffusers import SeaCacheConfig
@@ -50,17 +44,14 @@ class SeaHere(RuleBaseline):
     """The same decision on the latents, in front of the denoiser."""
 
     name = "SeaCache (zoo)"
+    method = "seacache"
     about = "our zoo, on the latents; decides for each prompt"
     per_prompt = True
     threshold = "threshold"
 
     def propose(self, case: Case) -> list[Params]:
         place = find_token_grid(case)
-        both = itertools.product(THRESHOLDS, (0, 1))
-        return [{"threshold": threshold, "order": order, **place} for threshold, order in both]
-
-    def build_rule(self, case: Case, params: Params) -> Rule:
-        return build_rules("seacache", **params)[0]
+        return [{**params, **place} for params in product_of(threshold=THRESHOLDS, order=(0, 1))]
 
 
 def find_token_grid(case: Case) -> dict[str, Any]:

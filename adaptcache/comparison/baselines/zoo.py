@@ -1,9 +1,9 @@
 """Published methods through the code that runs them here: a site, a policy and a forecast."""
 
 import itertools
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from ...errors import AttachError
 from ...fitting.kernel import pair_errors
@@ -17,7 +17,7 @@ from ...schedule.methods import build_rules
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
 from ...sites.denoisers import find_spec
-from .base import Baseline, Case, Params, Ready, even_steps, nearest_plans, planned_steps
+from .base import Baseline, Case, Params, Ready, even_steps, nearest_plans, planned_steps, product_of
 
 NEAR = 2  # plans tried for each budget
 
@@ -26,7 +26,8 @@ class RuleBaseline(Baseline):
     """A method that runs here as a rule."""
 
     package = "adaptcache"
-    inside = False  # whether the site lies in the denoiser's blocks
+    method: ClassVar[str] = ""  # its name in `adaptcache methods`
+    inside: ClassVar[bool] = False  # whether the site lies in the denoiser's blocks
 
     def find_obstacle(self, case: Case) -> str | None:
         if self.inside:
@@ -36,9 +37,9 @@ class RuleBaseline(Baseline):
                 return str(error).partition(",")[0]
         return None
 
-    @abstractmethod
     def build_rule(self, case: Case, params: Params) -> Rule:
         """Returns the rule with these parameters."""
+        return build_rules(self.method, **params)[0]
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
@@ -55,38 +56,33 @@ class EasyCache(RuleBaseline):
     """Zhou et al., 2025, https://arxiv.org/abs/2507.02860"""
 
     name = "EasyCache"
+    method = "easycache"
     about = "our zoo; decides for each prompt"
     per_prompt = True
     threshold = "threshold"
 
     def propose(self, case: Case) -> list[Params]:
-        both = itertools.product((0.02, 0.06, 0.2, 0.6, 2.0), (2, 5))
-        return [{"threshold": threshold, "warm_up": warm_up} for threshold, warm_up in both]
-
-    def build_rule(self, case: Case, params: Params) -> Rule:
-        return build_rules("easycache", **params)[0]
+        return product_of(threshold=(0.02, 0.06, 0.2, 0.6, 2.0), warm_up=(2, 5))
 
 
 class DiCache(RuleBaseline):
     """Bu et al., 2025, https://arxiv.org/abs/2508.17356"""
 
     name = "DiCache"
+    method = "dicache"
     about = "our zoo, one block as a probe; decides for each prompt"
     inside = per_prompt = probes = True
     threshold = "threshold"
 
     def propose(self, case: Case) -> list[Params]:
-        both = itertools.product((0.05, 0.15, 0.4, 1.2, 4.0), (1, 3))
-        return [{"threshold": threshold, "warm_up": warm_up} for threshold, warm_up in both]
-
-    def build_rule(self, case: Case, params: Params) -> Rule:
-        return build_rules("dicache", **params)[0]
+        return product_of(threshold=(0.05, 0.15, 0.4, 1.2, 4.0), warm_up=(1, 3))
 
 
 class HiCache(RuleBaseline):
     """Feng et al., 2025, https://arxiv.org/abs/2508.16984"""
 
     name = "HiCache"
+    method = "hicache"
     about = "our zoo, the output of the denoiser"
 
     def propose(self, case: Case) -> list[Params]:
@@ -94,11 +90,8 @@ class HiCache(RuleBaseline):
         for interval, warm_up in itertools.product(range(2, 11), range(1, 6)):
             plan = planned_steps(Uniform(interval=interval, warm_up=warm_up), case.steps)
             plans.setdefault(plan, {"interval": interval, "warm_up": warm_up})
-        every = itertools.product(nearest_plans(plans, case.calls, NEAR), (1, 2), (0.5, 0.7))
-        return [{**plan, "order": order, "scale": scale} for plan, order, scale in every]
-
-    def build_rule(self, case: Case, params: Params) -> Rule:
-        return build_rules("hicache", **params)[0]
+        forecasts = product_of(order=(1, 2), scale=(0.5, 0.7))
+        return [{**plan, **forecast} for plan in nearest_plans(plans, case.calls, NEAR) for forecast in forecasts]
 
 
 class Learned(RuleBaseline):
