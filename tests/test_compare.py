@@ -115,7 +115,7 @@ def test_every_method_starts_from_the_same_noise_and_leaves_the_pipeline_as_it_w
     assert case.pipe.scheduler is scheduler
 
 
-@pytest.mark.parametrize("name", ["fewer steps", "AB2", "UniPC", "DPM++ 2M", "AB3, searched"])
+@pytest.mark.parametrize("name", ["fewer steps", "AB2", "UniPC", "DPM++ 2M", "AB3 (searched)"])
 def test_samplers_make_one_call_a_step(case: Case, full: Trial, name: str) -> None:
     for params in BASELINES[name].propose(case):
         made = run(case, name, params)
@@ -175,7 +175,7 @@ def test_a_run_at_given_levels_steps_through_these_levels(case: Case) -> None:
         def on_run_start(self, times: tuple[float, ...]) -> None:
             self.times = times
 
-    for name in ("Euler, searched", "DPM++ 2M, searched"):
+    for name in ("Euler (searched)", "DPM++ 2M (searched)"):
         levels, hook = [0.999, 0.8, 0.37, 0.123], Levels()
         with BASELINES[name].apply(case, {"levels": levels}) as ready:
             run_latents(replace(case.setup, call=ready.call), PROMPTS[:1], hook)
@@ -201,7 +201,7 @@ def test_the_search_for_levels_finds_those_that_an_error_hides_and_keeps_to_its_
 
 def test_searched_levels_end_no_farther_from_the_full_run_than_the_samplers_own(case: Case) -> None:
     full = run_latents(case.setup, case.prompts)
-    for name in ("Euler, searched", "AB2, searched"):
+    for name in ("Euler (searched)", "AB2 (searched)"):
         errors = []
         for params in BASELINES[name].propose(case)[:2]:
             with BASELINES[name].apply(case, params) as ready:
@@ -296,7 +296,7 @@ def test_what_was_fitted_cost_what_the_runs_add_up_to() -> None:
 
 def test_a_search_for_levels_costs_no_more_than_its_runs(case: Case) -> None:
     runner = ComparisonRunner(case, PROMPTS[1:])
-    found, cost = runner.choose_settings(BASELINES["AB2, searched"], [4, 2])
+    found, cost = runner.choose_settings(BASELINES["AB2 (searched)"], [4, 2])
     full, own = 1 + searched.FULL_RUNS * 2, (STEPS + 4 + 2) / STEPS
     assert STEPS * 4 < cost.calibration["calibration"] <= STEPS * (full + own) and len(found) == 4
 
@@ -366,7 +366,7 @@ def test_a_method_with_a_probe_is_measured_with_it_counted_and_not_counted(case:
     results, _ = runner.measure(BASELINES["FirstBlockCache"], {0.5: 4})
     share = runner.full.probe / runner.full.work  # one block of four
     names = [one.method for one in results]
-    assert names in (["FirstBlockCache"], ["FirstBlockCache", "FirstBlockCache, probe not counted"])
+    assert names in (["FirstBlockCache"], ["FirstBlockCache", "FirstBlockCache (probe not counted)"])
     for one, free in zip(results, (False, True), strict=False):
         assert one.calls > one.unprobed and (one.unprobed if free else one.calls) <= 4 * 1.01
         assert one.calls == pytest.approx(STEPS * share + one.unprobed * (1 - share))

@@ -26,7 +26,7 @@ TOLERANCE = 1.01  # a method that runs a little around the blocks at every step 
 FULL = "full run"
 HALVINGS = 2  # settings tried between two that lie on both sides of a budget
 PAIRS = (3, 8)  # runs timed in turn with the full run, at least and at most
-UNPROBED = ", probe not counted"
+UNPROBED = " (probe not counted)"
 
 
 @dataclass(frozen=True)

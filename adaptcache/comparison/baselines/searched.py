@@ -190,8 +190,8 @@ def flat(latents: Sequence[Tensor]) -> Array:
 
 
 SEARCHED = (
-    Searched("Euler, searched"),
-    Searched("AB2, searched", order=2),
-    Searched("AB3, searched", order=3),
-    Searched("DPM++ 2M, searched", kind=DPM.kind),
+    Searched("Euler (searched)"),
+    Searched("AB2 (searched)", order=2),
+    Searched("AB3 (searched)", order=3),
+    Searched("DPM++ 2M (searched)", kind=DPM.kind),
 )
