@@ -20,7 +20,7 @@ from adaptcache.comparison.baselines.annealing import anneal
 from adaptcache.comparison.baselines.base import even_steps, planned_steps
 from adaptcache.comparison.baselines.magcache import policy_of as magcache_policy
 from adaptcache.comparison.baselines.samplers import MultistepHook
-from adaptcache.comparison.baselines.searched import LevelSearch
+from adaptcache.comparison.baselines.searched import search_levels
 from adaptcache.comparison.baselines.taylorseer import policy_of as taylorseer_policy
 from adaptcache.comparison.runner import ComparisonRunner, Tried, lead_over, settings_between
 from adaptcache.comparison.trial import (
@@ -185,18 +185,15 @@ def test_a_run_at_given_levels_steps_through_these_levels(case: Case) -> None:
 def test_the_search_for_levels_finds_those_that_an_error_hides_and_keeps_to_its_runs() -> None:
     hidden, made = np.array([1.0, 0.7, 0.45, 0.2]), []
 
-    def run_at(levels: Any) -> list[torch.Tensor]:
+    def error(levels: Any) -> float:
         made.append(levels)
-        return [torch.tensor(np.array(levels) - hidden), torch.tensor(np.array(levels[:2]) ** 2)]
+        return float(np.linalg.norm(np.array(levels) - hidden))
 
-    full = [torch.zeros(4), torch.tensor(hidden[:2] ** 2)]
     start = [1.0, 0.75, 0.5, 0.25]
-    assert LevelSearch(run_at, full, 60).find([[1.0, 0.9, 0.5, 0.3], start]) == pytest.approx(hidden, abs=1e-3)
-    assert len(made) <= 60 and all(np.all(np.diff(levels) < 0) for levels in made)
-    made.clear()
-    assert LevelSearch(run_at, full, 1).find([start]) == start and len(made) == 1
-    one = LevelSearch(lambda levels: [torch.tensor(levels)], [torch.zeros(1)], 9)
-    assert one.find([[1.0]]) == [1.0] and one.left == 8  # one call: nothing to search
+    assert search_levels([[1.0, 0.9, 0.5, 0.3], start], error, 200) == pytest.approx(hidden, abs=0.01)
+    assert len(made) == 200 and all(levels[0] == 1 and np.all(np.diff(levels) < 0) for levels in made)
+    assert search_levels([start], error, 1) == start and len(made) == 201
+    assert search_levels([[1.0]], lambda levels: 0.0, 9) == [1.0]  # one call: nothing to search
 
 
 def test_searched_levels_end_no_farther_from_the_full_run_than_the_samplers_own(case: Case) -> None:

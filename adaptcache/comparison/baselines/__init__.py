@@ -4,7 +4,7 @@ from .align import AlignYourSteps
 from .annealing import BudCache
 from .attention import FasterCache, Pyramid
 from .base import Baseline, Case, Params, Ready
-from .dbcache import DBCache, DBCacheDmd, DBCacheFoca, DBCacheTaylor, StaticMask
+from .dbcache import DBCACHES
 from .first_block import FirstBlock
 from .magcache import MagCache
 from .samplers import DPM, UNIPC, AdamsBashforth, Fewer
@@ -18,8 +18,8 @@ __all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready"]
 
 ALL: tuple[Baseline, ...] = (
     Fewer(), AdamsBashforth(), UNIPC, DPM, *SEARCHED, AlignYourSteps(), MagCache(), FirstBlock(), TaylorSeer(),
-    TaylorSeerLite(), Pyramid(), FasterCache(), Sea(), DBCache(), DBCacheTaylor(), DBCacheFoca(), DBCacheDmd(),
-    StaticMask(), SeaHere(), TeaCache(), EasyCache(), DiCache(), HiCache(), Learned(), BudCache(),
+    TaylorSeerLite(), Pyramid(), FasterCache(), Sea(), *DBCACHES, SeaHere(), TeaCache(), EasyCache(), DiCache(),
+    HiCache(), Learned(), BudCache(),
 )  # fmt: skip
 
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in ALL}

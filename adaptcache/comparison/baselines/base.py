@@ -14,7 +14,6 @@ from torch import nn
 from ...engines.diffusers.components import denoisers_of
 from ...hooks import StepHook
 from ...policies.base import StaticPolicy
-from ...profile import Profile
 from ...runs import PipelineCall, PromptSet, Setup
 from ..trial import blocks_of, pipe_of
 
@@ -30,14 +29,14 @@ class Case:
         prompts: Calibration prompts: what baselines are calibrated on, and their settings chosen on.
         calls: The budgets, in denoiser calls.
         plans: The numbers of the steps our schedules compute, by calls.
-        measured: The profile of the calibration prompts, for baselines that are `profiled`.
+        profile: The profile of the calibration prompts; None where no baseline is `profiled`.
     """
 
     setup: Setup
     prompts: PromptSet
     calls: tuple[int, ...]
     plans: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    measured: Profile | None = None
+    profile: Any = None
 
     @property
     def pipe(self) -> Any:
@@ -58,12 +57,6 @@ class Case:
     def blocks(self) -> int:
         """How many blocks a denoiser call has."""
         return len(blocks_of(self.denoisers[0]))
-
-    @property
-    def profile(self) -> Profile:
-        """The profile of the calibration prompts."""
-        assert self.measured is not None, "only for baselines that say they are profiled"
-        return self.measured
 
     @functools.cached_property
     def branches(self) -> int:

@@ -4,7 +4,8 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from ...engines.formats.cache_dit import left_as_found
 from .base import Baseline, Case, Params, Ready, even_steps, product_of
@@ -13,18 +14,27 @@ THRESHOLDS = (0.03, 0.08, 0.2, 0.5, 1.2)
 WARMUPS = (1, 3)
 
 
+@dataclass(frozen=True)
 class DBCache(Baseline):
-    """Dual-block cache, https://github.com/vipshop/cache-dit"""
+    """Dual-block cache, https://github.com/vipshop/cache-dit
 
-    name = "DBCache"
+    Arguments:
+        name: What tells it apart.
+        forecast: What cache-dit calls a calibrator; empty reuses. "dmd" forecasts after four evenly spaced computed
+            steps, before by Taylor.
+    """
+
+    name: str = "DBCache"  # type: ignore[misc]
+    forecast: str = ""
+
     about = "cache-dit; decides for each prompt"
     package = "cache-dit"
     per_prompt = probes = True
     threshold = "residual_diff_threshold"
-    forecast: ClassVar[str] = ""  # what cache-dit calls a calibrator
 
     def propose(self, case: Case) -> list[Params]:
-        return product_of(residual_diff_threshold=THRESHOLDS, max_warmup_steps=WARMUPS)
+        forecasts = {"taylorseer_order": (1,)} if self.forecast == "taylorseer" else {}
+        return product_of(residual_diff_threshold=THRESHOLDS, max_warmup_steps=WARMUPS, **forecasts)
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
@@ -62,33 +72,12 @@ def build_forecast(name: str, order: int) -> Any:
     return None
 
 
-class DBCacheTaylor(DBCache):
-    """DBCache that forecasts by a Taylor series instead of reusing."""
-
-    name = "DBCache + TaylorSeer"
-
-    def propose(self, case: Case) -> list[Params]:
-        return [{**params, "taylorseer_order": 1} for params in super().propose(case)]
-
-
-class DBCacheFoca(DBCache):
-    """DBCache that forecasts by an ODE step, https://arxiv.org/abs/2508.16211"""
-
-    name = "DBCache + FoCa"
-    forecast = "foca"
-
-
-class DBCacheDmd(DBCache):
-    """DBCache that forecasts by dynamic modes: after four evenly spaced computed steps, before by Taylor."""
-
-    name = "DBCache + DMD"
-    forecast = "dmd"
-
-
+@dataclass(frozen=True)
 class StaticMask(DBCache):
     """DBCache by a mask: evenly spaced steps, and the steps our plan computes."""
 
-    name = "static mask"
+    name: str = "static mask"  # type: ignore[misc]
+
     about = "cache-dit, fixed steps"
     per_prompt = False
     threshold = ""
@@ -102,3 +91,12 @@ class StaticMask(DBCache):
             | ({"taylorseer_order": order} if order else {})
             for mask, order in itertools.product(masks, (0, 1))
         ]
+
+
+DBCACHES = (
+    DBCache(),
+    DBCache("DBCache + TaylorSeer", "taylorseer"),
+    DBCache("DBCache + FoCa", "foca"),  # https://arxiv.org/abs/2508.16211
+    DBCache("DBCache + DMD", "dmd"),
+    StaticMask(),
+)

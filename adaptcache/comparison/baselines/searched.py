@@ -7,28 +7,25 @@ References:
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
-from scipy.special import softmax
 from torch import Tensor
 
 from ...engines.diffusers.sampler import FLOW, is_flow, sampler
-from ...fitting.kernel import Array
 from ...hooks import SchedulerStep, StepHook
-from ..trial import run_latents
+from ..trial import latent_error, run_latents
 from .base import Baseline, Case, Params, Ready, with_scheduler
 from .samplers import DPM, MultistepHook
 
 FULL_RUNS = 24  # of all calibration prompts: the most that the search for one budget may cost
 FIRST = (0.15, 0.2, 0.25, 0.3)  # shares of the run that the first step of a start takes
 BENT = (0.8, 1.0)  # exponents of the others: below 1 they are denser at the end
-NUDGES = (0.2, 0.07, 0.02)  # of the logarithm of a gap between two levels, for derivatives
-LEAST_GAIN = 1e-2  # of the squared error, relative: an iteration that gains less is the last with its nudge
+SIZE, LEAST = 0.15, 0.005  # of the changes of the logarithm of a gap between two levels: at first, and at least
+WIDER, NARROWER = 1.3, 0.93  # their factors after a gain and after a loss
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class Searched(Baseline):
             own = self._own_levels(case, calls)[:-1]
             plans = [case.plans[calls]] if calls in case.plans else []
             starts = [own, *bent_levels(grid, calls), *([grid[i] for i in plan] for plan in plans)]
-            search = LevelSearch(functools.partial(self._run, case), full, FULL_RUNS * case.steps // calls)
-            found += [{"levels": search.find(starts)}, {"levels": own}]
+            best = search_levels(starts, functools.partial(self._error, case, full), FULL_RUNS * case.steps // calls)
+            found += [{"levels": best}, {"levels": own}]
             case.setup.progress(f"{self.name}, searching", number + 1, len(case.calls))
         return found
 
@@ -74,9 +71,10 @@ class Searched(Baseline):
         with with_scheduler(case, own):
             yield Ready(replace(case.setup.call, num_inference_steps=len(params["levels"])), hook)
 
-    def _run(self, case: Case, levels: Sequence[float]) -> list[Tensor]:
+    def _error(self, case: Case, full: list[Tensor], levels: Sequence[float]) -> float:
         with self.apply(case, {"levels": levels}) as ready:
-            return run_latents(replace(case.setup, call=ready.call), case.prompts, ready.hook)
+            made = run_latents(replace(case.setup, call=ready.call), case.prompts, ready.hook)
+        return float(np.nan_to_num(latent_error(made, full), nan=np.inf))
 
     def _own_levels(self, case: Case, steps: int) -> list[float]:
         """Returns the levels of the sampler's own grid with so many steps, and its last one, which is 0."""
@@ -126,67 +124,33 @@ def bent_levels(grid: Sequence[float], calls: int) -> list[list[float]]:
     return [np.interp(np.multiply(steps, row), np.arange(steps + 1), grid).tolist() for row in shares]
 
 
-class SearchOverError(Exception):
-    """All runs of a search were made."""
+def search_levels(
+    starts: Sequence[Sequence[float]], error: Callable[[Sequence[float]], float], runs: int
+) -> list[float]:
+    """Returns the levels with the smallest error that an evolution strategy finds from the best of some starts.
 
-
-class LevelSearch:
-    """Looks for noise levels by Gauss-Newton on the final latents.
-
-    The unknowns are the logarithms of the gaps between levels, so levels always fall; the first one stays.
-    Models are rough in time: derivatives are differences, wide ones first, and the best of all runs counts.
+    Models are rough in time, so derivatives say little. All gaps between levels are changed at random, by more after
+    a gain and by less after a loss, so that one try in five gains; levels always fall, and the first one stays.
 
     Arguments:
-        run: Gives the final latents of a run at K levels, without the last one, which is 0.
-        full: Those of the full runs.
+        starts: K levels each, without the last one of a run, which is 0.
+        error: What is to be small, of levels; asked for at most `runs` times.
         runs: The most runs to make.
+
+    References:
+        Beyer and Schwefel, 2002, https://doi.org/10.1023/A:1015059928466
     """
-
-    def __init__(self, run: Callable[[Sequence[float]], list[Tensor]], full: Sequence[Tensor], runs: int) -> None:
-        self.run, self.target, self.left = run, flat(full), runs
-        self.best, self.least = list[float](), float("inf")
-
-    def find(self, starts: Sequence[Sequence[float]]) -> list[float]:
-        """Returns the best levels that were found from the best of some starts."""
-        with suppress(SearchOverError):
-            for levels in starts:
-                self.error(levels)
-            for nudge in NUDGES:
-                self.descend(nudge)
-        return self.best
-
-    def error(self, levels: Sequence[float]) -> Array:
-        """Returns the error of the final latents."""
-        if not self.left:
-            raise SearchOverError
-        self.left -= 1
-        found = np.nan_to_num(flat(self.run(levels)) - self.target, nan=1e3)
-        if (size := float(np.linalg.norm(found))) < self.least:
-            self.best, self.least = list(levels), size
-        return found
-
-    def descend(self, nudge: float) -> None:
-        """Goes down from the best levels, with derivatives over a nudge."""
-        first, gaps = self.best[0], np.log(-np.diff([*self.best, 0.0]))
-        if len(gaps) < 2:
-            return
-
-        @functools.lru_cache(maxsize=1)  # asked for the error, and then for its derivatives
-        def error(*unknowns: float) -> Array:
-            shares = softmax([*unknowns, gaps[-1]])
-            return self.error((first * (1 - np.cumsum([0.0, *shares[:-1]]))).tolist())
-
-        def jacobian(unknowns: Array) -> Array:
-            here = error(*unknowns)
-            rows = unknowns + nudge * np.eye(len(unknowns))
-            return np.stack([(error(*row) - here) / nudge for row in rows], axis=1)
-
-        least_squares(lambda unknowns: error(*unknowns), gaps[:-1], jacobian, ftol=LEAST_GAIN)
-
-
-def flat(latents: Sequence[Tensor]) -> Array:
-    """Returns all latents in one row."""
-    return np.concatenate([track.double().flatten().numpy() for track in latents])
+    tried = [(error(levels), list(levels)) for levels in starts[:runs]]
+    least, best = min(tried, key=lambda entry: entry[0])
+    dice, size = np.random.default_rng(0), SIZE
+    for _ in range(runs - len(tried) if len(best) > 1 else 0):
+        gaps = -np.diff([*best, 0.0]) * np.exp(size * dice.normal(size=len(best)))
+        levels = (best[0] * (1 - np.cumsum([0.0, *gaps[:-1]]) / gaps.sum())).tolist()
+        gains = (found := error(levels)) < least
+        size = max(size * (WIDER if gains else NARROWER), LEAST)
+        if gains:
+            least, best = found, levels
+    return best
 
 
 SEARCHED = (
