@@ -1,8 +1,8 @@
 """Killed at random moments, tuning and calibrating go on: `python -m benchmarks.kills`.
 
 A process that tunes (or calibrates) the demo model is killed by SIGKILL at a random moment of its work, and
-begun again, until it finishes. A calibration must have the bytes of a run that was not disturbed, and the study
-of a search each trial once. Moments are seconds of the process's own work: a busy machine changes nothing.
+begun again, until it finishes. A calibration must have the bytes of a run that was not disturbed, and the
+study of a search each trial once. Moments are seconds of the process's own work, whatever else is running.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -90,8 +91,8 @@ def disturbed(work: Work, folder: Path, kills: int, seconds: float, rng: np.rand
 def count_trials(folder: Path) -> Counter[Candidate]:
     """Returns how often each candidate was tried to the end."""
     storage, found = f"sqlite:///{folder / 'tuning.db'}", Counter[Candidate]()
-    for name in studies.optuna.get_all_study_names(storage):
-        study = studies.optuna.load_study(study_name=name, storage=storage)
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
         trials = study.get_trials(states=studies.FINISHED)
         found += Counter(Candidate.suggest(trial, trial.distributions["calls"].high) for trial in trials)
     return found

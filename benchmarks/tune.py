@@ -10,80 +10,70 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from adaptcache.tuning.bench import full_images
-from adaptcache.tuning.finish import Finish, winners
-from adaptcache.tuning.moves import anywhere, moved
-from adaptcache.tuning.proposals import Proposer
-from adaptcache.tuning.race import best
-from adaptcache.tuning.search import Search
 from rich.console import Console
 from rich.table import Table
 
+from adaptcache.cache import Cache
 from adaptcache.calibration.calibrate import calls_for
-from adaptcache.calibration.fit import assembled, fitted
-from adaptcache.engines.diffusers.attach import attach
-from adaptcache.evaluation.validate import validated
+from adaptcache.calibration.fit import build_schedule, fit_schedule
+from adaptcache.engines.diffusers.engine import DiffusersEngine
+from adaptcache.evaluation.generate import reference_images
+from adaptcache.evaluation.validate import validate
 from adaptcache.files import dump_json, write_atomically
+from adaptcache.fitting.plan import move_call
 from adaptcache.forecasts.extrapolate import Extrapolate
+from adaptcache.hooks import SchedulerStep, StepHook
 from adaptcache.policies.plan import Plan
-from adaptcache.presets import resolve
-from adaptcache.presets.prompts import read_prompts
-from adaptcache.profiling.measure import Measurement, measure
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.profiling.measure import measure
+from adaptcache.runs import Job, Outcome, PipelineCall, PromptSet, Setup
+from adaptcache.runtime.runner import Runner
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.tuning.candidate import Candidate
-from adaptcache.tuning.target import Target
+from adaptcache.tuning.candidate import SPACE, Candidate, leaders
+from adaptcache.tuning.front import conclude
+from adaptcache.tuning.study import MoveSampler, Search
 from adaptcache.tuning.tune import begin
-from tests.calls import Call
 
 HOT, COLD = 0.05, 1e-5  # temperatures of BudCache on FLUX
 
 
-@dataclass
-class Meter:
+class CountingEngine(DiffusersEngine):
     """Counts what runs: images begun, and denoiser calls by sample."""
 
-    images: int = 0
-    calls: int = 0
+    images, calls = 0, 0
 
-    @contextmanager
-    def watching(self, pipe: Any) -> Iterator[Meter]:
-        """Counts until it is left."""
-        run = Call.run
-
-        def counted(call: Call, own: Any, prompts: Sequence[Any], *rest: Any, **more: Any) -> Any:
-            self.images += len(prompts)
-            return run(call, own, prompts, *rest, **more)
-
-        def called(module: Any, args: Any, kwargs: Any) -> None:
-            self.calls += len(kwargs.get("hidden_states", args[0] if args else []))
-
-        hook = pipe.transformer.register_forward_pre_hook(called, with_kwargs=True)
-        Call.run = counted  # type: ignore[method-assign, assignment]
-        try:
-            yield self
-        finally:
-            Call.run = run  # type: ignore[method-assign]
-            hook.remove()
+    def run(self, hook: StepHook, job: Job) -> Outcome:
+        outcome = super().run(hook, job)
+        self.images += len(job.prompts)
+        self.calls += len(job.prompts) * sum(sum(branches) for branches in outcome.calls)
+        return outcome
 
 
-class Random(Proposer):
+class RandomSampler(MoveSampler):
     """Draws from anywhere: the same space, and no start."""
 
-    def warm(self, calls: int) -> list[Candidate]:
-        return []
+    def propose(self, number: int, trials: Any) -> Candidate:
+        rng, (calls,) = np.random.default_rng([self.seed, number]), self.choices
+        plan = 1 + rng.choice(self.profile.steps - 1, size=calls - 1, replace=False)
+        drawn = {
+            name: SPACE[name][rng.integers(len(SPACE[name]))] for name in ("history", "features", "ridge")
+        }
+        return Candidate((0, *sorted(map(int, plan))), **drawn)
 
-    def propose(self, slot: int, before: Any, taken: Any, shares: Any) -> Candidate:
-        rng = np.random.default_rng([self.seed, slot])
-        return anywhere(next(iter(shares)), self.profile.steps, rng)
+
+class LastLatents(Runner):
+    """Runs by a schedule, and keeps where the run lands."""
+
+    def on_step_end(self, step: SchedulerStep, latents: Any) -> None:
+        super().on_step_end(step, latents)
+        self.latents = latents.cpu()
 
 
 def annealed(
@@ -106,7 +96,7 @@ def annealed(
         heat = HOT * (COLD / HOT) ** (trial / max(1, trials - 1))
         other = plan
         while other == plan or other[:forced] != plan[:forced]:
-            other = moved(plan, steps, rng, far=rng.random() < 0.5)
+            other = move_call(plan, steps, rng, far=rng.random() < 0.5)
         value = energy(other)
         if value < now or rng.random() < np.exp(-(value - now) / unit / heat):
             plan, now = other, value
@@ -118,68 +108,74 @@ def annealed(
 class Contest:
     """What all methods share."""
 
-    pipe: Any
-    call: Call
-    prompts: Sequence[str]
-    batch: int
+    setup: Setup
+    prompts: PromptSet
     trials: int
-    store: Store
-    measurement: Measurement
+
+    def __post_init__(self) -> None:
+        self.measurement = measure(self.setup, self.prompts)
 
     def searching(self, method: str, calls: int) -> Search:
         """Returns a search with so many calls, whose trials have a file of their own."""
-        trials = self.store.folder.parent / f"{method}-{calls}-{self.trials}.db"
+        assert self.setup.cache
+        trials = self.setup.cache.folder.parent / f"{method}-{calls}-{self.trials}.db"
+        own = self.setup
         return begin(
-            self.pipe, self.prompts, Target(max_calls=calls), steps=self.call.steps, call=self.call.arguments,
-            trials=self.trials, storage=f"sqlite:///{trials}", batch_size=self.batch, store=self.store,
+            own.engine, self.prompts, own.call.num_inference_steps, max_calls=calls, trials=self.trials,
+            storage=f"sqlite:///{trials}", batch_size=own.batch_size, cache=own.cache, progress=False,
+            pipe_kwargs=own.call.pipe_kwargs, resume=trials.exists(),
         )  # fmt: skip
+
+    def finish(self, search: Search, candidate: Candidate) -> Schedule:
+        """Returns the schedule of a candidate that is fitted on all prompts."""
+        rule, _ = search.evaluator.fit(candidate, True)
+        return search.evaluator.full.model_copy(update={"rules": (rule,)})
 
     def calibrate(self, calls: int) -> Schedule:
         """One shot."""
-        return fitted(self.pipe, self.call, self.prompts, self.measurement, calls, batch_size=self.batch)
+        return fit_schedule(self.setup, self.prompts, self.measurement, calls)
 
     def tuned(self, calls: int) -> Schedule:
         """The search that ships."""
         search = self.searching("tuned", calls)
         search.run()
-        return Finish(search, None, {}).point(*winners(search)[0]).schedule
+        return conclude(search).schedule
 
     def random(self, calls: int) -> Schedule:
         """The same trials, drawn from anywhere."""
         search = self.searching("random", calls)
-        search.proposer = Random(search.proposer.profile, 0)
+        own = search.sampler
+        sampler = RandomSampler(own.profile, own.target, own.choices, own.trials, own.seed)
+        search.sampler = search.study.sampler = sampler
+        sampler.starts = lambda calls: []  # type: ignore[method-assign]
         search.run()
-        winner = best(search.finished(), calls)
-        assert winner is not None
-        return Finish(search, None, {}).schedule(winner.candidate, {})
+        best = leaders(search.finished, calls)[0]
+        return self.finish(search, Candidate.suggest(best, search.steps))
 
     def annealing(self, calls: int) -> Schedule:
         """Plans by the final latents of the same prompts to fit on, with our weights."""
         search = self.searching("annealing", calls)
-        steps = search.proposer.profile.steps
-
-        def energy(plan: tuple[int, ...]) -> float:
-            return search.bench.rule(Candidate(plan=plan))[1] or 0.0
-
-        plan = annealed(energy, calls, steps, self.trials, 0)
-        return Finish(search, None, {}).schedule(Candidate(plan=plan), {})
+        plan = annealed(
+            lambda plan: search.evaluator.fit(Candidate(plan))[1], calls, search.steps, self.trials, 0
+        )
+        return self.finish(search, Candidate(plan))
 
     def budcache(self, calls: int) -> Schedule:
         """As published: reuse, one prompt, the final latents."""
-        profile = self.measurement.profile
+        profile, one = self.measurement.profile, self.prompts[:1]
         times, final = tuple(map(float, profile.times)), self.measurement.runs[0].y[0][-1][:1]
-        whole = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
-        base = assembled(self.pipe, self.call, profile, (whole,))
 
         def by(plan: tuple[int, ...]) -> Schedule:
-            rule = whole.model_copy(update={"policy": Plan.of(plan, times)})
-            return base.model_copy(update={"rules": (rule,)})
+            return base.model_copy(update={"rules": (Rule(policy=Plan.of(plan, times), forecast=reuse),)})
 
         def energy(plan: tuple[int, ...]) -> float:
-            with attach(self.pipe, by(plan)):
-                latents = self.call(self.pipe, self.prompts[:1])
-            return float(torch.square(latents - final).mean())
+            hook = LastLatents(by(plan))
+            self.setup.run(hook, one)
+            return float((hook.latents - final).square().mean())
 
+        reuse = Extrapolate(order=0)
+        every = Rule(policy=Plan.of(range(len(times)), times), forecast=reuse)
+        base = build_schedule(self.setup, profile, (every,))
         return by(annealed(energy, calls, len(times), self.trials, 0))
 
 
@@ -198,50 +194,43 @@ def main() -> None:
     )
     parser.add_argument("--speeds", type=float, nargs="+", default=[2.8, 5.6, 4, 2])
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--fit-on", type=int, default=1_000)
     parser.add_argument("--eval-on", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("build/tune-benchmark"))
     options = parser.parse_args()
-    preset, store = resolve(options.model), Store(options.out / "runs")
-    known, kept = read_prompts(options.prompts or preset.prompts), options.out / "results.json"
-    pipe, call = preset.load_pipeline(), Call(preset.steps, preset.call)
+    preset, kept = resolve(options.model), options.out / "results.json"
+    known = read_prompts(options.prompts or preset.prompts)
+    prompts = PromptSet(known.calibration[: options.fit_on])
+    held_out = PromptSet(known.held_out[: options.eval_on], len(prompts))
+    pipe = preset.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
+    engine, call = CountingEngine(pipe), PipelineCall(preset.steps, preset.call)
+    setup = Setup(engine, call, preset.batch_size, Cache(options.out / "runs"))
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
 
-    def once(key: str, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def once(key: str, work: Callable[[], Schedule | None]) -> dict[str, float]:
         if key not in results:
-            results[key] = work()
+            engine.images = engine.calls = 0
+            schedule = work()
+            counted = {"images": engine.images, "calls": engine.calls}
+            seen = validate(setup, held_out, schedule).evidence if schedule else None
+            results[key] = counted | (seen.psnr if seen else {})
             write_atomically(kept, dump_json(results))
             print(key, results[key], flush=True)
         return dict(results[key])
 
-    def profiled() -> dict[str, float]:
-        with Meter().watching(pipe) as meter:
-            measure(pipe, call, known.calibration, batch_size=preset.batch_size, store=store)
-            half = (len(known.calibration) + 1) // 2
-            full_images(pipe, call, known.calibration[half:], half, preset.batch_size, store)
-        return {"images": meter.images, "calls": meter.calls}
+    def profiled() -> None:
+        measure(setup, prompts)
+        reference_images(setup, prompts[(len(prompts) + 1) // 2 :])
 
     once("full runs", profiled)
-    measurement = measure(pipe, call, known.calibration, batch_size=preset.batch_size, store=store)
-    contest = Contest(pipe, call, known.calibration, preset.batch_size, options.trials, store, measurement)
-
-    def entered(method: str, calls: int) -> dict[str, float]:
-        with Meter().watching(pipe) as meter:
-            schedule = METHODS[method](contest, calls)
-        checked = validated(
-            pipe, call, known.held_out[: options.eval_on], schedule, batch_size=preset.batch_size,
-            first=len(known.calibration), store=store,
-        )  # fmt: skip
-        assert checked.evidence is not None
-        return {**checked.evidence.psnr, "images": meter.images, "calls": meter.calls}
-
-    rows = {}
+    contest, rows = Contest(setup, prompts, options.trials), {}
     for speed in options.speeds:
-        calls = calls_for(call.steps, speed=speed)
+        calls = calls_for(preset.steps, speed=speed)
         for method in METHODS:
-            work = functools.partial(entered, method, calls)
+            work = functools.partial(METHODS[method], contest, calls)
             rows[speed, method] = once(f"{method} {calls} {options.trials}", work)
-    show(rows, results["full runs"], call.steps, options.trials)
+    show(rows, results["full runs"], preset.steps, options.trials)
 
 
 def show(

@@ -14,23 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptcache.tuning.search import Search
-from adaptcache.tuning.trial import candidate_of
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.presets import resolve
-from adaptcache.presets.prompts import read_prompts
-from adaptcache.tuning.target import Target
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.study import Search
 from adaptcache.tuning.tune import begin
 
 
 def searching(pipe: Any, preset: Any, prompts: list[str], folder: Path, trials: int, seed: int) -> Search:
     """Returns a search on the storage of a folder."""
-    store = Store(folder)
     return begin(
-        pipe, prompts, Target(speed=2.8), steps=preset.steps, call=preset.call, trials=trials, seed=seed,
-        batch_size=8, resume=True, store=store,
+        pipe, prompts, preset.steps, speed=2.8, pipe_kwargs=preset.call, trials=trials, seed=seed,
+        batch_size=8, resume=True, cache_dir=folder, progress=False,
     )  # fmt: skip
 
 
@@ -84,8 +81,8 @@ def main() -> None:
             os.wait()
             seconds = together(count, *given)
             alone = alone or seconds
-            made = [t for t in searching(*given).live() if t.state.name in ("COMPLETE", "PRUNED")]
-            twice = len(made) - len({candidate_of(trial).key for trial in made})
+            made = searching(*given).finished
+            twice = len(made) - len({Candidate.suggest(trial, preset.steps) for trial in made})
             table.add_row(str(count), f"{seconds:.1f}", f"{alone / seconds:.2f}", str(len(made)), str(twice))
     Console().print(table)
 

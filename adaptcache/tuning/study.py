@@ -40,8 +40,7 @@ except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
 
 BEAT, GRACE = 15, 60  # seconds between the signs of life of a trial, and how long they may be missing
-DRAWING = timedelta(seconds=10)  # the longest that a worker draws parameters
-PAUSE = 0.5  # seconds until the trials of other workers are looked at again
+PAUSE, DRAWING = 0.5, timedelta(seconds=10)  # until others are looked at again; the longest that they draw
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
 WORSE = 1.25  # times the error of the best final latents: 1 dB
@@ -279,14 +278,16 @@ class Search:
                 raise RuntimeError(f"the trials cannot be stored: {reason}; resume later") from None
 
     def objective(self, trial: Any) -> float:
-        """Makes a trial; returns what its images are worth."""
+        """Makes a trial; returns what its images are worth. One without finite images is pruned."""
         try:
             candidate = Candidate.suggest(trial, self.steps)
             trial.set_user_attr("drawn", trial.number)
+            before = [one for one in live_trials(self.study) if one.number < trial.number]
+            if any(Candidate.suggest(one, self.steps) == candidate for one in before):
+                raise Dropped("an earlier trial is the same")  # two workers have queued it again
             return self.sampler.target.worth(self.judge(trial, candidate))
         except (Dropped, optuna.TrialPruned, ValueError) as reason:
             trial.set_user_attr("why", str(reason)[:500])
-            # A ValueError says that its runs end in nothing finite.
             raise optuna.TrialPruned(str(reason)) if isinstance(reason, ValueError) else reason from None
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
