@@ -32,6 +32,7 @@ from tests.toy import Pipe
 
 Work = Callable[[Path], None]  # does all that is left to do in a folder, and writes result.json there
 TICK = os.sysconf("SC_CLK_TCK")
+STEPS = 6
 
 
 def worked(process: int) -> float:
@@ -88,20 +89,20 @@ def disturbed(work: Work, folder: Path, kills: int, seconds: float, rng: np.rand
     return moments
 
 
-def count_trials(folder: Path) -> Counter[Candidate]:
-    """Returns how often each candidate was tried to the end."""
+def count_trials(folder: Path, steps: int) -> Counter[Candidate]:
+    """Returns how often each candidate was tried to the end, in runs of so many steps."""
     storage, found = f"sqlite:///{folder / 'tuning.db'}", Counter[Candidate]()
     for name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         trials = study.get_trials(states=studies.FINISHED)
-        found += Counter(Candidate.suggest(trial, trial.distributions["calls"].high) for trial in trials)
+        found += Counter(Candidate.suggest(trial, steps) for trial in trials)
     return found
 
 
 def works(pipe: Any, call: dict[str, Any], prompts: list[str], trials: int) -> dict[str, Work]:
     """Returns what is killed, on the demo model with few steps."""
     few: dict[str, Any] = {
-        "num_inference_steps": 6, "pipe_kwargs": call, "batch_size": 3, "eval_prompts": prompts[6:],
+        "num_inference_steps": STEPS, "pipe_kwargs": call, "batch_size": 3, "eval_prompts": prompts[6:],
         "speed": 2, "progress": False,
     }  # fmt: skip
 
@@ -143,7 +144,7 @@ def main() -> None:
                 killed, number = killed + len(moments), number + 1
                 same += (folder / "result.json").read_bytes() == expected
                 if name == "tune":
-                    made = count_trials(folder)
+                    made = count_trials(folder, STEPS)
                     twice += sum(count - 1 for count in made.values())
                     lost += max(0, options.trials - made.total())
                 print(name, "killed after", ", ".join(f"{moment:.2f}" for moment in moments), "s", flush=True)

@@ -62,9 +62,7 @@ class RandomSampler(MoveSampler):
     def propose(self, number: int, trials: Any) -> Candidate:
         rng, (calls,) = np.random.default_rng([self.seed, number]), self.choices
         plan = 1 + rng.choice(self.profile.steps - 1, size=calls - 1, replace=False)
-        drawn = {
-            name: SPACE[name][rng.integers(len(SPACE[name]))] for name in ("history", "features", "ridge")
-        }
+        drawn = {name: SPACE[name][rng.integers(len(SPACE[name]))] for name in ("history", "features", "ridge")}
         return Candidate((0, *sorted(map(int, plan))), **drawn)
 
 
@@ -155,9 +153,7 @@ class Contest:
     def annealing(self, calls: int) -> Schedule:
         """Plans by the final latents of the same prompts to fit on, with our weights."""
         search = self.searching("annealing", calls)
-        plan = annealed(
-            lambda plan: search.evaluator.fit(Candidate(plan))[1], calls, search.steps, self.trials, 0
-        )
+        plan = annealed(lambda plan: search.evaluator.fit(Candidate(plan))[1], calls, search.steps, self.trials, 0)
         return self.finish(search, Candidate(plan))
 
     def budcache(self, calls: int) -> Schedule:
@@ -189,9 +185,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji-flux")
-    parser.add_argument(
-        "--prompts", help="a prompt set instead of the model's own: emoji-varied has 80 to fit on"
-    )
+    parser.add_argument("--prompts", help="a prompt set instead of the model's own: emoji-varied has 80 to fit on")
     parser.add_argument("--speeds", type=float, nargs="+", default=[2.8, 5.6, 4, 2])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--fit-on", type=int, default=1_000)
@@ -233,9 +227,7 @@ def main() -> None:
     show(rows, results["full runs"], preset.steps, options.trials)
 
 
-def show(
-    rows: dict[tuple[float, str], dict[str, float]], shared: dict[str, float], steps: int, trials: int
-) -> None:
+def show(rows: dict[tuple[float, str], dict[str, float]], shared: dict[str, float], steps: int, trials: int) -> None:
     """Prints the table; every method's cost includes the full runs that it starts from."""
     table = Table("speed", "method", "PSNR dB", "5th pct", "over calibrate", "images", "of full runs",
                   title=f"{trials} trials")  # fmt: skip

@@ -35,9 +35,7 @@ def test_a_front_survives_its_file(front: Front, tmp_path: Path) -> None:
     assert Front.load(path).save(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("wish", "calls"), [("3", 3), ("4", 3), ("99", 5), ("35dB", 3), ("31 db", 2), ("36.5dB", 5)]
-)
+@pytest.mark.parametrize(("wish", "calls"), [("3", 3), ("4", 3), ("99", 5), ("35dB", 3), ("31 db", 2), ("36.5dB", 5)])
 def test_the_best_point_that_meets_a_wish_is_picked(wish: str, calls: int, front: Front) -> None:
     assert front.pick(wish).calls == calls
 

@@ -159,8 +159,10 @@ def test_variants_of_one_subject_count_once_in_a_certificate() -> None:
     alone = toy_tuned(None, **options).schedule.evidence.certificate
     grouped = toy_tuned(None, groups=("one", "one", "two"), **(options | {"max_failure_rate": 0.8}))
     assert alone.n == 3 and grouped.schedule.evidence.certificate.n == 2
-    with pytest.raises(ValueError, match=r"2 held-out prompts cannot show .* 70 % fail: 3 are"):
+    with pytest.raises(ValueError, match=r"2 held-out subjects cannot show .* 70 % fail: 3 are"):
         toy_tuned(None, groups=("one", "one", "two"), **options)
+    with pytest.raises(ValueError, match="2 groups for 3 held-out prompts"):
+        toy_tuned(None, groups=("one", "two"), **options)
 
 
 @pytest.mark.parametrize("target", [{"max_calls": 8}, {"max_latency": 60.0}])
@@ -411,9 +413,7 @@ def test_a_neighbour_is_one_move_away() -> None:
     for _ in range(200):
         other = sampler.neighbour(parent, rng)
         moved = len(set(other.plan) - set(parent.plan))
-        changed = sum(
-            getattr(other, name) != getattr(parent, name) for name in ("history", "features", "ridge")
-        )
+        changed = sum(getattr(other, name) != getattr(parent, name) for name in ("history", "features", "ridge"))
         assert moved <= (2 if other.origin == "shift two" else 1) and changed <= 1 and not (moved and changed)
         assert len(other.plan) == 4 and other.plan[0] == 0
 
@@ -434,9 +434,7 @@ def test_moved_plans_are_sieved_by_the_closed_form() -> None:
     parent, weights = Candidate((0, 2, 3, 9)), np.sqrt(sampler.profile.sensitivity)
     plans = [sampler.neighbour(parent, np.random.default_rng(k)).plan for k in range(100)]
     blind = [move_call(parent.plan, 12, np.random.default_rng(k)) for k in range(100)]
-    sieved, unsieved = (
-        np.mean([plan_cost(sampler.errors, weights, p) for p in some]) for some in (plans, blind)
-    )
+    sieved, unsieved = (np.mean([plan_cost(sampler.errors, weights, p) for p in some]) for some in (plans, blind))
     assert sieved < unsieved
 
 
@@ -478,9 +476,7 @@ def test_leaders_are_ranked_and_gains_have_an_error() -> None:
     assert Target(min_psnr=40.0).worth(values) < np.mean(values) - np.std(values)
 
 
-def test_the_most_calls_that_fit_into_a_time_are_found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_most_calls_that_fit_into_a_time_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     evaluator = toy_search(None).evaluator
     times, asked = evaluator.full.grid.times, []
 

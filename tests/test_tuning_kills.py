@@ -40,7 +40,7 @@ def test_killed_three_times_it_has_made_each_trial_once(seed: int, tmp_path: Pat
     assert seconds is not None
     moments = disturbed(tuning, tmp_path / "killed", 3, seconds, np.random.default_rng(seed))
     assert moments
-    counts = [count_trials(tmp_path / name) for name in ("whole", "killed")]
+    counts = [count_trials(tmp_path / name, STEPS) for name in ("whole", "killed")]
     assert [len(count) for count in counts] == [TRIALS, TRIALS]
     assert set(counts[0].values()) == set(counts[1].values()) == {1}
     whole, killed = (Front.load(tmp_path / name / "result.json") for name in ("whole", "killed"))

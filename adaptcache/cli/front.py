@@ -46,7 +46,7 @@ def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> Non
 def describe_front(front: Front) -> None:
     """Prints a front for people."""
     out.print(Text.assemble((front.name, "bold"), f": {front.target}, {front.trials} trials"))
-    numbers = ("calls", "speed", "PSNR dB", "5th pct", "over calibrate", "held-out", "p05")
+    numbers = ("calls", "speed", "PSNR dB", "5th pct", "over calibrate", "held-out", "5th pct")
     view = new_table("", *numbers, "found by", right=numbers, whole=(*numbers, "found by"))
     for number, point in enumerate(front.points):
         seen, steps = point.schedule.evidence, len(point.schedule.grid.times)

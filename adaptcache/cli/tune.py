@@ -24,12 +24,8 @@ def tune(
     speed: Annotated[float | None, Option(help="Steps for each call made.")] = None,
     budget: Annotated[float | None, Option(help="Fraction of the calls made.")] = None,
     max_calls: Annotated[int | None, Option(help="Denoiser calls at most.")] = None,
-    max_latency: Annotated[
-        str | None, Option(help="Time for one image at most: 1.8s, 900ms. It is measured.")
-    ] = None,
-    min_psnr: Annotated[
-        float | None, Option(help="Decibels to be reached, with as few calls as possible.")
-    ] = None,
+    max_latency: Annotated[str | None, Option(help="Time for one image at most: 1.8s, 900ms. It is measured.")] = None,
+    min_psnr: Annotated[float | None, Option(help="Decibels to be reached, with as few calls as possible.")] = None,
     max_failure_rate: Annotated[float, Option(help="Share of prompts that may stay below it.")] = 0.05,
     confidence: Annotated[float, Option(help="How sure a certificate has to be.")] = 0.95,
     trials: Annotated[
@@ -52,9 +48,7 @@ def tune(
     device: Device = None,
     name: Name = None,
     to: Out = None,
-    front: Annotated[
-        Path | None, Option(help="Where the front goes. \\[default: NAME.front.json beside it]")
-    ] = None,
+    front: Annotated[Path | None, Option(help="Where the front goes. \\[default: NAME.front.json beside it]")] = None,
     plot: Annotated[Path | None, Option(help="Draw the front: a PNG file.")] = None,
     json: Json = False,
     join: Annotated[bool, Option(hidden=True)] = False,  # a worker: makes trials, writes nothing
@@ -86,7 +80,7 @@ def tune(
     eval_prompts, groups = known.held_out[:eval_on], known.groups[:eval_on]
     target.choices(steps)  # raises before the pipeline is loaded
     if target.quality:
-        target.quality.check_enough(len(set(groups)) or len(eval_prompts))
+        target.quality.check_enough(*((len(set(groups)), "subjects") if groups else (len(eval_prompts),)))
     given = target.given
     name = name or default_name(
         preset.name, steps, f"{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
@@ -103,7 +97,7 @@ def tune(
         **{one: getattr(target, one) for one in ("budget", "max_calls", "max_latency", "min_psnr")},
         "max_failure_rate": max_failure_rate, "confidence": confidence, "groups": groups, "trials": trials,
         "timeout": read_seconds(timeout) if timeout is not None else None, "storage": storage,
-        "resume": resume or join, "name": name, "seed": seed, "cache": open_cache(),
+        "resume": resume or join, "name": name, "seed": seed, "cache_dir": open_cache(),
         "batch_size": batch_size or preset.batch_size, "pipe_kwargs": preset.call,
     }  # fmt: skip
     pipe = load_pipeline(preset, device)
@@ -156,9 +150,7 @@ def draw(front: Front, path: Path) -> Path:
     """Draws a front as a PNG file: decibels over denoiser calls."""
     from ..report.charts import draw_front
 
-    points = [
-        (point.calls, point.select["mean"], point.gain, point.schedule.evidence) for point in front.points
-    ]
+    points = [(point.calls, point.select["mean"], point.gain, point.schedule.evidence) for point in front.points]
     lines: dict[str, list[tuple[float, float]]] = {
         "tuned, select prompts": [(calls, mean) for calls, mean, _, _ in points],
         "calibrate, select prompts": [(calls, mean - gain) for calls, mean, gain, _ in points],

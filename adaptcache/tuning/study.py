@@ -42,10 +42,8 @@ except ImportError:
 BEAT, GRACE = 15, 60  # seconds between the signs of life of a trial, and how long they may be missing
 PAUSE, DRAWING = 0.5, timedelta(seconds=10)  # until others are looked at again; the longest that they draw
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-SIGNIFICANT = 0.1  # p-value of the paired test that prunes a trial
-WORSE = 1.25  # times the error of the best final latents: 1 dB
-DRAWS = 4  # moves of a plan, of which the one with the least predicted error is tried
-LEADERS, TRIES = 3, 100  # whose neighbours are tried, and draws before all of these count as tried
+SIGNIFICANT, WORSE = 0.1, 1.25  # p-value that prunes a trial; times the error of the best final latents: 1 dB
+DRAWS, LEADERS, TRIES = 4, 3, 100  # plans that are sieved; parents of neighbours; draws until all count as tried
 ABOVE = (1, 2, 3, 5)  # calls more than the fewest that reach a quality
 EXPERIMENTAL: dict[str, Any] = {"action": "ignore", "category": optuna.exceptions.ExperimentalWarning}
 

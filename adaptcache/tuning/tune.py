@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.calibrate import check_distinct
-from ..engines import make_setup
+from ..engines import make_setup, refuse_unknown
 from ..fitting.plan import even_plan
 from ..profiling.measure import content_key, measure
 from ..runs import Prompt, PromptSet
@@ -68,18 +68,20 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
     setup, rest = make_setup(pipe, steps, options)
-    if rest:
-        raise TypeError(f"tune takes no {', '.join(sorted(rest))}")
+    refuse_unknown("tune", rest, [*vars(target), *vars(own), "num_inference_steps", "eval_prompts"])
     if setup.ranks.size > 1:
         raise ValueError("tune runs in one process: workers share a storage, they are no ranks")
     choices, half = target.choices(steps), (len(calibration) + 1) // 2
+    if own.groups and len(own.groups) != len(held_out):
+        raise ValueError(f"{len(own.groups)} groups for {len(held_out)} held-out prompts: give the subject of each")
     if target.quality:
-        target.quality.check_enough(len(set(own.groups)) or len(held_out))
+        target.quality.check_enough(*((len(set(own.groups)), "subjects") if own.groups else (len(held_out),)))
     if len(calibration) < 2:
         raise ValueError(f"{len(calibration)} prompts have no two halves: give 2 or more, 16 are good")
     check_distinct(calibration[:half], calibration[half:])
     check_distinct(calibration, held_out)
-    setup.engine.preflight(setup.call, calibration)
+    for given in (calibration, held_out):
+        setup.engine.preflight(setup.call, given)
     from .study import MoveSampler, Search, open_study  # optuna is an extra
 
     about = [calibration.prompts, held_out.prompts if target.quality else (), repr(target), LAYOUT]
