@@ -57,7 +57,7 @@ def test_export_refuses_before_it_works(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="no format 'comfy'"):
         typed(saved, "--to", "comfy")
     with pytest.raises(LookupError, match="sglang does not run here"):
-        typed(saved, "--to", "sglang", "--check-on", 2, "--out", tmp_path / "x.json")
+        typed(saved, "--to", "sglang", "--eval-on", 2, "--out", tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()
     with pytest.raises(LookupError, match=r"no gear 3"):
         typed(saved, "--to", "xdit", "--gear", 3)

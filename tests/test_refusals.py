@@ -47,7 +47,7 @@ def frame_by_frame():
 )
 def test_a_pipeline_without_scheduler_or_denoiser_is_refused_at_once(pipe):
     scheduler, kind = getattr(pipe, "scheduler", None), type(pipe)
-    with pytest.raises(AttachError, match="has no (scheduler|denoiser)"):
+    with pytest.raises(AttachError, match=r"has no (scheduler|denoiser)"):
         Gate(pipe, Recorder()).open()
     assert type(pipe) is kind and (scheduler is None or type(pipe.scheduler) is type(scheduler))
 
