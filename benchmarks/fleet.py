@@ -58,7 +58,8 @@ def main() -> None:
     tally = Tally(pipe.transformer)
     prompts, held_out = known.calibration[: given.prompts], known.held_out[: given.held_out]
     common: dict[str, Any] = {
-        "num_inference_steps": given.steps, "pipe_kwargs": preset.call, "eval_prompts": held_out, "batch_size": given.prompts,
+        "num_inference_steps": given.steps, "pipe_kwargs": preset.call, "eval_prompts": held_out,
+        "batch_size": given.prompts,
         "progress": tally.progress,
     }  # fmt: skip
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)
@@ -74,9 +75,7 @@ def main() -> None:
     print(f"\n{'tune':28} {'counted':>8}")
     for stage, value in tally.stages.items():
         print(f"{stage:28} {value:8}")
-    print(
-        f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls"
-    )
+    print(f"{given.trials} trials at most {given.trials * each}: {given.prompts} prompts, {given.calls} calls")
 
 
 if __name__ == "__main__":

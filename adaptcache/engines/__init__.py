@@ -70,7 +70,7 @@ def refuse_unknown(verb: str, unknown: Iterable[str], known: Iterable[str]) -> N
         return
     near = [difflib.get_close_matches(name, {*known, *OF_RUNS}, 1, LIKE) for name in names]
     say = ", ".join(
-        f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(names, near)
+        f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(names, near, strict=True)
     )
     raise TypeError(
         f"{verb} takes no {say}, and the pipeline's call does not name it; what goes there by **kwargs has to be "
