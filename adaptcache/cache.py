@@ -102,9 +102,7 @@ def _contents(value: Any) -> list[tuple[str, bytes | list[Any]]]:
         palette = value.getpalette() if hasattr(value, "getpalette") else None
         return [(f"{kind}{about}{palette}", value.tobytes())]
     if isinstance(value, NAMED):
-        return [
-            ("name", f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)};".encode())
-        ]
+        return [("name", f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)};".encode())]
     if isinstance(value, Mapping):
         items = sorted(value.items(), key=lambda item: str(item[0]))
         return [(kind, [part for item in items for part in item])]

@@ -234,8 +234,7 @@ def _join() -> Ranks:
             from accelerate import PartialState
         except ImportError:
             raise ImportError(
-                "calibrating with several processes needs accelerate: "
-                "pip install 'adaptcache-diffusers[distributed]'"
+                "calibrating with several processes needs accelerate: pip install 'adaptcache-diffusers[distributed]'"
             ) from None
         device = str(PartialState(timeout=TIMEOUT).device)
     group = dist.new_group(backend="gloo", timeout=TIMEOUT)

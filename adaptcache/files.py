@@ -59,9 +59,7 @@ def write_image(path: str | Path, image: Any) -> Path:
     buffer = io.BytesIO()
     ending = check_image(path).suffix.lower()
     first, *rest = image if isinstance(image, list) else [image]
-    animation = (
-        {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0} if rest else {}
-    )
+    animation = {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0} if rest else {}
     first.save(buffer, Image.registered_extensions()[ending], **animation)
     return write_atomically(path, buffer.getvalue())
 

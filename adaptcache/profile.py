@@ -106,9 +106,7 @@ class Profile:
             raise ScheduleError(f"cannot read the profile {path}: {error.strerror or error}") from None
         except (SafetensorError, ValueError) as error:
             reason = str(error)[:500]
-            raise ScheduleError(
-                f"{path} is not a profile ({reason}); remove it and calibrate again"
-            ) from None
+            raise ScheduleError(f"{path} is not a profile ({reason}); remove it and calibrate again") from None
         return profile
 
     def _check_values(self) -> None:

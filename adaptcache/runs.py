@@ -55,9 +55,7 @@ class PromptSet:
         if isinstance(prompts, PromptSet):
             return replace(prompts, first=prompts.first or first)
         if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
-            raise TypeError(
-                f"{what} must be a list, got one {type(prompts).__name__}: write [{prompts!r:.40}]"
-            )
+            raise TypeError(f"{what} must be a list, got one {type(prompts).__name__}: write [{prompts!r:.40}]")
         rows = tuple(prompts)
         for number, row in enumerate(rows):
             if not isinstance(row, (str, Mapping)):
@@ -67,9 +65,7 @@ class PromptSet:
         keys = [{"prompt"} if isinstance(row, str) else set(row) for row in rows]
         for number, names in enumerate(keys):
             if taken := sorted((SET_HERE - {"prompt"}) & names):
-                raise ValueError(
-                    f"adaptcache sets {', '.join(taken)} itself; remove it from {what}[{number}]"
-                )
+                raise ValueError(f"adaptcache sets {', '.join(taken)} itself; remove it from {what}[{number}]")
             if differ := sorted(names ^ keys[0]):
                 raise ValueError(
                     f"{what}[{number}] and {what}[0] do not name the same arguments ({', '.join(differ)}): "
@@ -117,9 +113,7 @@ class PipelineCall:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
         given = {name for name, value in self.pipe_kwargs.items() if (name, value) != ("prompt", None)}
         if taken := sorted(SET_HERE & given):
-            raise ValueError(
-                f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call"
-            )
+            raise ValueError(f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call")
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,7 @@ def main() -> None:
     from adaptcache.runtime.runner import Runner
 
     engine, prompts = EulerEngine(), ["a", "lighthouse", "in a", "storm at night", "and all is calm"]
-    schedule = adaptcache.calibrate(
-        engine, prompts[:4], 16, budget=0.375, eval_prompts=prompts[4:], progress=False
-    )
+    schedule = adaptcache.calibrate(engine, prompts[:4], 16, budget=0.375, eval_prompts=prompts[4:], progress=False)
     held_out = PromptSet.of(prompts[4:], 4)
     full, few = (generate(Setup(engine, PipelineCall(steps)), held_out) for steps in (16, 6))
     runner = Runner(schedule)

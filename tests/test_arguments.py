@@ -80,7 +80,7 @@ def test_one_text_is_not_taken_for_a_list_of_letters() -> None:
 
 def test_one_held_out_text_is_not_taken_for_a_list_of_letters() -> None:
     pipe = Pipe()
-    with counted(pipe) as calls, pytest.raises((TypeError, ValueError), match="held.out"):
+    with counted(pipe) as calls, pytest.raises((TypeError, ValueError), match=r"held.out"):
         calibrated(pipe, eval_prompts="a lighthouse")
     assert not calls
 
@@ -138,10 +138,8 @@ def test_no_steps_are_refused_by_name(steps: int) -> None:
 
 def test_image_to_image_with_no_step_left_says_so() -> None:
     setup = built("Stable Diffusion image-to-image")
-    with pytest.raises(ValueError, match="(?i)no step|0 steps|strength"):
-        calibrated(
-            setup.pipe, setup.prompts[:2], num_inference_steps=10, pipe_kwargs={**setup.call, "strength": 0.05}
-        )
+    with pytest.raises(ValueError, match=r"(?i)no step|0 steps|strength"):
+        calibrated(setup.pipe, setup.prompts[:2], num_inference_steps=10, pipe_kwargs={**setup.call, "strength": 0.05})
 
 
 def test_a_path_given_for_a_schedule_is_loaded(tmp_path) -> None:
@@ -151,7 +149,7 @@ def test_a_path_given_for_a_schedule_is_loaded(tmp_path) -> None:
 
 
 def test_a_schedule_that_is_none_is_refused_in_words() -> None:
-    with pytest.raises(REFUSALS, match="(?i)schedule"):
+    with pytest.raises(REFUSALS, match=r"(?i)schedule"):
         adaptcache.attach(Pipe(), None)
 
 
@@ -189,7 +187,9 @@ def test_arguments_of_the_pipeline_stand_beside_options_or_together() -> None:
     [("sped", "speed"), ("batchsize", "batch_size"), ("eval_prompt", "eval_prompts"), ("min_psnrs", "min_psnr"),
      ("num_inference_step", "num_inference_steps"), ("cachedir", "cache_dir")],
 )  # fmt: skip
-def test_a_misspelt_option_is_not_swallowed_by_a_pipeline_that_takes_anything(kind: type, name: str, meant: str) -> None:
+def test_a_misspelt_option_is_not_swallowed_by_a_pipeline_that_takes_anything(
+    kind: type, name: str, meant: str
+) -> None:
     pipe = kind()
     with counted(pipe) as calls, pytest.raises(TypeError, match=rf"no {name} \(did you mean {meant}\?\)"):
         adaptcache.calibrate(pipe, PROMPTS, 8, budget=0.5, **{name: 2})
@@ -262,7 +262,7 @@ def test_progress_rises_to_its_end_in_every_stage() -> None:
         Pipe(), eval_prompts=["new", "words", "here"], batch_size=2,
         progress=lambda stage, done, of: seen.setdefault(stage, []).append((done, of)),
     )  # fmt: skip
-    assert list(seen)[0] == "full runs" and "" not in seen
+    assert next(iter(seen)) == "full runs" and "" not in seen
     for values in seen.values():
         assert values == sorted(values) and values[-1][0] == values[-1][1]
 

@@ -24,15 +24,11 @@ from adaptcache.schedule.schedule import Schedule
 from tests.calls import Call
 
 ARGUMENTS = dict(CALL.arguments)
-MODULE = sys.modules[
-    "adaptcache.calibration.calibrate"
-]  # the package's attribute of this name is the function
+MODULE = sys.modules["adaptcache.calibration.calibrate"]  # the package's attribute of this name is the function
 
 
 def calibrated(pipe: FluxPipeline, prompts: list, **options: Any) -> Schedule:
-    return adaptcache.calibrate(
-        pipe, prompts[:3], num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options
-    )
+    return adaptcache.calibrate(pipe, prompts[:3], num_inference_steps=STEPS, pipe_kwargs=ARGUMENTS, **options)
 
 
 def test_more_budget_means_less_error_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
@@ -62,10 +58,7 @@ def test_a_saved_schedule_makes_the_same_images(pipe: FluxPipeline, prompts: lis
 
 
 def test_the_same_calibration_gives_the_same_bytes(pipe: FluxPipeline, prompts: list, tmp_path: Path) -> None:
-    files = [
-        calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:]).save(tmp_path / name)
-        for name in ("a", "b")
-    ]
+    files = [calibrated(pipe, prompts, speed=2, eval_prompts=prompts[3:]).save(tmp_path / name) for name in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -111,9 +104,7 @@ def test_a_broken_store_is_measured_again(pipe: FluxPipeline, prompts: list, tmp
     assert calibrated(pipe, prompts, speed=2, cache=cache) == first
 
 
-def test_the_key_of_a_profile_knows_weights_scheduler_call_and_prompts(
-    pipe: FluxPipeline, prompts: list
-) -> None:
+def test_the_key_of_a_profile_knows_weights_scheduler_call_and_prompts(pipe: FluxPipeline, prompts: list) -> None:
     def key_of(call: Call, some: list) -> str:
         return content_key(call.of(pipe), PromptSet.of(some))
 

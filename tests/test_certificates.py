@@ -111,7 +111,10 @@ def test_each_prompt_has_one_subject(groups: list[str]) -> None:
 def test_too_few_subjects_are_refused_before_any_run_however_many_prompts_vary_them() -> None:
     pipe = Pipe()
     groups = [f"subject {k // 2}" for k in range(60)]
-    with counted(pipe) as calls, pytest.raises(ValueError, match="30 held-out subjects cannot show.*59 are the least"):
+    with (
+        counted(pipe) as calls,
+        pytest.raises(ValueError, match=r"30 held-out subjects cannot show.*59 are the least"),
+    ):
         adaptcache.calibrate(pipe, PROMPTS, eval_prompts=NEW, groups=groups, **CERTIFIED)
     assert not calls
 

@@ -26,9 +26,7 @@ def test_the_bound_is_where_so_few_failures_become_unlikely():
     assert binom.cdf(3, 100, bound) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    ("max_failure_rate", "confidence"), [(0.05, 0.95), (0.1, 0.95), (0.01, 0.99), (0.5, 0.75)]
-)
+@pytest.mark.parametrize(("max_failure_rate", "confidence"), [(0.05, 0.95), (0.1, 0.95), (0.01, 0.99), (0.5, 0.75)])
 def test_fewer_prompts_than_needed_certify_nothing(max_failure_rate, confidence):
     need = prompts_needed(max_failure_rate, confidence)
     target = QualityTarget(40, max_failure_rate, confidence)
@@ -67,9 +65,7 @@ def test_too_high_a_share_is_certified_no_more_often_than_claimed():
 
 def test_the_sentence_says_what_is_claimed_and_what_is_not_covered():
     good = certify(np.full((1, 60), 50.0), QualityTarget(35), settings=["10 of 28 calls"], prompts="emoji-32")
-    assert good.sentence.startswith(
-        "With 95 % confidence at most 5 % of prompts fall below 35 dB: with 10 of"
-    )
+    assert good.sentence.startswith("With 95 % confidence at most 5 % of prompts fall below 35 dB: with 10 of")
     assert "0 of 60 did, of emoji-32" in good.sentence and "no other weights" in good.sentence
     bad = certify(np.full((1, 60), 30.0), QualityTarget(35), settings=["10 of 28 calls"])
     assert bad.sentence.startswith("Not certified") and "with 10 of 28 calls 60 of 60 did" in bad.sentence
@@ -106,7 +102,5 @@ def test_a_schedule_keeps_its_certificate_and_shows_it(pipe, tmp_path, capsys):
 def test_bad_claims_name_the_value(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         given = {"values": np.full((1, 60), 50.0), "target": 40.0, **changes}
-        aims = {
-            name: given.pop(name) for name in ("target", "max_failure_rate", "confidence") if name in given
-        }
+        aims = {name: given.pop(name) for name in ("target", "max_failure_rate", "confidence") if name in given}
         certify(given.pop("values"), QualityTarget(**aims), **given)

@@ -50,9 +50,7 @@ def test_an_output_that_is_not_finite_names_its_step_and_prompt(bad: float, prom
             output[1, 0, 0] = bad
 
     with pytest.raises(ValueError, match=r"denoiser's output of prompt 3 at step 3 .*not finite .*float32"):
-        record(
-            CALL.of(misbehaving(tiny_flux(), change), batch_size=2), PromptSet.of(prompts[:4])
-        )
+        record(CALL.of(misbehaving(tiny_flux(), change), batch_size=2), PromptSet.of(prompts[:4]))
 
 
 def test_outputs_that_are_all_zero_are_refused(prompts: list) -> None:

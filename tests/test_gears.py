@@ -98,9 +98,7 @@ def test_choosing_on_arrays_is_choosing_in_runs(schedule):
         rows = []
         for number, prompt in enumerate(HELD_OUT):
             outputs = outputs_of(schedule, gear, prompt, number)
-            rows.append(
-                [compute_signals(k.rows, outputs[i + 1 :: -1])[0].numpy() for i, k in enumerate(signals)]
-            )
+            rows.append([compute_signals(k.rows, outputs[i + 1 :: -1])[0].numpy() for i, k in enumerate(signals)])
         seen.append([np.stack(column) for column in zip(*rows, strict=True)])
     predicted = Trials(np.zeros((len(plans), len(HELD_OUT))), seen).predicted(policy)
     assert choose_gears(plans, predicted, policy.target + policy.margin).tolist() == gears
@@ -233,9 +231,7 @@ def test_a_gear_may_be_set_between_runs_and_left_to_the_schedule_again(schedule)
 def test_show_says_how_a_gear_is_chosen_and_how_good_the_guesses_are(schedule, capsys):
     describe(schedule)
     shown = " ".join(capsys.readouterr().out.split())
-    assert (
-        "the cheapest gear whose guess reaches 60.5 dB" in shown and "guesses, held-out R2 gear 0:" in shown
-    )
+    assert "the cheapest gear whose guess reaches 60.5 dB" in shown and "guesses, held-out R2 gear 0:" in shown
 
 
 def test_the_command_line_takes_budgets_separated_by_commas():

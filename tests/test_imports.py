@@ -40,9 +40,7 @@ def imports_of(name: str, path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(
-                [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-            ).strip(".")
+            base = ".".join([*package[: len(package) - node.level + 1], *(node.module or "").split(".")]).strip(".")
             base = base if node.level else node.module or ""
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
@@ -171,8 +169,7 @@ sys.meta_path.insert(0, Finder())
 )  # fmt: skip
 def test_it_works_where_diffusers_is_not_installed(names: str) -> None:
     code = (
-        BLOCKED
-        + f"import {names}\nimport adaptcache\nadaptcache.Schedule, adaptcache.Profile, adaptcache.calibrate"
+        BLOCKED + f"import {names}\nimport adaptcache\nadaptcache.Schedule, adaptcache.Profile, adaptcache.calibrate"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr

@@ -106,9 +106,7 @@ def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, p
 
 NOISY = [
     FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
-    sampler(
-        "DPMSolverMultistepScheduler", FlowMatchEulerDiscreteScheduler(), algorithm_type="sde-dpmsolver++"
-    ),
+    sampler("DPMSolverMultistepScheduler", FlowMatchEulerDiscreteScheduler(), algorithm_type="sde-dpmsolver++"),
 ]
 
 
@@ -182,10 +180,7 @@ def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
     run = singles[0]
     joined = Trajectory(
         run.times,
-        *(
-            [[torch.cat([getattr(single, kind)[0][i] for single in singles]) for i in range(STEPS)]]
-            for kind in "uxy"
-        ),
+        *([[torch.cat([getattr(single, kind)[0][i] for single in singles]) for i in range(STEPS)]] for kind in "uxy"),
     )
     for row, single in zip(statistics_of(joined, PromptSet.of(prompts)), singles, strict=True):
         alone = statistics_of(single, PromptSet.of(prompts[:1]))[0]

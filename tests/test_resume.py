@@ -44,7 +44,7 @@ calibrated(sys.argv[1])
 
 def calibrated(folder: str | Path) -> adaptcache.Schedule:
     return adaptcache.calibrate(
-        tiny_flux(), embedded(6), num_inference_steps=STEPS, pipe_kwargs=dict(CALL.arguments), cache=Cache(folder), **PROFILES
+        tiny_flux(), embedded(6), STEPS, pipe_kwargs=dict(CALL.arguments), cache_dir=Cache(folder), **PROFILES
     )
 
 

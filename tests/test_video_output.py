@@ -41,9 +41,7 @@ def test_a_strip_of_an_image_is_the_image():
 def test_clips_are_drawn_side_by_side(tmp_path):
     full, made = clip(), clip()
     made[0] += 1  # seen in the first shown frame alone
-    path = side_by_side(
-        ["a", "b"], {"full run": [full, full], "by schedule": [made, full]}, tmp_path / "clips.png"
-    )
+    path = side_by_side(["a", "b"], {"full run": [full, full], "by schedule": [made, full]}, tmp_path / "clips.png")
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
     assert pixels.shape[1] > 3 * FRAMES * 32  # three columns of strips

@@ -47,9 +47,7 @@ class Pipe:
         pass
 
     @torch.no_grad()
-    def __call__(
-        self, prompt, num_inference_steps=12, generator=None, output_type="latent", return_dict=False
-    ):
+    def __call__(self, prompt, num_inference_steps=12, generator=None, output_type="latent", return_dict=False):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         generators = generator if isinstance(generator, list) else [generator]
         x = torch.cat([torch.randn(1, 9, 6, generator=g) for g in generators]).to(self.dtype)

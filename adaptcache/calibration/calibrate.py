@@ -32,9 +32,7 @@ def calls_for(steps: int, budget: float | None = None, speed: float | None = Non
             raise ValueError(f"speed must be in [1, {steps}] for {steps} steps, got {speed:g}")
         budget = 1 / speed
     if not 0 < budget <= 1:
-        raise ValueError(
-            f"budget must be in (0, 1], got {budget:g}: it is the fraction of the calls that are made"
-        )
+        raise ValueError(f"budget must be in (0, 1], got {budget:g}: it is the fraction of the calls that are made")
     return max(1, round(budget * steps))
 
 
@@ -78,9 +76,7 @@ class Goal:
         """Returns the steps of the reference in each step of the grid."""
         refine, rest = divmod(self.reference_steps or steps, steps)
         if rest or refine < 1:
-            raise ValueError(
-                f"reference_steps must be a multiple of the {steps} steps, got {self.reference_steps}"
-            )
+            raise ValueError(f"reference_steps must be a multiple of the {steps} steps, got {self.reference_steps}")
         return refine
 
     def target(self, held_out: int) -> QualityTarget | None:
@@ -91,9 +87,7 @@ class Goal:
         """
         if self.min_psnr is None:
             if self.certify or self.gears:
-                raise ValueError(
-                    "gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels"
-                )
+                raise ValueError("gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels")
             return None
         if not (self.certify or self.gears):
             raise ValueError(
@@ -112,9 +106,7 @@ class Goal:
         if self.refine(steps) > 1:
             raise ValueError("gears are fitted against the full run: leave reference_steps out")
         if bad := [gear for gear in self.gears if not 0 < gear <= 1]:
-            raise ValueError(
-                f"the budget of a gear must be in (0, 1], got {bad[0]:g}; say 0.18,0.25,0.36,0.5"
-            )
+            raise ValueError(f"the budget of a gear must be in (0, 1], got {bad[0]:g}; say 0.18,0.25,0.36,0.5")
         calls = sorted({max(1, round(gear * steps)) for gear in self.gears})
         if len(calls) < 2:
             raise ValueError(f"gears need two budgets or more that differ in {steps} steps, got {len(calls)}")
@@ -151,9 +143,7 @@ class Goal:
                 f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"
             )
         if self.method and (self.gears or self.certify or self.reference_steps):
-            raise ValueError(
-                "a published method is fitted as it is: leave out gears, certify and reference_steps"
-            )
+            raise ValueError("a published method is fitted as it is: leave out gears, certify and reference_steps")
         if self.certify:
             check_distinct(prompts, held_out)
 
@@ -202,10 +192,10 @@ def calibrate(
         options: Of the goal (see `Goal`): `budget`, `gears`, `method`, `min_psnr`, `max_failure_rate`,
             `confidence`, `certify`, `groups`, `reference_steps`, `fit`, `name`; of the runs: `seed` (the noise of
             prompt number k is drawn with seed + k), `batch_size` (as many prompts as fit are fastest), `cache_dir`
-            (a folder or a `Cache` where full runs are kept, so that another target costs seconds), `ranks`, `progress` (a bar by default,
-            False for none, or a function of stage, done and of); and arguments of the pipeline: `height`,
-            `guidance_scale`, ..., here or together as `pipe_kwargs`, where also those go that its call does not
-            name (`**kwargs`).
+            (a folder or a `Cache` where full runs are kept, so that another target costs seconds), `ranks`,
+            `progress` (a bar by default, False for none, or a function of stage, done and of); and arguments of the
+            pipeline: `height`, `guidance_scale`, ..., here or together as `pipe_kwargs`, where also those go that
+            its call does not name (`**kwargs`).
 
     Returns:
         The schedule, the same on all ranks; `save` it, or `attach` it.

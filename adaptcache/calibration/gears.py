@@ -199,9 +199,7 @@ def evaluate_gears(
     """
     ends, seen = [], []
     for gear, own in enumerate(rows):
-        report = setup.stage(
-            f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts)
-        )
+        report = setup.stage(f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts))
         quiet = replace(setup, progress=lambda stage, done, of, report=report: report(done))
         images, signals = record_signals(quiet, prompts, schedule, gear, own)
         check_images(images, prompts.first, f"gear {gear}")

@@ -49,8 +49,7 @@ class Lockstep(Generic[Given, Answer]):
         state = ThreadState()
         with ThreadPoolExecutor(len(functions)) as pool:
             futures = [
-                pool.submit(contextvars.copy_context().run, self._member, function, state)
-                for function in functions
+                pool.submit(contextvars.copy_context().run, self._member, function, state) for function in functions
             ]
             try:
                 errors = [future.exception() for future in futures]
@@ -85,9 +84,7 @@ class ThreadState:
         if torch.accelerator.is_available():
             kinds.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
             self.device = torch.accelerator.current_device_index()
-        self.autocast = [
-            (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
-        ]
+        self.autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
 
     def enter(self) -> ExitStack:
         """Sets it in the thread of the caller, until the stack is closed."""

@@ -148,9 +148,7 @@ class MatchingHook(StepHook):
             prompts,
             meet,
         )
-        self.signals: Sequence[
-            tuple[float, ...]
-        ] = ()  # of each computed step after the first: its innovation
+        self.signals: Sequence[tuple[float, ...]] = ()  # of each computed step after the first: its innovation
         self.innovations: list[Array] = []  # likewise, in decades
         self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
 

@@ -42,6 +42,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 SHARED = ("calibrate",)  # verbs that several processes can share
 RENAMED = {  # options by the names they had in version 0.1
     "check-on": "eval-on",
+    "finer": "refine",
     "teacher-steps": "reference-steps",
     "at-most": "max-failure-rate",
     "finer": "refine",

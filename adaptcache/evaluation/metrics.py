@@ -32,9 +32,7 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    a, b = (
-        torch.from_numpy(part.reshape(-1, *part.shape[-3:])).movedim(-1, 1).float() for part in (image, truth)
-    )
+    a, b = (torch.from_numpy(part.reshape(-1, *part.shape[-3:])).movedim(-1, 1).float() for part in (image, truth))
     return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
 
 

@@ -118,8 +118,7 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
     lines = text.splitlines()
     if len(lines) > LINES or max(map(len, lines), default=0) > LONGEST:
         raise ValueError(
-            f"{path} has more than {LINES:,} lines, or {LONGEST:,} characters in one; "
-            "a few dozen prompts are enough"
+            f"{path} has more than {LINES:,} lines, or {LONGEST:,} characters in one; a few dozen prompts are enough"
         )
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
@@ -128,8 +127,7 @@ def _split(text: str, path: Path) -> dict[str, list[str]]:
             part = heading[1].strip().lower()
             if part not in PARTS:
                 raise ValueError(
-                    f"{path}, line {number}: unknown part {line[:80]}; "
-                    "a prompt file has [calibration] and [held-out]"
+                    f"{path}, line {number}: unknown part {line[:80]}; a prompt file has [calibration] and [held-out]"
                 )
             continue
         # Held-out prompts must be new, and a change of case or spacing does not make one new.

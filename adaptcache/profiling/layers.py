@@ -93,9 +93,7 @@ class LayerHook(StepHook):
         self.times.clear()
 
 
-def layer_errors(
-    setup: Setup, prompts: PromptSet, sites: Sequence[str], *, longest: int = 3
-) -> dict[str, np.ndarray]:
+def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, longest: int = 3) -> dict[str, np.ndarray]:
     """Runs a pipeline in full and measures the error of reuse of each type of layer.
 
     Arguments:

@@ -102,14 +102,13 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
         )
     if not run.y or not run.y[0]:
         raise AttachError(
-            "this pipeline steps copies of its scheduler only (one a frame?), and calibration needs one that calls its "
-            "denoiser before each step of its own scheduler: calibrate on the plain pipeline of the same model"
+            "this pipeline steps copies of its scheduler only (one a frame?), and calibration needs one that calls "
+            "its denoiser before each step of its own scheduler: calibrate on the plain pipeline of the same model"
         )
     if (taken := len(run.y[0])) < len(run.times):
         if taken == len(run.times) - 1 and run.times[-1] == 0:  # a grid that names its end too
             return Trajectory(run.times[:-1], run.u, run.x, run.y)
         raise ValueError(
-            f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): "
-            "calibrate on whole runs"
+            f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): calibrate on whole runs"
         )
     return run

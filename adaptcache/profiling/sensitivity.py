@@ -82,9 +82,7 @@ def measure_sensitivity(
         return known[missing[number]]
 
     done = profile.steps - 1 - len(missing)
-    measured = ranks.each(
-        len(missing), work, setup.stage("sensitivity of each step", profile.steps - 1, done)
-    )
+    measured = ranks.each(len(missing), work, setup.stage("sensitivity of each step", profile.steps - 1, done))
     known |= dict(zip(missing, measured, strict=True))
     finite = [value for value in known.values() if math.isfinite(value)]
     largest = max(finite, default=1.0)

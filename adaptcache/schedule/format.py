@@ -140,7 +140,8 @@ class Certificate(Part):
         """What is known, and what is not covered, for people."""
         unit, worst = self.unit or "prompts", ", by the worst of their prompts" if self.unit else ""
         claim = f"at most {100 * self.max_failure_rate:g} % of {unit} fall below {self.target:g} dB{worst}"
-        tested = f"with {self.setting} {self.failures} of {self.n} {f'{self.unit} ' if self.unit else ''}did, of {self.prompts}"
+        counted = f"{self.failures} of {self.n}{f' {self.unit}' if self.unit else ''}"
+        tested = f"with {self.setting} {counted} did, of {self.prompts}"
         sure = f"{100 * self.confidence:g} % confidence"
         if self.certified is None:
             return f"Not certified with {sure} that {claim}: {tested}."
