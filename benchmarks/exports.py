@@ -68,9 +68,7 @@ def count_passes(pipe: Any, run: Callable[[], Made]) -> tuple[Made, int]:
 
 def row_of(cells: list[str], made: Made, full: Made) -> str:
     """Returns a row of the table."""
-    error = np.mean(
-        [float((a - b).square().sum() / b.square().sum()) for a, b in zip(made[0], full[0], strict=True)]
-    )
+    error = np.mean([float((a - b).square().sum() / b.square().sum()) for a, b in zip(made[0], full[0], strict=True)])
     quality = np.mean([psnr(a, b) for a, b in zip(made[1], full[1], strict=True)])
     return "| " + " | ".join([*cells, f"{-10 * np.log10(error):.1f} dB", f"{quality:.1f} dB"]) + " |"
 

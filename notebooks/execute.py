@@ -22,9 +22,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
         "PYTHONPATH": os.pathsep.join(paths),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}}
-    ).execute(env=environment)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute(
+        env=environment
+    )
     return notebook
 
 

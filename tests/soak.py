@@ -78,18 +78,14 @@ class Request:
             return tensors
 
         prompts = PROMPTS[self.first : self.first + self.samples]
-        call = Call(
-            self.call.steps, {**self.call.arguments, "callback_on_step_end": callback}, self.call.seed
-        )
+        call = Call(self.call.steps, {**self.call.arguments, "callback_on_step_end": callback}, self.call.seed)
         result: torch.Tensor = call(pipe, prompts)
         return result
 
 
 def schedules(pipe: Any) -> list[Schedule]:
     """Returns schedules by hand and a calibrated one, all for 8 steps: other numbers are planned anew."""
-    by_hand = [
-        schedule_of(pipe, plan, forecast=Extrapolate(order=k)) for k, plan in enumerate([[0, 4], [0, 1, 5]])
-    ]
+    by_hand = [schedule_of(pipe, plan, forecast=Extrapolate(order=k)) for k, plan in enumerate([[0, 4], [0, 1, 5]])]
     size = {"height": 16, "width": 16}
     return [*by_hand, adaptcache.calibrate(pipe, PROMPTS[:2], steps=8, budget=0.5, call=size)]
 

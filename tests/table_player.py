@@ -9,9 +9,7 @@ import numpy as np
 
 Array = np.ndarray
 Denoise = Callable[[Array, int], Array]  # latents and the number of the step -> the guided model output
-Sampler = Callable[
-    [Array, Array, int], Array
-]  # latents, model output, number of the step -> the next latents
+Sampler = Callable[[Array, Array, int], Array]  # latents, model output, number of the step -> the next latents
 
 
 def euler(table: Mapping[str, Any]) -> Sampler:
@@ -43,9 +41,7 @@ def play(table: Mapping[str, Any], x: Array, denoise: Denoise, sampler: Sampler)
             row = rows[i]
             output = row["x"] * x + row["x0"] * before[0]
             output = output + sum(w * u[c] for w, c in zip(row["u"], row["from"], strict=True))
-            output = output + sum(
-                w * before[c] for w, c in zip(row.get("past_x", ()), row["from"], strict=False)
-            )
+            output = output + sum(w * before[c] for w, c in zip(row.get("past_x", ()), row["from"], strict=False))
         x = sampler(x, output, i)
         landed.append(x)
     return landed

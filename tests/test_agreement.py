@@ -29,9 +29,7 @@ Computed = list[int]
 
 def by(policy: Policy, pipe: Any, site: str = "step") -> Schedule:
     plain = schedule_of(pipe, [0, 4])
-    return plain.model_copy(
-        update={"rules": (Rule(site=site, policy=policy, forecast=plain.rules[0].forecast),)}
-    )
+    return plain.model_copy(update={"rules": (Rule(site=site, policy=policy, forecast=plain.rules[0].forecast),)})
 
 
 def computed(pipe: Any, schedule: Schedule, seed: int) -> Computed:
@@ -91,9 +89,7 @@ THRESHOLDS = [Probe(threshold=value, on="input") for value in torch.linspace(0.1
         (with_context_parallelism, "blocks"),
     ],
 )
-def test_ranks_with_different_inputs_compute_the_same_steps(
-    parallel: Callable[[Any], None], site: str
-) -> None:
+def test_ranks_with_different_inputs_compute_the_same_steps(parallel: Callable[[Any], None], site: str) -> None:
     policies: list[Policy] = [PLAN, *THRESHOLDS, Codebook(scale=3.0)]
     first, second = launch(decided, 2, parallel, policies, site)
     assert first[0] == ([0, 3, 5], [0, 3, 5], 0) == second[0]  # a plan needs no word

@@ -196,11 +196,7 @@ def test_the_models_of_the_table_exist_and_return_what_it_says(name):
     for attribute in DENOISERS[name].blocks:
         assert f"self.{attribute} = nn.ModuleList(" in source
     left = ", ".join(DENOISERS[name].streams)
-    assert (
-        f"{left} = block(" in source
-        or f"hidden_states = {DENOISERS[name].blocks[-1]}" in source
-        or name in UNUSUAL
-    )
+    assert f"{left} = block(" in source or f"hidden_states = {DENOISERS[name].blocks[-1]}" in source or name in UNUSUAL
 
 
 UNUSUAL = {"WanTransformer3DModel"}  # it returns the image's hidden states, but names nothing in between

@@ -30,9 +30,7 @@ def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> 
     printed = json.loads(out)
     schedule = Schedule.load(tmp_path / "new" / "s.json")
     assert printed["schedule"] == "new/s.json" and printed["evidence"]["calls"] == [2, 4]
-    assert schedule.evidence and schedule.evidence.psnr["mean"] == pytest.approx(
-        printed["evidence"]["psnr"]["mean"]
-    )
+    assert schedule.evidence and schedule.evidence.psnr["mean"] == pytest.approx(printed["evidence"]["psnr"]["mean"])
 
     code, out, _ = run("show", "new/s.json")
     assert code == 0 and "FluxTransformer2DModel" in out and "2 of 4 calls" in out
@@ -147,9 +145,7 @@ def test_what_no_user_can_change_is_not_said(
     assert capsys.readouterr().err == "warning: Should have tb<=t1\n"
 
 
-def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     refused(run("compare"), "compare runs in one process; start it without torchrun")

@@ -43,9 +43,7 @@ def test_push_fills_a_folder_that_loads_elsewhere(saved: Path, tmp_path: Path) -
     assert (tmp_path / "shared" / "README.md").is_file()
 
 
-def test_what_was_pushed_is_shown_exported_reported_and_pushed_on(
-    saved: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_was_pushed_is_shown_exported_reported_and_pushed_on(saved: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     typed("push", saved, "./shared")
     assert json.loads(typed("show", "./shared", "--json")) == json.loads(typed("show", saved, "--json"))

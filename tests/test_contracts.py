@@ -178,9 +178,7 @@ def test_a_forecast_needs_no_more_history_than_it_declares(name):
     for forecast, step in contexts(name):
         weights = forecast.weights(step)
         assert 1 <= len(weights.past) <= min(forecast.depth, len(step.past))
-        assert len(weights.past_x) in (0, len(weights.past)) and (
-            forecast.keeps_latents or not weights.past_x
-        )
+        assert len(weights.past_x) in (0, len(weights.past)) and (forecast.keeps_latents or not weights.past_x)
         short = Step(step.index, TIMES, step.past[: forecast.depth])
         assert forecast.weights(short) == weights
 

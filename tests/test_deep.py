@@ -104,9 +104,7 @@ def test_deepcache_is_the_loop_of_its_authors(name, branch):
 
 def test_deeper_heads_leave_less_to_skip():
     (unet,) = denoisers_of(built("Stable Diffusion 1.5").pipe)
-    sizes = [
-        sum(p.numel() for module in find_deep(unet, head) for p in module.parameters()) for head in range(4)
-    ]
+    sizes = [sum(p.numel() for module in find_deep(unet, head) for p in module.parameters()) for head in range(4)]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     assert find_deep(unet, 3) == [unet.mid_block]
     with pytest.raises(AttachError, match="3 layers on its way down"):

@@ -63,9 +63,7 @@ def test_the_held_out_captions_are_new_to_the_model_and_share_no_motif_with_the_
         for number, icon in enumerate(icons())
         for index, colour in enumerate(BACKGROUNDS)
     }
-    fitted, held_out = (
-        [known[prompt] for prompt in part] for part in (PROMPTS.calibration, PROMPTS.held_out)
-    )
+    fitted, held_out = ([known[prompt] for prompt in part] for part in (PROMPTS.calibration, PROMPTS.held_out))
     assert len(fitted) == 16 and not any(new for _, new in fitted)
     assert len(held_out) == 32 and all(new for _, new in held_out)
     assert len({name for name, _ in fitted + held_out}) == 48
@@ -158,8 +156,6 @@ def test_seeds_differ_and_few_steps_fail():
     pipe = resolve("emoji-flux-64").load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
     prompts = list(PROMPTS.held_out[:4])
-    full, few, other = (
-        np.asarray(generate(pipe, prompts, *how, output_type="np")) for how in ((28,), (5,), (28, 9))
-    )
+    full, few, other = (np.asarray(generate(pipe, prompts, *how, output_type="np")) for how in ((28,), (5,), (28, 9)))
     assert decibels(few, full).mean() < 30
     assert decibels(other, full).mean() < 20

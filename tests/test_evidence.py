@@ -64,7 +64,7 @@ def test_strict_refuses_a_run_of_weights_that_came_after_attach(change):
     setup = built("Flux")
     with adaptcache.attach(setup.pipe, planned(setup, PLAN), strict=True):
         change(setup.pipe)
-        with pytest.raises(ScheduleError, match="weights|LoRA|transformer"):
+        with pytest.raises(ScheduleError, match=r"weights|LoRA|transformer"):
             generated(setup)
 
 

@@ -35,14 +35,10 @@ def kernel(seed: int = 0, steps: int = N) -> Kernel:
     outputs = np.cumsum(random.normal(size=(steps, 40)) * random.uniform(0.05, 0.6, size=(steps, 1)), axis=0)
     gram = outputs @ outputs.T
     times = tuple(1 - i / steps for i in range(steps))
-    return Kernel(
-        times=times, gram=tuple(map(tuple, gram.tolist())), sensitivity=tuple(random.uniform(0.1, 1, steps))
-    )
+    return Kernel(times=times, gram=tuple(map(tuple, gram.tolist())), sensitivity=tuple(random.uniform(0.1, 1, steps)))
 
 
-def schedule(
-    compute: list[int], carried: Kernel | None = None, matched: bool = True, steps: int = N
-) -> Schedule:
+def schedule(compute: list[int], carried: Kernel | None = None, matched: bool = True, steps: int = N) -> Schedule:
     times = tuple(1 - i / steps for i in range(steps))
     row = tuple(() if i in compute else (1.0, 0.0, 0.0) for i in range(steps))
     forecast = Matched(history=1, table=((row,),)) if matched else Extrapolate(order=0)
@@ -64,9 +60,7 @@ def reuse_error(kernel: Kernel, plan: tuple[int, ...]) -> float:
     return total
 
 
-def allowed(
-    plan: tuple[int, ...], warm_up: int, longest: int, forced: tuple[int, ...] = (), steps: int = N
-) -> bool:
+def allowed(plan: tuple[int, ...], warm_up: int, longest: int, forced: tuple[int, ...] = (), steps: int = N) -> bool:
     """Counts skips from one computed step to the next; at forced ones an engine goes on counting."""
     counter, most = 0, 0
     for step in range(steps):
@@ -251,9 +245,7 @@ def test_the_predicted_error_is_that_of_the_outputs_themselves() -> None:
 
 
 def test_nothing_is_written_for_an_engine_that_ignores_it() -> None:
-    with pytest.raises(
-        ScheduleError, match=r"nothing is exported to sd.cpp of 2026-08 .*: it parses --scm-mask"
-    ):
+    with pytest.raises(ScheduleError, match=r"nothing is exported to sd.cpp of 2026-08 .*: it parses --scm-mask"):
         export(schedule([0, 3, 7]), "sd.cpp")
     with pytest.raises(ScheduleError, match="nothing is exported to smoothcache"):
         export(schedule([0, 3, 7]), "smoothcache")

@@ -32,9 +32,7 @@ def deepened(name: str) -> Any:
     return setup
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in CACHED]
-)
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in CACHED])
 def test_the_planned_steps_compute_and_no_other(name: str) -> None:
     setup = deepened(name)
     denoiser = setup.pipe.transformer

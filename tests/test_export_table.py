@@ -86,9 +86,7 @@ def test_the_player_lands_where_a_real_pipeline_lands(
     times = tuple(float(t) / 1000 for t in pipe.scheduler.timesteps)
     by_hand = schedule_of(pipe, PLAN, forecast=forecast)
     rule = Rule(policy=Plan.of(PLAN, times), forecast=forecast)
-    fitted = by_hand.model_copy(
-        update={"grid": Grid(scheduler=by_hand.grid.scheduler, times=times), "rules": (rule,)}
-    )
+    fitted = by_hand.model_copy(update={"grid": Grid(scheduler=by_hand.grid.scheduler, times=times), "rules": (rule,)})
     path = export(fitted, "table").save(tmp_path / "table.json")
     table = json.loads(path.read_text())
     run = Followed(pipe, fitted)
@@ -97,9 +95,7 @@ def test_the_player_lands_where_a_real_pipeline_lands(
     first = run.x[0] - (times[1] - times[0]) * outputs[0]  # the noise
 
     def denoise(x: np.ndarray, step: int) -> np.ndarray:
-        np.testing.assert_allclose(
-            x, run.x[step - 1] if step else first, atol=1e-5
-        )  # it is where the pipeline was
+        np.testing.assert_allclose(x, run.x[step - 1] if step else first, atol=1e-5)  # it is where the pipeline was
         return outputs[step]
 
     for step, (ours, theirs) in enumerate(zip(play(table, first, denoise, euler(table)), run.x, strict=True)):
@@ -163,9 +159,7 @@ def test_a_table_for_other_steps_is_what_attach_plans_there(pipe: FluxPipeline) 
 
 
 def test_what_is_no_weighted_sum_has_no_table(pipe: FluxPipeline) -> None:
-    with pytest.raises(
-        ScheduleError, match=r"its forecast \('frequency' at the site 'step'\) is no weighted sum"
-    ):
+    with pytest.raises(ScheduleError, match=r"its forecast \('frequency' at the site 'step'\) is no weighted sum"):
         export(schedule_of(pipe, PLAN, forecast=Frequency()), "table")
     blocks = schedule_of(pipe, PLAN)
     rule = blocks.rules[0].model_copy(update={"site": "blocks"})

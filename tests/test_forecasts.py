@@ -43,9 +43,7 @@ def predicted(forecast, step, function):
 def test_newton_is_exact_on_polynomials_in_steps_and_extrapolate_in_time(order, past):
     step = Step(past[0] + 3, TIMES, past)
     for degree in range(order + 1):
-        assert predicted(Newton(order=order), step, lambda i, d=degree: i**d) == pytest.approx(
-            step.index**degree
-        )
+        assert predicted(Newton(order=order), step, lambda i, d=degree: i**d) == pytest.approx(step.index**degree)
         exact = predicted(Extrapolate(order=order), step, lambda i, d=degree: TIMES[i] ** d)
         assert exact == pytest.approx(step.t**degree, abs=1e-9)
 
@@ -79,9 +77,7 @@ def test_taylor_gives_the_numbers_of_diffusers(order, computed):
 
 
 def test_backward_differences_of_even_steps_are_the_textbooks():
-    assert np.allclose(
-        backward([4.0, 3.0, 2.0, 1.0], 3), [[1, 0, 0, 0], [1, -1, 0, 0], [1, -2, 1, 0], [1, -3, 3, -1]]
-    )
+    assert np.allclose(backward([4.0, 3.0, 2.0, 1.0], 3), [[1, 0, 0, 0], [1, -1, 0, 0], [1, -2, 1, 0], [1, -3, 3, -1]])
     assert len(backward([4.0, 3.0], 5)) == 2
 
 
@@ -142,16 +138,12 @@ def foca(values, computed, until):
 def test_foca_is_its_recursion(computed, until):
     values = np.random.default_rng(0).normal(size=STEPS)
     step = Step(until, TIMES, tuple(reversed(computed)))
-    assert predicted(FoCa(history=4), step, lambda i: values[i]) == pytest.approx(
-        foca(values, computed, until)
-    )
+    assert predicted(FoCa(history=4), step, lambda i: values[i]) == pytest.approx(foca(values, computed, until))
 
 
 def test_foca_is_exact_on_lines_after_steps_computed_in_a_row():
     for index in (4, 5, 6):
-        assert predicted(FoCa(), Step(index, TIMES, (3, 2, 1, 0)), lambda i: 2 + 3 * i) == pytest.approx(
-            2 + 3 * index
-        )
+        assert predicted(FoCa(), Step(index, TIMES, (3, 2, 1, 0)), lambda i: 2 + 3 * i) == pytest.approx(2 + 3 * index)
 
 
 @pytest.mark.parametrize("order", [0, 2, 4])
@@ -218,15 +210,11 @@ def test_gamma_is_exact_where_the_probe_moves_in_proportion():
     def output(k):
         return 1 + k * direction
 
-    known = Known(
-        [output(3), output(1)], probe, probe, signal=2 * probe, past_signal=[1.5 * probe, 0.5 * probe]
-    )
+    known = Known([output(3), output(1)], probe, probe, signal=2 * probe, past_signal=[1.5 * probe, 0.5 * probe])
     made = Gamma().combine(known, Step(4, TIMES, (3, 1)))
     assert torch.allclose(made, output(4), atol=1e-6)  # gamma = 1.5 / 1
     far = Known(known.past, probe, probe, signal=9 * probe, past_signal=known.past_signal)
-    assert torch.allclose(
-        Gamma().combine(far, Step(9, TIMES, (3, 1))), output(4), atol=1e-6
-    )  # clipped at 1.5
+    assert torch.allclose(Gamma().combine(far, Step(9, TIMES, (3, 1))), output(4), atol=1e-6)  # clipped at 1.5
 
 
 @pytest.mark.parametrize("modes", [1, 2, 3])
@@ -263,9 +251,7 @@ def test_frequency_split_reuses_the_low_band_and_extrapolates_the_high_one():
     want = 5 * low + (weights[0] * 25 + weights[1] * 16) * high
     assert torch.allclose(made, want, atol=1e-4)
     image = torch.randn(2, 3, 8, 8)
-    assert torch.allclose(
-        Frequency(cut=1).combine(Known([image, image + 1], image, image), step), image, atol=1e-5
-    )
+    assert torch.allclose(Frequency(cut=1).combine(Known([image, image + 1], image, image), step), image, atol=1e-5)
 
 
 def test_linear_forecasts_of_outputs_sum_to_one_so_that_constants_stay():

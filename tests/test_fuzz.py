@@ -95,9 +95,7 @@ def test_a_name_cannot_lead_out_of_a_folder_or_rewrite_a_screen(name: str) -> No
         check_name(name)
 
 
-@pytest.mark.parametrize(
-    "where", [("denoiser",), ("grid", "times"), ("rules",), ("kernel", "gram"), ("made",)]
-)
+@pytest.mark.parametrize("where", [("denoiser",), ("grid", "times"), ("rules",), ("kernel", "gram"), ("made",)])
 @pytest.mark.parametrize(
     "bad", [[[]] * 300_000, [{}] * 300_000, ["x"] * 190_000, [-1.0] * 190_000, [True] * 190_000,
             {f"k{i}": 0 for i in range(80_000)}, [[-1.0] * 900] * 200], ids=lambda bad: str(bad)[:12],

@@ -127,9 +127,7 @@ def test_images_of_a_batch_do_not_touch_each_other(pipe: FluxPipeline, prompts: 
         singles = [CALL(pipe, [prompt], first=k) for k, prompt in enumerate(prompts[:4])]
         four = {name: torch.cat([prompt[name] for prompt in prompts[:4]]) for name in prompts[0]}
         noise = [torch.Generator().manual_seed(k) for k in range(4)]
-        batch = pipe(
-            **four, num_inference_steps=STEPS, generator=noise, output_type="latent", **CALL.arguments
-        )
+        batch = pipe(**four, num_inference_steps=STEPS, generator=noise, output_type="latent", **CALL.arguments)
     torch.testing.assert_close(batch.images, torch.cat(singles), rtol=1e-4, atol=1e-4)
 
 
@@ -160,9 +158,7 @@ def test_another_class_of_denoiser_is_refused(pipe: FluxPipeline) -> None:
     other = fitted.model_copy(
         update={"denoiser": fitted.denoiser.model_copy(update={"class_name": "WanTransformer3DModel"})}
     )
-    with pytest.raises(
-        ScheduleError, match=r"fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"
-    ):
+    with pytest.raises(ScheduleError, match=r"fitted on a WanTransformer3DModel.*has a FluxTransformer2DModel"):
         adaptcache.attach(pipe, other)
 
 

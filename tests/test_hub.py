@@ -149,9 +149,7 @@ def test_what_people_wrote_around_the_generated_part_stays(fitted: Schedule, tmp
 # The hub
 
 
-def test_what_is_pushed_is_loaded_elsewhere_with_the_same_bytes(
-    hub: Hub, fitted: Schedule, tmp_path: Path
-) -> None:
+def test_what_is_pushed_is_loaded_elsewhere_with_the_same_bytes(hub: Hub, fitted: Schedule, tmp_path: Path) -> None:
     address = fitted.push_to_hub(REPO, token=hub.token)
     assert address.endswith(f"/{REPO}/commit/{hub.sha(REPO)}")
     assert hub.messages == ["Upload test with adaptcache"]

@@ -49,7 +49,7 @@ def test_a_profile_kept_of_a_lora_is_not_taken_when_it_is(pipe, tmp_path, change
 def test_strict_refuses_the_schedule_of_a_lora_when_it_is(pipe, change):
     schedule = calibrated(pipe)
     change(pipe)
-    with pytest.raises(ScheduleError, match="(?i)LoRA|adapter|weights"):
+    with pytest.raises(ScheduleError, match=r"(?i)LoRA|adapter|weights"):
         adaptcache.attach(pipe, schedule, strict=True).close()
 
 

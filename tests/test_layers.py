@@ -21,9 +21,7 @@ FAST = ("Flux", "PixArt-Sigma")
 
 def masked(site, mask, forecast="extrapolate", **params):
     """Returns a rule that computes where the mask has ones."""
-    return Rule(
-        site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **params}
-    )
+    return Rule(site=site, policy=Mask(compute_steps=tuple(map(bool, mask))), forecast={"type": forecast, **params})
 
 
 def schedule(*rules):
@@ -220,9 +218,7 @@ def test_t_gate_keeps_the_cross_attention_after_its_gate():
 
 def broadcast(pipe, **ranges):
     """Enables diffusers' Pyramid Attention Broadcast."""
-    windows = {
-        f"{kind}_attention_timestep_skip_range": (100, 800) for kind in ("spatial", "temporal", "cross")
-    }
+    windows = {f"{kind}_attention_timestep_skip_range": (100, 800) for kind in ("spatial", "temporal", "cross")}
     config = PyramidAttentionBroadcastConfig(
         **{f"{kind}_attention_block_skip_range": value for kind, value in ranges.items()}, **windows,
         # By default "transformer_blocks" is searched for, which is in "temporal_transformer_blocks" as well:

@@ -12,9 +12,7 @@ from tests.toy import PROMPTS, Pipe
 class Small(Pipe):
     """Runs out of memory after its steps are set and before its denoiser is called."""
 
-    def __call__(
-        self, prompt, num_inference_steps=12, generator=None, output_type="latent", return_dict=False
-    ):
+    def __call__(self, prompt, num_inference_steps=12, generator=None, output_type="latent", return_dict=False):
         self.scheduler.set_timesteps(num_inference_steps)
         raise torch.OutOfMemoryError("out of memory (made up)")
 

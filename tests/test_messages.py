@@ -43,9 +43,7 @@ def test_a_device_that_is_not_there_is_one_line(run: Run) -> None:
 
 def test_a_front_that_is_not_there_is_none_of_calibrate(run: Run) -> None:
     refused(run("show", "mine.front.json"), "there is no mine.front.json; `adaptcache tune` writes fronts")
-    refused(
-        run("show", "none.json", "--pick", "10"), "there is no none.json; `adaptcache tune` writes fronts"
-    )
+    refused(run("show", "none.json", "--pick", "10"), "there is no none.json; `adaptcache tune` writes fronts")
 
 
 @pytest.mark.parametrize(
@@ -77,9 +75,7 @@ def test_what_is_stopped_says_what_is_kept(
     number: int, code: int, words: tuple[str, ...], kept: str, run: Run, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", lambda *_: None)
-    monkeypatch.setattr(
-        "adaptcache.calibration.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), number)
-    )
+    monkeypatch.setattr("adaptcache.calibration.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), number))
     handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(number, handler)  # background jobs of a shell ignore SIGINT
     try:

@@ -97,9 +97,7 @@ def written(tmp_path, data, name="theirs.json"):
 def test_numbers_of_other_codes_are_read_schedule(tmp_path):
     tea = read_schedule(written(tmp_path, {"rel_l1_thresh": 0.2, "coefficients": [1, 2, 3, 4, 5]})).rules[0]
     assert tea.policy.coefficients == (1, 2, 3, 4, 5) and tea.policy.threshold == 0.2 and tea.site == "blocks"
-    mag = read_schedule(
-        written(tmp_path, {"mag_ratios": [1.0, 0.9], "threshold": 0.1, "max_skip_steps": 4})
-    ).rules[0]
+    mag = read_schedule(written(tmp_path, {"mag_ratios": [1.0, 0.9], "threshold": 0.1, "max_skip_steps": 4})).rules[0]
     assert mag.policy == Magnitude(ratios=(1.0, 0.9), threshold=0.1, max_skip=4)
     light = {"infer_steps": 2, "magcache_ratios": [[1, 2], [1, 2]], "magcache_K": 5, "magcache_thresh": 0.5}
     assert read_schedule(written(tmp_path, light)).rules[0].policy == Magnitude(
@@ -111,16 +109,12 @@ def test_numbers_of_other_codes_are_read_schedule(tmp_path):
     assert read_schedule(written(tmp_path, yaml_like)).rules[0].policy == Mask(compute_steps=(1, 0, 1))
     bud = {"cache_step": [1, 3], "num_inference_steps": 4}
     assert read_schedule(written(tmp_path, bud)).rules[0].policy == Mask(compute_steps=(1, 0, 1, 0))
-    assert read_schedule(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(
-        compute_steps=(1, 0, 1)
-    )
+    assert read_schedule(written(tmp_path, "[True, False, True]\n")).rules[0].policy == Mask(compute_steps=(1, 0, 1))
     entry = '    "wan2.1_t2v_1.3B": np.array([1.0]*2+[1.5, 0.9, 0.8, 0.7]),'  # both branches take turns
     assert read_schedule(written(tmp_path, entry)).rules[0].policy.ratios == (1.0, 1.5, 0.8)
 
 
-@pytest.mark.parametrize(
-    "theirs", ["{}", "[0.5, 0.2]", "nothing", '{"coefficients": [1, 2]}', '{"mag_ratios": "x"}']
-)
+@pytest.mark.parametrize("theirs", ["{}", "[0.5, 0.2]", "nothing", '{"coefficients": [1, 2]}', '{"mag_ratios": "x"}'])
 def test_files_that_say_nothing_are_refused(theirs, tmp_path):
     with pytest.raises(ScheduleError):
         read_schedule(written(tmp_path, theirs))
@@ -179,9 +173,7 @@ def test_most_published_polynomials_are_not_monotone():
 
 def test_lint_scores_foreign_numbers_on_a_profile():
     x = np.linspace(0.1, 0.3, 15)
-    made = replace(
-        PROFILE, change_in=np.tile(np.append(0, x), (4, 1)), change_out=np.tile(np.append(0, x**2), (4, 1))
-    )
+    made = replace(PROFILE, change_in=np.tile(np.append(0, x), (4, 1)), change_out=np.tile(np.append(0, x**2), (4, 1)))
     assert "weak" not in codes(tea([1.0, 0.0, 0.0], 0.1, clamp=(0.1, 0.3)), made)
     assert "weak" in codes(tea([-1.0, 0.5], 0.1, clamp=(0.1, 0.3)), made)
     assert "extrapolates" in codes(tea([1.0, 0.0, 0.0], 0.1, clamp=(0.1, 0.2)), made)

@@ -55,9 +55,7 @@ def test_magcache_is_that_of_diffusers(threshold, most, retention):
         threshold=threshold, max_skip_steps=most, retention_ratio=retention, num_inference_steps=STEPS,
         mag_ratios=list(ratios),
     )  # fmt: skip
-    schedule = Schedule.of(
-        "magcache", ratios=tuple(ratios), threshold=threshold, max_skip=most, retention=retention
-    )
+    schedule = Schedule.of("magcache", ratios=tuple(ratios), threshold=threshold, max_skip=most, retention=retention)
     made, computed = ours(schedule, seeds=(0, 1))
     assert len(computed) < STEPS and differs(made)
     assert same(theirs(config, seeds=(0, 1)), made)

@@ -76,9 +76,7 @@ GOLDEN = [
 def test_magnitude_reproduces_the_published_masks(model, threshold, most, retention, more, mask):
     entry = PUBLISHED["magcache"]["sets"][model]
     how = {key: entry[key] for key in ("rounded", "strict") if key in entry}
-    policy = Magnitude(
-        ratios=RATIOS[model], threshold=threshold, max_skip=most, retention=retention, **how, **more
-    )
+    policy = Magnitude(ratios=RATIOS[model], threshold=threshold, max_skip=most, retention=retention, **how, **more)
     assert decide(policy, None, [None] * len(mask), len(mask)) == mask
 
 

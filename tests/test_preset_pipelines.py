@@ -103,7 +103,5 @@ def test_a_preset_loads_calibrates_and_runs_a_pipeline_of_its_class(
     report = handle.report()
     assert report.evidence == "calibrated" and report.made == report.skipped
     assert all(tensor.isfinite().all() for tensor in cached)
-    errors = [
-        (a.float() - b.float()).square().mean() / b.float().var() for a, b in zip(cached, full, strict=True)
-    ]
+    errors = [(a.float() - b.float()).square().mean() / b.float().var() for a, b in zip(cached, full, strict=True)]
     assert 0 < max(errors) < 0.2

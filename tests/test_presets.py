@@ -256,9 +256,7 @@ def test_a_device_that_is_not_there_is_one_line_before_the_weights_are_read(monk
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("preset", "cure"), [(HUB, "the hub cannot be reached"), (GATED, "gated: request access")]
-)
+@pytest.mark.parametrize(("preset", "cure"), [(HUB, "the hub cannot be reached"), (GATED, "gated: request access")])
 def test_without_network_the_message_says_what_to_do(offline, preset, cure):
     with pytest.raises(CheckpointError, match=cure) as caught:
         preset.load_pipeline()

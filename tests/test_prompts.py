@@ -23,8 +23,7 @@ def write(folder, text):
 def test_embedded_parts_share_no_prompt(name):
     prompts = read_prompts(name)
     calibration, held_out = (
-        {" ".join(prompt.lower().split()) for prompt in part}
-        for part in (prompts.calibration, prompts.held_out)
+        {" ".join(prompt.lower().split()) for prompt in part} for part in (prompts.calibration, prompts.held_out)
     )
     assert not calibration & held_out
     assert len(calibration) == len(prompts.calibration)

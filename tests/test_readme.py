@@ -20,8 +20,6 @@ def test_the_example_gives_the_numbers_of_the_shipped_schedule() -> None:
         exec(compile(code, "README.md", "exec"), space)
     made, shipped = space["schedule"], Schedule.load(ROOT / "schedules" / "emoji-flux-28-2.8x.json")
     assert made.evidence.calls == shipped.evidence.calls == (10, 28)
-    assert (
-        abs(made.evidence.psnr["mean"] - shipped.evidence.psnr["mean"]) < 1.0
-    )  # other machines round otherwise
+    assert abs(made.evidence.psnr["mean"] - shipped.evidence.psnr["mean"]) < 1.0  # other machines round otherwise
     assert "10 denoiser calls made, 18 skipped (calibrated)" in printed.getvalue()
     assert space["image"].size == (32, 32)

@@ -56,9 +56,7 @@ def schedule() -> Schedule:
     made = schedule_of(tiny_flux(), [0, 1, 3, 6])
     n = len(made.grid.times)
     gram = np.eye(n) * 0.1 + 0.9
-    kernel = Kernel(
-        times=made.grid.times, gram=tuple(map(tuple, gram)), sensitivity=tuple(np.geomspace(1, 1e-3, n))
-    )
+    kernel = Kernel(times=made.grid.times, gram=tuple(map(tuple, gram)), sensitivity=tuple(np.geomspace(1, 1e-3, n)))
     return made.model_copy(update={"kernel": kernel, "made": {"note": "<script>alert(1)</script>"}})
 
 
@@ -78,9 +76,7 @@ def comparison(tmp_path: Path) -> Path:
 
 
 def test_the_strip_shows_which_steps_are_computed(schedule: Schedule) -> None:
-    cells = [
-        a for _, a in Page(build_report(schedule)).elements if (a.get("title") or "").startswith("step ")
-    ]
+    cells = [a for _, a in Page(build_report(schedule)).elements if (a.get("title") or "").startswith("step ")]
     assert [i for i, cell in enumerate(cells) if cell["class"] == "on"] == [0, 1, 3, 6]
     assert len(cells) == len(schedule.grid.times)
 
@@ -126,9 +122,7 @@ def test_the_change_of_an_output_is_its_distance_from_the_one_before(schedule: S
     assert output_distances(schedule.kernel) == pytest.approx(0.1 * (1 - np.eye(n)))
 
 
-def test_a_comparison_brings_its_numbers_and_a_slider_for_each_image(
-    schedule: Schedule, comparison: Path
-) -> None:
+def test_a_comparison_brings_its_numbers_and_a_slider_for_each_image(schedule: Schedule, comparison: Path) -> None:
     text = build_report(schedule, comparison)
     assert "41.2" in text and "not installed" in text and "10 times the steps" in text
     assert "<h3>a dog</h3>" in text and "<h3>a cat</h3>" not in text  # the images kept are of the second

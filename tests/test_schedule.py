@@ -44,11 +44,7 @@ def test_a_schedule_is_shown_in_a_line_and_as_a_small_table(path: Path) -> None:
     line, table = repr(shown), shown._repr_html_()
     assert len(line) < 1000 and "\n" not in line and "'<mine>'" in line and str(shown)
     assert all(f"{len(plan)}" in line for plan in schedule.plans) and schedule.rules[0].policy.type in line
-    assert (
-        "&lt;mine&gt;" in table
-        and "<mine>" not in table
-        and table.count("█") == sum(map(len, schedule.plans))
-    )
+    assert "&lt;mine&gt;" in table and "<mine>" not in table and table.count("█") == sum(map(len, schedule.plans))
     if seen := schedule.evidence:
         assert f"{seen.psnr['mean']:.1f} dB on {seen.n} prompts" in line
 

@@ -77,9 +77,7 @@ def test_a_modular_pipeline_is_calibrated_or_refused_before_any_run(modular, whe
     rows, call = (rows, size) if where == "call" else ([row | size for row in rows], {})
     with counted(modular) as calls:
         try:
-            schedule = adaptcache.calibrate(
-                modular, rows, num_inference_steps=6, budget=0.5, pipe_kwargs=call
-            )
+            schedule = adaptcache.calibrate(modular, rows, num_inference_steps=6, budget=0.5, pipe_kwargs=call)
         except (TypeError, ValueError, RuntimeError) as error:
             assert "modular pipeline" in str(error).lower() and "\n" not in str(error)
             assert not calls

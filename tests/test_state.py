@@ -164,24 +164,18 @@ def test_pipelines_with_their_own_schedules_run_in_parallel_threads(share):
     if share:
         for setup in setups[1:]:
             setup.pipe.unet = setups[0].pipe.unet
-    schedules = [
-        planned(setup, plan) for setup, plan in zip(setups, ([0, 1, 3], [0, 2, 4, 5], [0, 3]), strict=True)
-    ]
+    schedules = [planned(setup, plan) for setup, plan in zip(setups, ([0, 1, 3], [0, 2, 4, 5], [0, 3]), strict=True)]
     right = []
     for setup, schedule in zip(setups, schedules, strict=True):
         with adaptcache.attach(setup.pipe, schedule):
             right.append(generated(setup))
-    handles = [
-        adaptcache.attach(setup.pipe, schedule) for setup, schedule in zip(setups, schedules, strict=True)
-    ]
+    handles = [adaptcache.attach(setup.pipe, schedule) for setup, schedule in zip(setups, schedules, strict=True)]
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
             assert all(same(a, b) for a, b in zip(pool.map(generated, setups), right, strict=True))
     for handle in handles:
         handle.close()
-    assert not any(
-        ModuleInterceptor.of(denoiser) for setup in setups for denoiser in denoisers_of(setup.pipe)
-    )
+    assert not any(ModuleInterceptor.of(denoiser) for setup in setups for denoiser in denoisers_of(setup.pipe))
 
 
 def test_four_images_of_a_batch_equal_four_single_ones():
@@ -276,7 +270,5 @@ def test_lora_may_be_loaded_and_unloaded_while_attached():
         setup.pipe.unload_lora_weights()
         assert same(generated(setup), before)
     with pytest.warns(UserWarning, match="other weights"):
-        setup.pipe.transformer.add_adapter(
-            peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
-        )
+        setup.pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
         adaptcache.attach(setup.pipe, schedule).close()

@@ -174,7 +174,7 @@ def test_a_scheduler_patched_after_attach_is_refused_before_it_steps(taken: str)
     with adaptcache.attach(setup.pipe, planned(setup, PLAN)), counted(setup.pipe) as calls:
         step = scheduler.step if taken == "after attach" else step
         scheduler.step = lambda *args, **kwargs: step(*args, **kwargs)
-        with pytest.raises(AttachError, match="step of this FlowMatchEuler.* was replaced"):
+        with pytest.raises(AttachError, match=r"step of this FlowMatchEuler.* was replaced"):
             generated(setup)
         assert not calls
         del scheduler.step
@@ -425,9 +425,7 @@ def test_another_cache_on_top_is_warned_of_or_refused_and_never_calibrated() -> 
     with pytest.raises(ScheduleError, match="turn one of the two off"):
         adaptcache.attach(setup.pipe, schedule, strict=True)
     with pytest.raises(ValueError, match=r"FirstBlockCache is on .* would not be full"):
-        adaptcache.calibrate(
-            setup.pipe, setup.prompts, num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call
-        )
+        adaptcache.calibrate(setup.pipe, setup.prompts, num_inference_steps=6, budget=0.5, pipe_kwargs=setup.call)
     setup.pipe.transformer.disable_cache()
     with adaptcache.attach(setup.pipe, schedule, strict=True):
         setup.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))

@@ -57,9 +57,7 @@ def test_scenes_are_drawn_again_alike_and_say_what_they_show():
 def test_the_prompts_are_captions_and_no_emoji_stands_in_both_parts():
     prompts = read_prompts("emoji-clips")
     known = {caption(n, m, c): n for n in names() for m in MOTIONS for c in BACKGROUNDS}
-    fitted, held_out = (
-        {known[prompt] for prompt in part} for part in (prompts.calibration, prompts.held_out)
-    )
+    fitted, held_out = ({known[prompt] for prompt in part} for part in (prompts.calibration, prompts.held_out))
     assert len(fitted) == 16 and len(held_out) == 24
     assert not fitted & held_out
 
@@ -76,9 +74,7 @@ def test_components_are_those_of_least_error():
     centred = rows - basis.mean
     kept = centred @ basis.components @ basis.components.T
     singular = torch.linalg.svdvals(centred.double())[16:]
-    assert torch.allclose(
-        (centred - kept).square().sum().double(), singular.square().sum(), rtol=1e-3, atol=1e-3
-    )
+    assert torch.allclose((centred - kept).square().sum().double(), singular.square().sum(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_encoder_gives_the_latents_of_the_basis():

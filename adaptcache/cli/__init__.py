@@ -45,7 +45,6 @@ RENAMED = {  # options by the names they had in version 0.1
     "finer": "refine",
     "teacher-steps": "reference-steps",
     "at-most": "max-failure-rate",
-    "finer": "refine",
 }
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
@@ -75,9 +74,7 @@ def begin(
     version: Annotated[
         bool, Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[
-        bool, Option("--debug", help="Show the traceback of an error, and log what happens.")
-    ] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error, and log what happens.")] = False,
 ) -> None:
     """Makes diffusion pipelines faster by learned caching: calibrate once, then attach the schedule."""
     verb = context.invoked_subcommand

@@ -128,9 +128,7 @@ def _print(schedule: Schedule, target: Path, said: str, json: bool) -> None:
     from .show import describe
 
     if json:
-        evidence = (
-            schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
-        )
+        evidence = schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
     else:
         describe(schedule)

@@ -55,8 +55,6 @@ def demo(
     cached, fewer = len(rows) - 2, len(rows) - 1  # at the smallest budget, where there is most to see
     columns = {rows[i].name: made[i].images[:pictures] for i in (fewer, 0, cached)}
     side_by_side(held_out[:pictures], columns, picture)
-    out.print(
-        f"\n{len(held_out)} held-out prompts, {steps} steps, against the full run with the same noise:\n"
-    )
+    out.print(f"\n{len(held_out)} held-out prompts, {steps} steps, against the full run with the same noise:\n")
     print_whole(quality_table(rows, steps))
     out.print(f"\n{said} and {', '.join(f'{schedule.name}.json' for schedule in schedules)}")

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    schedule: Annotated[
-        list[str], Option("--schedule", "-s", help="A file, a folder or user/repo; may be repeated.")
-    ],
+    schedule: Annotated[list[str], Option("--schedule", "-s", help="A file, a folder or user/repo; may be repeated.")],
     model: Model = "emoji-flux",
     prompts: Prompts = None,
     eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,

@@ -25,7 +25,7 @@ def export(
         typer.Option(
             "--to",
             "-t",
-            help="The engine: diffusers, cache-dit, sglang, xdit, vllm-omni, lightx2v, tensorrt-llm, comfyui-..., table.",
+            help="Of diffusers, cache-dit, sglang, xdit, vllm-omni, lightx2v, tensorrt-llm, comfyui-..., table.",
         ),
     ],
     to: Annotated[
@@ -35,9 +35,7 @@ def export(
     calls: Annotated[
         int | None, typer.Option(help="Compute this many steps. \\[default: as many as the plan]")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")] = None,
     eval_on: Annotated[
         int, typer.Option(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
     ] = 0,

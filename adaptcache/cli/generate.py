@@ -23,9 +23,9 @@ def generate(
     settings: Set = None,
     compare: Annotated[bool, Option(help="Also run in full; write both, and their difference.")] = False,
     device: Device = None,
-    to: Annotated[
-        Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
-    ] = Path("image.png"),
+    to: Annotated[Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")] = Path(
+        "image.png"
+    ),
     json: Json = False,
 ) -> None:
     """Generate from one prompt by a schedule, and say which steps were computed.

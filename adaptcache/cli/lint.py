@@ -14,9 +14,7 @@ COLOURS = {"error": "red", "warning": "yellow"}
 
 def lint(
     schedule: Annotated[Path, typer.Argument(help="A schedule, or settings of another engine.")],
-    profile: Annotated[
-        Path | None, typer.Option(help="Score it on this profile, and find its cliffs.")
-    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Score it on this profile, and find its cliffs.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is wrong with a schedule: inert thresholds, cliffs, polynomials that fall or are negative.

@@ -64,13 +64,9 @@ def describe(schedule: Schedule) -> None:
     for one in schedule.rules if rule.site != "step" else ():
         view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
     add_policy(view, schedule)
-    view.add_row(
-        "forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items())
-    )
+    view.add_row("forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items()))
     add_evidence(view, schedule)
-    view.add_row(
-        "other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel"
-    )
+    view.add_row("other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel")
     plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
     if plain:
         view.add_row("made with", ", ".join(f"{key} {value}" for key, value in plain.items()))
@@ -99,9 +95,7 @@ def add_policy(view: Table, schedule: Schedule) -> None:
         wanted = f"{policy.target:g} dB, by a margin of {policy.margin:g} dB"
         view.add_row("chosen by", f"the cheapest gear whose guess reaches {wanted}")
         r2 = [[look.predictor.r2 for look in looks if look.predictor] for looks in policy.signal_specs]
-        shown = "  ".join(
-            f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2)
-        )
+        shown = "  ".join(f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2))
         view.add_row("guesses, held-out R2", shown)
     if isinstance(policy, Plan) and policy.signal_specs is not None:
         view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")

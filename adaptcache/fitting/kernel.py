@@ -126,9 +126,7 @@ def resample_kernel(gram: Array, times: Array, wanted: Array) -> Array:
         wanted: The M times wanted.
     """
     if len(times) < 2:
-        raise ValueError(
-            "a kernel measured at one time cannot be moved to another grid; calibrate on this grid"
-        )
+        raise ValueError("a kernel measured at one time cannot be moved to another grid; calibrate on this grid")
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))
     moved = CubicSpline(times[::-1], factor[::-1])(wanted)

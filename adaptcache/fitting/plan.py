@@ -139,9 +139,7 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
     return best
 
 
-def move_call(
-    plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False
-) -> tuple[int, ...]:
+def move_call(plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False) -> tuple[int, ...]:
     """Returns a plan with one call, but the first, at another step: near by, or anywhere.
 
     Arguments:

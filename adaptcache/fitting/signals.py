@@ -68,7 +68,5 @@ def predict_psnr(gram: Array, sensitivity: Array, plan: Sequence[int], history: 
     for index, row in enumerate(table):
         if row:
             known = [step for step in sorted(plan, reverse=True) if step < index][:history]
-            errors += sensitivity[index] * np.array(
-                [forecast_error(one, index, known, np.array(row)) for one in gram]
-            )
+            errors += sensitivity[index] * np.array([forecast_error(one, index, known, np.array(row)) for one in gram])
     return np.asarray(np.minimum(CEILING, -10 * np.log10(np.maximum(errors, 10 ** (-CEILING / 10)))))

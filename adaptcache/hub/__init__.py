@@ -22,9 +22,7 @@ __all__ = ["CONFIG", "HubError", "explain", "find_file", "push_to_hub", "save_pr
 CONFIG, CARD, PLOT = "adaptcache_config.json", "README.md", "plot.png"
 
 LOGIN = "log in: hf auth login"
-HTTP: type[Exception] = errors.HfHubHTTPError.__bases__[
-    0
-]  # the HTTP library's own error, a time-out for instance
+HTTP: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # the HTTP library's own error, a time-out for instance
 REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (  # the first that fits
     (errors.HFValidationError, "{repo!r} is neither a folder, a file nor a repository (user/repo)"),
     (errors.GatedRepoError, f"{{repo}} is gated; request access on its page of the hub and {LOGIN}"),

@@ -155,9 +155,7 @@ def build_plot(schedules: Mapping[str, Any]) -> Figure:
         for name, seen in measured.items():
             share, mean, low = seen.calls[0] / max(1, seen.calls[1]), seen.psnr["mean"], seen.psnr["p05"]
             axes.errorbar([share], [mean], [[max(0, mean - low)], [0]], fmt="o", capsize=4, color="C0")
-            axes.annotate(
-                name or "default", (share, mean), xytext=(9, 0), textcoords="offset points", va="center"
-            )
+            axes.annotate(name or "default", (share, mean), xytext=(9, 0), textcoords="offset points", va="center")
         axes.set(xlim=(0, 1), ylabel="PSNR, dB", xlabel="share of the denoiser calls made")
         axes.set_title("PSNR against the full run: mean, and 5th percentile below it", fontsize=10)
         axes.margins(y=0.2)

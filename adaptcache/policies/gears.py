@@ -60,9 +60,7 @@ def explain_choice(
         predicted = [float(value) for value in worst]
         good = [k for k, value in enumerate(predicted) if value >= wanted]
         taken, verb = (good[0], "promised") if good else (len(opened) - 1, "promised only")
-        words.append(
-            f"after step {index} gear {opened[taken]} {verb} {predicted[taken]:.1f} dB of {wanted:.1f}"
-        )
+        words.append(f"after step {index} gear {opened[taken]} {verb} {predicted[taken]:.1f} dB of {wanted:.1f}")
     if alarms:
         then = "all is computed from there on" if everything else "a slower gear was taken"
         words.append(
@@ -112,8 +110,7 @@ class Gears(Plan):
         """Returns the policy that stays in one gear, unless the guard acts."""
         assert plan.signal_specs is not None
         silent = tuple(
-            tuple(spec.model_copy(update={"predictor": None}) for spec in specs)
-            for specs in plan.signal_specs
+            tuple(spec.model_copy(update={"predictor": None}) for spec in specs) for specs in plan.signal_specs
         )
         return cls(gears=plan.gears, signal_specs=silent, target=0.0, start=gear, guard=guard)
 

@@ -63,9 +63,7 @@ class Learned(Policy):
     def _ends(self) -> Self:
         for number, node in enumerate(self.tree):
             ends = node.left < 0 and node.right < 0
-            if not ends and not (
-                number < node.left < len(self.tree) and number < node.right < len(self.tree)
-            ):
+            if not ends and not (number < node.left < len(self.tree) and number < node.right < len(self.tree)):
                 raise ValueError(f"node {number} of the tree has no such children: {node.left}, {node.right}")
         return self
 

@@ -20,9 +20,7 @@ LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
 MOST = 64  # signals that a prediction is made from
 SPREAD = 3.0  # standard deviations of the innovation on each side of its band
 MARGIN = 0.1  # beyond what was seen, in decades
-UNSEEN_MARGIN = (
-    0.5  # where only full runs were seen, from which those by a plan stray, or fewer prompts than this:
-)
+UNSEEN_MARGIN = 0.5  # where only full runs were seen, from which those by a plan stray, or fewer prompts than this:
 FEW = 8
 
 Row = tuple[float, ...]

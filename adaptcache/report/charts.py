@@ -112,9 +112,7 @@ def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figur
     return figure
 
 
-def build_front(
-    lines: Mapping[str, Points], title: str = "", chosen: tuple[float, float] | None = None
-) -> Figure:
+def build_front(lines: Mapping[str, Points], title: str = "", chosen: tuple[float, float] | None = None) -> Figure:
     """Draws decibels over denoiser calls of a front.
 
     Arguments:

@@ -72,10 +72,7 @@ def _strips(schedule: Schedule) -> list[list[dict[str, Any]]]:
     """Returns, for each gear, the steps with their times and whether they are computed."""
     policy, times = schedule.rules[0].policy, schedule.grid.times
     chosen = [policy.steps(times, g) for g in range(len(policy.gears))] if isinstance(policy, Plan) else []
-    return [
-        [{"index": i, "t": f"{t:.3f}", "computed": i in steps} for i, t in enumerate(times)]
-        for steps in chosen
-    ]
+    return [[{"index": i, "t": f"{t:.3f}", "computed": i in steps} for i, t in enumerate(times)] for steps in chosen]
 
 
 def _kernel_charts(kernel: Kernel | None, computed: Sequence[int]) -> dict[str, Any]:

@@ -47,9 +47,7 @@ def side_by_side(
         draw.text((left, 5), heading, fill="black", font=font)
         for line, image in enumerate(images):
             tile = Image.fromarray((image.clip(0, 1) * 255).round().astype(np.uint8))
-            sheet.paste(
-                tile.resize((width, height), Image.Resampling.NEAREST), (left, HEAD + line * (height + GAP))
-            )
+            sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, HEAD + line * (height + GAP)))
     for line, prompt in enumerate(prompts):
         text = "\n".join(textwrap.wrap(prompt, 24)[: height // 18])
         draw.text((GAP, HEAD + line * (height + GAP)), text, fill="black", font=font)

@@ -62,9 +62,7 @@ class Report:
         lines[0] += f"; {self.why}" if self.why else ""
         lines[0] += f"; {self.unlike}" if self.unlike else ""
         if len(self.components) > 1:
-            parts = (
-                f"{name} {made} of {made + skipped}" for name, (made, skipped) in self.components.items()
-            )
+            parts = (f"{name} {made} of {made + skipped}" for name, (made, skipped) in self.components.items())
             lines.append(f"calls made: {', '.join(parts)}")
         for name, steps in self.sites.items():
             marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))

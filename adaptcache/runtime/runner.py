@@ -53,9 +53,7 @@ class Runner(StepHook):
         guard: Whether to compare innovations with their bands.
     """
 
-    def __init__(
-        self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False
-    ) -> None:
+    def __init__(self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False) -> None:
         self.strict, self.guard = strict, guard
         self.evidence = "calibrated"  # of the call under way, or of the last one
         self.measured, self.loops = (
@@ -162,9 +160,7 @@ class Runner(StepHook):
         grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
         fitted = f"{self.schedule.name} was fitted on {len(self.schedule.grid.times)} other steps"
         if self.strict:
-            raise ScheduleError(
-                f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False"
-            )
+            raise ScheduleError(f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False")
         anew = replan(self.schedule, times)
         how = "its rule is used as it is" if anew is rule else "planned anew"
         warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
@@ -176,9 +172,7 @@ class Runner(StepHook):
         self.x = None
         if self.schedule.rules[0].signal != "none":
             if step.x is None:
-                raise AttachError(
-                    f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor"
-                )
+                raise AttachError(f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor")
             self.x = step.x.clone()  # policies compare it with that of later steps
         return step.index == 0 or self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 

@@ -25,9 +25,7 @@ LAYERS = {  # sites that are all layers of a type
     "cross-attention": "attention to the text",
     "mlp": "feed-forward",
 }
-Site = Literal[
-    "step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"
-]
+Site = Literal["step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"]
 
 
 class Rule(Part):

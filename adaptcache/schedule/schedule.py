@@ -183,9 +183,7 @@ class Schedule(Part):
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
         return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
 
-    def save_pretrained(
-        self, folder: str | Path, *, name: str | None = None, repo: str | None = None
-    ) -> Path:
+    def save_pretrained(self, folder: str | Path, *, name: str | None = None, repo: str | None = None) -> Path:
         """Writes the schedule into a folder, and the card and plot of all schedules there.
 
         Arguments:
@@ -213,9 +211,7 @@ class Schedule(Part):
         """
         return cls.load(hub.find_file(source, name, **options))
 
-    def push_to_hub(
-        self, repo: str, *, name: str | None = None, message: str | None = None, **options: Any
-    ) -> str:
+    def push_to_hub(self, repo: str, *, name: str | None = None, message: str | None = None, **options: Any) -> str:
         """Puts the schedule and a model card into a repository of the hub; returns the commit's address.
 
         Arguments:

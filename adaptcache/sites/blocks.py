@@ -79,9 +79,7 @@ class Blocks(SiteHook):
         super().on_run_end()
         self.now: DenoiserCall | None = None
 
-    def call(
-        self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call(self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A block was called."""
         streams = find_streams(self.spec, block, args, kwargs)
         if number == self.numbers[0]:
@@ -121,8 +119,7 @@ class Blocks(SiteHook):
             case "modulated":
                 if self.rule.head or not self.spec.modulated:
                     raise AttachError(
-                        "the signal 'modulated' is known for Flux, SD3 and HunyuanVideo, without a head; "
-                        "use 'input'"
+                        "the signal 'modulated' is known for Flux, SD3 and HunyuanVideo, without a head; use 'input'"
                     )
                 return modulate(x, self.spec, block, args, kwargs)
         return None
@@ -160,9 +157,7 @@ def parameters_of(kind: Any) -> list[str]:
     return list(inspect.signature(kind.forward).parameters)[1:]
 
 
-def find_streams(
-    spec: DenoiserSpec, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Streams:
+def find_streams(spec: DenoiserSpec, block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
     """Returns the streams among the arguments of a block."""
     kind: Any = type(block)
     given = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}

@@ -32,9 +32,7 @@ def find_deep(denoiser: nn.Module, head: int) -> list[nn.Module]:
     assert isinstance(down, nn.ModuleList) and isinstance(up, nn.ModuleList) and middle is not None
     units: list[tuple[nn.Module, list[nn.Module]]] = []  # what runs for each skip connection, with its block
     for block in down:
-        units += [
-            (block, layer) for layer in [*_layers(block), *([d] for d in _members(block, "downsamplers"))]
-        ]
+        units += [(block, layer) for layer in [*_layers(block), *([d] for d in _members(block, "downsamplers"))]]
     if head > len(units):
         raise AttachError(f"this U-Net has {len(units)} layers on its way down, {head} are to run: too many")
     units.append((middle, [middle]))
@@ -78,18 +76,14 @@ class Deep(SiteHook):
 
     def compiled(self) -> str:
         deep = set(self.modules)
-        return find_compiled(
-            self.denoiser, [name for name, module in self.denoiser.named_modules() if module in deep]
-        )
+        return find_compiled(self.denoiser, [name for name, module in self.denoiser.named_modules() if module in deep])
 
     def on_run_end(self) -> None:
         super().on_run_end()
         self.branch: int | None = None  # of the call under way
         self.skips = False
 
-    def call(
-        self, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call(self, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A module was called."""
         if number == 0:
             here = self.gate.here()

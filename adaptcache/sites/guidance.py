@@ -106,9 +106,7 @@ class Guidance(SiteHook):
         says = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
         return says or not self.knows(branch)
 
-    def call_later(
-        self, step: Step, branch: int, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call_later(self, step: Step, branch: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call after the first was made: it serves guidance."""
         if not self.decides(step, branch, args, kwargs):
             self.gate.skipped()

@@ -19,9 +19,7 @@ class Gate(Owner, Protocol):
     """What sites need of the gate that follows the runs of a pipeline."""
 
     pipe: Any
-    within: dict[
-        int, Callable[..., Any]
-    ]  # what makes calls of a denoiser, by its id, where a site skips some
+    within: dict[int, Callable[..., Any]]  # what makes calls of a denoiser, by its id, where a site skips some
     half: bool | None  # of a batch of two halves: whether only the one with the prompt goes through now
 
     @property

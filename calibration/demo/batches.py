@@ -42,9 +42,7 @@ class Captioned:
         return latents, noise, sigma, clip_ids, t5_ids
 
 
-def load_training_set(
-    vae: AutoencoderKL, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer
-) -> Captioned:
+def load_training_set(vae: AutoencoderKL, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer) -> Captioned:
     """Encode all pictures and captions once; training then never touches them."""
     names, _ = load_emoji()
     common = common_names()

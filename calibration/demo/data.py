@@ -51,8 +51,7 @@ def read_icons() -> dict[str, str]:
             subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}"], cwd=DATA, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(
-                f"{PACKAGE}@{VERSION} could not be fetched ({error}); install npm, "
-                f"or put {ARCHIVE.name} into {DATA}"
+                f"{PACKAGE}@{VERSION} could not be fetched ({error}); install npm, or put {ARCHIVE.name} into {DATA}"
             ) from error
     with tarfile.open(ARCHIVE) as tar:
         icons = json.load(tar.extractfile("package/icons.json"))["icons"]

@@ -70,9 +70,7 @@ class TextToImage(nn.Module):
             pooled_projections=self.text_encoder(clip_ids).pooler_output,
             encoder_hidden_states=self.text_encoder_2(t5_ids)[0],
             txt_ids=packed.new_zeros(T5_TOKENS, 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(
-                len(packed), side, side, packed.device, packed.dtype
-            ),
+            img_ids=FluxPipeline._prepare_latent_image_ids(len(packed), side, side, packed.device, packed.dtype),
             return_dict=False,
         )[0]
 

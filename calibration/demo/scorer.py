@@ -90,9 +90,7 @@ def train(steps: int = STEPS) -> tuple[Scorer, dict[str, float]]:
     dice = torch.Generator().manual_seed(0)
     names, pictures = load_drawings()
     n, colours = pictures.shape[:2]
-    name, colour = (
-        x.flatten() for x in torch.meshgrid(torch.arange(n), torch.arange(colours), indexing="ij")
-    )
+    name, colour = (x.flatten() for x in torch.meshgrid(torch.arange(n), torch.arange(colours), indexing="ij"))
     flat, held_out = pictures.flatten(0, 1), (name + colour) % 12 == 0
     decoded = through_vae(flat)
     both = torch.stack([flat, decoded])
@@ -119,8 +117,7 @@ def train(steps: int = STEPS) -> tuple[Scorer, dict[str, float]]:
     kinds = {"drawings": flat, "decoded": decoded, "blurred": blurred(decoded)}
     kinds["mixed"] = mixed(decoded, 7 * colours + 5)  # another emoji on another background
     measured = {
-        title: accuracy(scorer, made[held_out], name[held_out], colour[held_out])
-        for title, made in kinds.items()
+        title: accuracy(scorer, made[held_out], name[held_out], colour[held_out]) for title, made in kinds.items()
     }
     return scorer, measured
 

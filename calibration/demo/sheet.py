@@ -35,9 +35,7 @@ def generate(pipeline: FluxPipeline, prompts: list[str], **options: object) -> l
     ).images
 
 
-def lay_out(
-    pictures: list[Image.Image], labels: list[str], columns: int = COLUMNS, zoom: int = ZOOM
-) -> Image.Image:
+def lay_out(pictures: list[Image.Image], labels: list[str], columns: int = COLUMNS, zoom: int = ZOOM) -> Image.Image:
     """Put enlarged pictures of one size on a grid, each with its label below."""
     width, height = (side * zoom for side in pictures[0].size)
     rows = -(-len(pictures) // columns)

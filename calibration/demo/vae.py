@@ -105,9 +105,7 @@ def train_vae(folder: Path, steps: int = STEPS) -> AutoencoderKL:
     return vae
 
 
-def fit(
-    vae: Autoencoder, loss_of: Callable[[int], torch.Tensor], steps: int, rate: float = LEARNING_RATE
-) -> float:
+def fit(vae: Autoencoder, loss_of: Callable[[int], torch.Tensor], steps: int, rate: float = LEARNING_RATE) -> float:
     """Train an autoencoder of pictures or clips, and leave it in evaluation mode.
 
     Args:

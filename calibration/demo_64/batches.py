@@ -41,9 +41,7 @@ class Pool:
         noise = torch.randn(clean.shape, generator=dice, device=device)
         dropped = torch.rand(size, 1, generator=dice, device=device) < CAPTION_DROPOUT
         captions = self.icons[picks], self.backgrounds[picks]
-        shown = (
-            torch.where(dropped, none, ids[captions]) for none, ids in zip(self.empty, self.ids, strict=True)
-        )
+        shown = (torch.where(dropped, none, ids[captions]) for none, ids in zip(self.empty, self.ids, strict=True))
         return clean, noise, noise_levels(size, dice), *shown
 
 

@@ -87,9 +87,7 @@ class TextToImage(nn.Module):
         text, image = inner.context_embedder(self.text_encoder_2(t5_ids)[0]), inner.x_embedder(packed)
         rotary = inner.pos_embed(self.positions)
         for block in [*inner.transformer_blocks, *inner.single_transformer_blocks]:
-            text, image = block(
-                hidden_states=image, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary
-            )
+            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
         return inner.proj_out(inner.norm_out(image, temb))
 
     def loss(self, clean: Tensor, noise: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:

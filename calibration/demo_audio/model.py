@@ -60,9 +60,7 @@ class TextToSound(nn.Module):
         self.text_encoder = build_t5_encoder(tokenizer)
         self.projection_model = StableAudioProjectionModel(WIDTH, WIDTH, min_value=0, max_value=1)
         self.transformer = build_transformer()
-        self.rotary = get_1d_rotary_pos_embed(
-            HEAD // 2, TOKENS + 1, use_real=True, repeat_interleave_real=False
-        )
+        self.rotary = get_1d_rotary_pos_embed(HEAD // 2, TOKENS + 1, use_real=True, repeat_interleave_real=False)
 
     def forward(self, noisy: Tensor, time: Tensor, ids: Tensor, dropped: Tensor) -> Tensor:
         """Predict the velocity as StableAudioPipeline would call its modules.

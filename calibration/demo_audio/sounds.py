@@ -65,9 +65,7 @@ class Scenes:
 
     def captions(self) -> list[str]:
         """Return what is heard, in words."""
-        rows = zip(
-            *(part.tolist() for part in (self.instruments, self.octaves, self.notes, self.ways)), strict=True
-        )
+        rows = zip(*(part.tolist() for part in (self.instruments, self.octaves, self.notes, self.ways)), strict=True)
         names = [list(known) for known in (INSTRUMENTS, OCTAVES, NOTES, WAYS)]
         return [caption(*(known[k] for known, k in zip(names, row, strict=True))) for row in rows]
 

@@ -20,9 +20,7 @@ def load_tokenizer(folder: Path) -> T5Tokenizer:
     return kept_tokenizer(folder / "tokenizer", build_tokenizer)
 
 
-def train_transformer(
-    folder: Path, vae: AutoencoderOobleck, steps: int = STEPS, minutes: float = math.inf
-) -> Trainer:
+def train_transformer(folder: Path, vae: AutoencoderOobleck, steps: int = STEPS, minutes: float = math.inf) -> Trainer:
     """Train, or continue from the last checkpoint.
 
     Args:

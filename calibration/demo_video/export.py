@@ -29,9 +29,7 @@ def export_pipeline(model: TextToVideo, vae: AutoencoderKLWan, folder: Path, wor
         work: Where the training keeps its tokenizer.
     """
     model, vae = copy.deepcopy((model, vae))  # writing would halve the caller's weights too
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
-    )
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
     write_pipeline(
         WanPipeline(
             tokenizer=load_tokenizer(work),

@@ -13,9 +13,7 @@ from .clips import MOTIONS, caption, names
 
 def build_tokenizer() -> T5Tokenizer:
     """Build a tokenizer that knows the words of all captions."""
-    captions = (
-        caption(name, motion, colour) for name in names() for motion in MOTIONS for colour in BACKGROUNDS
-    )
+    captions = (caption(name, motion, colour) for name in names() for motion in MOTIONS for colour in BACKGROUNDS)
     return build_t5_tokenizer(count_words(captions))
 
 

@@ -140,9 +140,7 @@ def z_image() -> Setup:
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token)  # left as found in memory by the model
     pipe = diffusers.ZImagePipeline(EULER(use_dynamic_shifting=True), None, None, None, transformer)
-    rows = [
-        {name: [value[0] for value in row.values()] for name in row} for row in prompts(prompt_embeds=(5, 16))
-    ]
+    rows = [{name: [value[0] for value in row.values()] for name in row} for row in prompts(prompt_embeds=(5, 16))]
     call = {"height": 64, "width": 64, "negative_prompt_embeds": [noise(9, 5, 16)], "guidance_scale": 3.0}
     return Setup(pipe, call, rows)
 
@@ -192,8 +190,7 @@ def chroma() -> Setup:
         "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
     }
     rows = [
-        row | {"prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool)}
-        for row in prompts(prompt_embeds=(5, 16))
+        row | {"prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool)} for row in prompts(prompt_embeds=(5, 16))
     ]
     return Setup(pipe, call, rows, branches=2)
 

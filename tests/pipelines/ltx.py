@@ -63,9 +63,7 @@ def ltx2() -> Setup:
         rope_double_precision=False,
         causal_temporal_positioning=False,
         rope_type="split",
-        **{
-            f"{kind}_connector_{name}": value for kind in ("video", "audio") for name, value in stream.items()
-        },
+        **{f"{kind}_connector_{name}": value for kind in ("video", "audio") for name, value in stream.items()},
     )
     audio_vae = diffusers.AutoencoderKLLTX2Audio(
         base_channels=32,

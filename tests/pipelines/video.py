@@ -40,9 +40,7 @@ def wan21() -> Setup:
 
 
 def wan22() -> Setup:
-    pipe = diffusers.WanPipeline(
-        None, None, None, unipc(), wan_transformer(), wan_transformer(), boundary_ratio=0.8
-    )
+    pipe = diffusers.WanPipeline(None, None, None, unipc(), wan_transformer(), wan_transformer(), boundary_ratio=0.8)
     call = CLIP | {
         "negative_prompt_embeds": noise(9, 1, 5, 16),
         "guidance_scale": 4.0,
@@ -66,9 +64,7 @@ def hunyuan_video() -> Setup:
         rope_axes_dim=(4, 4, 4),
     )
     names = ("text_encoder", "tokenizer", "vae", "text_encoder_2", "tokenizer_2")
-    pipe = diffusers.HunyuanVideoPipeline(
-        transformer=transformer, scheduler=EULER(shift=7.0), **dict.fromkeys(names)
-    )
+    pipe = diffusers.HunyuanVideoPipeline(transformer=transformer, scheduler=EULER(shift=7.0), **dict.fromkeys(names))
     rows = prompts(prompt_embeds=(5, 16), pooled_prompt_embeds=(16,), prompt_attention_mask=(5,))
     return Setup(pipe, CLIP | {"height": 32, "width": 32}, rows)
 

@@ -29,7 +29,7 @@ class Handle:
     def __init__(self, pipe: Any, runner: Runner, allow: Collection[str] = ()) -> None:
         if unknown := sorted({allow} if isinstance(allow, str) else set(allow) - ALLOWED):
             raise ValueError(
-                f"allow takes a list of findings to run with, of {', '.join(sorted(ALLOWED))}; got {', '.join(unknown)}"
+                f"allow takes a list of findings, of {', '.join(sorted(ALLOWED))}; got {', '.join(unknown)}"
             )
         self._pipe, self._runner, self._allow = pipe, runner, frozenset(allow)
         self._found = check_schedule(runner.original, pipe, runner.strict)
@@ -78,9 +78,7 @@ class Handle:
         calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
         names = tuple(tuple(branches) for loop in loops for branches in loop.names)
         account = runner.account
-        return Report(
-            calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names, runner.unlike()
-        )
+        return Report(calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names, runner.unlike())
 
     @contextmanager
     def loop(self, **arguments: Any) -> Iterator[None]:
@@ -113,9 +111,7 @@ class Handle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
 
@@ -170,5 +166,5 @@ def as_schedule(schedule: Any) -> Schedule:
             return Schedule.load(path)
         return Schedule.from_pretrained(schedule)
     raise TypeError(
-        f"attach takes a schedule, or the path of its file, got {type(schedule).__name__}: Schedule.load(path) reads one"
+        f"attach takes a schedule or the path of its file, got {type(schedule).__name__}: Schedule.load(path) reads one"
     )

@@ -164,9 +164,7 @@ def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         yield Finding("scheduler", Grade.WARNED, says)
         return
     before, now = schedule.made.get("scheduler") or {}, provenance(pipe)["scheduler"]
-    differ = sorted(
-        key for key in before.keys() & now.keys() if dump_json(before[key]) != dump_json(now[key])
-    )
+    differ = sorted(key for key in before.keys() & now.keys() if dump_json(before[key]) != dump_json(now[key]))
     changes = ", ".join(f"{key} {before[key]} and now {now[key]}" for key in differ)
     if "prediction_type" in differ:
         yield Finding("scheduler", Grade.REFUSED, f"was fitted on outputs of another kind: {changes}")
@@ -177,9 +175,7 @@ def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
 
 
 def _replanned(schedule: Schedule, before: str, now: str) -> tuple[Grade, str]:
-    says = (
-        f"was fitted on {before}, this run has {now}" if now.isdigit() else f"was fitted on {before}: {now}"
-    )
+    says = f"was fitted on {before}, this run has {now}" if now.isdigit() else f"was fitted on {before}: {now}"
     if isinstance(schedule.rules[0].forecast, Matched) and schedule.kernel is None:
         grade = Grade.REFUSED if now.isdigit() else Grade.WARNED
         return grade, f"{says}; it carries no kernel and cannot be planned anew"
@@ -200,9 +196,7 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
         scheduler = next(iter(find_schedulers(pipe).values()))
-        far = [
-            name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and _too_strong(*pair)
-        ]
+        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and _too_strong(*pair)]
         if what == "guidance" and far:
             cure = (
                 f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
@@ -210,9 +204,7 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
             )
             yield Finding(what, Grade.REFUSED, f"{says}; as many plain steps are better there: {cure}")
         elif what == "size" and scheduler.config.get("use_dynamic_shifting"):
-            yield Finding(
-                what, *_replanned(schedule, f"another {what}, which sets the steps", ", ".join(changed))
-            )
+            yield Finding(what, *_replanned(schedule, f"another {what}, which sets the steps", ", ".join(changed)))
         else:
             yield Finding(what, Grade.WARNED, f"{says}; it was not measured here")
     yield from _others(schedule, made, call, default)
@@ -245,9 +237,7 @@ def _others(
         if _is_setting(now) and _is_setting(before) and plain_value(before) != plain_value(now):
             changed.append(f"{name} {before} and now {now}")
     if changed:
-        yield Finding(
-            "arguments", Grade.WARNED, f"was fitted with {', '.join(changed)}; it was not measured here"
-        )
+        yield Finding("arguments", Grade.WARNED, f"was fitted with {', '.join(changed)}; it was not measured here")
 
 
 def plain_value(value: Any) -> Any:

@@ -96,11 +96,7 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
         inner = [name for name, part in parts_of(pipe).items() if hasattr(part, "components")]
         inner += [name for name in vars(pipe) if hasattr(getattr(pipe, name), "components")]
         cure = f"; it holds other pipelines: use pipe.{inner[0]}" if inner else ""
-        what = (
-            "no scheduler"
-            if found
-            else f"no denoiser (none of {', '.join(FIRST)}, nothing called with a time)"
-        )
+        what = "no scheduler" if found else f"no denoiser (none of {', '.join(FIRST)}, nothing called with a time)"
         raise AttachError(
             f"{type(pipe).__name__} has {what}{cure}: "
             "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"

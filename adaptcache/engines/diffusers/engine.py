@@ -142,9 +142,7 @@ def modular_kind() -> Any:
     return getattr(diffusers, "ModularPipeline", ())
 
 
-def call_pipeline(
-    pipe: Any, call: PipelineCall, prompts: PromptSet, output_type: str = "latent"
-) -> Sequence[Any]:
+def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type: str = "latent") -> Sequence[Any]:
     """Runs a pipeline on one batch and returns all it returns: frames and audio, say.
 
     Arguments:

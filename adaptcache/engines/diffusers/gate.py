@@ -165,12 +165,7 @@ class Loop:
             return self.view + 1 < self.views
         now, lead = time_argument(args, kwargs), self.lead
         same = False
-        if (
-            now is not None
-            and self.time is not None
-            and lead is not None
-            and (ratio := lead.position.ratio())
-        ):
+        if now is not None and self.time is not None and lead is not None and (ratio := lead.position.ratio()):
             later = torch.tensor(self.time * ratio).to(
                 now.dtype
             )  # where rounding hides the next step, nothing is told
@@ -204,9 +199,7 @@ class DiffusersStep(SchedulerStep):
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
         bound = inspect.BoundArguments(self.bound.signature, arguments)
-        with torch.random.fork_rng(
-            [u.device] if u.device.type != "cpu" else [], device_type=accelerator_of(u)
-        ):
+        with torch.random.fork_rng([u.device] if u.device.type != "cpu" else [], device_type=accelerator_of(u)):
             return landing(self.method(*bound.args, **bound.kwargs))
 
 
@@ -380,9 +373,7 @@ class Gate:
                 "attach (by another library?): nothing could be skipped; close() the handle"
             )
         if not self._announced and not self.closed:
-            raise AttachError(
-                f"{name} did not use its scheduler: nothing could be skipped; close() the handle"
-            )
+            raise AttachError(f"{name} did not use its scheduler: nothing could be skipped; close() the handle")
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -449,9 +440,7 @@ class Gate:
         loop.record.names.append([])
         loop.view, loop.branch, loop.sides, loop.stepped = 0, -1, 0, False
 
-    def _call(
-        self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def _call(self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Makes a call of this step, or returns a placeholder; a ControlNet is a side of the denoiser."""
         number = loop.sides if side else loop.branch + 1
         key, others = (side, number), [(side, earlier) for earlier in range(number)]
@@ -469,9 +458,7 @@ class Gate:
         loop.outputs.keep(key, args, kwargs, output)
         return output
 
-    def scheduler_called(
-        self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments
-    ) -> Any:
+    def scheduler_called(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         """`scheduler.step` was called: hands it the output that the hook chooses."""
         loop, timestep = self.loop, bound.arguments["timestep"]
         if loop is None or not loop.decided:
@@ -528,9 +515,7 @@ class Gate:
         if (loop := self.loop) is None or not loop.decided or loop.decided[-1]:
             return
         kind, name = type(scheduler).__name__, type(self.pipe).__name__
-        raise LoopError(
-            STRANGER.format(scheduler=kind, name=name, index=loop.index, attribute="other_scheduler")
-        )
+        raise LoopError(STRANGER.format(scheduler=kind, name=name, index=loop.index, attribute="other_scheduler"))
 
     def _begin_track(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
         """Returns the track of a scheduler that steps for the first time; the first one of a loop starts its run."""

@@ -67,9 +67,7 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
     Replaced modules and tensors have other addresses, tensors that were written to another version. Compared only
     while the objects live, never kept.
     """
-    found: list[Any] = [
-        (type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()
-    ]
+    found: list[Any] = [(type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()]
     for denoiser in denoisers_of(pipe):
         module = plain_module(denoiser)
         found += [id(module), json.dumps([list(adapters_of(module)), patches_of(module)], default=str)]
@@ -199,11 +197,7 @@ def plain(value: Any) -> Any:
     """Returns a setting as strict JSON can hold it: infinities and objects as text."""
     if isinstance(value, Tensor) and value.numel() <= SAMPLE:
         value = value.tolist()
-    kept = (
-        value is None
-        or isinstance(value, (bool, int, str))
-        or (isinstance(value, float) and math.isfinite(value))
-    )
+    kept = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     if kept:
         return value
     text = re.sub(r" at 0x[0-9a-f]+", "", str(value))  # addresses differ from process to process

@@ -31,9 +31,7 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
         raise LookupError(f"diffusers has no scheduler {kind!r}; for this pipeline there are {near}")
     own = type(before).__name__
     if "sigma_data" in before.config and kind != own and not {kind, own} <= EDM:
-        raise ValueError(
-            f"{kind} cannot run a model of {own}: it tells the denoiser other numbers for the same noise"
-        )
+        raise ValueError(f"{kind} cannot run a model of {own}: it tells the denoiser other numbers for the same noise")
     if not is_flow(before):
         return base.from_config(before.config, **settings)
     if kind == FLOW:

@@ -161,11 +161,7 @@ def _call(original: Any) -> Any:
                 if name in CALLBACKS and value is not None:
                     bound.arguments[name] = gate.aside_callback(value)
                 elif bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                    more = {
-                        n: gate.aside_callback(v)
-                        for n, v in value.items()
-                        if n in CALLBACKS and v is not None
-                    }
+                    more = {n: gate.aside_callback(v) for n, v in value.items() if n in CALLBACKS and v is not None}
                     bound.arguments[name] = {**value, **more}
             return original(*bound.args, **bound.kwargs)
 
@@ -193,9 +189,7 @@ def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
 def positional_names(kind: type) -> list[str]:
     """Returns the names of what a call with `*args` hands on to the first base class that has names for it."""
     for base in kind.__mro__:
-        known = (
-            inspect.signature(vars(base)["__call__"]).parameters.values() if "__call__" in vars(base) else ()
-        )
+        known = inspect.signature(vars(base)["__call__"]).parameters.values() if "__call__" in vars(base) else ()
         if known and not any(one.kind is one.VAR_POSITIONAL for one in known):
             return [one.name for one in known][1:]
     return []

@@ -47,9 +47,7 @@ class Target:
         return cls(Denoiser.model_validate(denoiser), Grid(scheduler=scheduler, times=hook.times))
 
 
-def adopt(
-    source: Any, target: Target | Schedule, *, kind: str | None = None, name: str | None = None
-) -> Schedule:
+def adopt(source: Any, target: Target | Schedule, *, kind: str | None = None, name: str | None = None) -> Schedule:
     """Makes a schedule of the settings of another engine.
 
     The computed steps are kept. Other engines reuse the residual of the block stack at the others, the

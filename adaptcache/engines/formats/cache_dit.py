@@ -34,9 +34,7 @@ def mask_config(plan: ReusePlan) -> dict[str, Any]:
 
 def write(planner: ReusePlanner) -> Exported:
     plan = planner.best()
-    text = yaml.safe_dump(
-        {"cache_config": mask_config(plan)}, default_flow_style=None, sort_keys=False, width=10_000
-    )
+    text = yaml.safe_dump({"cache_config": mask_config(plan)}, default_flow_style=None, sort_keys=False, width=10_000)
     return Exported(".yaml", text, USE % plan.steps, plan, (f"exactly {plan.steps} steps",), (FIRST_BLOCK,))
 
 

@@ -27,9 +27,7 @@ def write(planner: ReusePlanner) -> Exported:
     forced = FORCED if not model or model.startswith("Flux") else ()
     plan = planner.best(warm_up=max(1, int(RETENTION * planner.steps)), longest=LONGEST, forced=forced)
     both = [ratio for ratio in plan.ratios for _ in range(2)]  # cond and uncond take turns
-    text = (
-        f'"flux": np.array({plan.ratios}),  # without guidance\n"wan2.1_t2v_14B": np.array({both}),  # with\n'
-    )
+    text = f'"flux": np.array({plan.ratios}),  # without guidance\n"wan2.1_t2v_14B": np.array({both}),  # with\n'
     expects = (f"exactly {plan.steps} steps (it interpolates the table for others)", NOT_SINCE)
     return Exported(".txt", text, USE, plan, expects, (PATCHED,))
 

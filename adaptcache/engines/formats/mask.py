@@ -97,9 +97,7 @@ class Exported:
         if (plan := self.plan) is not None:
             lines.append(f"{plan.strip}  {plan.calls} of {plan.steps} steps computed")
             if plan.expected is not None and math.isfinite(plan.expected):
-                lines.append(
-                    f"predicted  {plan.expected:.1f} dB in the final latents, by the schedule's kernel"
-                )
+                lines.append(f"predicted  {plan.expected:.1f} dB in the final latents, by the schedule's kernel")
         lines.append(f"checked    against {self.engine} {self.version}")
         lines += [f"expects    {what}" for what in self.expects]
         lines += [f"lost       {what}" for what in self.lost]
@@ -154,9 +152,7 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         ScheduleError: The policy decides by what it sees in a run, or parts of the denoiser are skipped.
     """
     # TODO: all that follows the check of the site becomes `schedule.steps(gear, times)`, once there is that.
-    schedule, gear = resolve_gear(
-        schedule, gear, guard=False
-    )  # exported is one plan, not the choice among them
+    schedule, gear = resolve_gear(schedule, gear, guard=False)  # exported is one plan, not the choice among them
     rule = schedule.rules[0]
     policy = rule.policy
     if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
@@ -239,9 +235,7 @@ class ReusePlanner:
         steps: How many steps a run has; None takes those of the schedule.
     """
 
-    def __init__(
-        self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None
-    ) -> None:
+    def __init__(self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None) -> None:
         self.schedule, self.gear = resolve_gear(schedule, gear, guard=False)
         native = len(schedule.grid.times)
         if not (steps or native):
@@ -255,9 +249,7 @@ class ReusePlanner:
         if not 1 <= self.calls <= self.steps:
             raise ValueError(f"calls must be in [1, {self.steps}] for {self.steps} steps, got {self.calls}")
 
-    def best(
-        self, *, warm_up: int = 1, longest: int | None = None, forced: Collection[int] = ()
-    ) -> ReusePlan:
+    def best(self, *, warm_up: int = 1, longest: int | None = None, forced: Collection[int] = ()) -> ReusePlan:
         """Returns the schedule's plan where it was made for reuse, else the best one for reuse.
 
         Arguments:
@@ -287,14 +279,11 @@ class ReusePlanner:
         engine += f", and skips at most {longest} in a row" if longest < self.steps else ""
         if kernel is None and not kept:
             raise ScheduleError(
-                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; "
-                "calibrate again"
+                f"{self.schedule.name} carries no kernel and cannot be planned anew for {engine}; calibrate again"
             )
         plan = own if kernel is None else self.predicted(self._plan(kernel, always, longest, forced))
         if not allowed(plan.computed):
-            raise ScheduleError(
-                f"{self.calls} of {self.steps} steps are too few for {engine}; export with more calls"
-            )
+            raise ScheduleError(f"{self.calls} of {self.steps} steps are too few for {engine}; export with more calls")
         if kernel is None:
             where = "at steps that were chosen for the forecast, as there is no kernel"
         else:
@@ -327,9 +316,7 @@ class ReusePlanner:
         total = predict_error(self.schedule.kernel, self.times, computed)
         return ReusePlan(computed, -10 * math.log10(total) if total > 0 else math.inf)
 
-    def _plan(
-        self, kernel: Kernel, always: Collection[int], longest: int, forced: Collection[int]
-    ) -> list[int]:
+    def _plan(self, kernel: Kernel, always: Collection[int], longest: int, forced: Collection[int]) -> list[int]:
         n, priced = self.steps, price_reuse(kernel, self.times)
         gaps = np.arange(n)[None, :] - np.arange(n)[:, None]
         priced[gaps > longest] = FORBIDDEN

@@ -61,9 +61,7 @@ def parse_settings(path: str | Path) -> Any:
     if flags := re.search(r"--scm-mask[ =]\"?([01](?:,[01])*)\"?", text):
         return {"scm-mask": [int(step) for step in flags[1].split(",")]}
     try:
-        if entry := re.match(
-            r"\s*\"([\w.-]+)\": *(np\.array\()?((?:\s*(?:\+\s*)?\[[^\]]*\](?:\*\d)?)+)", text
-        ):
+        if entry := re.match(r"\s*\"([\w.-]+)\": *(np\.array\()?((?:\s*(?:\+\s*)?\[[^\]]*\](?:\*\d)?)+)", text):
             lists = re.findall(r"\[([^\]]*)\](?:\*(\d))?", entry[3])  # of the kind [1.0]*2+[0.99, ...]
             values = [float(value) for row, times in lists for value in row.split(",") * int(times or 1)]
             return {"model": entry[1], "mag_table" if entry[2] else "tea_table": values}
@@ -117,14 +115,10 @@ def guess_kind(data: Any) -> str:
         known = {name: sum(key in data for key in form.keys) for name, form in FORMATS.items()}
         if any(known.values()):
             return max(known, key=known.__getitem__)
-        if data and all(
-            isinstance(row, list) and all(step in (0, 1) for step in row) for row in data.values()
-        ):
+        if data and all(isinstance(row, list) and all(step in (0, 1) for step in row) for row in data.values()):
             return "smoothcache"
         raise ScheduleError(f"these settings are of no known kind: {', '.join(map(str, data))[:80]}")
     if isinstance(data, Sequence) and all(isinstance(value, int) for value in data):
         mask = set(data) <= {0, 1} and len(data) > len(set(data))
         return "mask" if mask else "budcache"
-    raise ScheduleError(
-        "a list of numbers does not say how it is used: name it, say 'mag_ratios', or give kind="
-    )
+    raise ScheduleError("a list of numbers does not say how it is used: name it, say 'mag_ratios', or give kind=")

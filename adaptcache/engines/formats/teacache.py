@@ -56,9 +56,7 @@ def write_with(form: Format, schedule: Schedule) -> Exported:
             "block's modulated input: export one that was fitted on that, or a schedule with a plan"
         )
     if len(policy.coefficients) > COUNT:
-        raise ScheduleError(
-            f"{form.name} takes {COUNT} coefficients, {schedule.name} has {len(policy.coefficients)}"
-        )
+        raise ScheduleError(f"{form.name} takes {COUNT} coefficients, {schedule.name} has {len(policy.coefficients)}")
     lost = ["how it was warmed up and limited: engines have their own rules for the first and last steps"]
     if policy.clamp:
         low, high = policy.clamp

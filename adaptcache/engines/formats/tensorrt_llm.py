@@ -22,9 +22,7 @@ def write_polynomial(policy: Polynomial, coefficients: list[float]) -> Exported:
     return form(policy.threshold, coefficients, None, FITTED_ON)
 
 
-def form(
-    threshold: float, coefficients: list[float], plan: ReusePlan | None, expects: tuple[str, ...]
-) -> Exported:
+def form(threshold: float, coefficients: list[float], plan: ReusePlan | None, expects: tuple[str, ...]) -> Exported:
     """Returns the YAML of `cache_config`."""
     config = {
         "cache_backend": "teacache",
@@ -33,15 +31,11 @@ def form(
         "coefficients": coefficients,
     }
     text = yaml.safe_dump({"cache_config": config}, default_flow_style=None, sort_keys=False)
-    return Exported(
-        ".yaml", text, "# cache_config of VisualGenArgs: merge {path} into its YAML\n", plan, expects
-    )
+    return Exported(".yaml", text, "# cache_config of VisualGenArgs: merge {path} into its YAML\n", plan, expects)
 
 
 def read(data: Any, steps: int | None) -> Settings:
-    return read_polynomial(
-        data["coefficients"], data.get("teacache_thresh", data.get("threshold")), last=True
-    )
+    return read_polynomial(data["coefficients"], data.get("teacache_thresh", data.get("threshold")), last=True)
 
 
 FORMAT = Format(
