@@ -166,5 +166,5 @@ def as_schedule(schedule: Any) -> Schedule:
             return Schedule.load(path)
         return Schedule.from_pretrained(schedule)
     raise TypeError(
-        f"attach takes a schedule or the path of its file, got {type(schedule).__name__}: Schedule.load(path) reads one"
+        f"attach takes a schedule or a path, got {type(schedule).__name__}: Schedule.load(path) reads one"
     )
