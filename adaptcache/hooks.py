@@ -45,10 +45,12 @@ class StepHook:
     Arguments:
         follows_views: Whether it keeps the views of one time apart; the engine refuses them otherwise.
         follows_loops: Whether it copes with several loops in one call; the engine refuses them otherwise.
+        reads_input: Whether `should_compute` looks at what enters the denoiser (`Step.x`).
     """
 
     follows_views = True
     follows_loops = True
+    reads_input = False
 
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         """Installs what the hook needs inside of the denoisers, until the context is closed."""

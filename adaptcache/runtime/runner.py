@@ -56,15 +56,9 @@ class Runner(StepHook):
     def __init__(self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False) -> None:
         self.strict, self.guard = strict, guard
         self.evidence = "calibrated"  # of the call under way, or of the last one
-        self.measured, self.loops = (
-            True,
-            0,
-        )  # whether the call is one that was calibrated; loops it had so far
+        self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
         self.bands: SignalSpecs | None = None
-        self.deviations, self.prompts = (
-            torch.zeros(()),
-            0,
-        )  # sum over the prompts since attach, and their number
+        self.deviations, self.prompts = torch.zeros(()), 0  # sum over the prompts since attach, and their number
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.state: Any = None
         self.original = schedule
@@ -76,6 +70,7 @@ class Runner(StepHook):
     def follow(self, gear: int | None) -> None:
         """Follows one gear from the next run on, or the one that is chosen on the way."""
         self.schedule, self.gear = resolve_gear(self.original, gear, self.guard)
+        self.reads_input = self.follows_views and self.schedule.rules[0].signal != "none"
         self.account = Account(self.gear)
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
@@ -103,6 +98,7 @@ class Runner(StepHook):
             self.evidence = "extrapolated"
         self.bands = self._bands(times)
         self.state = self.rule.policy.init(times)
+        self.plan = set(self.rule.steps(times, self.gear) or ()) if self.rule.policy.static else None
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
         for number, site in self.sites:
             check_compiled(site)
@@ -167,14 +163,15 @@ class Runner(StepHook):
         return anew
 
     def should_compute(self, step: Step) -> bool:
-        if self.sites:
-            return True  # the denoiser is called, and decides inside
-        self.x = None
-        if self.schedule.rules[0].signal != "none":
+        if self.reads_input:
             if step.x is None:
                 raise AttachError(f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor")
             self.x = step.x.clone()  # policies compare it with that of later steps
-        return step.index == 0 or self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
+        if step.index == 0 or self.sites:  # inside of the denoiser it is decided there
+            return True
+        if self.plan is not None:
+            return step.index in self.plan
+        return self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 
     def model_output(self, step: SchedulerStep) -> Tensor:
         if self.sites:
@@ -182,13 +179,13 @@ class Runner(StepHook):
         key = (step.track, step.view)
         if step.view == 1:
             self._not_measured("steps its scheduler several times at one time")
-        gear = self.rule.policy.gear(self.state, self.gear)
+        gear = self.gear if self.plan is not None else self.rule.policy.gear(self.state, self.gear)
         if step.computed and key == (0, 0) and self.bands is not None:
             self._compare(step, self.bands[gear])
-        self.history.record(key, step, self.x)
         where = replace(step.step, gear=gear, track=step.track, x=self.x)
         if not step.computed:
             return self.rule.forecast.combine(self.history.known(key, step.x, self.x), where)
+        self.history.keep(key, step.x, step.u, self.x)
         if key == (0, 0):
             self.rule.policy.observe(self.state, where, step.u)
         return step.u
@@ -209,7 +206,7 @@ class Runner(StepHook):
             self.deviations = self.deviations.to(mean.device) + mean.sum()
         if self.state is not None:
             self.account = self.rule.policy.account(self.state, self.gear)
-        self.history, self.state, self.x, self.bands = History(0), None, None, None
+        self.history, self.state, self.x, self.bands, self.plan = History(0), None, None, None, None
         for _, site in self.sites:
             site.on_run_end()
 

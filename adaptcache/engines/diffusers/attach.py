@@ -165,6 +165,4 @@ def as_schedule(schedule: Any) -> Schedule:
         if path.suffix == ".json" or path.is_file():
             return Schedule.load(path)
         return Schedule.from_pretrained(schedule)
-    raise TypeError(
-        f"attach takes a schedule or a path, got {type(schedule).__name__}: Schedule.load(path) reads one"
-    )
+    raise TypeError(f"attach takes a schedule or a path, got {type(schedule).__name__}: Schedule.load(path) reads one")

@@ -434,7 +434,8 @@ class Gate:
         index = len(loop.decided)
         if index == 0 and (time := time_argument(args, kwargs)) is not None:
             loop.time = number_of(time)
-        step = Step(index, loop.times, loop.past, x=entering(args, kwargs), groups=loop.groups)
+        x = entering(args, kwargs) if self.hook.reads_input else None
+        step = Step(index, loop.times, loop.past, x=x, groups=loop.groups)
         loop.decided.append(self.hook.should_compute(step) or index == 0)
         loop.record.calls.append([])
         loop.record.names.append([])
