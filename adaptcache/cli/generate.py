@@ -18,6 +18,9 @@ def generate(
     schedule: Annotated[
         str | None, Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full.")
     ] = None,
+    speed: Annotated[
+        float | None, Option(help="Without a schedule: this many times fewer calls, from theory.", min=1)
+    ] = None,
     seed: Annotated[int, Option(help="The noise.")] = 0,
     steps: Steps = None,
     settings: Set = None,
@@ -33,6 +36,7 @@ def generate(
     Example:
 
       adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
+      adaptcache generate -p "pizza noto style blue background" --speed 2 --compare
     """
     import time
     from dataclasses import replace
@@ -55,9 +59,12 @@ def generate(
     except UnicodeEncodeError:
         raise ValueError(f"the prompt {prompt!r} is not UTF-8 text: type it again in this terminal") from None
     preset = resolve(model).called_with(settings or [])
+    if schedule and speed:
+        raise ValueError(f"--schedule {schedule} says how fast it is: leave --speed {speed:g} out, or the schedule")
     fitted = load_schedule(schedule) if schedule else None
-    if compare and fitted is None:
-        raise ValueError("--compare needs a --schedule to compare with the full run")
+    fast = fitted is not None or speed is not None
+    if compare and not fast:
+        raise ValueError("--compare needs a --schedule or a --speed to compare with the full run")
     sound = to.suffix.lower() == ".wav"
     if sound and compare:
         raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
@@ -72,8 +79,8 @@ def generate(
     one = PromptSet((prompt,))
     numbers: dict[str, Any] = {"out": str(to)}
     with progress(kept="nothing was written") as report:
-        if fitted:
-            with attach(pipe, fitted) as handle:
+        if fast:
+            with attach(pipe, fitted, speed=speed) as handle:
                 report("generating", 0, 1)
                 since = time.perf_counter()
                 output = np.asarray(call_pipeline(pipe, setup.call, one, "np")[0])[0]
@@ -81,9 +88,9 @@ def generate(
             done = handle.report()
             numbers |= {"calls": len(done.computed), "seconds": seconds, "evidence": done.evidence}
             report("generating", 1, 1)
-        if compare or not fitted:
+        if compare or not fast:
             full = run_in_full(replace(setup, progress=report), one, stage="in full")
-    if not fitted:
+    if not fast:
         output = full.images[0]
         numbers |= {"calls": round(full.calls), "seconds": full.total}
     if compare:
@@ -95,7 +102,7 @@ def generate(
     if json:
         print_json(numbers)
         return
-    if fitted:
+    if fast:
         out.print(str(done))
     if compare:
         out.print(f"{format_psnr(worth)} against the full run, {full.total / seconds:.2f}x as fast")

@@ -117,4 +117,4 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
         if seen.verdict:
             view.add_row("verdict", seen.verdict)
     else:
-        view.add_row("evidence", "none: calibrate with held-out prompts")
+        view.add_row("evidence", schedule.made.get("evidence") or "none: calibrate with held-out prompts")

@@ -15,7 +15,8 @@ class Report:
     Arguments:
         calls: Denoiser calls, by step and branch: True where it was made, False where it was skipped.
         evidence: "calibrated" where it ran as it was measured, "extrapolated" where it was planned anew or
-            ran with weights, arguments or a scheduler that were not measured, "none" where nothing was fitted.
+            ran with weights, arguments or a scheduler that were not measured, "theory" where the schedule is an
+            instant one, "none" where nothing was fitted.
         gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
         why: How that came about, where it was chosen during the run.
         sites: The numbers of the steps at which each site inside of the denoiser was computed.

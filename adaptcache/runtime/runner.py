@@ -91,7 +91,8 @@ class Runner(StepHook):
         self.loops += 1
         self.rule = self.rules[times]
         if self.loops == 1:
-            self.evidence = "calibrated" if self.schedule.grid.times else "none"
+            known = "theory" if self.schedule.from_theory else "calibrated"
+            self.evidence = known if self.schedule.grid.times else "none"
         else:
             self._not_measured("runs its denoising loop several times in one call")
         if not (self._is_fitted(times) and self.measured):
@@ -140,9 +141,11 @@ class Runner(StepHook):
             return ""
         beyond = [(value - spec.band[1]).max() for spec, value in self.innovations]
         *seen, sum_of_all = torch.stack([*beyond, self.deviations]).tolist()
+        theory = self.schedule.from_theory
         if outside := sum(value > 0 for value in seen):
-            return f"unlike the calibration prompts at {outside} of {len(seen)} computed steps"
-        if self.prompts and sum_of_all / self.prompts > BIAS + SINGLE / self.prompts**0.5:
+            known = "what theory expects of any model" if theory else "the calibration prompts"
+            return f"unlike {known} at {outside} of {len(seen)} computed steps"
+        if not theory and self.prompts and sum_of_all / self.prompts > BIAS + SINGLE / self.prompts**0.5:
             return f"unlike the calibration prompts, taking the {self.prompts} since attach together"
         return ""
 

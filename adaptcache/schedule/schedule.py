@@ -6,7 +6,7 @@ that are not finite, grids that do not fall and more of anything than `adaptcach
 
 import html
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +22,7 @@ from .methods import build_rules
 from .rule import LAYERS, Rule
 
 FORMAT = 1
+THEORY = "from theory, not measured on this model"  # the evidence of instant schedules
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
 
@@ -113,6 +114,11 @@ class Schedule(Part):
             raise ScheduleError(f"{self.name} decides during the run (policy {policy!r}) and has no plan")
         return found
 
+    @property
+    def from_theory(self) -> bool:
+        """Whether it is an instant schedule: made for a grid, and measured on no model."""
+        return self.made.get("evidence") == THEORY
+
     def check_gear(self, gear: int) -> int:
         """Returns the number of a gear, negative ones counted from the end; `LookupError` for others."""
         if not -self.gears <= gear < self.gears:
@@ -134,7 +140,7 @@ class Schedule(Part):
             proof = ", with a certificate" if seen.certificate else ""
             yield "evidence", f"{seen.psnr['mean']:.1f} dB on {seen.n} prompts{proof}"
         else:
-            yield "evidence", None
+            yield "evidence", self.made.get("evidence")
 
     def _repr_html_(self) -> str:
         """Returns a table with a strip a plan, for notebooks."""
@@ -156,6 +162,31 @@ class Schedule(Part):
             >>> schedule = Schedule.of("teacache", model="flux", threshold=0.25)
         """
         return cls(name=method, rules=build_rules(method, **params))
+
+    @classmethod
+    def instant(
+        cls, times: Sequence[float], speed: float = 2.0, *, sampler: Any = "euler", guidance: float = 1.0
+    ) -> Self:
+        """Makes a schedule from theory, in a second and without one run of a model.
+
+        At speeds at which theory does not hold it is the fastest one at which it does; a warning says so.
+
+        Arguments:
+            times: The N times of a run of flow matching (its sigmas), falling, without the 0 at the end.
+            speed: How many times fewer denoiser calls are made.
+            sampler: "euler", "ddim", "dpm++2m", or an `adaptcache.fitting.affine.AffineSampler` of these N steps.
+            guidance: The scale of classifier-free guidance; 1 for none.
+
+        Raises:
+            ValueError: Times that do not fall from at most 1, a speed below 1, or an unknown sampler.
+
+        Example:
+            >>> schedule = Schedule.instant(pipe.scheduler.sigmas[:-1].tolist(), speed=2)
+        """
+        from .instant import InstantRequest, make_instant, sampler_of
+
+        grid = tuple(map(float, times))
+        return cls.model_validate(dict(make_instant(InstantRequest(grid, speed, sampler_of(grid, sampler), guidance))))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

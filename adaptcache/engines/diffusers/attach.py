@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from ...errors import AttachError, ScheduleError
+from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
 from ...runtime.runner import Runner
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
+from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
 from .gate import Gate
 from .identity import state_of
@@ -59,6 +61,11 @@ class Handle:
         if finding.what not in self._warned:
             self._warned.add(finding.what)
             warnings.warn(explain_findings(self._runner.schedule, [finding]), stacklevel=7)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the last run followed; of an instant schedule: that for its grid, after the first run."""
+        return self._runner.original
 
     @property
     def gear(self) -> int:
@@ -117,23 +124,28 @@ class Handle:
 
 def attach(
     pipe: Any,
-    schedule: Schedule | str | Path,
+    schedule: Schedule | str | Path | None = None,
     *,
+    speed: float | None = None,
     strict: bool = False,
     gear: int | None = None,
-    guard: bool = False,
+    guard: bool | None = None,
     allow: Collection[str] = (),
 ) -> Handle:
-    """Runs a pipeline by a schedule until the returned handle is closed.
+    """Runs a pipeline by a schedule, or from theory, until the returned handle is closed.
 
     Arguments:
         pipe: A diffusers pipeline with a scheduler and a denoiser.
         schedule: What `adaptcache.calibrate` or `Schedule.load` returned; or a file, a folder, or a hub id.
+        speed: Without a schedule: how many times fewer denoiser calls are made. Plan and weights come from theory,
+            for the grid, the sampler and the guidance of each run, in a second at the first; a warning says where
+            theory does not hold at this speed and more calls are made.
         strict: Refuse grids the schedule was not fitted on, other weights and other arguments, where it would warn.
         gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
             each prompt, and is the fastest of others.
         guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
-            weights, another kind of prompt), the run shifts to a slower gear, or computes everything.
+            weights, another kind of prompt), the run shifts to a slower gear, or computes everything. None is
+            False, and True with `speed`.
         allow: Findings to run with that are refused otherwise: "guidance" beyond twice the calibrated one.
 
     Returns:
@@ -143,13 +155,24 @@ def attach(
         ScheduleError: The schedule was fitted on another denoiser class, or has nothing for the guard.
         LookupError: It has no such gear.
         AttachError: The pipeline cannot be watched, or is already.
+        TypeError: Neither a schedule nor a speed is given, or both.
 
     Example:
         >>> with adaptcache.attach(pipe, "flux.json") as handle:
         ...     image = pipe("a lighthouse in a storm").images[0]
         >>> print(handle.report())
+        >>> with adaptcache.attach(pipe, speed=2):
+        ...     image = pipe("a lighthouse in a storm").images[0]
     """
-    return Handle(pipe, Runner(as_schedule(schedule), strict, gear, guard), allow)
+    if (schedule is None) == (speed is None):
+        raise TypeError(
+            'attach takes a schedule, or a speed without one: attach(pipe, "flux.json"), or attach(pipe, speed=2)'
+        )
+    if speed is not None:
+        if gear is not None or strict:
+            raise TypeError("gear and strict are for calibrated schedules: an instant one has one gear, for any grid")
+        return Handle(pipe, InstantRunner(speed, read_run, guard is not False), allow)
+    return Handle(pipe, Runner(as_schedule(schedule), strict, gear, bool(guard)), allow)
 
 
 def as_schedule(schedule: Any) -> Schedule:

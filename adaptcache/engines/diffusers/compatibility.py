@@ -186,7 +186,7 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
     made = schedule.made.get("call")
     if made is None:
         return
-    default = _defaults(pipe)
+    default = defaults_of(pipe)
     known = {name: default.get(name) for name in (*GUIDANCE, *SIZE) if name in default or name in made}
     for what, names in (("guidance", GUIDANCE), ("size", SIZE)):
         own = [name for name in names if name in known]
@@ -256,7 +256,7 @@ def _is_setting(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def _defaults(pipe: Any) -> dict[str, Any]:
+def defaults_of(pipe: Any) -> dict[str, Any]:
     """Returns the defaults of a pipeline's call, those of its base classes too."""
     found: dict[str, Any] = {}
     for kind in reversed(type(pipe).__mro__):

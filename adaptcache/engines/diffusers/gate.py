@@ -234,6 +234,7 @@ class Gate:
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
         self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
         self.thread: int | None = None  # whose call is under way
+        self.arguments: Mapping[str, Any] = {}  # of that call, or of the last one
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.apart = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
@@ -334,6 +335,7 @@ class Gate:
         try:
             if not nested:
                 self._check_schedulers()
+                self.arguments = arguments
                 self.on_call(arguments)
                 self.thread, self.apart = threading.get_ident(), False
                 self.started, self._announced, self.done = next(self._starts), False, []
