@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Toy:
     shift: Array
     start: Array
     reference: Array
-    first: Array
+    first: np.ndarray[Any, np.dtype[np.intp]]
     energy: Array
 
     def emphasised(self, emphasis: Array) -> Toy:

@@ -13,10 +13,10 @@ Without a prompt it is the same with mean 0 and variance lambda + mu, and guidan
 D_without)`. Along the probability flow a mode without mean moves as `x(sigma) = sqrt(alpha^2 lambda + sigma^2) z`.
 
 Real denoisers are not linear. What no linear forecast can know is added as a Gaussian process, the *residual*. With
-`rho = alpha^2 (lambda + mu) / (alpha^2 (lambda + mu) + sigma^2)`, how far a mode is fixed at a noise level, its size is
-`residual * sqrt(lambda + mu) * 4 rho (1 - rho)`: large modes are decided at high noise, small ones late. It is correlated over
-the logarithm of the signal-to-noise ratio with a Matérn kernel of order 3/2 (innovations of the demo models grow with
-the 1.0th to 1.2th power of the distance, between orders 1/2 and 3/2).
+`rho = alpha^2 (lambda + mu) / (alpha^2 (lambda + mu) + sigma^2)`, how far a mode is fixed at a noise level, its size
+is `residual * sqrt(lambda + mu) * 4 rho (1 - rho)`: large modes are decided at high noise, small ones late. It is
+correlated over the logarithm of the signal-to-noise ratio with a Matérn kernel of order 3/2 (innovations of the demo
+models grow with the 1.0th to 1.2th power of the distance, between orders 1 and 3/2).
 
 References:
     | Wang and Vastola (2023), The Hidden Linear Structure in Score-Based Models, https://arxiv.org/abs/2311.10892
