@@ -18,10 +18,9 @@ from adaptcache.comparison.baselines import BASELINES, Case, Ready, annealing, s
 from adaptcache.comparison.baselines.align import AlignYourSteps, stretch
 from adaptcache.comparison.baselines.annealing import anneal
 from adaptcache.comparison.baselines.base import even_steps, planned_steps
-from adaptcache.comparison.baselines.magcache import policy_of as magcache_policy
+from adaptcache.comparison.baselines.diffusers_caches import magcache_policy, taylorseer_policy
 from adaptcache.comparison.baselines.samplers import MultistepHook
 from adaptcache.comparison.baselines.searched import search_levels
-from adaptcache.comparison.baselines.taylorseer import policy_of as taylorseer_policy
 from adaptcache.comparison.runner import ComparisonRunner, Tried, lead_over, settings_between
 from adaptcache.comparison.trial import (
     MacCounter,

@@ -1,8 +1,4 @@
-"""Adams-Bashforth: the mean of the extrapolating polynomial since the last computed step.
-
-References:
-    | AB-Cache (Yu et al., 2025), https://arxiv.org/abs/2504.10540
-"""
+"""AB-Cache (Yu et al., 2025), https://arxiv.org/abs/2504.10540: the mean of the extrapolating polynomial."""
 
 from typing import Annotated, Literal
 

@@ -1,10 +1,6 @@
-"""FasterCache: the difference that guidance makes, with its low and high frequencies scaled apart.
+"""FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355: what guidance adds, bands scaled apart."""
 
-References:
-    | FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355
-"""
-
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, FiniteFloat
@@ -30,8 +26,6 @@ class Bands(Forecast):
         low_window: The times between which it multiplies; outside it is 1.
         high_window: The same for high frequencies.
     """
-
-    depth: ClassVar[int] = 1
 
     type: Literal["bands"] = "bands"
     low: Factor = 1.1

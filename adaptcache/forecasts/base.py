@@ -54,9 +54,9 @@ class Forecast(ABC, BaseModel):
     type: str
 
     @property
-    @abstractmethod
     def depth(self) -> int:
-        """How many computed outputs the runtime has to keep."""
+        """How many computed outputs the runtime has to keep: its `history`, or one more than its `order`."""
+        return int(getattr(self, "history", getattr(self, "order", 0) + 1))
 
     @property
     def keeps_latents(self) -> bool:

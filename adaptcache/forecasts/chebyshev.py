@@ -1,8 +1,4 @@
-"""Spectrum: Chebyshev polynomials fitted to all outputs kept, by ridge regression.
-
-References:
-    | Spectrum (2026), https://arxiv.org/abs/2603.01623
-"""
+"""Spectrum (2026), https://arxiv.org/abs/2603.01623: Chebyshev polynomials, fitted by ridge regression."""
 
 from typing import Annotated, Literal
 
@@ -29,10 +25,6 @@ class Chebyshev(Forecast):
     order: Annotated[int, Field(ge=0, le=8)] = 4
     ridge: Annotated[float, Field(ge=0)] = 0.1
     history: Annotated[int, Field(ge=1, le=64)] = 16
-
-    @property
-    def depth(self) -> int:
-        return self.history
 
     def weights(self, step: Step) -> Weights:
         known = np.array(step.past[: self.history], float)

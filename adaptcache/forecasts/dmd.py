@@ -1,8 +1,4 @@
-"""Dynamic mode decomposition: the linear operator that best maps each output to the next.
-
-References:
-    | Dynamic mode decomposition (Schmid, 2010), https://doi.org/10.1017/S0022112010001217
-"""
+"""Dynamic mode decomposition (Schmid, 2010), https://doi.org/10.1017/S0022112010001217."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -34,10 +30,6 @@ class DynamicModes(Forecast):
     type: Literal["dmd"] = "dmd"
     history: Annotated[int, Field(ge=4, le=8)] = 6
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
-
-    @property
-    def depth(self) -> int:
-        return self.history
 
     def weights(self, step: Step) -> Weights:
         return Newton(order=1).weights(step)  # while there is too little to decompose

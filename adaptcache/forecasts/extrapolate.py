@@ -22,9 +22,5 @@ class Extrapolate(Forecast):
     type: Literal["extrapolate"] = "extrapolate"
     order: Annotated[int, Field(ge=0, le=5)] = 0
 
-    @property
-    def depth(self) -> int:
-        return self.order + 1
-
     def weights(self, step: Step) -> Weights:
         return Weights(lagrange([step.times[i] for i in step.past[: self.depth]], step.t))

@@ -1,8 +1,4 @@
-"""FoCa: the features as an ODE, with a BDF2 predictor and a Heun corrector.
-
-References:
-    | FoCa (Zheng et al., 2025), https://arxiv.org/abs/2508.16211
-"""
+"""FoCa (Zheng et al., 2025), https://arxiv.org/abs/2508.16211: BDF2 predicts, Heun corrects."""
 
 from typing import Annotated, Literal
 
@@ -30,10 +26,6 @@ class FoCa(Forecast):
     type: Literal["foca"] = "foca"
     history: Annotated[int, Field(ge=2, le=6)] = 4
     horizon: Annotated[int, Field(ge=1)] = 3
-
-    @property
-    def depth(self) -> int:
-        return self.history
 
     def weights(self, step: Step) -> Weights:
         known = step.past[: self.history]

@@ -1,8 +1,4 @@
-"""FreqCa: the low frequencies are reused, the high ones extrapolated.
-
-References:
-    | FreqCa (2025), https://arxiv.org/abs/2510.08669
-"""
+"""FreqCa (2025), https://arxiv.org/abs/2510.08669: low frequencies are reused, high ones extrapolated."""
 
 from typing import Annotated, Literal
 
@@ -32,10 +28,6 @@ class Frequency(Forecast):
     cut: Annotated[float, Field(ge=0, le=1)] = 0.25
     order: Annotated[int, Field(ge=0, le=5)] = 2
     scale: Annotated[float, Field(gt=0, le=1)] = 0.5
-
-    @property
-    def depth(self) -> int:
-        return self.order + 1
 
     def weights(self, step: Step) -> Weights:
         """Returns the weights of the high band."""

@@ -1,8 +1,4 @@
-"""DiCache: how far to go from the last output but one to the last, by a cheap probe.
-
-References:
-    | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
-"""
+"""DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356: how far to extrapolate, by a cheap probe."""
 
 from typing import Annotated, ClassVar, Literal
 

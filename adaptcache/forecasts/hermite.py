@@ -1,8 +1,4 @@
-"""HiCache: backward differences put into a series of scaled Hermite polynomials.
-
-References:
-    | HiCache (Feng et al., 2025), https://arxiv.org/abs/2508.16984
-"""
+"""HiCache (Feng et al., 2025), https://arxiv.org/abs/2508.16984: differences in a Hermite series."""
 
 import math
 from typing import Annotated, Literal
@@ -30,10 +26,6 @@ class Hermite(Forecast):
     type: Literal["hermite"] = "hermite"
     order: Annotated[int, Field(ge=0, le=5)] = 2
     scale: Annotated[float, Field(gt=0, le=1)] = 0.5
-
-    @property
-    def depth(self) -> int:
-        return self.order + 1
 
     def weights(self, step: Step) -> Weights:
         known = list(map(float, step.past[: self.depth]))

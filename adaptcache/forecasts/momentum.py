@@ -1,8 +1,4 @@
-"""FasterCache: the last output, and a part of its change since the one before.
-
-References:
-    | FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355
-"""
+"""FasterCache (Lv et al., 2024), https://arxiv.org/abs/2410.19355: the last output and a part of its change."""
 
 from typing import Annotated, Literal
 

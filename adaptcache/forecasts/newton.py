@@ -26,9 +26,5 @@ class Newton(Forecast):
     type: Literal["newton"] = "newton"
     order: Annotated[int, Field(ge=0, le=5)] = 2
 
-    @property
-    def depth(self) -> int:
-        return self.order + 1
-
     def weights(self, step: Step) -> Weights:
         return Weights(lagrange(list(map(float, step.past[: self.depth])), step.index))

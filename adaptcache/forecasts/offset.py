@@ -1,8 +1,4 @@
-"""Reuse of what the denoiser adds to its input.
-
-References:
-    | EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860
-"""
+"""EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860: reuse of what the denoiser adds to its input."""
 
 from typing import ClassVar, Literal
 
@@ -17,7 +13,6 @@ class Offset(Forecast):
     plain reuse (`extrapolate` of order 0) is what this is here.
     """
 
-    depth: ClassVar[int] = 1
     keeps_latents: ClassVar[bool] = True
 
     type: Literal["offset"] = "offset"

@@ -1,8 +1,4 @@
-"""Least squares on the kernel of a profile: the best linear forecast from any computed steps.
-
-References:
-    | L2P (2026), https://arxiv.org/abs/2604.26365
-"""
+"""L2P (2026), https://arxiv.org/abs/2604.26365: least squares on the kernel of a profile."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -41,10 +37,6 @@ class OpenLoop(Forecast):
         if len(self.gram) != len(self.times) or any(len(row) != len(self.times) for row in self.gram):
             raise ValueError(f"the kernel of {len(self.times)} times is not square")
         return self
-
-    @property
-    def depth(self) -> int:
-        return self.history
 
     def weights(self, step: Step) -> Weights:
         known = list(step.past[: self.history])

@@ -1,12 +1,8 @@
-"""Reuse, scaled by how much the output grows or shrinks meanwhile.
-
-References:
-    | MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045
-"""
+"""MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045: reuse, scaled as the output grows or shrinks."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -26,8 +22,6 @@ class Scaled(Forecast):
         ratios: Norm of the output over that of the step before, by step; other numbers of steps take the
             nearest, to the power that keeps the growth over the whole run.
     """
-
-    depth: ClassVar[int] = 1
 
     type: Literal["scaled"] = "scaled"
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)] = (1.0,)

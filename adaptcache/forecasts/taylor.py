@@ -1,8 +1,4 @@
-"""TaylorSeer: backward differences put into a Taylor series, as published.
-
-References:
-    | TaylorSeer (Liu et al., 2025), https://arxiv.org/abs/2503.06923
-"""
+"""TaylorSeer (Liu et al., 2025), https://arxiv.org/abs/2503.06923: differences in a Taylor series, as published."""
 
 import math
 from typing import Annotated, Literal
@@ -32,10 +28,6 @@ class Taylor(Forecast):
 
     type: Literal["taylor"] = "taylor"
     order: Annotated[int, Field(ge=0, le=5)] = 1
-
-    @property
-    def depth(self) -> int:
-        return self.order + 1
 
     def weights(self, step: Step) -> Weights:
         known = list(map(float, step.past[: self.depth]))

@@ -1,8 +1,4 @@
-"""MeanCache: a jump with the average velocity, from latents and not from outputs alone.
-
-References:
-    | MeanCache (2026), https://arxiv.org/abs/2601.19961
-"""
+"""MeanCache (2026), https://arxiv.org/abs/2601.19961: a jump with the average velocity, from latents too."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,8 +1,4 @@
-"""A table from how fast the output changes to how many steps to skip.
-
-References:
-    | AdaCache (Kahatapitiya et al., 2024), https://arxiv.org/abs/2411.02397
-"""
+"""AdaCache (Kahatapitiya et al., 2024), https://arxiv.org/abs/2411.02397: skips by how fast the output changes."""
 
 import itertools
 from bisect import bisect_right

@@ -1,8 +1,4 @@
-"""Accumulated change of a cheap probe, as it is.
-
-References:
-    | DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356
-"""
+"""DiCache's decision (Bu et al., 2025), https://arxiv.org/abs/2508.17356: accumulated change of a cheap probe."""
 
 from typing import ClassVar, Literal
 

@@ -1,8 +1,4 @@
-"""Intervals that grow during the run.
-
-References:
-    | Spectrum (2026), https://arxiv.org/abs/2603.01623
-"""
+"""Spectrum's plan (2026), https://arxiv.org/abs/2603.01623: intervals that grow during the run."""
 
 import itertools
 import math

@@ -1,8 +1,6 @@
 """A model of the error, learned from a profile and kept as plain numbers.
 
-References:
-    | LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444
-      (there gates are trained inside of the denoiser; this is a few numbers outside of it)
+LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444, trains such gates inside of the denoiser.
 """
 
 import math

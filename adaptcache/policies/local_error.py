@@ -1,8 +1,5 @@
-"""Measured errors of reuse, step by step: skip as far as they allow.
-
-References:
-    | SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510
-    | ERTACache (Peng et al., 2025), https://arxiv.org/abs/2508.21091
+"""SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510, and ERTACache (Peng et al., 2025),
+https://arxiv.org/abs/2508.21091: measured errors of reuse, step by step; skip as far as they allow.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -1,8 +1,4 @@
-"""Ratios of norms, followed until they predict too much error: a plan in disguise.
-
-References:
-    | MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045
-"""
+"""MagCache (Ma et al., 2025), https://arxiv.org/abs/2506.09045: ratios of norms, until they err too much."""
 
 from typing import Annotated, Any, Literal, Self
 

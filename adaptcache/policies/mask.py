@@ -1,8 +1,5 @@
-"""A list of ones and zeros: compute, or not.
-
-References:
-    | SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510 (its schedules are such lists)
-    | cache-dit's steps mask (2025), https://github.com/vipshop/cache-dit
+"""A list of ones and zeros, as SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510, and cache-dit
+(https://github.com/vipshop/cache-dit) keep their plans.
 """
 
 import itertools

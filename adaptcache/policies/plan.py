@@ -1,10 +1,5 @@
-"""A fixed plan: compute at given times.
-
-The times come from dynamic programming on the kernel of a profile (`adaptcache.fitting.plan`), as in
-
-References:
-    | LeMiCa (Gao et al., 2025), https://arxiv.org/abs/2511.00090
-    | DPCache (2026), https://arxiv.org/abs/2602.22654
+"""A fixed plan: compute at given times, found by dynamic programming on the kernel of a profile, as in LeMiCa
+(Gao et al., 2025), https://arxiv.org/abs/2511.00090, and DPCache (2026), https://arxiv.org/abs/2602.22654.
 """
 
 from collections.abc import Sequence
@@ -15,16 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ..fitting.kernel import Array, pair_errors
 from ..fitting.plan import best_plan, minmax_plan, reuse_costs
-from ..fitting.signals import measure_signals, signal_rows
 from ..limits import GEARS, STEPS, check_falling
 from ..profile import Profile
 from .base import StaticPolicy
-from .signals import MARGIN, UNSEEN_MARGIN, Row, SignalSpec, fit_band
+from .signals import Row, SignalSpec, fit_band
 
 Time = Annotated[float, Field(ge=0, le=1)]
 SignalSpecs = Annotated[
-    tuple[Annotated[tuple[SignalSpec, ...], Field(max_length=STEPS)], ...],
-    Field(min_length=1, max_length=GEARS),
+    tuple[Annotated[tuple[SignalSpec, ...], Field(max_length=STEPS)], ...], Field(min_length=1, max_length=GEARS)
 ]
 
 
@@ -78,24 +71,15 @@ class Plan(StaticPolicy):
         wanted = np.array(self.gears[gear].compute)
         return [int(i) for i in np.unique(np.abs(wanted[:, None] - np.array(times)).argmin(axis=1))]
 
-    def with_signals(self, seen: Sequence[tuple[Row, Array]], margin: float = MARGIN) -> Self:
+    def with_signals(self, seen: Sequence[tuple[Row, Array]]) -> Self:
         """Returns this plan of one gear with what a guard needs.
 
         Arguments:
             seen: By computed step after the first: how the innovation is computed, and that of each prompt in
                 runs by this plan, in decades.
-            margin: Room beyond that, in decades.
         """
-        specs = tuple(SignalSpec(rows=(row,), band=fit_band(values, margin)) for row, values in seen)
+        specs = tuple(SignalSpec(rows=(row,), band=fit_band(values)) for row, values in seen)
         return self.model_copy(update={"signal_specs": (specs,)})
-
-    def with_profile_signals(self, profile: Profile) -> Self:
-        """Returns this plan of one gear with what a guard needs, where there were full runs only."""
-        n, steps = profile.steps, self.steps(tuple(map(float, profile.times)))
-        rows = signal_rows(profile.kernel, steps)
-        seen = measure_signals(profile.gram[:, :n, :n], steps, rows)
-        innovations = [(own[0], signals[:, 0]) for own, signals in zip(rows, seen, strict=True)]
-        return self.with_signals(innovations, UNSEEN_MARGIN)
 
     @classmethod
     def fit(

@@ -1,8 +1,4 @@
-"""A polynomial of the input's change, accumulated.
-
-References:
-    | TeaCache (Liu et al., 2024), https://arxiv.org/abs/2411.19108
-"""
+"""TeaCache (Liu et al., 2024), https://arxiv.org/abs/2411.19108: a polynomial of the input's change."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 

@@ -1,9 +1,4 @@
-"""Change of a cheap probe since the last computed step.
-
-References:
-    | First Block Cache (ParaAttention, 2025), https://github.com/chengzeyi/ParaAttention
-    | DBCache (cache-dit, 2025), https://github.com/vipshop/cache-dit
-"""
+"""First Block Cache (https://github.com/chengzeyi/ParaAttention) and DBCache (https://github.com/vipshop/cache-dit)"""
 
 from typing import ClassVar, Literal
 

@@ -1,8 +1,4 @@
-"""How much the output reacts to its input and to time, as measured, times how far both have moved.
-
-References:
-    | SenCache (2026), https://arxiv.org/abs/2602.24208
-"""
+"""SenCache (2026), https://arxiv.org/abs/2602.24208: how much the output reacts to input and time, as measured."""
 
 from typing import Annotated, Any, Literal, Self
 

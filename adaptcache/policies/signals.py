@@ -20,8 +20,7 @@ LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
 MOST = 64  # signals that a prediction is made from
 SPREAD = 3.0  # standard deviations of the innovation on each side of its band
 MARGIN = 0.1  # beyond what was seen, in decades
-UNSEEN_MARGIN = 0.5  # where only full runs were seen, from which those by a plan stray, or fewer prompts than this:
-FEW = 8
+FEW, FEW_MARGIN = 8, 0.5  # of fewer prompts than this more is unseen
 
 Row = tuple[float, ...]
 Numbers = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
@@ -146,7 +145,7 @@ def fit_signal_specs(
         What to look at, and by gear and number of the step what is predicted for each prompt from the others.
     """
     specs, predicted = [], {}
-    for g, plan in enumerate(plans):
+    for g in range(len(plans)):
         own = []
         for number, signals in enumerate(seen[g]):
             predictor = None
@@ -156,7 +155,6 @@ def fit_signal_specs(
             band = fit_band(signals[:, 0])
             own.append(SignalSpec(rows=tuple(rows[g][number]), band=band, predictor=predictor))
         specs.append(tuple(own))
-        assert len(own) == len(plan) - 1
     return tuple(specs), predicted
 
 
@@ -165,13 +163,13 @@ def _is_open(plans: Sequence[Sequence[int]], gear: int, computed: int) -> bool:
     return any(other[:computed] == plans[gear][:computed] for g, other in enumerate(plans) if g != gear)
 
 
-def fit_band(innovations: Array, margin: float = MARGIN) -> tuple[float, float]:
+def fit_band(innovations: Array) -> tuple[float, float]:
     """Returns between which values the innovation of other prompts of the kind lies, nearly always.
 
     In logarithms it is bell-shaped enough for this: the mean and three standard deviations to each side, and
     some margin beyond what was seen.
     """
-    room, least = SPREAD * float(innovations.std()), margin if len(innovations) >= FEW else UNSEEN_MARGIN
+    room, least = SPREAD * float(innovations.std()), MARGIN if len(innovations) >= FEW else FEW_MARGIN
     low = min(innovations.mean() - room, innovations.min() - least)
     high = max(innovations.mean() + room, innovations.max() + least)
     return float(low), float(high)

@@ -1,8 +1,4 @@
-"""Accumulated change of the signal, seen through the filter that fits the noise level.
-
-References:
-    | SeaCache (2026), https://arxiv.org/abs/2602.18993
-"""
+"""SeaCache (2026), https://arxiv.org/abs/2602.18993: change seen through the filter that fits the noise level."""
 
 from typing import Annotated, ClassVar, Literal
 

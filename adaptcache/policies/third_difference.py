@@ -1,8 +1,4 @@
-"""Third difference of the latents.
-
-References:
-    | AdaptiveDiffusion (Ye et al., 2024), https://arxiv.org/abs/2410.09873
-"""
+"""AdaptiveDiffusion (Ye et al., 2024), https://arxiv.org/abs/2410.09873: third difference of the latents."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,8 +1,4 @@
-"""Predicted change of the output, from the change of the input and the rate seen last.
-
-References:
-    | EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860
-"""
+"""EasyCache (Zhou et al., 2025), https://arxiv.org/abs/2507.02860: the output's change, from the input's."""
 
 from typing import ClassVar, Literal
 

@@ -1,8 +1,5 @@
-"""Every n-th step, after a warm-up.
-
-References:
-    | DeepCache (Ma et al., 2024), https://arxiv.org/abs/2312.00858
-    | FORA (Selvaraju et al., 2024), https://arxiv.org/abs/2407.01425
+"""Every n-th step, after a warm-up, as in DeepCache (Ma et al., 2024), https://arxiv.org/abs/2312.00858, and FORA
+(Selvaraju et al., 2024), https://arxiv.org/abs/2407.01425.
 """
 
 from typing import Annotated, Any, Literal, Self

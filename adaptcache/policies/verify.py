@@ -1,8 +1,4 @@
-"""Forecast, check the forecast on what is computed anyway, and compute the next step where it was bad.
-
-References:
-    | SpeCa (Liu et al., 2025), https://arxiv.org/abs/2509.11628
-"""
+"""SpeCa (Liu et al., 2025), https://arxiv.org/abs/2509.11628: check forecasts on what is computed anyway."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self

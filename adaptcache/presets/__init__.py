@@ -3,12 +3,4 @@
 from .preset import CheckpointError, Preset, names, resolve
 from .prompts import Prompts, calibration_folder, read_prompts
 
-__all__ = [
-    "CheckpointError",
-    "Preset",
-    "Prompts",
-    "calibration_folder",
-    "names",
-    "read_prompts",
-    "resolve",
-]
+__all__ = ["CheckpointError", "Preset", "Prompts", "calibration_folder", "names", "read_prompts", "resolve"]

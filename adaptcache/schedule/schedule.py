@@ -111,7 +111,9 @@ class Schedule(Part):
         found = self.rules[0].steps(times, self.check_gear(gear))
         if found is None:
             policy = self.rules[0].policy.type
-            raise ScheduleError(f"{self.name} decides during the run (policy {policy!r}) and has no plan")
+            raise ScheduleError(
+                f"{self.name} decides during the run (policy {policy!r}) and has no plan: take a schedule with one"
+            )
         return found
 
     @property

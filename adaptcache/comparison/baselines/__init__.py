@@ -1,18 +1,14 @@
-"""Other ways to make fewer denoiser calls, one file a method: what a comparison compares with."""
+"""Other ways to make fewer denoiser calls, one file a family: what a comparison compares with."""
 
 from .align import AlignYourSteps
 from .annealing import BudCache
-from .attention import FasterCache, Pyramid
 from .base import Baseline, Case, Params, Ready
 from .dbcache import DBCACHES
-from .first_block import FirstBlock
-from .magcache import MagCache
+from .diffusers_caches import FasterCache, FirstBlock, MagCache, Pyramid, Sea, TaylorSeer, TaylorSeerLite
 from .samplers import DPM, UNIPC, AdamsBashforth, Fewer
-from .sea import Sea, SeaHere
 from .searched import SEARCHED
-from .taylorseer import TaylorSeer, TaylorSeerLite
 from .teacache import TeaCache
-from .zoo import DiCache, EasyCache, HiCache, Learned
+from .zoo import DiCache, EasyCache, HiCache, Learned, SeaHere
 
 __all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready"]
 

@@ -1,8 +1,4 @@
-"""Align Your Steps: published time grids of Stable Diffusion, Stable Diffusion XL and Stable Video Diffusion.
-
-References:
-    | Align Your Steps (Sabour et al., 2024), https://arxiv.org/abs/2404.14507
-"""
+"""Align Your Steps (Sabour et al., 2024), https://arxiv.org/abs/2404.14507: the published time grids."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -62,9 +58,7 @@ class AlignYourSteps(Baseline):
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
         grid = {name: params[name] for name in ("sigmas", "timesteps") if name in params}
         call = replace(
-            case.setup.call,
-            num_inference_steps=params["steps"],
-            pipe_kwargs={**case.setup.call.pipe_kwargs, **grid},
+            case.setup.call, num_inference_steps=params["steps"], pipe_kwargs={**case.setup.call.pipe_kwargs, **grid}
         )
         before = case.pipe.scheduler
         own = sampler(params["sampler"], before, use_karras_sigmas=False) if "sampler" in params else before

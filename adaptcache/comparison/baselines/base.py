@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -106,32 +106,6 @@ class Baseline(ABC):
     @abstractmethod
     def apply(self, case: Case, params: Params) -> AbstractContextManager[Ready]:
         """Puts the method on the pipeline, and takes it off again."""
-
-
-class DiffusersCache(Baseline):
-    """A cache of diffusers, for denoisers with `enable_cache`."""
-
-    def find_obstacle(self, case: Case) -> str | None:
-        return None if hasattr(case.denoisers[0], "enable_cache") else "this denoiser has no enable_cache"
-
-    @abstractmethod
-    def build_config(self, case: Case, params: Params) -> Any:
-        """Returns the configuration that `enable_cache` takes."""
-
-    @contextmanager
-    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
-        with enable_cache(case, self.build_config(case, params)):
-            yield Ready(case.setup.call)
-
-
-@contextmanager
-def enable_cache(case: Case, config: Any) -> Iterator[None]:
-    """Enables a cache of diffusers on all denoisers."""
-    with ExitStack() as undo:
-        for denoiser in case.denoisers:
-            denoiser.enable_cache(config)  # type: ignore[operator]
-            undo.callback(denoiser.disable_cache)  # type: ignore[arg-type]
-        yield
 
 
 @contextmanager

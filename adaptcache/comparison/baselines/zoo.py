@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...errors import AttachError
 from ...fitting.kernel import pair_errors
@@ -18,6 +18,7 @@ from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
 from ...sites.denoisers import find_spec
 from .base import Baseline, Case, Params, Ready, even_steps, nearest_plans, planned_steps, product_of
+from .diffusers_caches import SEA_THRESHOLDS
 
 NEAR = 2  # plans tried for each budget
 
@@ -76,6 +77,29 @@ class DiCache(RuleBaseline):
 
     def propose(self, case: Case) -> list[Params]:
         return product_of(threshold=(0.05, 0.15, 0.4, 1.2, 4.0), warm_up=(1, 3))
+
+
+class SeaHere(RuleBaseline):
+    """The same decision on the latents, in front of the denoiser."""
+
+    name = "SeaCache (zoo)"
+    method = "seacache"
+    about = "our zoo, on the latents; decides for each prompt"
+    per_prompt = True
+    threshold = "threshold"
+
+    def propose(self, case: Case) -> list[Params]:
+        place = find_token_grid(case)
+        return [{**params, **place} for params in product_of(threshold=SEA_THRESHOLDS, order=(0, 1))]
+
+
+def find_token_grid(case: Case) -> dict[str, Any]:
+    """Returns the positions of the tokens, for pipelines whose latents are a sequence of square patches."""
+    size = [case.setup.call.pipe_kwargs.get(name) for name in ("height", "width")]
+    if not hasattr(case.pipe, "_pack_latents") or None in size:
+        return {}
+    patch = 2 * int(getattr(case.pipe, "vae_scale_factor", 8))
+    return {"grid": tuple(int(side) // patch for side in size if side)}
 
 
 class HiCache(RuleBaseline):

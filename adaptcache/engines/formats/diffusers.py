@@ -1,13 +1,13 @@
 """Stock diffusers: any plan as the settings of a MagCache; inference needs no adaptcache."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ...policies.magnitude import Magnitude
 from ..diffusers.components import denoisers_of
-from .mask import Exported, Format, ReusePlanner, Settings, check_steps, played_steps, reuse
+from .mask import Exported, Format, ReusePlanner, Settings, check_steps, reuse
 
 VERSION = "0.42.1"
 THRESHOLD = 0.5  # between the errors of a skipped step, 0, and of a computed one, 1
@@ -45,12 +45,6 @@ def read(data: Any, steps: int | None) -> Settings:
         retention=data.get("retention_ratio", 0.2),
     )
     return reuse(policy, "blocks", check_steps(data.get("num_inference_steps", 28)))
-
-
-def magcache_steps(config: Mapping[str, Any]) -> list[int]:
-    """Returns the numbers of the steps that diffusers computes by the arguments of a `MagCacheConfig`."""
-    settings = read(config, None)
-    return played_steps(settings.rule, settings.steps or 1)
 
 
 @contextmanager

@@ -11,18 +11,17 @@ import numpy as np
 
 from ...errors import ScheduleError
 from ...files import write_atomically
-from ...fitting.kernel import Array, resample_kernel
+from ...fitting.kernel import Array
 from ...fitting.plan import best_plan
 from ...forecasts.extrapolate import Extrapolate
 from ...limits import STEPS
 from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
-from ...schedule.format import Kernel, same_grid
+from ...schedule.format import Kernel
 from ...schedule.gears import resolve_gear
 from ...schedule.rule import Rule, Site
 from ...schedule.schedule import Schedule
-from ...step import Step
 
 
 @dataclass(frozen=True)
@@ -151,27 +150,14 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
     Raises:
         ScheduleError: The policy decides by what it sees in a run, or parts of the denoiser are skipped.
     """
-    # TODO: all that follows the check of the site becomes `schedule.steps(gear, times)`, once there is that.
-    schedule, gear = resolve_gear(schedule, gear, guard=False)  # exported is one plan, not the choice among them
     rule = schedule.rules[0]
-    policy = rule.policy
     if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
         sites = ", ".join(dict.fromkeys(rule.site for rule in schedule.rules))
         raise ScheduleError(
             f"{schedule.name} skips parts of the denoiser ({sites}), which settings of other engines cannot "
             "express; export a schedule for whole steps"
         )
-    times = schedule.grid.times if times is None else times
-    if policy.signal != "none":
-        raise ScheduleError(
-            f"{schedule.name} decides during the run (policy {policy.type!r}) and has no mask to export; "
-            "export a schedule with a plan"
-        )
-    state, past = policy.init(times), [0]
-    for i in range(1, len(times)):
-        if rule.computes(state, Step(i, times, tuple(reversed(past)), gear)):
-            past.append(i)
-    return past
+    return schedule.steps(gear, times)
 
 
 def played_steps(rule: Rule, steps: int) -> list[int]:
@@ -188,18 +174,9 @@ def played_steps(rule: Rule, steps: int) -> list[int]:
 FORBIDDEN = 1e12  # not infinite: it is multiplied by sensitivities, which can be 0
 
 
-def move_kernel(kernel: Kernel, times: tuple[float, ...]) -> tuple[Array, Array]:
-    """Returns the inner products with shape (N, N) and the sensitivities of a kernel on a grid of N times."""
-    gram, weights = np.array(kernel.gram), np.array(kernel.sensitivity)
-    if not same_grid(kernel.times, times):
-        gram = resample_kernel(gram, np.array(kernel.times), np.array(times))
-        weights = np.interp(times, kernel.times[::-1], weights[::-1])
-    return gram, weights
-
-
 def price_reuse(kernel: Kernel, times: tuple[float, ...]) -> Array:
     """Returns the weighted squared errors of reuse: of step i from step c at `[c, i]`, with shape (N, N)."""
-    gram, weights = move_kernel(kernel, times)
+    gram, weights = kernel.on_grid(times)
     energy = np.diagonal(gram)
     errors = energy[None, :] - 2 * gram + energy[:, None]
     return np.asarray(np.maximum(errors, 0.0) * weights[None, :])
@@ -216,7 +193,7 @@ def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[i
         times: The grid with shape (N,).
         computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
     """
-    gram, weights = move_kernel(kernel, times)
+    gram, weights = kernel.on_grid(times)
     skipped = np.flatnonzero(np.array(computed) == 0)
     sources = np.maximum.accumulate(np.where(computed, np.arange(len(times)), 0))
     sums = np.zeros(len(times))
@@ -267,11 +244,7 @@ class ReusePlanner:
             counted = "".join(str(step) for i, step in enumerate(computed) if i not in forced)
             return all(computed[i] for i in always) and max(map(len, counted.split("1"))) <= longest
 
-        own, kernel, forecast = (
-            self.predicted(self.own),
-            self.schedule.kernel,
-            self.schedule.rules[0].forecast,
-        )
+        own, kernel, forecast = self.predicted(self.own), self.schedule.kernel, self.schedule.rules[0].forecast
         kept = self.calls == own.calls and allowed(own.computed)
         if kept and isinstance(forecast, Extrapolate) and forecast.order == 0:
             return own
