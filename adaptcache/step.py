@@ -22,6 +22,7 @@ class Step:
         past: The numbers of the steps computed so far, newest first.
         gear: Which plan of the schedule is followed.
         track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
+        instance: Which block or layer of the site, where each decides for itself.
         x: What enters the site, or what the policy reads there instead (`Policy.signal`); None where
             nobody reads it. With shape (B, *).
         groups: The process groups that run the denoiser together, and have to decide alike.
@@ -32,6 +33,7 @@ class Step:
     past: tuple[int, ...] = ()
     gear: int = 0
     track: int = 0
+    instance: int = 0
     x: Tensor | None = field(default=None, compare=False, repr=False)
     groups: Groups = field(default=(), compare=False, repr=False)
 

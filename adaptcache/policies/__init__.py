@@ -1,8 +1,10 @@
 """When to compute: one file a method."""
 
 from .base import Policy, StaticPolicy
+from .blockwise import Blockwise
 from .codebook import Codebook
 from .drift import Drift
+from .foresight import Foresight
 from .gears import Gears
 from .growing import Growing
 from .learned import Learned
@@ -12,8 +14,10 @@ from .mask import Mask
 from .plan import Plan
 from .polynomial import Polynomial
 from .probe import Probe
+from .rank import Rank
 from .sensitivity import Sensitivity
 from .spectral import Spectral
+from .table import Table
 from .third_difference import ThirdDifference
 from .transform_rate import TransformRate
 from .uniform import Uniform
@@ -24,7 +28,7 @@ __all__ = ["POLICIES", "Policy", "StaticPolicy"]
 POLICIES: dict[str, type[Policy]] = {
     kind.model_fields["type"].default: kind
     for kind in (
-        Codebook, Drift, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan, Polynomial, Probe,
-        Sensitivity, Spectral, ThirdDifference, TransformRate, Uniform, Verify,
+        Blockwise, Codebook, Drift, Foresight, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan,
+        Polynomial, Probe, Rank, Sensitivity, Spectral, Table, ThirdDifference, TransformRate, Uniform, Verify,
     )
 }  # fmt: skip

@@ -30,6 +30,7 @@ class Policy(ABC, BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     static: ClassVar[bool] = False  # whether `steps` tells before a run what is computed
+    shared: ClassVar[bool] = False  # whether blocks that decide for themselves share the state of a run
 
     type: str
 

@@ -2,9 +2,10 @@
 
 import itertools
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -18,12 +19,12 @@ Entry = tuple[Annotated[float, Field(gt=0)], Annotated[int, Field(ge=1)]]
 
 @dataclass
 class CodebookState:
-    """What is known of the last computed step."""
+    """What is known of the last computed step, by block or layer."""
 
-    index: int = 0
-    output: Tensor | None = None
-    rate: Tensor | None = None  # how fast the output changed; not read yet
+    computed: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # the step, and what was computed there
+    rates: dict[int, Tensor] = field(default_factory=dict)  # how fast it changed, with shape (B,); not read yet
     due: int = 0  # the next step to compute
+    asked: int = 0  # the last step: its first block decides for all
 
 
 class Codebook(Policy):
@@ -31,14 +32,16 @@ class Codebook(Policy):
 
     The rate is the relative L1 change of the output since the one before, over the steps between. One
     number is read back after each computed step, none at skipped ones. Until there are two outputs,
-    everything is computed. AdaCache looks at residuals within layers and regularises by motion; here the
-    whole step's output is looked at.
+    everything is computed. With `each`, the mean over blocks or layers decides for all of them, as in AdaCache;
+    at the site `step` the whole output is looked at. Without the paper's regularisation by motion.
 
     Arguments:
         table: Rising bounds of the rate, each with the steps to go on until the next computed one; rates
             above all bounds go on one step. The default is the paper's fast table for 30 steps.
         scale: What the bounds are multiplied with.
     """
+
+    shared: ClassVar[bool] = True
 
     type: Literal["codebook"] = "codebook"
     table: tuple[Entry, ...] = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))
@@ -55,16 +58,19 @@ class Codebook(Policy):
         return CodebookState()
 
     def compute(self, state: CodebookState, step: Step) -> bool:
-        if state.rate is not None:
-            rate, state.rate = worst(state.rate, step.groups), None
+        if state.rates and step.index != state.asked:
+            rate, state.rates = worst(torch.stack(list(state.rates.values())).mean(0), step.groups), {}
             entry = bisect_right(self.table, rate, key=lambda entry: entry[0] * self.scale)
-            state.due = state.index + (self.table[entry][1] if entry < len(self.table) else 1)
+            last = max(index for index, _ in state.computed.values())
+            state.due = last + (self.table[entry][1] if entry < len(self.table) else 1)
+        state.asked = step.index
         return step.index >= state.due
 
     def observe(self, state: CodebookState, step: Step, output: Tensor) -> None:
-        if state.output is not None and state.output.shape == output.shape:
-            state.rate = relative_change(output, state.output) / (step.index - state.index)
-        state.index, state.output, state.due = step.index, output.clone(), 0
+        index, old = state.computed.get(step.instance, (0, None))
+        if old is not None and old.shape == output.shape:
+            state.rates[step.instance] = relative_change(output, old) / (step.index - index)
+        state.computed[step.instance], state.due = (step.index, output.clone()), 0
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:

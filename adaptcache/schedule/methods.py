@@ -17,7 +17,7 @@ from ..profile import Profile
 from .rule import LAYERS, Rule
 
 # Parameters of a rule, not of its policy or forecast.
-RULE_PARAMS = ("head", "tail", "site", "span", "output", "window")
+RULE_PARAMS = ("head", "tail", "site", "span", "output", "each", "window")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,30 @@ LAYERS = {  # sites that are all layers of a type
     "cross-attention": "attention to the text",
     "mlp": "feed-forward",
 }
-Site = Literal["step", "blocks", "deep", "attention", "temporal-attention", "cross-attention", "mlp", "guidance"]
+Site = Literal[
+    "step", "blocks", "deep", "encoder", "attention", "temporal-attention", "cross-attention", "mlp", "tokens", "guidance"
+]
+
+
+class TokenChoice(Part):
+    """Which tokens a feed-forward layer computes at a partial step; the others keep what they had.
+
+    Arguments:
+        ratio: The fraction of the tokens that is computed.
+        score: Those come first whose input changed most since they were computed ("change"), whose output is largest
+            ("norm"), or one of each cluster of similar outputs ("cluster").
+        freshness: What each partial step that a token was left out adds to its score.
+        spread: How much of the change of its cluster's computed token a token takes over.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    score: Literal["change", "norm", "cluster"] = "change"
+    freshness: Annotated[float, Field(ge=0)] = 0.25
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def count(self, tokens: int) -> int:
+        """Returns how many of so many tokens are computed."""
+        return max(1, round(self.ratio * tokens))
 
 
 class Rule(Part):
@@ -33,8 +56,9 @@ class Rule(Part):
 
     Arguments:
         site: Where it skips. "step" is the whole guided output, "blocks" what the denoiser's blocks add to
-            its hidden states, "deep" the inner part of a U-Net, "attention" and the like the outputs of
-            all layers of a type, "guidance" the second denoiser call of a step; see docs/methods.md.
+            its hidden states, "deep" the inner part of a U-Net and "encoder" its way down, "attention" and the
+            like the outputs of all layers of a type, "tokens" most tokens of all feed-forward layers, "guidance"
+            the second denoiser call of a step; see docs/methods.md.
         policy: When to compute.
         forecast: What to use instead.
         head: How many of the first blocks are always run, as a probe, and left out of the site. Of a
@@ -42,6 +66,8 @@ class Rule(Part):
         tail: How many of the last blocks are always run, and left out of the site.
         span: Which part of the blocks is skipped, by depth: (0, 0.5) is the front half.
         output: Whether what leaves the blocks is forecast, and not what they add.
+        tokens: At the site "tokens", which of them are computed at a partial step.
+        each: Whether each block or layer of the site decides for itself and has a plan of its own.
         window: Skips only at times strictly between these two, whatever the policy says. If the first is
             the higher one: only at times outside of them.
     """
@@ -53,6 +79,8 @@ class Rule(Part):
     tail: Annotated[int, Field(ge=0)] = 0
     span: tuple[Time, Time] | None = None
     output: Literal[True] | None = None
+    each: Literal[True] | None = None
+    tokens: TokenChoice | None = None
     window: tuple[FiniteFloat, FiniteFloat] | None = None
 
     @property
@@ -110,6 +138,14 @@ class Rule(Part):
             )
         if self.site == "deep" and (self.tail or self.span or self.output or reads):
             raise ValueError("the site 'deep' has a head and no tail, no span and no signal but the input")
+        if (self.site == "tokens") != (self.tokens is not None):
+            raise ValueError("the site 'tokens' needs `tokens`, a choice of them, and no other site has any")
+        if self.site == "tokens" and (self.forecast.type != "extrapolate" or self.forecast.depth > 1):
+            raise ValueError("tokens that are not computed keep what they had: the forecast is 'extrapolate' of order 0")
+        if self.each and self.site not in ("blocks", "encoder", *LAYERS):
+            raise ValueError(f"the site {self.site!r} is one: `each` is for 'blocks' and types of layers")
+        if self.each and (self.head or self.tail or self.span or reads):
+            raise ValueError("`each` goes with no head, no tail, no span, and the 'input' as the only signal")
         if self.site == "blocks" and self.signal == "residual" and not self.head:
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
         if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import AttachError
+from ..policies.table import Table
 from ..schedule.rule import LAYERS, Rule
 from .blocks import Blocks
 from .deep import Deep
-from .denoisers import find_layers
+from .denoisers import find_layers, find_spec
 from .guidance import Guidance
-from .hook import Gate, SiteHook
+from .hook import Gate, SiteDecision, SiteHook
 from .interceptor import is_compiled
 from .layers import Layers
+from .tokens import Tokens
 
 __all__ = ["SiteHook", "check_compiled", "find_sites"]
 
@@ -24,15 +26,43 @@ COMPILED = (
 )
 
 
-def build_site(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> SiteHook:
-    """Returns the site of a rule in a denoiser."""
-    if rule.site == "guidance":
-        return Guidance(denoiser, gate, rule, alone)
+def build_sites(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> list[SiteHook]:
+    """Returns the site of a rule in a denoiser; one for each block or layer where each decides for itself."""
+    if rule.each:
+        return build_instances(rule, denoiser, gate)
+    match rule.site:
+        case "guidance":
+            return [Guidance(denoiser, gate, rule, alone)]
+        case "blocks":
+            return [Blocks(denoiser, gate, rule)]
+        case "deep":
+            return [Deep(denoiser, gate, rule)]
+        case "tokens":
+            return [Tokens(denoiser, gate, rule)]
+    return [Layers(denoiser, gate, rule)]
+
+
+def build_instances(rule: Rule, denoiser: nn.Module, gate: Gate) -> list[SiteHook]:
+    """Returns a site for each block, or layer of a type.
+
+    Raises:
+        AttachError: The rule has plans for another number of them.
+    """
+    sites: list[SiteHook]
     if rule.site == "blocks":
-        return Blocks(denoiser, gate, rule)
-    if rule.site == "deep":
-        return Deep(denoiser, gate, rule)
-    return Layers(denoiser, gate, rule)
+        count = sum(len(getattr(denoiser, name)) for name in find_spec(denoiser).blocks)
+        sites = [Blocks(denoiser, gate, rule, number) for number in range(count)]
+    else:
+        sites = [Layers(denoiser, gate, rule, name) for name in find_layers(denoiser, rule.site)]
+    rows = len(rule.policy.rows) if isinstance(rule.policy, Table) else 1
+    if rows not in (1, len(sites)):
+        raise AttachError(
+            f"the table has {rows} rows, and {type(denoiser).__name__} has {len(sites)} of the site {rule.site!r}: "
+            "it was made for another model"
+        )
+    for number, site in enumerate(sites):
+        site.decision = SiteDecision(rule, number, sites[0].decision if number else None)
+    return sites
 
 
 def find_sites(rules: Sequence[Rule], gate: Gate) -> list[tuple[int, SiteHook]]:
@@ -50,7 +80,7 @@ def find_sites(rules: Sequence[Rule], gate: Gate) -> list[tuple[int, SiteHook]]:
             if rule.site in LAYERS and not find_layers(denoiser, rule.site):
                 logger.info("%s has no layers for the site %r: nothing to skip there", name, rule.site)
                 continue
-            found.append((number, build_site(rule, denoiser, gate, alone=len(rules) == 1)))
+            found += [(number, site) for site in build_sites(rule, denoiser, gate, alone=len(rules) == 1)]
     if not found:
         sites = " or ".join(repr(rule.site) for rule in rules)
         raise AttachError(f"{name} has no layers for the site {sites}; use the site 'blocks' or 'step'")

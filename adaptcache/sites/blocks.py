@@ -39,12 +39,12 @@ class DenoiserCall:
 
 
 class Blocks(SiteHook):
-    """Skips a group of neighbouring blocks of one denoiser: all, or those in the middle.
+    """Skips a group of neighbouring blocks of one denoiser: all, those in the middle, or one.
 
     A branch that was never computed is, whatever was decided.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, only: int | None = None) -> None:
         self.spec = find_spec(denoiser)
         self.blocks: list[nn.Module] = [b for name in self.spec.blocks for b in getattr(denoiser, name)]
         if any(map(splits, self.blocks)):
@@ -55,6 +55,8 @@ class Blocks(SiteHook):
         count = len(self.blocks)
         low, high = rule.span or (0.0, 1.0)
         self.first, self.last = rule.head or round(low * count), (round(high * count) - rule.tail) - 1
+        if only is not None:
+            self.first = self.last = only
         if self.last < self.first:
             kept = f"{rule.head} + {rule.tail} of {count} blocks always run"
             kept = f"the span {rule.span} has none of {count} blocks" if rule.span else kept

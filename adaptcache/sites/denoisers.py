@@ -92,6 +92,8 @@ def layer_type(name: str, module: nn.Module) -> str | None:
 
 def find_layers(denoiser: nn.Module, site: str) -> dict[str, nn.Module]:
     """Returns the layers of a type by name, in the order they are defined; none within another layer."""
+    if site == "encoder":
+        return find_encoder(denoiser)
     found: dict[str, nn.Module] = {}
     within = "\0"
     for name, module in denoiser.named_modules():
@@ -102,3 +104,14 @@ def find_layers(denoiser: nn.Module, site: str) -> dict[str, nn.Module]:
             if kind == site:
                 found[name] = module
     return found
+
+
+def find_encoder(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Returns the blocks of a U-Net on its way down, and the middle one."""
+    down, middle = getattr(denoiser, "down_blocks", None), getattr(denoiser, "mid_block", None)
+    if not isinstance(down, nn.ModuleList) or not isinstance(getattr(denoiser, "up_blocks", None), nn.ModuleList):
+        raise AttachError(
+            f"the site 'encoder' is the way down of a U-Net, and {type(denoiser).__name__} is none; use 'blocks'"
+        )
+    found = {f"down_blocks.{number}": block for number, block in enumerate(down)}
+    return found if middle is None else {**found, "mid_block": middle}

@@ -34,16 +34,23 @@ class Gate(Owner, Protocol):
 
 
 class SiteDecision:
-    """Decides once a step, at its first branch, by a rule: the others follow."""
+    """Decides once a step, at its first branch, by a rule: the others follow.
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
+    Arguments:
+        rule: What is followed.
+        instance: Which block or layer of the site it decides for.
+        leader: The decision of the first of them, whose state the others share where the policy says so.
+    """
+
+    def __init__(self, rule: Rule, instance: int = 0, leader: "SiteDecision | None" = None) -> None:
+        self.rule, self.instance, self.leader = rule, instance, leader
         self.made: list[bool] = []  # of the last run, by step: it is asked for after the end
         self.on_run_end()
 
     def on_run_start(self, rule: Rule, times: tuple[float, ...], gear: int) -> None:
         """A run has started; its first step may have been computed already."""
-        self.rule, self.gear, self.state = rule, gear, rule.policy.init(times)
+        self.rule, self.gear = rule, gear
+        self.state = self.leader.state if self.leader and rule.policy.shared else rule.policy.init(times)
         if not self.past:  # an expert that takes over later
             self.made = []
         if self.first is not None:
@@ -61,7 +68,7 @@ class SiteDecision:
         if branch == 0 or self.step is None or self.step.index != step.index:
             if step.index == 0:
                 self.made = []
-            self.step = replace(step, past=self.past, gear=self.gear, x=signal())
+            self.step = replace(step, past=self.past, gear=self.gear, instance=self.instance, x=signal())
             # The first step has no past, and an expert that takes over in the middle has none of its own.
             self.computed = not self.past or self.rule.computes(self.state, self.step)
             if self.computed:

@@ -1,7 +1,12 @@
-"""The sites `attention`, `cross-attention`, `temporal-attention` and `mlp`: all layers of one type.
+"""The sites `attention`, `cross-attention`, `temporal-attention` and `mlp`: all layers of one type; and `encoder`.
 
 The calls of each layer of the type are taken, in every block. At a skipped step each of them returns the
 forecast of its own outputs; all around them runs as always. They decide together, once a step.
+
+The layers of the site `encoder` are the blocks of a U-Net on its way down, and the middle one.
+
+References:
+    | Faster Diffusion (Li et al., 2023), https://arxiv.org/abs/2312.09608
 """
 
 from collections import Counter
@@ -27,8 +32,9 @@ class Layers(SiteHook):
     observes is what leaves it. A layer that was never computed in a branch, or on other shapes, is.
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
-        self.layers = find_layers(denoiser, rule.site)
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, only: str | None = None) -> None:
+        found = find_layers(denoiser, rule.site)
+        self.layers = found if only is None else {only: found[only]}
         super().__init__(denoiser, gate, rule)
 
     def install(self, undo: ExitStack) -> None:

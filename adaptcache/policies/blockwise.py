@@ -1,0 +1,71 @@
+"""How far the outputs of all blocks moved between the last two computed steps, on average.
+
+References:
+    | BWCache (Cui et al., 2025), https://arxiv.org/abs/2509.13789
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..profile import Profile
+from ..step import Step, relative_change, worst
+from .base import Policy
+from .replay import fit_threshold
+
+
+@dataclass
+class BlockwiseState:
+    """What the blocks gave last, by their numbers."""
+
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    changes: dict[int, Tensor] = field(default_factory=dict)  # of each sample, with shape (B,); not read yet
+    due: int = 0  # the next step to compute
+    index: int = -1  # the last step that was decided
+
+
+class Blockwise(Policy):
+    """Reuses all blocks for some steps once the mean of their relative L1 changes is below a threshold.
+
+    All blocks of the site follow one decision. One number is read from the device after each computed step.
+
+    Arguments:
+        threshold: Of the mean change; the paper has 0.15.
+        reuse: How much of the run is skipped at once, at least one step; the paper has a tenth.
+        cool_down: How much of the run is computed at its end.
+    """
+
+    shared: ClassVar[bool] = True
+
+    type: Literal["blockwise"] = "blockwise"
+    threshold: Annotated[float, Field(ge=0)] = 0.15
+    reuse: Annotated[float, Field(gt=0, le=1)] = 0.1
+    cool_down: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    def init(self, times: tuple[float, ...]) -> BlockwiseState:
+        return BlockwiseState()
+
+    def compute(self, state: BlockwiseState, step: Step) -> bool:
+        if step.index != state.index:  # the first block decides for all
+            state.index, count = step.index, len(step.times)
+            if state.changes:
+                change = worst(torch.stack(list(state.changes.values())).mean(0), step.groups)
+                state.changes = {}
+                last = count - max(1, round(self.cool_down * count))
+                if change < self.threshold:
+                    state.due = min(step.index + max(1, round(self.reuse * count)), max(last, step.index))
+        return step.index >= state.due
+
+    def observe(self, state: BlockwiseState, step: Step, output: Tensor) -> None:
+        old = state.outputs.get(step.instance)
+        if old is not None and old.shape == output.shape:
+            state.changes[step.instance] = relative_change(output, old)
+        state.outputs[step.instance] = output.clone()
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
+        """Returns the threshold that spends the budget, replayed on outputs of whole steps."""
+        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)

@@ -1,0 +1,73 @@
+"""Blocks in the order of how much they changed: the first ones are computed.
+
+References:
+    | SortBlock (Chen et al., 2025), https://arxiv.org/abs/2508.00412
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..distributed import highest
+from ..profile import Profile
+from ..step import Step, relative_change
+from .base import Policy
+
+
+@dataclass
+class RankState:
+    """What the blocks gave at the last steps where all were computed, by their numbers."""
+
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    changes: dict[int, Tensor] = field(default_factory=dict)
+    chosen: frozenset[int] | None = None  # what is computed between; None until it is known
+
+
+class Rank(Policy):
+    """Computes all blocks at every so many steps, and between them those whose outputs changed most.
+
+    The order is that of the relative L1 changes between the last two steps with all blocks; until there are two,
+    everything is computed. All changes are read from the device at once, after such a step.
+
+    Arguments:
+        interval: Steps from one with all blocks to the next.
+        share: The fraction of the blocks that is computed between them.
+    """
+
+    shared: ClassVar[bool] = True
+
+    type: Literal["rank"] = "rank"
+    interval: Annotated[int, Field(ge=2)] = 4
+    share: Annotated[float, Field(ge=0, le=1)] = 0.3
+
+    def init(self, times: tuple[float, ...]) -> RankState:
+        return RankState()
+
+    def compute(self, state: RankState, step: Step) -> bool:
+        if step.index % self.interval == 0:
+            state.chosen = None
+            return True
+        if state.chosen is None and state.changes:
+            numbers = list(state.changes)
+            values = torch.stack([state.changes[number].max() for number in numbers])
+            order = highest(values, step.groups).argsort(descending=True, stable=True).tolist()
+            state.chosen = frozenset(numbers[k] for k in order[: round(self.share * len(numbers))])
+        return state.chosen is None or step.instance in state.chosen
+
+    def observe(self, state: RankState, step: Step, output: Tensor) -> None:
+        if step.index % self.interval:
+            return
+        old = state.outputs.get(step.instance)
+        if old is not None and old.shape == output.shape:
+            state.changes[step.instance] = relative_change(output, old)
+        state.outputs[step.instance] = output.clone()
+
+    @classmethod
+    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
+        """Returns the share that spends the budget on blocks of equal cost: one step in `interval` has all."""
+        policy = cls(**{"interval": max(2, round(2 / budget)), **params})
+        rest = (budget * policy.interval - 1) / (policy.interval - 1)
+        return policy.model_copy(update={"share": min(max(rest, 0.0), 1.0)})

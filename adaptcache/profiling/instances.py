@@ -1,0 +1,137 @@
+"""What reuse of each block or layer is off by, and how long each takes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttachError
+from ..hooks import StepHook
+from ..runs import PromptSet, Setup
+from ..sites.blocks import added_streams, find_streams, unpack_streams
+from ..sites.denoisers import IMAGE, find_layers, find_spec
+from ..sites.interceptor import ModuleInterceptor, find_compiled, is_compiled
+from ..sites.outputs import split_tensors
+from ..step import TINY, relative_change
+
+
+@dataclass(frozen=True)
+class InstanceErrors:
+    """What was measured of K blocks or layers in runs of N steps, the mean over prompts and branches.
+
+    Arguments:
+        names: Of the blocks or layers, in the order they are defined.
+        errors: Squared error of reusing what step i gave at step i + 1 + k, over the energy of what leaves the
+            block there, with shape (K, N, L). Infinite where there is no such step.
+        changes: Relative L1 change of what each gives since the step before, with shape (K, N); 0 at the first.
+        seconds: How long each takes, with shape (K,).
+    """
+
+    names: tuple[str, ...]
+    errors: np.ndarray
+    changes: np.ndarray
+    seconds: np.ndarray
+
+
+class InstanceHook(StepHook):
+    """Compares what each block or layer gives in full runs; sums stay on the device until they are asked for."""
+
+    def __init__(self, site: str, longest: int) -> None:
+        self.site, self.longest, self.steps = site, longest, 0
+        self.names: list[str] = []
+        self.kept: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
+        self.sums: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
+        self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.seconds: dict[int, list[float]] = defaultdict(list)
+
+    def install(self, gate: Any) -> ExitStack:
+        with ExitStack() as undo:
+            if len(gate.denoisers) > 1:
+                raise AttachError(f"this pipeline has {len(gate.denoisers)} denoisers: plans for each block need one")
+            denoiser = gate.denoisers[0]
+            self.spec = find_spec(denoiser) if self.site == "blocks" else None
+            if self.spec:
+                modules = {f"{name}.{k}": b for name in self.spec.blocks for k, b in enumerate(getattr(denoiser, name))}
+            else:
+                modules = find_layers(denoiser, self.site)
+            if not modules:
+                raise AttachError(f"{type(denoiser).__name__} has no layers for the site {self.site!r}")
+            if is_compiled(denoiser) or (not self.spec and find_compiled(denoiser, modules)):
+                raise AttachError(f"{type(denoiser).__name__} is compiled: measure its {self.site} before compiling")
+            self.names = list(modules)
+            for number, module in enumerate(modules.values()):
+                ModuleInterceptor.install(module, gate, partial(self.call, gate, number), undo, shared=False)
+            return undo.pop_all()
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        self.steps = len(times)
+
+    def call(
+        self, gate: Any, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """A block or layer was called: times it, and compares what it gives with what it gave before."""
+        if (here := gate.here()) is None:
+            return original(*args, **kwargs)
+        synchronise()
+        start = time.perf_counter()
+        output = original(*args, **kwargs)
+        synchronise()
+        self.seconds[number].append(time.perf_counter() - start)
+        step, branch = here
+        if self.spec:
+            left = unpack_streams(self.spec, output)
+            given, leaves = added_streams(find_streams(self.spec, module, args, kwargs), left)[IMAGE], left[IMAGE]
+        else:
+            given = leaves = split_tensors(output)[1][0]
+        energy = leaves.float().pow(2).mean().clamp_min(TINY)
+        past = self.kept[branch, number]
+        for index, old in past:
+            if old.shape == given.shape and 0 < step.index - index <= self.longest:
+                error = (given.float() - old.float()).pow(2).mean() / energy
+                self.sums[number, index, step.index - index - 1].append(error)
+                if step.index - index == 1:
+                    self.changes[number, step.index].append(relative_change(given, old).mean())
+        past.insert(0, (step.index, given.detach().clone()))
+        del past[self.longest :]
+        return output
+
+    def on_run_end(self) -> None:
+        self.kept.clear()
+
+
+def synchronise() -> None:
+    """Waits for the accelerator, where there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def measure_instances(setup: Setup, prompts: PromptSet, site: str, *, longest: int = 6) -> InstanceErrors:
+    """Runs a pipeline in full and measures what reuse of each block or layer is off by.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: What to run it on, one at a time.
+        site: "blocks", or a type of layers.
+        longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.
+    """
+    hook = InstanceHook(site, longest)
+    for number, prompt in enumerate(prompts.batches(1)):
+        setup.run(hook, prompt)
+        setup.progress(f"errors of each of the {site}", number + 1, len(prompts))
+    errors = np.full((len(hook.names), hook.steps, longest), np.inf)
+    changes = np.zeros((len(hook.names), hook.steps))
+    for place, values in hook.sums.items():
+        errors[place] = float(torch.stack(values).mean())
+    for at, values in hook.changes.items():
+        changes[at] = float(torch.stack(values).mean())
+    seconds = np.array([float(np.median(hook.seconds[number])) for number in range(len(hook.names))])
+    return InstanceErrors(tuple(hook.names), errors, changes, seconds)

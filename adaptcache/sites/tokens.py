@@ -1,0 +1,157 @@
+"""The site `tokens`: most tokens of all feed-forward layers.
+
+At a partial step each layer is called with the tokens that are chosen, and the others keep what it gave them last.
+So the work is saved, not masked. What a token has to do is chosen anew in each layer, by what enters it.
+
+References:
+    | ToCa (Zou et al., 2024), https://arxiv.org/abs/2410.05317
+    | DuCa (Zou et al., 2024), https://arxiv.org/abs/2412.18911
+    | ClusCa (Zheng et al., 2025), https://arxiv.org/abs/2509.10312
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttachError
+from ..schedule.rule import Rule
+from ..step import TINY
+from .denoisers import find_layers
+from .hook import Gate, SiteHook
+from .interceptor import ModuleInterceptor, find_compiled
+
+ROUNDS = 5  # of k-means
+SAME = 0.02  # relative: a token alone gives what it gives among others, to the rounding of half precision
+
+
+@dataclass
+class LayerTokens:
+    """What a layer was given and gave, token by token."""
+
+    inputs: Tensor  # at the step at which each token was computed last, with shape (B, L, D)
+    outputs: Tensor  # with shape (B, L, E)
+    ages: Tensor  # partial steps since then, with shape (B, L)
+    groups: Tensor | None = None  # the cluster of each token, with shape (B, L)
+
+
+class Tokens(SiteHook):
+    """Computes a part of the tokens in the feed-forward layers of one denoiser; the layers decide together."""
+
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
+        self.layers = find_layers(denoiser, "mlp")
+        if not self.layers:
+            raise AttachError(f"{type(denoiser).__name__} has no feed-forward layers for the site 'tokens'")
+        super().__init__(denoiser, gate, rule)
+
+    def install(self, undo: ExitStack) -> None:
+        for name, layer in self.layers.items():
+            ModuleInterceptor.install(layer, self.gate, partial(self.call, name), undo, shared=False)
+
+    def compiled(self) -> str:
+        return find_compiled(self.denoiser, self.layers)
+
+    def on_run_end(self) -> None:
+        super().on_run_end()
+        self.known: dict[Hashable, LayerTokens] = {}
+        self.place: tuple[int, int] | None = None  # step and branch
+
+    def call(self, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A layer was called."""
+        if (here := self.gate.here()) is None:  # the denoiser is called outside of a pipeline's loop
+            return original(*args, **kwargs)
+        step, branch = here
+        leads = self.place != (step.index, branch)
+        if leads:
+            self.place, self.times = (step.index, branch), Counter[str]()
+            self.computes = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
+        key = (branch, name, self.times[name])
+        self.times[name] += 1
+        x, rest = (args[0], args[1:]) if args else (kwargs[next(iter(kwargs))], ())
+        known = self.known.get(key)
+        if self.computes or known is None or known.inputs.shape != x.shape:
+            output = original(*args, **kwargs)
+            self.learn(key, name, x, output, original)
+            if leads and branch == 0:
+                self.decision.made[-1] = True  # whatever was decided
+                if self.computes:
+                    self.decision.observe(output)
+            return output
+        self.gate.skipped()
+        more = {} if args else dict(list(kwargs.items())[1:])
+        return self.refresh(known, x, lambda chosen: original(chosen, *rest, **more))
+
+    def learn(self, key: Hashable, name: str, x: Tensor, output: Any, original: Callable[..., Any]) -> None:
+        """Keeps what a layer gave for all tokens.
+
+        Raises:
+            AttachError: What it gives for a token depends on the others.
+        """
+        if key not in self.known and not self.is_tokenwise(x, output, original):
+            raise AttachError(
+                f"{name} of {type(self.denoiser).__name__} does not work token by token, so the site 'tokens' "
+                "cannot leave tokens out; use the site 'mlp'"
+            )
+        chosen = self.rule.tokens
+        assert chosen is not None
+        groups = cluster_tokens(output, chosen.count(x.shape[1])) if chosen.score == "cluster" else None
+        self.known[key] = LayerTokens(x.clone(), output.clone(), x.new_zeros(x.shape[:2]), groups)
+
+    def is_tokenwise(self, x: Tensor, output: Any, original: Callable[..., Any]) -> bool:
+        """Whether the first token gives alone what it gives among all; tried once a layer and run."""
+        if not isinstance(output, Tensor) or x.ndim != 3 or output.shape[:2] != x.shape[:2]:
+            return False
+        alone, among = original(x[:, :1]).float(), output[:, :1].float()
+        return bool((alone - among).abs().max() <= SAME * among.abs().max() + TINY)
+
+    def refresh(self, known: LayerTokens, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Computes the chosen tokens, and returns all."""
+        tokens = self.rule.tokens
+        assert tokens is not None
+        change = (x.float() - known.inputs.float()).norm(dim=-1)
+        match tokens.score:
+            case "change" | "cluster":
+                score = change / known.inputs.float().norm(dim=-1).clamp_min(TINY)
+            case "norm":
+                score = known.outputs.float().norm(dim=-1)
+                score = score / score.mean(1, keepdim=True)
+        score = score + tokens.freshness * known.ages.float()
+        if known.groups is None:
+            chosen = score.topk(tokens.count(x.shape[1]), dim=1).indices
+        else:  # of each cluster the one with the highest score
+            same = known.groups[:, None] == torch.arange(tokens.count(x.shape[1]), device=x.device)[None, :, None]
+            chosen = score[:, None].expand(same.shape).masked_fill(~same, -torch.inf).argmax(-1)
+        wide = chosen[..., None]
+        fresh = compute(x.gather(1, wide.expand(-1, -1, x.shape[-1])))
+        spread = wide.expand(-1, -1, fresh.shape[-1])
+        outputs = known.outputs
+        if known.groups is not None and tokens.spread:  # the others follow the one of their cluster
+            moved = (fresh - outputs.gather(1, spread)).gather(1, known.groups[..., None].expand_as(outputs))
+            outputs = outputs + tokens.spread * moved
+        known.outputs = outputs.scatter(1, spread, fresh)
+        known.inputs = known.inputs.scatter(1, wide.expand(-1, -1, x.shape[-1]), x.gather(1, wide.expand(-1, -1, x.shape[-1])))
+        known.ages = (known.ages + 1).scatter(1, chosen, 0)
+        return known.outputs
+
+
+def cluster_tokens(values: Tensor, count: int) -> Tensor:
+    """Returns the cluster of each token by k-means on what it is, with shape (B, L).
+
+    Arguments:
+        values: With shape (B, L, E).
+        count: The number of clusters; the first centres are tokens at even distances.
+    """
+    values = values.float()
+    first = torch.linspace(0, values.shape[1] - 1, count, device=values.device).round().long()
+    centres = values[:, first]
+    for _ in range(ROUNDS):
+        groups = torch.cdist(values, centres).argmin(-1)
+        members = torch.nn.functional.one_hot(groups, count).to(values)  # (B, L, K)
+        size = members.sum(1)[..., None]
+        centres = torch.where(size > 0, members.transpose(1, 2) @ values / size.clamp_min(1), centres)
+    return torch.cdist(values, centres).argmin(-1)
