@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import AttachError
+from ..fitting.instances import accumulated_rows, cheapest_rows, two_speed_rows
 from ..forecasts.extrapolate import Extrapolate
 from ..policies.local_error import LocalError
+from ..policies.table import Table
 from ..profile import Profile
+from ..profiling.instances import measure_instances
 from ..profiling.layers import layer_errors
 from ..runs import PromptSet, Setup
 from ..schedule.methods import find_method, fit_rules
@@ -55,6 +59,39 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
 
 
+def fit_tables(setup: Setup, prompts: PromptSet, profile: Profile, method: str, budget: float) -> tuple[Rule, ...]:
+    """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
+
+    Sites that the denoiser does not have are left out.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: What to measure the errors on.
+        profile: Says what an error at each step does to the end result.
+        method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
+            planned (`cheapest_rows`), under a budget of measured time.
+        budget: The fraction of the blocks, or of their time, that is computed.
+    """
+    weights = profile.sensitivity * np.diagonal(profile.kernel)
+    rules = []
+    for part in find_method(method).parts:
+        try:
+            found = measure_instances(setup, prompts, part.site)
+        except AttachError:
+            if part is find_method(method).parts[-1] and not rules:
+                raise
+            continue
+        if method == "block-caching":
+            rows = accumulated_rows(found.changes, budget)
+        elif method == "profilingdit":
+            rows = two_speed_rows(found.changes, budget)
+        else:
+            rows = cheapest_rows(found.errors, weights, found.seconds, budget)
+        table = Table(rows=tuple("".join("01"[i in row] for i in range(profile.steps)) for row in rows))
+        rules.append(Rule(site=part.site, policy=table, forecast=Extrapolate(order=0), each=True))
+    return tuple(rules)
+
+
 def fit_method(
     setup: Setup,
     prompts: PromptSet,
@@ -78,7 +115,9 @@ def fit_method(
         params: Fields of the method's policy and forecast that are not fitted.
     """
     chosen, own = find_method(method), dict(params or {})
-    if chosen.policy == "local-error" and chosen.site != "step":
+    if chosen.policy == "table":
+        rules = fit_tables(setup, prompts[:FEW], profile, method, budget)
+    elif chosen.policy == "local-error" and chosen.site != "step":
         errors = layer_errors(
             setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)
         )

@@ -21,7 +21,7 @@ class ForesightState:
     """What is known of one block; tensors stay on the device."""
 
     output: Tensor | None = None
-    bound: Tensor | float = 0.0  # the error of reuse in the warm-up, later steps weigh more; with shape (B,)
+    bound: Tensor | None = None  # the error of reuse in the warm-up, later steps weigh more; with shape (B,)
     error: Tensor | None = None  # the last one, with shape (B,)
     skips: bool = False  # whether the error allows reuse until the next step that is always computed
 
@@ -48,14 +48,14 @@ class Foresight(Policy):
 
     def compute(self, state: ForesightState, step: Step) -> bool:
         start = max(2, round(self.warm_up * len(step.times)))
-        if step.index < start or state.error is None:
+        if step.index < start or state.error is None or state.bound is None:
             return True
         if (step.index - start) % self.interval == 0:
             state.skips = False
             return True
         if not state.skips:
-            bound = state.bound + TINY  # type: ignore[operator]
-            state.skips = worst(state.error / bound, step.groups) <= self.threshold
+            assert state.bound is not None
+            state.skips = worst(state.error / state.bound.clamp_min(TINY), step.groups) <= self.threshold
         return not state.skips
 
     def observe(self, state: ForesightState, step: Step, output: Tensor) -> None:
@@ -64,7 +64,7 @@ class Foresight(Policy):
             return
         state.error = (output.float() - old.float()).pow(2).flatten(1).mean(1)
         if step.index < max(2, round(self.warm_up * len(step.times))):
-            state.bound = (state.bound + state.error) / 2
+            state.bound = state.error if state.bound is None else (state.bound + state.error) / 2
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..fitting.instances import interpolated_plan
 from ..fitting.kernel import Array, pair_errors
 from ..fitting.plan import best_plan, minmax_plan, reuse_costs
 from ..limits import GEARS, STEPS, check_falling
@@ -89,6 +90,7 @@ class Plan(StaticPolicy):
         budget: float = 0.5,
         planner: Literal["sum", "minmax"] = "sum",
         weighted: bool = True,
+        between: tuple[float, float] | None = None,
         **params: Any,
     ) -> Self:
         """Returns the best plan for a budget.
@@ -97,11 +99,16 @@ class Plan(StaticPolicy):
             planner: "sum" has the smallest sum of errors, forecast from the last two computed steps;
                 "minmax" the smallest worst skip, reused from the last one, as LeMiCa.
             weighted: Whether errors count by what they do to the end result (the profile's sensitivity).
+            between: Budgets of a safe and of a fast plan; the plan is interpolated between their quantiles, as
+                OTCache does (https://arxiv.org/abs/2606.31026), where the budget lies between them.
         """
         calls = max(1, round(budget * profile.steps))
         errors = pair_errors(profile.kernel)
         sensitivity = profile.sensitivity if weighted else np.ones(profile.steps)
-        if planner == "sum":
+        if between and between[1] < budget < between[0]:
+            safe, fast = (best_plan(errors, sensitivity, max(1, round(b * profile.steps))) for b in between)
+            steps = interpolated_plan(safe, fast, calls)
+        elif planner == "sum":
             steps = best_plan(errors, sensitivity, calls)
         else:
             steps = minmax_plan(reuse_costs(errors, sensitivity), calls)

@@ -60,7 +60,9 @@ class InstanceHook(StepHook):
             denoiser = gate.denoisers[0]
             self.spec = find_spec(denoiser) if self.site == "blocks" else None
             if self.spec:
-                modules = {f"{name}.{k}": b for name in self.spec.blocks for k, b in enumerate(getattr(denoiser, name))}
+                modules = {
+                    f"{name}.{k}": b for name in self.spec.blocks for k, b in enumerate(getattr(denoiser, name))
+                }
             else:
                 modules = find_layers(denoiser, self.site)
             if not modules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 __all__ = ["Report"]
 
@@ -19,7 +20,8 @@ class Report:
             instant one, "none" where nothing was fitted.
         gear: Which plan of the schedule was followed, from the fastest (0); at the end, where it changed.
         why: How that came about, where it was chosen during the run.
-        sites: The numbers of the steps at which each site inside of the denoiser was computed.
+        sites: The numbers of the steps at which each site inside of the denoiser was computed; where blocks or
+            layers decide for themselves, of each, with its number.
         names: The components that were called, by step and branch.
         unlike: How the run differed from those of the calibration prompts; empty where it did not, or where the
             schedule knows nothing of them.
@@ -65,7 +67,12 @@ class Report:
         if len(self.components) > 1:
             parts = (f"{name} {made} of {made + skipped}" for name, (made, skipped) in self.components.items())
             lines.append(f"calls made: {', '.join(parts)}")
-        for name, steps in self.sites.items():
-            marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
-            lines.append(f"{marks}  {name}")
+        groups: dict[str, list[tuple[int, ...]]] = {}
+        for name, steps in self.sites.items():  # blocks that decide for themselves share a row
+            groups.setdefault(name.rstrip("0123456789").rstrip(), []).append(steps)
+        for name, rows in groups.items():
+            shares = [sum(i in steps for steps in rows) / len(rows) for i in range(len(self.calls))]
+            marks = "".join("█" if share == 1 else "·▁▂▃▄▅▆▇"[min(7, ceil(share * 7))] for share in shares)
+            many = f": {sum(shares) / max(len(shares), 1):.0%} of {len(rows)} computed" if len(rows) > 1 else ""
+            lines.append(f"{marks}  {name}{many}")
         return "\n".join(lines)

@@ -221,7 +221,8 @@ class Runner(StepHook):
             rule = self.schedule.rules[number]
             if not site.decision.made:  # this run had no such calls
                 continue
-            name = f"{rule.site} {rule.span}" if names.count(rule.site) > 1 else rule.site
+            name = f"{rule.site} {rule.span}" if rule.span and names.count(rule.site) > 1 else rule.site
+            name += f" {site.decision.instance}" if rule.each else ""
             steps = {i for i, flag in enumerate(site.decision.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made

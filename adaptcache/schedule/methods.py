@@ -17,7 +17,7 @@ from ..profile import Profile
 from .rule import LAYERS, Rule
 
 # Parameters of a rule, not of its policy or forecast.
-RULE_PARAMS = ("head", "tail", "site", "span", "output", "each", "window")
+RULE_PARAMS = ("head", "tail", "site", "span", "output", "each", "tokens", "window")
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def build_rules(name: str, *, model: str | None = None, **params: Any) -> tuple[
         find_name(f"parameter of {name}", key, sorted(known))
     rules = []
     for part in parts:
-        wanted = {key: value for key, value in params.items() if not isinstance(value, Mapping)}
-        by_site = {key: value for key, value in params.items() if isinstance(value, Mapping)}
+        by_site = {k: v for k, v in params.items() if isinstance(v, Mapping) and k != "tokens"}
+        wanted = {key: value for key, value in params.items() if key not in by_site}
         wanted |= {key: value[part.site] for key, value in by_site.items() if part.site in value}
         rules.append(_build_rule(name, part, {**part.params, **_find_published(name, part, model), **wanted}))
     return tuple(rules)
@@ -188,6 +188,9 @@ def _fit_rule(method: Method, profile: Profile, budget: float, params: Mapping[s
     instead = _pick(forecast, own)
     policy = kind.fit(profile, budget=budget, **{k: v for k, v in own.items() if k not in instead})
     place = {k: v for k, v in method.params.items() if k in RULE_PARAMS} | {"site": method.site}
-    if method.site not in ("deep", "guidance", *LAYERS) and "span" not in method.params:
+    if (
+        method.site not in ("deep", "encoder", "guidance", "tokens", *LAYERS)
+        and not {"span", "each"} & method.params.keys()
+    ):
         place = {}
     return Rule(policy=policy, forecast=forecast.fit(profile, replay(policy, profile), **instead), **place)

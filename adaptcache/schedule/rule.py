@@ -26,7 +26,16 @@ LAYERS = {  # sites that are all layers of a type
     "mlp": "feed-forward",
 }
 Site = Literal[
-    "step", "blocks", "deep", "encoder", "attention", "temporal-attention", "cross-attention", "mlp", "tokens", "guidance"
+    "step",
+    "blocks",
+    "deep",
+    "encoder",
+    "attention",
+    "temporal-attention",
+    "cross-attention",
+    "mlp",
+    "tokens",
+    "guidance",
 ]
 
 
@@ -141,7 +150,9 @@ class Rule(Part):
         if (self.site == "tokens") != (self.tokens is not None):
             raise ValueError("the site 'tokens' needs `tokens`, a choice of them, and no other site has any")
         if self.site == "tokens" and (self.forecast.type != "extrapolate" or self.forecast.depth > 1):
-            raise ValueError("tokens that are not computed keep what they had: the forecast is 'extrapolate' of order 0")
+            raise ValueError(
+                "tokens that are not computed keep what they had: the forecast is 'extrapolate' of order 0"
+            )
         if self.each and self.site not in ("blocks", "encoder", *LAYERS):
             raise ValueError(f"the site {self.site!r} is one: `each` is for 'blocks' and types of layers")
         if self.each and (self.head or self.tail or self.span or reads):

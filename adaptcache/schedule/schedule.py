@@ -61,7 +61,8 @@ class Schedule(Part):
         spans = itertools.pairwise(sorted(rule.span or (0.0, 1.0) for rule in groups))
         once = [site for site in sites if site != "blocks"]
         # Layers of different types lie side by side, and a call that is not made skips nothing inside.
-        apart = set(sites) <= {"guidance", *LAYERS} or len(set(sites)) == 1
+        layers = set(LAYERS) - {"mlp"} | {"tokens"} if "tokens" in sites else set(LAYERS)
+        apart = set(sites) <= {"guidance"} | layers or len(set(sites)) == 1
         if not apart or len(once) > len(set(once)) or any(front[1] > rear[0] for front, rear in spans):
             raise ValueError(f"the sites overlap: {', '.join(sites)}; keep one rule")
         if len(groups) > 1 and any(rule.signal in ("modulated", "residual") for rule in groups):

@@ -134,7 +134,9 @@ class Tokens(SiteHook):
             moved = (fresh - outputs.gather(1, spread)).gather(1, known.groups[..., None].expand_as(outputs))
             outputs = outputs + tokens.spread * moved
         known.outputs = outputs.scatter(1, spread, fresh)
-        known.inputs = known.inputs.scatter(1, wide.expand(-1, -1, x.shape[-1]), x.gather(1, wide.expand(-1, -1, x.shape[-1])))
+        known.inputs = known.inputs.scatter(
+            1, wide.expand(-1, -1, x.shape[-1]), x.gather(1, wide.expand(-1, -1, x.shape[-1]))
+        )
         known.ages = (known.ages + 1).scatter(1, chosen, 0)
         return known.outputs
 
