@@ -150,8 +150,8 @@ def test_foresight_reuses_each_block_by_its_own_standard():
 
 def test_sortblock_computes_the_blocks_that_changed_most():
     made = steps_of(Rank(interval=3, share=0.34), drifting([0.01, 0.5, 0.02]))
-    assert made[:4].all()  # nothing is known before the second step with all blocks
-    assert made[[6, 9]].all() and made[4].tolist() == made[5].tolist() == [False, True, False]
+    assert made[[0, 1, 4, 7, 10]].all()
+    assert all(made[i].tolist() == [False, True, False] for i in (2, 3, 5, 6, 8, 9, 11))
 
 
 def test_adacache_goes_by_the_mean_over_layers():

@@ -29,8 +29,8 @@ class RankState:
 class Rank(Policy):
     """Computes all blocks at every so many steps, and between them those whose outputs changed most.
 
-    The order is that of the relative L1 changes between the last two steps with all blocks; until there are two,
-    everything is computed. All changes are read from the device at once, after such a step.
+    The first two steps have all blocks. The order is that of the relative L1 changes between the last two steps with
+    all of them, which are read from the device at once.
 
     Arguments:
         interval: Steps from one with all blocks to the next.
@@ -47,7 +47,7 @@ class Rank(Policy):
         return RankState()
 
     def compute(self, state: RankState, step: Step) -> bool:
-        if step.index % self.interval == 0:
+        if self._has_all(step.index):
             state.chosen = None
             return True
         if state.chosen is None and state.changes:
@@ -58,12 +58,16 @@ class Rank(Policy):
         return state.chosen is None or step.instance in state.chosen
 
     def observe(self, state: RankState, step: Step, output: Tensor) -> None:
-        if step.index % self.interval:
+        if not self._has_all(step.index):
             return
         old = state.outputs.get(step.instance)
         if old is not None and old.shape == output.shape:
             state.changes[step.instance] = relative_change(output, old)
         state.outputs[step.instance] = output.clone()
+
+    def _has_all(self, index: int) -> bool:
+        """Whether all blocks are computed at a step."""
+        return index == 0 or (index - 1) % self.interval == 0
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:

@@ -1,0 +1,91 @@
+"""Every method that can be named, on the demo model: `python -m benchmarks.survey`.
+
+Runs each method of `adaptcache methods` with its own defaults or, with `--budget`, fitted to a budget on calibration
+prompts, and prints PSNR against the full run on held-out prompts, and the shares of denoiser calls, of
+multiplications in blocks, and of time (the two runs in turn) that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from adaptcache.calibration.methods import fit_method
+from adaptcache.comparison.trial import MacCounter
+from adaptcache.engines import make_setup
+from adaptcache.errors import AttachError, ScheduleError
+from adaptcache.evaluation.generate import generate
+from adaptcache.evaluation.metrics import psnr
+from adaptcache.presets import read_prompts, resolve
+from adaptcache.profiling.measure import measure
+from adaptcache.runs import PromptSet
+from adaptcache.schedule.methods import METHODS
+from adaptcache.schedule.schedule import Schedule
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="emoji-flux")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--budget", type=float, help="fit to this fraction; methods with nothing to fit are left out")
+    parser.add_argument("--calibration", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--only", nargs="+", default=list(METHODS))
+    parser.add_argument("--out", type=Path, help="a file of rows, kept as they are made")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")  # schedules without evidence are the point
+    preset = resolve(given.model)
+    pipe = preset.load_pipeline()
+    known = read_prompts(preset.prompts)
+    steps = given.steps or preset.steps
+    setup, _ = make_setup(pipe, steps, {**preset.call, "batch_size": given.prompts})
+    fitted = PromptSet(tuple(known.calibration[: given.calibration]))
+    held_out = PromptSet(tuple(known.held_out[: given.prompts]), len(fitted))
+    with MacCounter(pipe) as counter:
+        full = generate(setup, held_out)
+    work, profile = counter.work, None
+    table = Table("method", "site", "dB", "5 % dB", "calls", "work", "time")
+    for name in given.only:
+        try:
+            if given.budget or METHODS[name].needs == "profile":
+                profile = profile or measure(setup, fitted).profile
+                schedule = fit_method(setup, fitted, profile, name, given.budget or 0.5)
+            else:
+                model = {"model": "flux"} if METHODS[name].needs == "model" else {}
+                schedule = Schedule.of(name, **model)
+            row = measured(setup, held_out, full, schedule, pipe, work)
+        except (AttachError, ScheduleError, LookupError, ValueError) as error:
+            print(name, error)
+            continue
+        table.add_row(name, METHODS[name].sites, *(f"{value:.2f}" for value in row))
+        print(name, *(f"{value:.2f}" for value in row), flush=True)
+        if given.out:
+            with given.out.open("a") as file:
+                file.write(json.dumps([name, steps, given.budget, *row]) + "\n")
+    Console(width=120).print(table)
+
+
+def measured(setup: Any, prompts: PromptSet, full: Any, schedule: Schedule, pipe: Any, work: float) -> list[float]:
+    """Returns PSNR (mean, 5th percentile), and the shares of calls, of work and of time."""
+    with MacCounter(pipe) as counter:
+        made = generate(setup, prompts, schedule)
+    again, plain = generate(setup, prompts, schedule), generate(setup, prompts)
+    values = np.array([psnr(a, b) for a, b in zip(made.images, full.images, strict=True)])
+    return [
+        float(values.mean()), float(np.percentile(values, 5)), made.calls / made.steps, counter.work / work,
+        again.loop / plain.loop,
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
