@@ -31,27 +31,17 @@ KEYS = {"params": "knobs", "caption_score": "shown"}  # what the files call fiel
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all methods, and the images behind them.
+    """The results of all methods, and the images behind them."""
 
-    Arguments:
-        steps: Steps of the full run.
-        held_out: Prompts everything was measured on.
-        swept: Calibration prompts the settings were tried on.
-        results: One for each budget and method.
-        costs: What each method cost before its first use.
-        left_out: Measures that were not taken, and why.
-        images: Decoded images of the full run, under "full run", and of each method and budget.
-        schedules: Our schedules, by budget.
-    """
-
-    steps: int
-    held_out: int
-    swept: int
-    results: list[MethodResult]
-    costs: list[Cost]
-    left_out: dict[str, str]
+    steps: int  # steps of the full run
+    held_out: int  # prompts everything was measured on
+    swept: int  # calibration prompts the settings were tried on
+    results: list[MethodResult]  # one for each budget and method
+    costs: list[Cost]  # what each method cost before its first use
+    left_out: dict[str, str]  # measures that were not taken, and why
+    # decoded images of the full run, under "full run", and of each method and budget
     images: dict[str, list[np.ndarray]]
-    schedules: dict[float, Schedule]
+    schedules: dict[float, Schedule]  # our schedules, by budget
 
     def data(self) -> dict[str, Any]:
         """Returns all numbers as plain values."""
@@ -64,19 +54,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, and how.
+    """What is compared, and how."""
 
-    Arguments:
-        methods: Names of methods; none means all.
-        sweep_on: Calibration prompts to choose settings of other methods on; None takes all of them.
-        refine: Also compare with a run of so many times the steps; below 2 there is none.
-        caption_score: Measures how well images show what their captions say.
-    """
-
-    methods: Sequence[str] = ()
-    sweep_on: int | None = None
-    refine: int = 0
-    caption_score: CaptionScore | None = None
+    methods: Sequence[str] = ()  # names of methods; none means all
+    sweep_on: int | None = None  # calibration prompts to choose settings of other methods on; None takes all of them
+    refine: int = 0  # also compare with a run of so many times the steps; below 2 there is none
+    caption_score: CaptionScore | None = None  # measures how well images show what their captions say
 
 
 def find_methods(names: Sequence[str]) -> list[str]:

@@ -16,23 +16,14 @@ from .metrics import psnr, ssim, summary
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a comparison.
+    """A line of a comparison."""
 
-    Arguments:
-        name: What was run.
-        calls: Steps whose denoiser was called.
-        psnr: Decibels against the full run, mean and 5th percentile.
-        ssim: The same for structural similarity; None without the extra `metrics`.
-        loop: How many times faster than the full run, in the denoising loop.
-        total: The same for the whole pipeline, text encoding and decoding included.
-    """
-
-    name: str
-    calls: int
-    psnr: dict[str, float]
-    ssim: dict[str, float] | None
-    loop: float
-    total: float
+    name: str  # what was run
+    calls: int  # steps whose denoiser was called
+    psnr: dict[str, float]  # decibels against the full run, mean and 5th percentile
+    ssim: dict[str, float] | None  # the same for structural similarity; None without the extra `metrics`
+    loop: float  # how many times faster than the full run, in the denoising loop
+    total: float  # the same for the whole pipeline, text encoding and decoding included
 
 
 def row(name: str, made: Generation, full: Generation) -> Row:
