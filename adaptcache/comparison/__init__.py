@@ -14,8 +14,8 @@ from ..calibration.calibrate import calls_for
 from ..engines import make_setup, refuse_unknown
 from ..engines.diffusers.engine import DiffusersEngine, twin
 from ..evaluation.generate import reference_images
+from ..evaluation.validate import evidence_of
 from ..runs import Prompt, PromptSet, Setup
-from ..schedule.format import Evidence
 from ..schedule.schedule import Schedule
 from .baselines import BASELINES, Case
 from .ours import OURS, Ours
@@ -132,7 +132,10 @@ def compare_methods(
     profiling, work = ({k: v / runner.call_work for k, v in part.items()} for part in (ours.profiling, ours.work))
     for budget, schedule in ours.schedules.items():
         results.append(runner.measure_setting(ours, budget, {"plan": schedule.steps()}))
-        schedules[budget] = with_evidence(schedule, results[-1], len(eval_prompts))
+        evidence = evidence_of(
+            results[-1].each, len(schedule.steps()), len(schedule.grid.times), ssim=results[-1].ssim
+        )
+        schedules[budget] = schedule.model_copy(update={"evidence": evidence})
     if OURS in names:
         costs.append(Cost(OURS, work))
     for name in names:
@@ -147,17 +150,6 @@ def compare_methods(
     return Comparison(
         case.steps, len(eval_prompts), len(case.prompts), results, costs, left_out, runner.images, schedules
     )
-
-
-def with_evidence(schedule: Schedule, result: MethodResult, prompts: int) -> Schedule:
-    """Returns the schedule with what the comparison measured of it."""
-    steps, calls = len(schedule.grid.times), len(schedule.steps())
-    assert result.psnr is not None
-    evidence = Evidence(
-        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=result.psnr, ssim=result.ssim,
-        speed=steps / calls,
-    )  # fmt: skip
-    return schedule.model_copy(update={"evidence": evidence})
 
 
 def with_leads(results: Sequence[MethodResult]) -> list[MethodResult]:

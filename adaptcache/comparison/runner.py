@@ -1,7 +1,6 @@
 """Runs the methods of a comparison: chooses their settings, measures them, counts what they cost."""
 
 import functools
-import importlib.util
 import logging
 import math
 import statistics
@@ -13,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.generate import TimedHook, check_images
-from ..evaluation.metrics import psnr, ssim, summary
+from ..evaluation.metrics import psnr, ssim_of, summary
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
 from .baselines import Baseline, Case, Params
@@ -239,13 +238,11 @@ class ComparisonRunner:
         check_images(trial.images, self.prompts.first, label)
         self.images[label] = trial.images
         pairs = list(zip(trial.images, self.full.images, strict=True))
-        pictures = pairs[0][0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
         calls, unprobed = self.count_calls(trial, self.full)
         each = [psnr(a, b) for a, b in pairs]
         exact = [psnr(a, b) for a, b in zip(trial.images, self.exact, strict=False)]
         return MethodResult(
-            name, budget, calls, calls * self.case.blocks, summary(each),
-            summary([ssim(a, b) for a, b in pairs]) if pictures else None,
+            name, budget, calls, calls * self.case.blocks, summary(each), ssim_of(pairs),
             latent_error(trial.latents, self.full.latents), summary(exact) if exact else None,
             self.caption_score(self.prompts.prompts, trial.images) if self.caption_score else None,
             speed=1.0, memory=0, each=each, unprobed=unprobed,
