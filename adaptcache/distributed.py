@@ -160,11 +160,6 @@ class Ranks:
         """Does jobs 0 to `count` - 1, each on one rank, and returns all results on all ranks.
 
         Ranks meet after each round, so a failure ends all of them within one job.
-
-        Arguments:
-            count: How many jobs there are.
-            work: Does the job of a number.
-            progress: Told how many are done.
         """
         results: list[Any] = []
         for start in range(0, count, self.size):

@@ -68,9 +68,7 @@ def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
     """Writes sound as a WAV file of 16 bits.
 
     Arguments:
-        path: Where to.
         samples: With values in [-1, 1] and shape (channels, samples).
-        rate: Samples a second.
     """
     from scipy.io import wavfile
 

@@ -43,7 +43,6 @@ def parse_json(data: bytes, nodes: int = NODES) -> Any:
     garbage among millions of lists, or a complaint about each of their entries.
 
     Arguments:
-        data: The file's content.
         nodes: How many lists, tables, texts and words it may hold.
 
     Raises:

@@ -14,8 +14,8 @@ from ..calibration.calibrate import calls_for
 from ..engines import make_setup, refuse_unknown
 from ..engines.diffusers.engine import DiffusersEngine, twin
 from ..evaluation.generate import reference_images
+from ..evaluation.validate import evidence_of
 from ..runs import Prompt, PromptSet, Setup
-from ..schedule.format import Evidence
 from ..schedule.schedule import Schedule
 from .baselines import BASELINES, Case
 from .ours import OURS, Ours
@@ -31,27 +31,17 @@ KEYS = {"params": "knobs", "caption_score": "shown"}  # what the files call fiel
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all methods, and the images behind them.
+    """The results of all methods, and the images behind them."""
 
-    Arguments:
-        steps: Steps of the full run.
-        held_out: Prompts everything was measured on.
-        swept: Calibration prompts the settings were tried on.
-        results: One for each budget and method.
-        costs: What each method cost before its first use.
-        left_out: Measures that were not taken, and why.
-        images: Decoded images of the full run, under "full run", and of each method and budget.
-        schedules: Our schedules, by budget.
-    """
-
-    steps: int
-    held_out: int
-    swept: int
-    results: list[MethodResult]
-    costs: list[Cost]
-    left_out: dict[str, str]
+    steps: int  # steps of the full run
+    held_out: int  # prompts everything was measured on
+    swept: int  # calibration prompts the settings were tried on
+    results: list[MethodResult]  # one for each budget and method
+    costs: list[Cost]  # what each method cost before its first use
+    left_out: dict[str, str]  # measures that were not taken, and why
+    # decoded images of the full run, under "full run", and of each method and budget
     images: dict[str, list[np.ndarray]]
-    schedules: dict[float, Schedule]
+    schedules: dict[float, Schedule]  # our schedules, by budget
 
     def data(self) -> dict[str, Any]:
         """Returns all numbers as plain values."""
@@ -64,19 +54,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, and how.
+    """What is compared, and how."""
 
-    Arguments:
-        methods: Names of methods; none means all.
-        sweep_on: Calibration prompts to choose settings of other methods on; None takes all of them.
-        refine: Also compare with a run of so many times the steps; below 2 there is none.
-        caption_score: Measures how well images show what their captions say.
-    """
-
-    methods: Sequence[str] = ()
-    sweep_on: int | None = None
-    refine: int = 0
-    caption_score: CaptionScore | None = None
+    methods: Sequence[str] = ()  # names of methods; none means all
+    sweep_on: int | None = None  # calibration prompts to choose settings of other methods on; None takes all of them
+    refine: int = 0  # also compare with a run of so many times the steps; below 2 there is none
+    caption_score: CaptionScore | None = None  # measures how well images show what their captions say
 
 
 def find_methods(names: Sequence[str]) -> list[str]:
@@ -149,7 +132,10 @@ def compare_methods(
     profiling, work = ({k: v / runner.call_work for k, v in part.items()} for part in (ours.profiling, ours.work))
     for budget, schedule in ours.schedules.items():
         results.append(runner.measure_setting(ours, budget, {"plan": schedule.steps()}))
-        schedules[budget] = with_evidence(schedule, results[-1], len(eval_prompts))
+        evidence = evidence_of(
+            results[-1].each, len(schedule.steps()), len(schedule.grid.times), ssim=results[-1].ssim
+        )
+        schedules[budget] = schedule.model_copy(update={"evidence": evidence})
     if OURS in names:
         costs.append(Cost(OURS, work))
     for name in names:
@@ -164,17 +150,6 @@ def compare_methods(
     return Comparison(
         case.steps, len(eval_prompts), len(case.prompts), results, costs, left_out, runner.images, schedules
     )
-
-
-def with_evidence(schedule: Schedule, result: MethodResult, prompts: int) -> Schedule:
-    """Returns the schedule with what the comparison measured of it."""
-    steps, calls = len(schedule.grid.times), len(schedule.steps())
-    assert result.psnr is not None
-    evidence = Evidence(
-        prompts=f"{prompts} held-out", n=prompts, calls=(calls, steps), psnr=result.psnr, ssim=result.ssim,
-        speed=steps / calls,
-    )  # fmt: skip
-    return schedule.model_copy(update={"evidence": evidence})
 
 
 def with_leads(results: Sequence[MethodResult]) -> list[MethodResult]:

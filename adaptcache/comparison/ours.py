@@ -19,12 +19,7 @@ OURS = "adaptcache"
 
 
 class CostTracker:
-    """Counts the work between reports of progress, by their stage.
-
-    Arguments:
-        counter: Counts the work.
-        progress: Who else gets the reports.
-    """
+    """Counts the work between reports of progress, by their stage."""
 
     def __init__(self, counter: MacCounter, progress: Progress) -> None:
         self.counter, self.progress, self.booked = counter, progress, 0.0
@@ -43,32 +38,20 @@ class CostTracker:
 
 @dataclass(frozen=True)
 class Ours(Baseline):
-    """Our schedules, run as the other methods are.
-
-    Arguments:
-        profile: What was measured on the calibration prompts; None where no method needs it.
-        profiling: The work that took, by stage.
-        schedules: One for each budget; none where ours are not compared.
-        work: The work they took, the profile's included, by stage.
-    """
+    """Our schedules, run as the other methods are."""
 
     name = OURS
     about = "schedules fitted on the calibration prompts"
 
-    profile: Profile | None = None
-    profiling: Mapping[str, float] = field(default_factory=dict)
+    profile: Profile | None = None  # what was measured on the calibration prompts; None where no method needs it
+    profiling: Mapping[str, float] = field(default_factory=dict)  # the work that took, by stage
+    # one for each budget; none where ours are not compared
     schedules: Mapping[float, Schedule] = field(default_factory=dict)
-    work: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)  # the work they took, the profile's included, by stage
 
     @classmethod
     def fit(cls, setup: Setup, prompts: PromptSet, allowed: Mapping[float, int]) -> "Ours":
-        """Measures the profile and fits a schedule for each budget; nothing is taken from the cache.
-
-        Arguments:
-            setup: Who runs, and how.
-            prompts: Calibration prompts.
-            allowed: Denoiser calls by budget.
-        """
+        """Measures the profile and fits a schedule for each budget; nothing is taken from the cache."""
         with MacCounter(pipe_of(setup)) as counter:
             costs = CostTracker(counter, setup.progress)
             setup = replace(setup, cache=None, progress=costs.report)

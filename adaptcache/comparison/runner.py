@@ -1,7 +1,6 @@
 """Runs the methods of a comparison: chooses their settings, measures them, counts what they cost."""
 
 import functools
-import importlib.util
 import logging
 import math
 import statistics
@@ -13,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.generate import TimedHook, check_images
-from ..evaluation.metrics import psnr, ssim, summary
+from ..evaluation.metrics import psnr, ssim_of, summary
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
 from .baselines import Baseline, Case, Params
@@ -31,82 +30,52 @@ UNPROBED = " (probe not counted)"
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method reached at a budget; with a `note` instead of numbers where it did not run.
-
-    Arguments:
-        method: Its name.
-        budget: The fraction of the denoiser calls that it was allowed.
-        calls: Denoiser calls it made in a run: its block calls over the blocks.
-        blocks: Block calls it made in a run; a block of which a part was skipped counts in part.
-        psnr: Decibels of decoded images against the full run, mean and 5th percentile over prompts.
-        ssim: The same for structural similarity; None without the extra `metrics`.
-        latent: Distance of the final latents from the full run's, relative to their length.
-        exact: Decibels of decoded images against a run of many steps.
-        caption_score: How well images show what their captions say: a share of them, or a CLIPScore.
-        speed: How many times faster than the full run, in the denoising loop: the median of runs in turn.
-        memory: Bytes kept from step to step, at the most, more than the full run keeps; for one prompt.
-        each: Decibels against the full run, by prompt.
-        params: The setting that was best on the calibration prompts.
-        tried: How many settings were tried.
-        note: Why there are no numbers.
-        unprobed: Denoiser calls if the first block cost nothing.
-        over_budget: Calls of settings that made more than they were allowed on the held-out prompts, and that
-            this one was taken instead of.
-        lead: How many decibels our schedule is ahead, over prompts: "mean", and "ci95", the half width of its
-            95 % confidence interval.
-    """
+    """What a method reached at a budget; with a `note` instead of numbers where it did not run."""
 
     method: str
-    budget: float
-    calls: float | None = None
-    blocks: float | None = None
+    budget: float  # the fraction of the denoiser calls that it was allowed
+    calls: float | None = None  # denoiser calls it made in a run: its block calls over the blocks
+    blocks: float | None = None  # block calls it made in a run; a block of which a part was skipped counts in part
+    # decibels of decoded images against the full run, mean and 5th percentile over prompts
     psnr: dict[str, float] | None = None
-    ssim: dict[str, float] | None = None
-    latent: float | None = None
-    exact: dict[str, float] | None = None
-    caption_score: float | None = None
+    ssim: dict[str, float] | None = None  # the same for structural similarity; None without the extra `metrics`
+    latent: float | None = None  # distance of the final latents from the full run's, relative to their length
+    exact: dict[str, float] | None = None  # decibels of decoded images against a run of many steps
+    caption_score: float | None = None  # how well images show what their captions say: a share of them, or a CLIPScore
+    # how many times faster than the full run, in the denoising loop: the median of runs in turn
     speed: float | None = None
+    # bytes kept from step to step, at the most, more than the full run keeps; for one prompt
     memory: int | None = None
-    each: list[float] = field(default_factory=list)
-    params: Params = field(default_factory=dict)
-    tried: int = 0
-    note: str = ""
-    unprobed: float | None = None
+    each: list[float] = field(default_factory=list)  # decibels against the full run, by prompt
+    params: Params = field(default_factory=dict)  # the setting that was best on the calibration prompts
+    tried: int = 0  # how many settings were tried
+    note: str = ""  # why there are no numbers
+    unprobed: float | None = None  # denoiser calls if the first block cost nothing
+    # calls of settings that made more than they were allowed on the held-out prompts, and that this one was taken
+    # instead of
     over_budget: tuple[float, ...] = ()
+    # how many decibels our schedule is ahead, over prompts: "mean", and "ci95", the half width of its 95 % confidence
+    # interval
     lead: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method cost before its first use, for all budgets together, in denoiser calls.
-
-    Arguments:
-        method: Its name.
-        calibration: Calls for what it is fitted on, by stage; one call serves one prompt.
-        settings: Calls for choosing its setting.
-        tried: How many settings were tried.
-    """
+    """What a method cost before its first use, for all budgets together, in denoiser calls."""
 
     method: str
-    calibration: dict[str, float]
-    settings: float = 0.0
-    tried: int = 0
+    calibration: dict[str, float]  # calls for what it is fitted on, by stage; one call serves one prompt
+    settings: float = 0.0  # calls for choosing its setting
+    tried: int = 0  # how many settings were tried
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting on the calibration prompts.
+    """A setting on the calibration prompts."""
 
-    Arguments:
-        calls: Denoiser calls in a run.
-        unprobed: Those if the first block cost nothing.
-        quality: Mean decibels against the full run.
-        params: The setting.
-    """
-
-    calls: float
-    unprobed: float
-    quality: float
+    calls: float  # denoiser calls in a run
+    unprobed: float  # those if the first block cost nothing
+    quality: float  # mean decibels against the full run
     params: Params
 
     def count(self, probe: bool = True) -> float:
@@ -143,9 +112,7 @@ class ComparisonRunner:
     """Runs methods on held-out prompts, and on calibration prompts to choose their settings.
 
     Arguments:
-        case: What is compared.
         prompts: The held-out prompts.
-        caption_score: Measures how well images show what their captions say.
     """
 
     def __init__(self, case: Case, prompts: PromptSet, caption_score: CaptionScore | None = None) -> None:
@@ -271,13 +238,11 @@ class ComparisonRunner:
         check_images(trial.images, self.prompts.first, label)
         self.images[label] = trial.images
         pairs = list(zip(trial.images, self.full.images, strict=True))
-        pictures = pairs[0][0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
         calls, unprobed = self.count_calls(trial, self.full)
         each = [psnr(a, b) for a, b in pairs]
         exact = [psnr(a, b) for a, b in zip(trial.images, self.exact, strict=False)]
         return MethodResult(
-            name, budget, calls, calls * self.case.blocks, summary(each),
-            summary([ssim(a, b) for a, b in pairs]) if pictures else None,
+            name, budget, calls, calls * self.case.blocks, summary(each), ssim_of(pairs),
             latent_error(trial.latents, self.full.latents), summary(exact) if exact else None,
             self.caption_score(self.prompts.prompts, trial.images) if self.caption_score else None,
             speed=1.0, memory=0, each=each, unprobed=unprobed,

@@ -24,12 +24,7 @@ EMBEDDING = 64
 
 
 class Scorer(nn.Module):
-    """Recognises names and backgrounds of 32 x 32 pictures.
-
-    Arguments:
-        names: What can be drawn.
-        backgrounds: The colours it can be drawn on.
-    """
+    """Recognises names and backgrounds of 32 x 32 pictures."""
 
     def __init__(self, names: Sequence[str], backgrounds: Sequence[str]) -> None:
         super().__init__()
@@ -97,7 +92,6 @@ def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[
 
     Arguments:
         folder: The folder of the model, None for one of the hub.
-        prompts: The captions.
 
     Returns:
         The measure or None; its name; and why there is none.

@@ -146,33 +146,21 @@ class MacCounter:
 
 @dataclass(frozen=True)
 class Trial:
-    """What runs on some prompts gave.
+    """What runs on some prompts gave."""
 
-    Arguments:
-        images: One array a prompt, as `Generation` has them.
-        latents: The final latents of all prompts, a tensor a track.
-        noise: The latents of the first step, likewise.
-        steps: Steps at which the denoiser was called, in one run.
-        work: Multiplications of block weights, in all runs together.
-        probe: Those of the first block.
-    """
-
-    images: list[np.ndarray]
-    latents: list[Tensor]
-    noise: list[Tensor]
-    steps: float
-    work: float
-    probe: float
+    images: list[np.ndarray]  # one array a prompt, as `Generation` has them
+    latents: list[Tensor]  # the final latents of all prompts, a tensor a track
+    noise: list[Tensor]  # the latents of the first step, likewise
+    steps: float  # steps at which the denoiser was called, in one run
+    work: float  # multiplications of block weights, in all runs together
+    probe: float  # those of the first block
 
 
 def run_trial(setup: Setup, prompts: PromptSet, hook: StepHook | None = None, stage: str = "") -> Trial:
     """Runs the pipeline of an exclusive engine as it is: what methods have hooked into it stays.
 
     Arguments:
-        setup: Who runs, and how.
-        prompts: What to generate.
         hook: Who decides where the denoiser is called; None calls it at every step.
-        stage: What progress is reported as.
     """
     recorder = RunRecorder(hook)
     with MacCounter(pipe_of(setup)) as counter:

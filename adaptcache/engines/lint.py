@@ -22,24 +22,17 @@ FAR = 10.0  # no change is as large
 
 @dataclass(frozen=True)
 class Fault:
-    """Something a user should know.
+    """Something a user should know."""
 
-    Arguments:
-        level: "error": it does not do what it is for; "warning": look at it.
-        code: Short name: inert, always, negative, not-monotone, extrapolates, weak, cliff, ratios.
-        message: What it is, with the numbers, and the cure.
-    """
-
-    level: Literal["error", "warning"]
-    code: str
-    message: str
+    level: Literal["error", "warning"]  # "error": it does not do what it is for; "warning": look at it
+    code: str  # short name: inert, always, negative, not-monotone, extrapolates, weak, cliff, ratios
+    message: str  # what it is, with the numbers, and the cure
 
 
 def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
     """Returns what is wrong with a schedule.
 
     Arguments:
-        schedule: What to look at.
         profile: What was measured on the pipeline it is for; scores its numbers and finds its cliffs.
     """
     found = []

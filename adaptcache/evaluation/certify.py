@@ -26,17 +26,11 @@ from ..schedule.format import Certificate
 
 @dataclass(frozen=True)
 class QualityTarget:
-    """What is to be shown: at most a share of prompts falls below a target.
+    """What is to be shown: at most a share of prompts falls below a target."""
 
-    Arguments:
-        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
-        max_failure_rate: The share of prompts that may stay below it.
-        confidence: How sure the statement has to be.
-    """
-
-    target: float
-    max_failure_rate: float = 0.05
-    confidence: float = 0.95
+    target: float  # decibels (PSNR against the full run with the same noise) that a prompt should reach
+    max_failure_rate: float = 0.05  # the share of prompts that may stay below it
+    confidence: float = 0.95  # how sure the statement has to be
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.target):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,42 +10,26 @@ from ..engines import make_setup, refuse_unknown
 from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .generate import Generation, generate
-from .metrics import psnr, ssim, summary
+from .metrics import psnr, ssim_of, summary
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a comparison.
+    """A line of a comparison."""
 
-    Arguments:
-        name: What was run.
-        calls: Steps whose denoiser was called.
-        psnr: Decibels against the full run, mean and 5th percentile.
-        ssim: The same for structural similarity; None without the extra `metrics`.
-        loop: How many times faster than the full run, in the denoising loop.
-        total: The same for the whole pipeline, text encoding and decoding included.
-    """
-
-    name: str
-    calls: int
-    psnr: dict[str, float]
-    ssim: dict[str, float] | None
-    loop: float
-    total: float
+    name: str  # what was run
+    calls: int  # steps whose denoiser was called
+    psnr: dict[str, float]  # decibels against the full run, mean and 5th percentile
+    ssim: dict[str, float] | None  # the same for structural similarity; None without the extra `metrics`
+    loop: float  # how many times faster than the full run, in the denoising loop
+    total: float  # the same for the whole pipeline, text encoding and decoding included
 
 
 def row(name: str, made: Generation, full: Generation) -> Row:
     """Returns what a generation is worth next to the full run."""
     pairs = list(zip(made.images, full.images, strict=True))
-    pictures = full.images[0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
-    return Row(
-        name,
-        round(made.calls),
-        summary([psnr(a, b) for a, b in pairs]),
-        summary([ssim(a, b) for a, b in pairs]) if pictures else None,
-        full.loop / made.loop,
-        full.total / made.total,
-    )
+    decibels = summary([psnr(a, b) for a, b in pairs])
+    return Row(name, round(made.calls), decibels, ssim_of(pairs), full.loop / made.loop, full.total / made.total)
 
 
 def evaluate(

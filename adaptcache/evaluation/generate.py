@@ -59,22 +59,15 @@ class TimedHook(StepHook):
 
 @dataclass(frozen=True)
 class Generation:
-    """Decoded outputs of some prompts, and what they cost.
+    """Decoded outputs of some prompts, and what they cost."""
 
-    Arguments:
-        images: One array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C); sound with
-            values in [-1, 1] and shape (channels, samples).
-        loop: Seconds in the denoising loops, summed over batches.
-        total: Seconds in the pipeline.
-        calls: Steps whose denoiser was called, in one run; the mean where runs differ.
-        steps: All steps of a run.
-    """
-
+    # one array a prompt, with values in [0, 1] and shape (H, W, C) or (F, H, W, C); sound with values in [-1, 1] and
+    # shape (channels, samples)
     images: list[np.ndarray]
-    loop: float
-    total: float
-    calls: float
-    steps: int
+    loop: float  # seconds in the denoising loops, summed over batches
+    total: float  # seconds in the pipeline
+    calls: float  # steps whose denoiser was called, in one run; the mean where runs differ
+    steps: int  # all steps of a run
 
 
 def generate(
@@ -89,8 +82,6 @@ def generate(
     """Generates decoded outputs, timed, in batches.
 
     Arguments:
-        setup: Who runs, and how.
-        prompts: What to generate.
         schedule: What to run by, a schedule or a hook; None runs in full.
         refine: Take this many steps for each step (a reference closer to the exact solution).
         gear: Which plan of the schedule; None leaves it to the schedule.

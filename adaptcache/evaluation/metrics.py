@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+
 import numpy as np
 
 CEILING = 100.0  # decibels given to identical images, so that means stay finite
@@ -34,6 +37,12 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
 
     a, b = (torch.from_numpy(part.reshape(-1, *part.shape[-3:])).movedim(-1, 1).float() for part in (image, truth))
     return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
+
+
+def ssim_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float] | None:
+    """Returns the summary of structural similarities; None for sound, or without the extra `metrics`."""
+    pictures = pairs[0][0].ndim >= 3 and importlib.util.find_spec("torchmetrics") is not None
+    return summary([ssim(a, b) for a, b in pairs]) if pictures else None
 
 
 def summary(values: list[float]) -> dict[str, float]:

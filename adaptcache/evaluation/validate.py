@@ -31,9 +31,7 @@ def validate(
     """Returns the schedule with the evidence of held-out prompts.
 
     Arguments:
-        setup: Who runs, and who shares the batches.
         prompts: Held-out prompts; their noise is not that of a calibration prompt.
-        schedule: What to measure.
         refine: Steps of the reference in each step of the grid.
         target: What they should show; where they do not, the schedule computes everything.
         groups: The subject of each prompt, for the certificate.
@@ -77,9 +75,7 @@ def evidence_of(values: list[float], calls: float, steps: int, **more: object) -
     """Returns the evidence of held-out prompts.
 
     Arguments:
-        values: Decibels of each prompt.
         calls: Steps whose denoiser is called, of a run; the mean where prompts differ.
-        steps: All steps of a run.
         more: A certificate, a verdict.
     """
     return Evidence(

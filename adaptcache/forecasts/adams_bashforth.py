@@ -15,13 +15,10 @@ class AdamsBashforth(Forecast):
     One step after evenly spaced outputs these are the textbook's weights: 3/2, -1/2 for order 2; 23/12,
     -16/12, 5/12 for order 3. Uneven steps and longer skips are integrated as they are. A mean over
     the past lags behind: it is exact on constants only, and on a line gives the value half way.
-
-    Arguments:
-        order: How many outputs are used.
     """
 
     type: Literal["adams-bashforth"] = "adams-bashforth"
-    order: Annotated[int, Field(ge=1, le=5)] = 2
+    order: Annotated[int, Field(ge=1, le=5)] = 2  # how many outputs are used
 
     @property
     def depth(self) -> int:

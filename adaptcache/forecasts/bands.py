@@ -19,19 +19,14 @@ class Bands(Forecast):
     one around zero, as in `FasterCacheConfig` of diffusers. Outputs of tokens, with shape (B, S, C), have no
     such bands: there the low one's factor holds for all. Factors of 0 make no difference at all, which is
     guidance switched off. Linear in the last output, but not one weight where the factors differ.
-
-    Arguments:
-        low: The factor of low frequencies.
-        high: The factor of high frequencies.
-        low_window: The times between which it multiplies; outside it is 1.
-        high_window: The same for high frequencies.
     """
 
     type: Literal["bands"] = "bands"
-    low: Factor = 1.1
-    high: Factor = 1.1
+    low: Factor = 1.1  # the factor of low frequencies
+    high: Factor = 1.1  # the factor of high frequencies
+    # the times between which it multiplies; outside it is 1
     low_window: tuple[FiniteFloat, FiniteFloat] = (0.099, 0.901)
-    high_window: tuple[FiniteFloat, FiniteFloat] = (-0.001, 0.301)
+    high_window: tuple[FiniteFloat, FiniteFloat] = (-0.001, 0.301)  # the same for high frequencies
 
     def weights(self, step: Step) -> Weights:
         """Returns the weight of the low band."""

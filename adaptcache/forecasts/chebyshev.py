@@ -14,16 +14,12 @@ class Chebyshev(Forecast):
 
     The ridge pulls every coefficient to zero, the constant too: it is exact on nothing unless `ridge` is 0,
     when it is exact up to `order` as soon as there are more outputs than that.
-
-    Arguments:
-        order: The degree of the series.
-        ridge: Strength of the pull to zero.
-        history: How many outputs are kept; the paper keeps all, this much memory is ours to limit.
     """
 
     type: Literal["chebyshev"] = "chebyshev"
-    order: Annotated[int, Field(ge=0, le=8)] = 4
-    ridge: Annotated[float, Field(ge=0)] = 0.1
+    order: Annotated[int, Field(ge=0, le=8)] = 4  # the degree of the series
+    ridge: Annotated[float, Field(ge=0)] = 0.1  # strength of the pull to zero
+    # how many outputs are kept; the paper keeps all, this much memory is ours to limit
     history: Annotated[int, Field(ge=1, le=64)] = 16
 
     def weights(self, step: Step) -> Weights:

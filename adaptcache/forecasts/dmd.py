@@ -21,15 +21,11 @@ class DynamicModes(Forecast):
     kept outputs. Their inner products (at most 8 x 8 numbers) are read from the device at each
     skipped step. Exact on sums of as many exponentials as it has modes. With fewer than four evenly spaced
     outputs it is `newton` of order 1.
-
-    Arguments:
-        history: How many outputs are kept.
-        tolerance: Modes weaker than this, relative to the strongest, are dropped.
     """
 
     type: Literal["dmd"] = "dmd"
-    history: Annotated[int, Field(ge=4, le=8)] = 6
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    history: Annotated[int, Field(ge=4, le=8)] = 6  # how many outputs are kept
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4  # modes weaker than this, relative to the strongest, are dropped
 
     def weights(self, step: Step) -> Weights:
         return Newton(order=1).weights(step)  # while there is too little to decompose

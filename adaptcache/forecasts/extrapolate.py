@@ -14,13 +14,10 @@ class Extrapolate(Forecast):
 
     Order 0 reuses the last output. Early in a run the degree is what the history allows. TaylorSeer
     puts backward differences into a Taylor series instead: the same up to order 1, not exact above.
-
-    Arguments:
-        order: The degree of the polynomial.
     """
 
     type: Literal["extrapolate"] = "extrapolate"
-    order: Annotated[int, Field(ge=0, le=5)] = 0
+    order: Annotated[int, Field(ge=0, le=5)] = 0  # the degree of the polynomial
 
     def weights(self, step: Step) -> Weights:
         return Weights(lagrange([step.times[i] for i in step.past[: self.depth]], step.t))

@@ -17,15 +17,11 @@ class FoCa(Forecast):
     recursion is run on the weights. It starts anew at the oldest output kept. Both slopes are differences
     of outputs, not divided by the gap, as in cache-dit's "calibrator" of this name: exact on lines only where
     every step was computed just before. Skips beyond `horizon` steps are pulled back to the last output.
-
-    Arguments:
-        history: How many outputs the recursion goes back.
-        horizon: Steps after which the forecast is held back.
     """
 
     type: Literal["foca"] = "foca"
-    history: Annotated[int, Field(ge=2, le=6)] = 4
-    horizon: Annotated[int, Field(ge=1)] = 3
+    history: Annotated[int, Field(ge=2, le=6)] = 4  # how many outputs the recursion goes back
+    horizon: Annotated[int, Field(ge=1)] = 3  # steps after which the forecast is held back
 
     def weights(self, step: Step) -> Weights:
         known = step.past[: self.history]

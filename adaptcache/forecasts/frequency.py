@@ -17,17 +17,12 @@ class Frequency(Forecast):
     Not one weight vector but two, one a band: the sum of both forecasts. Positions are all dimensions but
     batch and channels: (B, S, C) has one, in the order of the tokens; (B, C, H, W) and (B, C, F, H, W) have
     theirs. Exact on constants.
-
-    Arguments:
-        cut: The highest low frequency, as a fraction of the highest there is.
-        order: The order of the Hermite series above it.
-        scale: Its damping.
     """
 
     type: Literal["frequency"] = "frequency"
-    cut: Annotated[float, Field(ge=0, le=1)] = 0.25
-    order: Annotated[int, Field(ge=0, le=5)] = 2
-    scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    cut: Annotated[float, Field(ge=0, le=1)] = 0.25  # the highest low frequency, as a fraction of the highest there is
+    order: Annotated[int, Field(ge=0, le=5)] = 2  # the order of the Hermite series above it
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.5  # its damping
 
     def weights(self, step: Step) -> Weights:
         """Returns the weights of the high band."""

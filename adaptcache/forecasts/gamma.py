@@ -15,18 +15,14 @@ class Gamma(Forecast):
     p_1 and p_2 are the probe at the last two computed steps; gamma is clipped and taken sample by sample,
     and never read back from the device. It is *not* linear in the history with known weights: they depend
     on the input. Exact on lines, within the clip, where the probe moves in proportion to the output.
-
-    Arguments:
-        least: The smallest gamma; 1 is reuse.
-        most: The largest gamma.
     """
 
     depth: ClassVar[int] = 2
     signal: ClassVar[Signal] = "input"
 
     type: Literal["gamma"] = "gamma"
-    least: Annotated[float, Field(ge=0)] = 1.0
-    most: Annotated[float, Field(ge=0)] = 1.5
+    least: Annotated[float, Field(ge=0)] = 1.0  # the smallest gamma; 1 is reuse
+    most: Annotated[float, Field(ge=0)] = 1.5  # the largest gamma
 
     def weights(self, step: Step) -> Weights:
         return Weights((1.0,))  # reuse, while there is one output only

@@ -17,15 +17,11 @@ class Hermite(Forecast):
     H are the physicists' Hermite polynomials: 1, 2z, 4z^2 - 2, ... So order 1 is linear extrapolation
     with its slope times 2 s^2 (0.98 at s = 0.7, 0.5 at s = 0.5): a damped Taylor series. It is exact on
     constants only, whatever the order; on a line of slope a it is off by (2 s^2 - 1) a k.
-
-    Arguments:
-        order: The number of differences used.
-        scale: s, which damps; published values lie in 0.5 to 0.75.
     """
 
     type: Literal["hermite"] = "hermite"
-    order: Annotated[int, Field(ge=0, le=5)] = 2
-    scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    order: Annotated[int, Field(ge=0, le=5)] = 2  # the number of differences used
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.5  # s, which damps; published values lie in 0.5 to 0.75
 
     def weights(self, step: Step) -> Weights:
         known = list(map(float, step.past[: self.depth]))

@@ -16,17 +16,13 @@ class Momentum(Forecast):
     difference is that of the last two *calls*, computed or not. What a computed output still weighs falls by
     the weight each time, and is left out after `kept`: 0.4 % is left of eight halves. Exact on lines only
     where every second step is skipped and the weight is a half.
-
-    Arguments:
-        weight: How much of the difference; the paper raises it from 0 to 1 in the course of a run.
-        fed_back: Whether forecasts count as outputs.
-        kept: How many computed outputs a forecast that is fed back depends on.
     """
 
     type: Literal["momentum"] = "momentum"
+    # how much of the difference; the paper raises it from 0 to 1 in the course of a run
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    fed_back: bool = False
-    kept: Annotated[int, Field(ge=2, le=64)] = 8
+    fed_back: bool = False  # whether forecasts count as outputs
+    kept: Annotated[int, Field(ge=2, le=64)] = 8  # how many computed outputs a forecast that is fed back depends on
 
     @property
     def depth(self) -> int:

@@ -18,13 +18,10 @@ class Newton(Forecast):
 
     Exact on polynomials of that degree, where TaylorSeer is not above degree 1. Early in a run the
     degree is what the history allows.
-
-    Arguments:
-        order: The degree of the polynomial.
     """
 
     type: Literal["newton"] = "newton"
-    order: Annotated[int, Field(ge=0, le=5)] = 2
+    order: Annotated[int, Field(ge=0, le=5)] = 2  # the degree of the polynomial
 
     def weights(self, step: Step) -> Weights:
         return Weights(lagrange(list(map(float, step.past[: self.depth])), step.index))

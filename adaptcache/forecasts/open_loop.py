@@ -18,19 +18,13 @@ class OpenLoop(Forecast):
     A `matched` forecast holds for one plan; this one goes with policies that decide during the run. It is
     ridge regression on full runs: errors of earlier forecasts are not foreseen. Exact, but for the
     ridge, where the output is a linear combination of the kept ones in the same way for all prompts.
-
-    Arguments:
-        times: N falling times.
-        gram: Mean inner products of the outputs at these times, with shape (N, N).
-        history: How many outputs are used.
-        ridge: Pull towards reuse, relative to each output's energy.
     """
 
     type: Literal["open-loop"] = "open-loop"
-    times: Annotated[tuple[FiniteFloat, ...], Field(min_length=2, max_length=1024)]
-    gram: tuple[tuple[FiniteFloat, ...], ...]
-    history: Annotated[int, Field(ge=1, le=6)] = 3
-    ridge: Annotated[float, Field(gt=0)] = 1e-6
+    times: Annotated[tuple[FiniteFloat, ...], Field(min_length=2, max_length=1024)]  # N falling times
+    gram: tuple[tuple[FiniteFloat, ...], ...]  # mean inner products of the outputs at these times, with shape (N, N)
+    history: Annotated[int, Field(ge=1, le=6)] = 3  # how many outputs are used
+    ridge: Annotated[float, Field(gt=0)] = 1e-6  # pull towards reuse, relative to each output's energy
 
     @model_validator(mode="after")
     def _square(self) -> Self:

@@ -17,13 +17,11 @@ class Scaled(Forecast):
     """Multiplies the last output by the ratios of norms of all steps since.
 
     MagCache uses these ratios to decide only; here the forecast has the norm they predict.
-
-    Arguments:
-        ratios: Norm of the output over that of the step before, by step; other numbers of steps take the
-            nearest, to the power that keeps the growth over the whole run.
     """
 
     type: Literal["scaled"] = "scaled"
+    # norm of the output over that of the step before, by step; other numbers of steps take the nearest, to the power
+    # that keeps the growth over the whole run
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)] = (1.0,)
 
     def weights(self, step: Step) -> Weights:

@@ -21,13 +21,10 @@ class Taylor(Forecast):
     The numbers are those of `TaylorSeerCacheConfig` in diffusers. When it computes is another matter:
     after `disable_cache_before_step` = b full steps it forecasts step b too and computes b + 1, then
     every `cache_interval`-th (`uniform` with `first_gap` = 2); the paper computes b - 1 + interval.
-
-    Arguments:
-        order: The number of differences used.
     """
 
     type: Literal["taylor"] = "taylor"
-    order: Annotated[int, Field(ge=0, le=5)] = 1
+    order: Annotated[int, Field(ge=0, le=5)] = 1  # the number of differences used
 
     def weights(self, step: Step) -> Weights:
         known = list(map(float, step.past[: self.depth]))

@@ -16,15 +16,12 @@ class Velocity(Forecast):
     velocity's change has done to the latents. For flow matching only, where dz/dt is the model output. On a
     velocity that is linear in time the correction is half of the true one: the average of a line is at its
     middle.
-
-    Arguments:
-        span: How many computed steps back r is.
     """
 
     keeps_latents: ClassVar[bool] = True
 
     type: Literal["velocity"] = "velocity"
-    span: Annotated[int, Field(ge=1, le=6)] = 1
+    span: Annotated[int, Field(ge=1, le=6)] = 1  # how many computed steps back r is
 
     @property
     def depth(self) -> int:

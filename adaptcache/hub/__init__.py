@@ -63,8 +63,6 @@ def save_pretrained(
     """Writes a schedule into a folder, and the card and plot of all schedules there.
 
     Arguments:
-        schedule: The schedule.
-        folder: The folder; what else is in it stays.
         load: Reads a schedule from its file.
         name: Tells schedules of one folder apart; None is the default one.
         repo: What the card says it is loaded from; None says the folder's name.
@@ -128,7 +126,6 @@ def push_to_hub(
 
     Arguments:
         save: Writes the schedule, the card and the plot into a folder, and returns the schedule's file.
-        repo: The repository ("user/repo").
         token: What to log in with; None takes what `hf auth login` left.
         private: Whether a new repository is private; None leaves that to the account.
         revision: The branch to put it on.

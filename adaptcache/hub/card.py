@@ -47,7 +47,6 @@ def build_card(schedules: Mapping[str, Any], repo: str, before: str = "", plot: 
 
     Arguments:
         schedules: The schedules of the folder by name; "" is the one without.
-        repo: Where they are loaded from.
         before: The card there is. What people wrote around the generated part stays; a card without one
             is returned as it is.
         plot: The file of the plot beside it, if there is one.

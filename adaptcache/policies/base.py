@@ -66,8 +66,6 @@ class Policy(ABC, BaseModel):
         """Notes how good a forecast was at a skipped step, where blocks after the site always run.
 
         Arguments:
-            state: The state of the run.
-            step: As it was given to `compute`.
             found: What these blocks added on top of the forecast, with shape (B, *).
             expected: The forecast of what they add, with shape (B, *).
         """

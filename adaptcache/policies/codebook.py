@@ -34,18 +34,15 @@ class Codebook(Policy):
     number is read back after each computed step, none at skipped ones. Until there are two outputs,
     everything is computed. With `each`, the mean over blocks or layers decides for all of them, as in AdaCache;
     at the site `step` the whole output is looked at. Without the paper's regularisation by motion.
-
-    Arguments:
-        table: Rising bounds of the rate, each with the steps to go on until the next computed one; rates
-            above all bounds go on one step. The default is the paper's fast table for 30 steps.
-        scale: What the bounds are multiplied with.
     """
 
     shared: ClassVar[bool] = True
 
     type: Literal["codebook"] = "codebook"
+    # Rising bounds of the rate, each with the steps to go on until the next computed one; rates above all bounds go on
+    # one step. The default is the paper's fast table for 30 steps.
     table: tuple[Entry, ...] = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))
-    scale: Annotated[float, Field(ge=0)] = 1.0
+    scale: Annotated[float, Field(ge=0)] = 1.0  # what the bounds are multiplied with
 
     @field_validator("table")
     @classmethod

@@ -12,16 +12,12 @@ from .replay import fit_threshold
 
 
 class Growing(StaticPolicy):
-    """Computes steps `warm_up` + floor(`growth` r (r + 1) / 2), for r = 0, 1, 2, ...
-
-    Arguments:
-        growth: By how many steps each interval is longer than the one before; 0 computes all.
-        warm_up: Steps at the start that are all computed.
-    """
+    """Computes steps `warm_up` + floor(`growth` r (r + 1) / 2), for r = 0, 1, 2, ..."""
 
     type: Literal["growing"] = "growing"
+    # by how many steps each interval is longer than the one before; 0 computes all
     growth: Annotated[float, Field(ge=0)] = 0.75
-    warm_up: Annotated[int, Field(ge=1)] = 5
+    warm_up: Annotated[int, Field(ge=1)] = 5  # steps at the start that are all computed
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         n = len(times)

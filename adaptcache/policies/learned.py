@@ -20,23 +20,16 @@ REACH = 8  # steps between a computed step and those its output may be reused fo
 
 
 class Node(BaseModel):
-    """A node of a regression tree; leaves have no children.
-
-    Arguments:
-        value: What a leaf predicts.
-        feature: Which feature is tested: 0 time, 1 time since the last computed step, 2 log of the change.
-        at_most: Up to this value the left child is next, else the right one.
-        left: Its number in the tree.
-        right: Its number in the tree.
-    """
+    """A node of a regression tree; leaves have no children."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: FiniteFloat
+    value: FiniteFloat  # what a leaf predicts
+    # which feature is tested: 0 time, 1 time since the last computed step, 2 log of the change
     feature: Annotated[int, Field(ge=0, le=2)] = 0
-    at_most: FiniteFloat = 0.0
-    left: int = -1
-    right: int = -1
+    at_most: FiniteFloat = 0.0  # up to this value the left child is next, else the right one
+    left: int = -1  # its number in the tree
+    right: int = -1  # its number in the tree
 
 
 class Learned(Policy):
@@ -45,16 +38,13 @@ class Learned(Policy):
     Predicted is the logarithm of the relative error, from the time, the time since the last computed step,
     and the logarithm of the input's relative change since then: by a tree, or linearly where there is none.
     Fitting needs scikit-learn; running does not.
-
-    Arguments:
-        threshold: The largest predicted relative error that is skipped.
-        tree: Nodes of a regression tree, root first; children come after their parents.
-        linear: The weights of the three features and the constant.
     """
 
     type: Literal["learned"] = "learned"
-    threshold: Annotated[float, Field(ge=0)]
+    threshold: Annotated[float, Field(ge=0)]  # the largest predicted relative error that is skipped
+    # nodes of a regression tree, root first; children come after their parents
     tree: Annotated[tuple[Node, ...], Field(max_length=4096)] = ()
+    # the weights of the three features and the constant
     linear: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] = (0.0, 0.0, 1.0, 0.0)
 
     @model_validator(mode="after")

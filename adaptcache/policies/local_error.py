@@ -22,17 +22,13 @@ class LocalError(StaticPolicy):
     How SmoothCache decides for a type of layers; here for the whole step. ERTACache's walk (skip until
     the error is too large) is the same with `first` set. It sees one skip at a time, and not what its
     error does to the end result: `plan` does.
-
-    Arguments:
-        errors: `errors[i][k]`: relative error of the output of step i at step i + 1 + k.
-        threshold: The largest error that is skipped.
-        first: Whether the first error above the threshold ends the skip, or the last one below it.
     """
 
     type: Literal["local-error"] = "local-error"
+    # `errors[i][k]`: relative error of the output of step i at step i + 1 + k
     errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024), FailFast()]
-    threshold: Annotated[float, Field(ge=0)]
-    first: bool = True
+    threshold: Annotated[float, Field(ge=0)]  # the largest error that is skipped
+    first: bool = True  # whether the first error above the threshold ends the skip, or the last one below it
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         entries = nearest_entries(len(self.errors), len(times))

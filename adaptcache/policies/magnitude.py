@@ -17,25 +17,18 @@ class Magnitude(StaticPolicy):
 
     With P the product of the ratios since the last computed step, the sum of |1 - P| is compared with the
     threshold. It depends on the list alone, so every prompt gets the same plan.
-
-    Arguments:
-        ratios: Mean norm of the output over that of the step before, by step.
-        threshold: The most the deviations may add up to.
-        max_skip: The most steps skipped in a row.
-        retention: The fraction of the steps at the start that are all computed.
-        rounded: Whether the end of the retention is rounded (FLUX, diffusers) or cut (HunyuanVideo, Wan).
-        strict: Whether the sum must stay below the threshold (Wan), or may reach it (FLUX, HunyuanVideo).
-        always: Entries of the list that are always computed: 11 in the code for FLUX.
     """
 
     type: Literal["magnitude"] = "magnitude"
+    # mean norm of the output over that of the step before, by step
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)]
-    threshold: Annotated[float, Field(ge=0)] = 0.06
-    max_skip: Annotated[int, Field(ge=0)] = 3
+    threshold: Annotated[float, Field(ge=0)] = 0.06  # the most the deviations may add up to
+    max_skip: Annotated[int, Field(ge=0)] = 3  # the most steps skipped in a row
+    # the fraction of the steps at the start that are all computed
     retention: Annotated[float, Field(ge=0, le=1)] = 0.2
-    rounded: bool = True
-    strict: bool = False
-    always: tuple[int, ...] = ()
+    rounded: bool = True  # whether the end of the retention is rounded (FLUX, diffusers) or cut (HunyuanVideo, Wan)
+    strict: bool = False  # whether the sum must stay below the threshold (Wan), or may reach it (FLUX, HunyuanVideo)
+    always: tuple[int, ...] = ()  # entries of the list that are always computed: 11 in the code for FLUX
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         start = max(int(self.retention * len(times) + (0.5 if self.rounded else 0.0)), 1)

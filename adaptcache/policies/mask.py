@@ -24,13 +24,10 @@ class Mask(StaticPolicy):
     """Computes where the list has a one; runs of another length take the nearest entries.
 
     A `plan` says the same by times, and so means the same on another grid.
-
-    Arguments:
-        compute_steps: By step, whether to compute.
     """
 
     type: Literal["mask"] = "mask"
-    compute_steps: Annotated[tuple[bool, ...], Field(min_length=1, max_length=4096)]
+    compute_steps: Annotated[tuple[bool, ...], Field(min_length=1, max_length=4096)]  # by step, whether to compute
 
     @classmethod
     def of_bins(cls, compute: Sequence[int], cache: Sequence[int], steps: int | None = None) -> Self:

@@ -23,16 +23,12 @@ SignalSpecs = Annotated[
 
 
 class Gear(BaseModel):
-    """One plan of a schedule.
-
-    Arguments:
-        budget: The fraction of the steps that are computed.
-        compute: The times of the computed steps, falling.
-    """
+    """One plan of a schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    budget: Annotated[float, Field(gt=0, le=1)]
+    budget: Annotated[float, Field(gt=0, le=1)]  # the fraction of the steps that are computed
+    # the times of the computed steps, falling
     compute: Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(check_falling)]
 
 
@@ -40,15 +36,12 @@ class Plan(StaticPolicy):
     """Computes at the step nearest to each time of the gear.
 
     Times and not step numbers, so that a plan made for 50 steps also means something on 28.
-
-    Arguments:
-        gears: Plans with rising budgets; the runtime decides which one is followed.
-        signal_specs: What a guard looks at, by gear and computed step after the first; None where it has
-            nothing.
     """
 
     type: Literal["plan"] = "plan"
+    # plans with rising budgets; the runtime decides which one is followed
     gears: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
+    # what a guard looks at, by gear and computed step after the first; None where it has nothing
     signal_specs: SignalSpecs | None = Field(None, alias="watch")
 
     @model_validator(mode="after")

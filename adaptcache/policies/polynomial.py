@@ -17,22 +17,17 @@ class Polynomial(Threshold):
 
     p predicts the output's change. Published polynomials are not monotone and partly negative, and are
     extrapolated without a warning (`adaptcache lint`); `fit` makes rising ones, clamped to what was measured.
-
-    Arguments:
-        coefficients: Of p, highest power first.
-        clamp: The range p was fitted on; changes outside count as its ends. None extrapolates, as published.
-        r2: How well p predicts the output's change on prompts it was not fitted to.
-        rank: Rank correlation of the same.
     """
 
     accumulates: ClassVar[bool] = True
 
     type: Literal["polynomial"] = "polynomial"
-    coefficients: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=16)]
+    coefficients: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=16)]  # of p, highest power first
     cool_down: Annotated[int, Field(ge=0)] = 1
+    # The range p was fitted on; changes outside count as its ends. None extrapolates, as published.
     clamp: tuple[FiniteFloat, FiniteFloat] | None = None
-    r2: FiniteFloat | None = None
-    rank: FiniteFloat | None = None
+    r2: FiniteFloat | None = None  # how well p predicts the output's change on prompts it was not fitted to
+    rank: FiniteFloat | None = None  # rank correlation of the same
 
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
         change = relative_change(x, before)

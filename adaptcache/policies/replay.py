@@ -75,7 +75,6 @@ def fit_threshold(make: Callable[[float], AnyPolicy], profile: Profile, budget: 
 
     Arguments:
         make: Gives the policy of a threshold; higher ones compute less.
-        profile: What it is replayed on.
         budget: The fraction of the steps to compute, in (0, 1].
     """
     if not 0 < budget <= 1:

@@ -21,17 +21,12 @@ class Sensitivity(Threshold):
 
     The paper takes a and b from finite differences of the denoiser; `fit` takes them from a profile, by
     least squares with non-negative gains, so that the score is the expected relative change of the output.
-
-    Arguments:
-        times: N falling times.
-        to_input: a at these times, with shape (N,).
-        to_time: b at these times, with shape (N,).
     """
 
     type: Literal["sensitivity"] = "sensitivity"
-    times: Table
-    to_input: Table
-    to_time: Table
+    times: Table  # N falling times
+    to_input: Table  # a at these times, with shape (N,)
+    to_time: Table  # b at these times, with shape (N,)
 
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
         assert state.anchor is not None

@@ -31,34 +31,24 @@ class QualityPredictor(BaseModel):
 
     With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus
     `square` times the products of its entries, plus radial basis functions around prompts it was fitted on.
-
-    Arguments:
-        low: The smallest signals of the F there are: what is beyond is unknown, so it is clipped.
-        high: The largest ones.
-        centre: Their means.
-        scale: Their standard deviations.
-        constant: What is predicted where z is zero, without radial basis functions.
-        linear: The weights of z, F of them.
-        square: The weights of z_i z_j with i <= j, row by row; empty for a linear prediction.
-        around: The centres of the radial basis functions exp(-width |z - centre|^2), with F entries each.
-        heights: Their heights.
-        width: Their width, as above.
-        r2: The share of the variance explained on prompts that it was not fitted to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low: Numbers
-    high: Numbers
-    centre: Numbers
+    low: Numbers  # the smallest signals of the F there are: what is beyond is unknown, so it is clipped
+    high: Numbers  # the largest ones
+    centre: Numbers  # their means
+    # their standard deviations
     scale: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(max_length=MOST)]
-    constant: FiniteFloat
-    linear: Numbers
+    constant: FiniteFloat  # what is predicted where z is zero, without radial basis functions
+    linear: Numbers  # the weights of z, F of them
+    # the weights of z_i z_j with i <= j, row by row; empty for a linear prediction
     square: Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST * (MOST + 1) // 2)] = ()
+    # the centres of the radial basis functions exp(-width |z - centre|^2), with F entries each
     around: Annotated[tuple[Numbers, ...], Field(max_length=1024)] = ()
-    heights: Annotated[tuple[FiniteFloat, ...], Field(max_length=1024)] = ()
-    width: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    r2: FiniteFloat
+    heights: Annotated[tuple[FiniteFloat, ...], Field(max_length=1024)] = ()  # their heights
+    width: Annotated[FiniteFloat, Field(ge=0)] = 0.0  # their width, as above
+    r2: FiniteFloat  # the share of the variance explained on prompts that it was not fitted to
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -88,21 +78,18 @@ class QualityPredictor(BaseModel):
 
 
 class SignalSpec(BaseModel):
-    """What to look at after one computed step of a gear.
-
-    Arguments:
-        rows: One row a signal: the weights of the outputs computed so far, newest first.
-        band: Between which values the innovation of the calibration prompts lies, with some margin.
-        predictor: How a run in this gear ends, from the signals of this step and those before.
-    """
+    """What to look at after one computed step of a gear."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    # one row a signal: the weights of the outputs computed so far, newest first
     rows: Annotated[
         tuple[Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=8)], ...],
         Field(min_length=1, max_length=MOST),
     ]
+    # between which values the innovation of the calibration prompts lies, with some margin
     band: tuple[FiniteFloat, FiniteFloat]
+    # how a run in this gear ends, from the signals of this step and those before
     predictor: QualityPredictor | None = Field(None, alias="guess")
 
     @property

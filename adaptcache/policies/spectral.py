@@ -17,17 +17,14 @@ class Spectral(Threshold):
 
     The filter is Wiener's for images with spectrum 1 / |f|^power under noise of level t (flow matching: the
     signal has weight 1 - t), so change in what is still noise does not count. No calibration.
-
-    Arguments:
-        power: Fall of the spectrum: 2 for images, 3 for video.
-        grid: Positions of the tokens (height, width) where the signal is a sequence; without it a sequence is
-            filtered in the order of its tokens.
     """
 
     accumulates: ClassVar[bool] = True
 
     type: Literal["spectral"] = "spectral"
-    power: Annotated[float, Field(gt=0)] = 2.0
+    power: Annotated[float, Field(gt=0)] = 2.0  # fall of the spectrum: 2 for images, 3 for video
+    # positions of the tokens (height, width) where the signal is a sequence; without it a sequence is filtered in the
+    # order of its tokens
     grid: tuple[int, ...] | None = None
 
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:

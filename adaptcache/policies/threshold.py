@@ -29,23 +29,16 @@ class Threshold(Policy):
 
     The score is kept for each sample of a batch, on the device; one number is read back, the largest, and
     only at steps that are free to skip.
-
-    Arguments:
-        threshold: Higher skips more; 0 computes all.
-        warm_up: Steps at the start that are all computed.
-        cool_down: Steps at the end that are all computed.
-        max_skip: The most steps skipped in a row.
-        on: What is looked at.
     """
 
     accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
     inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as in some codes
 
-    threshold: Annotated[float, Field(ge=0)]
-    warm_up: Annotated[int, Field(ge=1)] = 1
-    cool_down: Annotated[int, Field(ge=0)] = 0
-    max_skip: Annotated[int, Field(ge=0)] | None = None
-    on: Signal = "input"
+    threshold: Annotated[float, Field(ge=0)]  # higher skips more; 0 computes all
+    warm_up: Annotated[int, Field(ge=1)] = 1  # steps at the start that are all computed
+    cool_down: Annotated[int, Field(ge=0)] = 0  # steps at the end that are all computed
+    max_skip: Annotated[int, Field(ge=0)] | None = None  # the most steps skipped in a row
+    on: Signal = "input"  # what is looked at
 
     @property
     def signal(self) -> Signal:
@@ -59,8 +52,6 @@ class Threshold(Policy):
         """Returns the score of each sample, with shape (B,); reads nothing from the device.
 
         Arguments:
-            state: What is remembered.
-            step: Where the run is.
             x: The signal.
             before: The signal at the step before.
         """

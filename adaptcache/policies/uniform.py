@@ -13,20 +13,14 @@ from .replay import find_nearest
 
 
 class Uniform(StaticPolicy):
-    """Computes every `interval`-th step, counted from the last one of the warm-up.
-
-    Arguments:
-        interval: Steps from one computed step to the next; 1 computes all.
-        warm_up: Steps at the start that are all computed.
-        cool_down: Steps at the end that are all computed.
-        first_gap: Steps from the end of the warm-up to the next computed step, where it is not `interval`:
-            2 for diffusers' `TaylorSeerCacheConfig`, which computes 0 1 2 4 7 10 for both being 3.
-    """
+    """Computes every `interval`-th step, counted from the last one of the warm-up."""
 
     type: Literal["uniform"] = "uniform"
-    interval: Annotated[int, Field(ge=1, le=STEPS)] = 2
-    warm_up: Annotated[int, Field(ge=1, le=STEPS)] = 1
-    cool_down: Annotated[int, Field(ge=0, le=STEPS)] = 0
+    interval: Annotated[int, Field(ge=1, le=STEPS)] = 2  # steps from one computed step to the next; 1 computes all
+    warm_up: Annotated[int, Field(ge=1, le=STEPS)] = 1  # steps at the start that are all computed
+    cool_down: Annotated[int, Field(ge=0, le=STEPS)] = 0  # steps at the end that are all computed
+    # steps from the end of the warm-up to the next computed step, where it is not `interval`: 2 for diffusers'
+    # `TaylorSeerCacheConfig`, which computes 0 1 2 4 7 10 for both being 3
     first_gap: Annotated[int, Field(ge=1, le=STEPS)] | None = None
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:

@@ -25,21 +25,14 @@ class Verify(Policy):
     On the site `blocks` with a last block that always runs (`tail` = 1): its residual is compared with its
     own forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
     The threshold falls during the run. On other sites there is nothing to check, and `max_skip` decides.
-
-    Arguments:
-        threshold: The relative L1 error that is accepted at the start.
-        decay: What it is multiplied with over the whole run.
-        least: Below which it does not fall.
-        warm_up: Steps at the start that are all computed.
-        max_skip: The most steps skipped in a row.
     """
 
     type: Literal["verify"] = "verify"
-    threshold: Annotated[float, Field(ge=0)] = 0.3
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
-    least: Annotated[float, Field(ge=0)] = 0.1
-    warm_up: Annotated[int, Field(ge=1)] = 3
-    max_skip: Annotated[int, Field(ge=0)] = 5
+    threshold: Annotated[float, Field(ge=0)] = 0.3  # the relative L1 error that is accepted at the start
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5  # what it is multiplied with over the whole run
+    least: Annotated[float, Field(ge=0)] = 0.1  # below which it does not fall
+    warm_up: Annotated[int, Field(ge=1)] = 3  # steps at the start that are all computed
+    max_skip: Annotated[int, Field(ge=0)] = 5  # the most steps skipped in a row
 
     def init(self, times: tuple[float, ...]) -> VerifyState:
         return VerifyState()

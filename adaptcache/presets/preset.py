@@ -28,35 +28,26 @@ class CheckpointError(RuntimeError):
 
 
 class Preset(BaseModel):
-    """How to load a pipeline and how to call it.
-
-    Arguments:
-        name: The name of the TOML file, or the last part of the folder or hub id.
-        about: One line for people.
-        checkpoint: A hub id, a folder, or a folder below `calibration/` ("demo/emoji-flux").
-        pipeline: A pipeline class of diffusers; "DiffusionPipeline" asks the checkpoint.
-        dtype: What the weights are loaded in. CPUs get float32 instead of float16.
-        variant: The variant of the weight files, for instance "fp16".
-        steps: The number of scheduler steps.
-        prompts: A file in `calibration/prompts`, or a path.
-        gated: Whether access to the checkpoint must be requested.
-        batch_size: How many prompts one calibration run has: as many as fit.
-        call: Further arguments of the pipeline's `__call__`.
-    """
+    """How to load a pipeline and how to call it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    # the name of the TOML file, or the last part of the folder or hub id
     name: Annotated[str, AfterValidator(check_name)]
-    about: str = ""
+    about: str = ""  # one line for people
+    # a hub id, a folder, or a folder below `calibration/` ("demo/emoji-flux")
     checkpoint: Annotated[str, Field(max_length=4096)]
+    # a pipeline class of diffusers; "DiffusionPipeline" asks the checkpoint
     pipeline: Annotated[str, Field(pattern=r"^[A-Z]\w*$", max_length=200)] = "DiffusionPipeline"
+    # What the weights are loaded in. CPUs get float32 instead of float16.
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    # the variant of the weight files, for instance "fp16"
     variant: Annotated[str, AfterValidator(check_name)] | None = None
-    steps: int = Field(default=28, ge=1, le=STEPS)
-    prompts: Annotated[str, Field(max_length=4096)] = "general"
-    gated: bool = False
-    batch_size: int = Field(default=1, ge=1, le=PROMPTS)
-    call: dict[str, Any] = Field(default_factory=dict)
+    steps: int = Field(default=28, ge=1, le=STEPS)  # the number of scheduler steps
+    prompts: Annotated[str, Field(max_length=4096)] = "general"  # a file in `calibration/prompts`, or a path
+    gated: bool = False  # whether access to the checkpoint must be requested
+    batch_size: int = Field(default=1, ge=1, le=PROMPTS)  # how many prompts one calibration run has: as many as fit
+    call: dict[str, Any] = Field(default_factory=dict)  # further arguments of the pipeline's `__call__`
 
     @field_validator("call")
     @classmethod

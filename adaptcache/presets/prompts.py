@@ -15,21 +15,14 @@ PARTS = ("calibration", "held-out")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Two sets of prompts that have none in common.
+    """Two sets of prompts that have none in common."""
 
-    Arguments:
-        name: The name of the file, without its suffix.
-        calibration: The prompts that weights and plans are fitted on.
-        held_out: The prompts that a schedule is judged by.
-        digest: SHA-256 of both parts, in hex. Comments and blank lines do not change it.
-        groups: The subject of each held-out prompt: lines that begin with "+ " vary the subject of the line
-            before, and count as one with it in a certificate. Empty where no line does.
-    """
-
-    name: str
-    calibration: tuple[str, ...]
-    held_out: tuple[str, ...]
-    digest: str
+    name: str  # the name of the file, without its suffix
+    calibration: tuple[str, ...]  # the prompts that weights and plans are fitted on
+    held_out: tuple[str, ...]  # the prompts that a schedule is judged by
+    digest: str  # SHA-256 of both parts, in hex. Comments and blank lines do not change it.
+    # The subject of each held-out prompt: lines that begin with "+ " vary the subject of the line before, and count as
+    # one with it in a certificate. Empty where no line does.
     groups: tuple[str, ...] = ()
 
 

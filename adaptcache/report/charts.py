@@ -88,12 +88,7 @@ def build_heat_map(distances: np.ndarray) -> Figure:
 
 
 def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figure:
-    """Draws decibels over denoiser calls, a line a method; the best at most calls is named first.
-
-    Arguments:
-        lines: Calls and decibels, by method.
-        ours: The method that stands out.
-    """
+    """Draws decibels over denoiser calls, a line a method; the best at most calls is named first."""
     looks = itertools.product(MARKERS, [f"C{k}" for k in range(10)])
     with _decibels(9, max(5, 0.19 * len(lines)), "denoiser calls (block calls / blocks)") as (figure, axes):
         for method, points in sorted(lines.items(), key=lambda item: -max(item[1])[1]):
@@ -117,8 +112,6 @@ def build_front(lines: Mapping[str, Points], title: str = "", chosen: tuple[floa
 
     Arguments:
         lines: Calls and decibels by name: the front first, then what it was calibrated to, then the rest.
-        title: What stands above.
-        chosen: The point that was picked.
     """
     styles: list[dict[str, Any]] = [
         {"color": "black", "marker": "o", "linewidth": 2},
@@ -157,7 +150,6 @@ def to_svg(figure: Figure, label: str) -> str:
     """Returns a figure as an element of a page, in the page's colours.
 
     Arguments:
-        figure: The figure.
         label: What it shows, for those who do not see it.
     """
     import matplotlib

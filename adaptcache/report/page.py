@@ -35,8 +35,6 @@ def write_report(schedule: Schedule, path: str | Path, comparison: str | Path | 
     """Writes the report of a schedule.
 
     Arguments:
-        schedule: What it is about.
-        path: The HTML file.
         comparison: A folder that `adaptcache compare --out` wrote, for its table, plots and images.
     """
     return write_atomically(path, build_report(schedule, comparison).encode())

@@ -19,7 +19,7 @@ from ..errors import AttachError
 from ..schedule.rule import Rule
 from .hook import Gate, SiteHook
 from .interceptor import ModuleInterceptor, find_compiled
-from .outputs import fill_zeros, first_shape, join_tensors, split_tensors
+from .outputs import fill_zeros, first_shape, split_tensors
 
 
 def find_deep(denoiser: nn.Module, head: int) -> list[nn.Module]:
@@ -67,7 +67,6 @@ class Deep(SiteHook):
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
         self.modules = find_deep(denoiser, rule.head)
-        self.holes: dict[int, Any] = {}  # what a module returned last, without its tensors
         super().__init__(denoiser, gate, rule)
 
     def install(self, undo: ExitStack) -> None:
@@ -96,12 +95,12 @@ class Deep(SiteHook):
             return original(*args, **kwargs)
         last = number == len(self.modules) - 1
         if self.skips:
-            holes = self.holes[number]
-            return join_tensors(holes, [self.forecast(self.branch, 0)]) if last else fill_zeros(holes)
+            return self.forecast_output(self.branch) if last else fill_zeros(self.holes["module", number])
         output = original(*args, **kwargs)
-        self.holes[number], found = split_tensors(output)
-        if last:
-            self.keep(self.branch, {0: found[0]}, self.shape)
-            if self.branch == 0:
-                self.decision.observe(found[0])
+        if not last:
+            self.holes["module", number] = split_tensors(output)[0]
+            return output
+        found = self.keep_output(self.branch, output, self.shape)
+        if self.branch == 0:
+            self.decision.observe(found[0])
         return output

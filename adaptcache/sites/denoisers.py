@@ -13,19 +13,14 @@ IMAGE, TEXT = "hidden_states", "encoder_hidden_states"
 
 @dataclass(frozen=True)
 class DenoiserSpec:
-    """Where the blocks of a denoiser are, and what goes through them.
+    """Where the blocks of a denoiser are, and what goes through them."""
 
-    Arguments:
-        blocks: Attributes that hold its blocks, in the order they run.
-        streams: Arguments of a block that it returns, in the order it returns them. The image's is called
-            `hidden_states`. Blocks that return one tensor return the image's, with the text before it if
-            the sequence is longer than what entered.
-        modulated: Arguments of the first block's `norm1` besides the image's, and what the block calls them,
-            if its first result is the modulated input (TeaCache's signal).
-    """
-
-    blocks: tuple[str, ...]
+    blocks: tuple[str, ...]  # attributes that hold its blocks, in the order they run
+    # Arguments of a block that it returns, in the order it returns them. The image's is called `hidden_states`. Blocks
+    # that return one tensor return the image's, with the text before it if the sequence is longer than what entered.
     streams: tuple[str, ...] = (IMAGE,)
+    # arguments of the first block's `norm1` besides the image's, and what the block calls them, if its first result is
+    # the modulated input (TeaCache's signal)
     modulated: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -66,7 +66,6 @@ class Guidance(SiteHook):
         self.first: list[Tensor] = []  # what the first call of this step returned
         self.entered: torch.Size | None = None
         self.halved = self.sure = self.guided = False
-        self.holes: Any = None  # what a later call returned last, without its tensors
         self.gate.half = None
 
     def error(self) -> AttachError:
@@ -110,9 +109,9 @@ class Guidance(SiteHook):
         """A call after the first was made: it serves guidance."""
         if not self.decides(step, branch, args, kwargs):
             self.gate.skipped()
-            return join_tensors(self.holes, self.forecasts(branch, self.first))
+            return join_tensors(self.holes[branch], self.forecasts(branch, self.first))
         output = original(*args, **kwargs)
-        self.holes, found = split_tensors(output)
+        self.holes[branch], found = split_tensors(output)
         self.learn(branch, found, self.first)
         return output
 

@@ -1,5 +1,6 @@
 """What all sites inside of a denoiser have in common: one decision a step, and a history of outputs."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from ..forecasts.history import History
 from ..schedule.rule import Rule
 from ..step import Step, entering
 from .interceptor import Owner
+from .outputs import join_tensors, split_tensors
 
 
 class Gate(Owner, Protocol):
@@ -125,6 +127,7 @@ class SiteHook(ABC):
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
         self.past: dict[Hashable, tuple[int, ...]] = {}  # by key: one may begin late
         self.shapes: dict[Hashable, torch.Size | None] = {}
+        self.holes: dict[Hashable, Any] = {}  # what a module returned last, without its tensors
 
     def read_signal(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Returns what the policy reads of what enters the site."""
@@ -151,6 +154,16 @@ class SiteHook(ABC):
         self.past[key] = (self.step.index, *self.past[key])[: self.history.depth]
         for name, output in outputs.items():
             self.history.keep((key, name), entered[name] if entered else None, output, self.step.x)
+
+    def keep_output(self, key: Hashable, output: Any, shape: torch.Size | None) -> list[Tensor]:
+        """Notes what a module returned at a computed step, and returns its tensors."""
+        self.holes[key], found = split_tensors(output)
+        self.keep(key, dict(enumerate(found)), shape)
+        return found
+
+    def forecast_output(self, key: Hashable) -> Any:
+        """Returns what is used instead of what a module returned."""
+        return join_tensors(self.holes[key], (self.forecast(key, number) for number in itertools.count()))
 
     def forecast(self, key: Hashable, name: Hashable, entered: Tensor | None = None) -> Tensor:
         """Returns what is used instead of an output."""

@@ -49,10 +49,7 @@ class ModuleInterceptor:
         """Sends the calls of a module to a function while its owner is running, until `undo` is closed.
 
         Arguments:
-            module: Whose calls are taken.
             owner: Whose runs they belong to.
-            call: What is called instead.
-            undo: Removes it.
             shared: Whether other owners may have calls of the same module.
 
         Raises:

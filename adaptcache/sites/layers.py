@@ -46,8 +46,6 @@ class Layers(SiteHook):
 
     def on_run_end(self) -> None:
         super().on_run_end()
-        self.holes: dict[Hashable, Any] = {}  # what a layer returned last, without its tensors
-        self.counts: dict[Hashable, int] = {}  # how many tensors those are
         self.place: tuple[int, int] | None = None  # step and branch
 
     def call(self, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -62,7 +60,7 @@ class Layers(SiteHook):
         key, shape = (branch, name, self.times[name]), first_shape(args, kwargs)
         self.times[name] += 1
         if not self.computes and self.fits(key, shape):
-            return join_tensors(self.holes[key], [self.forecast(key, k) for k in range(self.counts[key])])
+            return self.forecast_output(key)
         output = original(*args, **kwargs)
         found = self.learn(key, shape, output)
         if leads and branch == 0:
@@ -75,7 +73,7 @@ class Layers(SiteHook):
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
         known = self.shapes.get(key)
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
-            streams = [self.history.streams[key, number] for number in range(self.counts[key])]
+            streams = [stream for (own, _), stream in self.history.streams.items() if own == key]  # type: ignore[misc]
             for stream in streams:
                 stream.past = take_half(stream.past, known[0])
                 stream.past_signal = [None] * len(stream.past_signal)  # of both halves
@@ -88,7 +86,4 @@ class Layers(SiteHook):
         """Notes what a layer returned, and returns its tensors: of the half that is always computed."""
         if self.gate.half is False and shape:
             output, shape = take_half(output, shape[0]), torch.Size((shape[0] // 2, *shape[1:]))
-        self.holes[key], found = split_tensors(output)
-        self.counts[key] = len(found)
-        self.keep(key, dict(enumerate(found)), shape)
-        return found
+        return self.keep_output(key, output, shape)

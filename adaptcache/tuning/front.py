@@ -31,41 +31,25 @@ SURE = 2.0  # standard errors by which a trial has to be better than what calibr
 
 
 class Point(Part):
-    """A schedule of a front, and why it is there.
+    """A schedule of a front, and why it is there."""
 
-    Arguments:
-        calls: Steps whose denoiser is called.
-        select: Decibels on the select prompts, when it was fitted without them: mean and 5th percentile.
-        gain: Mean decibels more there than what `calibrate` would return; 0 where that was taken.
-        origin: How it was found.
-        schedule: Fitted on all calibration prompts, with evidence from the held-out ones if there are any.
-    """
-
-    calls: Annotated[int, Field(ge=1, le=4096)]
-    select: Summary
-    gain: FiniteFloat = 0.0
-    origin: Line = ""
-    schedule: Schedule
+    calls: Annotated[int, Field(ge=1, le=4096)]  # steps whose denoiser is called
+    select: Summary  # decibels on the select prompts, when it was fitted without them: mean and 5th percentile
+    gain: FiniteFloat = 0.0  # mean decibels more there than what `calibrate` would return; 0 where that was taken
+    origin: Line = ""  # how it was found
+    schedule: Schedule  # fitted on all calibration prompts, with evidence from the held-out ones if there are any
 
 
 class Front(Part):
-    """What a search found.
-
-    Arguments:
-        name: What it is called.
-        target: What was asked for.
-        trials: How many trials were made.
-        seed: Of the search.
-        chosen: Which point meets the target, counted from the fewest calls.
-        points: By rising calls; each better than those before it.
-    """
+    """What a search found."""
 
     front: Literal[1] = 1  # the format
     name: Name
-    target: Line
-    trials: Count
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63)] = 0
-    chosen: Annotated[int, Field(ge=0)] | None = None
+    target: Line  # what was asked for
+    trials: Count  # how many trials were made
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63)] = 0  # of the search
+    chosen: Annotated[int, Field(ge=0)] | None = None  # which point meets the target, counted from the fewest calls
+    # by rising calls; each better than those before it
     points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=POINTS)]
 
     @model_validator(mode="after")
@@ -114,22 +98,15 @@ class Front(Part):
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found.
+    """What tuning found."""
 
-    Arguments:
-        schedule: The one that meets the target; of a whole front the slowest, which is the best.
-        front: All that are worth having: one point where the target fixes the calls.
-        sentence: What was found, for people.
-        gained: Mean decibels more than what `calibrate` would return, on held-out prompts, and their standard
-            error; None without them, and where the target fixes no number of calls.
-        study: The name of the study in the storage.
-    """
-
-    schedule: Schedule
-    front: Front
-    sentence: str
+    schedule: Schedule  # the one that meets the target; of a whole front the slowest, which is the best
+    front: Front  # all that are worth having: one point where the target fixes the calls
+    sentence: str  # what was found, for people
+    # mean decibels more than what `calibrate` would return, on held-out prompts, and their standard error; None
+    # without them, and where the target fixes no number of calls
     gained: tuple[float, float] | None
-    study: str
+    study: str  # the name of the study in the storage
 
 
 def conclude(search: Search) -> Tuned:

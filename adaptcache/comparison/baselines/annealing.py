@@ -49,14 +49,7 @@ class BudCache(RuleBaseline):
 
 
 def anneal(steps: int, calls: int, loss: Callable[[Sequence[int]], float], trials: int) -> list[int]:
-    """Returns the plan with the smallest loss that simulated annealing found.
-
-    Arguments:
-        steps: Steps of the run.
-        calls: How many of them are computed.
-        loss: What is to be small, of a plan.
-        trials: How often the loss is computed.
-    """
+    """Returns the plan with the smallest loss that simulated annealing found."""
     dice = random.Random(0)
     fixed = max(1, calls // 4)
     now = best = tuple(range(fixed)) + tuple(fixed + i for i in even_steps(steps - fixed, calls - fixed))

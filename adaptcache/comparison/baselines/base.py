@@ -22,21 +22,14 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """What a comparison is about.
+    """What a comparison is about."""
 
-    Arguments:
-        setup: Runs a pipeline that only the comparison uses, by an exclusive engine.
-        prompts: Calibration prompts: what baselines are calibrated on, and their settings chosen on.
-        calls: The budgets, in denoiser calls.
-        plans: The numbers of the steps our schedules compute, by calls.
-        profile: The profile of the calibration prompts; None where no baseline is `profiled`.
-    """
-
-    setup: Setup
-    prompts: PromptSet
-    calls: tuple[int, ...]
+    setup: Setup  # runs a pipeline that only the comparison uses, by an exclusive engine
+    prompts: PromptSet  # calibration prompts: what baselines are calibrated on, and their settings chosen on
+    calls: tuple[int, ...]  # the budgets, in denoiser calls
+    # the numbers of the steps our schedules compute, by calls
     plans: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    profile: Any = None
+    profile: Any = None  # the profile of the calibration prompts; None where no baseline is `profiled`
 
     @property
     def pipe(self) -> Any:
@@ -67,15 +60,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Ready:
-    """How to run a pipeline that a baseline was applied to.
+    """How to run a pipeline that a baseline was applied to."""
 
-    Arguments:
-        call: How to call it.
-        hook: Who decides at the gate; None leaves everything to the pipeline.
-    """
-
-    call: PipelineCall
-    hook: StepHook | None = None
+    call: PipelineCall  # how to call it
+    hook: StepHook | None = None  # who decides at the gate; None leaves everything to the pipeline
 
 
 class Baseline(ABC):

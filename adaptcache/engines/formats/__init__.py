@@ -53,9 +53,7 @@ def export(
     everything.
 
     Arguments:
-        schedule: The schedule.
         to: The engine, one of `FORMATS`.
-        gear: Which plan of the schedule.
         calls: How many steps to compute, for more quality than as many calls give by reuse; None
             computes as many as the plan does.
         steps: How many steps the run will have, where not as many as it was fitted on.

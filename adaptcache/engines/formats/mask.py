@@ -26,18 +26,13 @@ from ...schedule.schedule import Schedule
 
 @dataclass(frozen=True)
 class ReusePlan:
-    """Which steps of a run are computed; the others reuse.
+    """Which steps of a run are computed; the others reuse."""
 
-    Arguments:
-        computed: 1 where the denoiser is called and 0 where it is not, by step.
-        expected: The error of the final latents in decibels below their energy, which the kernel
-            predicts if errors change nothing of what comes after; None without a kernel.
-        lost: What of the schedule is not in the plan.
-    """
-
-    computed: tuple[int, ...]
+    computed: tuple[int, ...]  # 1 where the denoiser is called and 0 where it is not, by step
+    # the error of the final latents in decibels below their energy, which the kernel predicts if errors change nothing
+    # of what comes after; None without a kernel
     expected: float | None = None
-    lost: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()  # what of the schedule is not in the plan
 
     @property
     def steps(self) -> int:
@@ -64,27 +59,16 @@ class ReusePlan:
 
 @dataclass(frozen=True)
 class Exported:
-    """A schedule in the form of another engine.
+    """A schedule in the form of another engine."""
 
-    Arguments:
-        ending: The ending of the file's name.
-        text: The content of the file.
-        use: How the file is used; `{path}` stands for where it is.
-        plan: Which steps the engine computes by it; None where it decides during the run.
-        expects: What the run must be like.
-        lost: What the engine cannot do that the schedule does.
-        engine: The engine.
-        version: Which version of it was looked at.
-    """
-
-    ending: str
-    text: str
-    use: str
-    plan: ReusePlan | None
-    expects: tuple[str, ...]
-    lost: tuple[str, ...] = ()
+    ending: str  # the ending of the file's name
+    text: str  # the content of the file
+    use: str  # how the file is used; `{path}` stands for where it is
+    plan: ReusePlan | None  # which steps the engine computes by it; None where it decides during the run
+    expects: tuple[str, ...]  # what the run must be like
+    lost: tuple[str, ...] = ()  # what the engine cannot do that the schedule does
     engine: str = ""
-    version: str = ""
+    version: str = ""  # which version of it was looked at
 
     def save(self, path: str | Path) -> Path:
         """Writes the file."""
@@ -189,7 +173,6 @@ def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[i
     the same direction each time. So they are added as vectors, whose inner products the kernel knows.
 
     Arguments:
-        kernel: The kernel.
         times: The grid with shape (N,).
         computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
     """
@@ -206,8 +189,6 @@ class ReusePlanner:
     """Plans one gear of a schedule within the limits of an engine.
 
     Arguments:
-        schedule: The schedule.
-        gear: Which of its plans.
         calls: How many steps to compute; None takes as many as the gear does.
         steps: How many steps a run has; None takes those of the schedule.
     """
@@ -304,26 +285,17 @@ class ReusePlanner:
 
 @dataclass(frozen=True)
 class Format:
-    """The settings of one engine.
+    """The settings of one engine."""
 
-    Arguments:
-        name: Of the engine.
-        version: Which version of it was looked at.
-        read: Returns what settings mean; is given the number of steps of a run where that is known.
-        write: Writes a plan; None where the engine reads none.
-        write_polynomial: Writes TeaCache's polynomial, of which it is given five coefficients.
-        keys: Keys of its settings. Settings are taken to be of the format of which they have most.
-        models: Denoisers for which the engine follows a plan; empty where it says so itself.
-        void: Why nothing is written.
-        apply: Lets the engine run a diffusers pipeline by an export, until the context is closed.
-    """
-
-    name: str
-    version: str
+    name: str  # of the engine
+    version: str  # which version of it was looked at
+    # returns what settings mean; is given the number of steps of a run where that is known
     read: Callable[[Any, int | None], Settings]
-    write: Callable[[ReusePlanner], Exported] | None = None
+    write: Callable[[ReusePlanner], Exported] | None = None  # writes a plan; None where the engine reads none
+    # writes TeaCache's polynomial, of which it is given five coefficients
     write_polynomial: Callable[[Polynomial, list[float]], Exported] | None = None
-    keys: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    void: str = "it is a format of results, that no engine reads"
+    keys: tuple[str, ...] = ()  # keys of its settings. Settings are taken to be of the format of which they have most.
+    models: tuple[str, ...] = ()  # denoisers for which the engine follows a plan; empty where it says so itself
+    void: str = "it is a format of results, that no engine reads"  # why nothing is written
+    # lets the engine run a diffusers pipeline by an export, until the context is closed
     apply: Callable[[Any, Exported], AbstractContextManager[None]] | None = None
