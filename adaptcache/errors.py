@@ -1,5 +1,8 @@
 """The errors adaptcache raises on purpose; each message names the value and the cure."""
 
+import difflib
+from collections.abc import Collection
+
 
 class ScheduleError(ValueError):
     """A schedule that cannot be read, or that does not fit the pipeline or the run."""
@@ -11,6 +14,13 @@ class AttachError(RuntimeError):
 
 class LoopError(AttachError, ValueError):
     """A denoising loop that cannot be followed."""
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Returns which known names a misspelt one may stand for, or what names there are."""
+    by_case = {one.casefold(): one for one in known}
+    near = [by_case[one] for one in difflib.get_close_matches(name.casefold(), by_case, 3, 0.5)]
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
 
 LESS_MEMORY = (

@@ -64,8 +64,8 @@ def write_image(path: str | Path, image: Any) -> Path:
     return write_atomically(path, buffer.getvalue())
 
 
-def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
-    """Writes sound as a WAV file of 16 bits.
+def wave_bytes(samples: Any, rate: int) -> bytes:
+    """Returns sound as a WAV file of 16 bits.
 
     Arguments:
         samples: With values in [-1, 1] and shape (channels, samples).
@@ -74,7 +74,12 @@ def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
 
     buffer = io.BytesIO()
     wavfile.write(buffer, rate, (samples.T.clip(-1, 1) * 32767).round().astype("<i2"))
-    return write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_sound(path: str | Path, samples: Any, rate: int) -> Path:
+    """Writes sound as `wave_bytes` gives it."""
+    return write_atomically(path, wave_bytes(samples, rate))
 
 
 def check_image(path: str | Path) -> Path:

@@ -38,11 +38,11 @@ def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> 
     prompt = ("--prompt", "pizza noto style blue background", "--steps", "4", "--schedule", "new/s.json")
     code, out, _ = run("generate", *prompt, "--json")
     assert code == 0 and json.loads(out)["calls"] == 2
-    assert Image.open(tmp_path / "image.png").size == (32, 32)
+    assert Image.open(tmp_path / "image.png").size == (64, 64)
 
     code, out, _ = run("generate", *prompt, "--compare", "--out", "both.png", "--json")
-    assert code == 0 and json.loads(out)["psnr"] > 10
-    assert Image.open(tmp_path / "both.png").width > 3 * 160
+    assert code == 0 and json.loads(out)["psnr"] > 10 and "plain_steps_psnr" in json.loads(out)
+    assert Image.open(tmp_path / "both.png").width > 5 * 160  # full run, two steps, ours, and both differences
 
 
 def test_models_lists_the_presets(run: Run) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, refused, schedule_of, tiny_flux
 
+from adaptcache.cli.files import find_model
 from adaptcache.presets import names
 from adaptcache.schedule.format import Evidence
 from adaptcache.schedule.methods import METHODS
@@ -55,6 +56,9 @@ def test_a_shell_completes_verbs_and_options(monkeypatch: pytest.MonkeyPatch) ->
 
     assert completed("adaptcache ge") == ["generate"]
     assert completed("adaptcache calibrate --ev") == ["--eval-on"]
+    assert completed("adaptcache calibrate --model emoji-f") == ["emoji-flux", "emoji-flux-64"]
+    assert completed("adaptcache calibrate --method mag") == ["magcache"]
+    assert completed("adaptcache compare --prompts aud") == ["audio"]
 
 
 def test_options_of_the_first_version_are_taken_but_not_shown(run: Run) -> None:
@@ -70,11 +74,11 @@ def test_what_is_not_default_is_in_the_name_and_what_is_replaced_is_said(run: Ru
     (tmp_path / "mine.txt").write_text("a cat\na dog\na fox\n")
     words = ("calibrate", "--speed", "2", *QUICK, "--set", "height=32", "--prompts", "mine.txt")
     code, out, _ = run(*words, "--eval-on", "1")
-    name = "schedules/emoji-flux-4-2x-height=32-mine-fit2-eval1.json"
+    name = "schedules/emoji-flux-64-4-2x-height=32-mine-fit2-eval1.json"
     assert code == 0 and f"wrote {name}" in out and (tmp_path / name).is_file()
     assert f"replaced {name}" in run(*words, "--eval-on", "1")[1]
     code, out, _ = run(*words, "--eval-on", "0", "--seed", "3", "--json")
-    assert json.loads(out)["schedule"] == "schedules/emoji-flux-4-2x-height=32-mine-fit2-eval0-seed3.json"
+    assert json.loads(out)["schedule"] == "schedules/emoji-flux-64-4-2x-height=32-mine-fit2-eval0-seed3.json"
     assert len(list((tmp_path / "schedules").iterdir())) == 2
 
     assert "wrote schedules/" in run("report", name)[1] and "replaced schedules/" in run("report", name)[1]
@@ -106,6 +110,8 @@ def test_names_are_never_cut(columns: str) -> None:
         )
         firsts = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
         assert set(wanted) <= firsts and "…" not in done.stdout
+        assert not columns or max(map(len, done.stdout.splitlines())) <= 80
+        assert verb == "models" or "temporal-attention" in done.stdout
 
 
 def test_identical_images_are_exact(run: Run, tmp_path: Path) -> None:
@@ -113,3 +119,29 @@ def test_identical_images_are_exact(run: Run, tmp_path: Path) -> None:
     schedule_of(tiny_flux(), list(range(8))).model_copy(update={"evidence": seen}).save(tmp_path / "s.json")
     out = run("show", "s.json")[1]
     assert "exact on 2 held-out prompts (5th percentile exact)" in out and "100.0" not in out
+
+
+def test_a_schedule_is_run_on_what_it_was_fitted_on_where_a_preset_knows_that() -> None:
+    made = schedule_of(tiny_flux(), [0, 3])
+
+    def on(checkpoint: str, given: str | None = None) -> str:
+        denoiser = made.denoiser.model_copy(update={"checkpoint": checkpoint})
+        return find_model(given, [made.model_copy(update={"denoiser": denoiser})]).name
+
+    assert on("emoji-wan") == "emoji-wan" and on("black-forest-labs/FLUX.1-dev") == "flux"
+    assert (
+        on("stranger/model") == on("") == find_model(None, []).name == "emoji-flux-64"
+    )  # nothing of strangers is run
+    assert on("emoji-wan", "emoji-flux") == "emoji-flux"
+
+
+def test_a_report_without_a_browser_says_so_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule_of(tiny_flux(), [0, 3], steps=4).save(tmp_path / "s.json")
+    schedule_of(tiny_flux(), [0, 2], steps=4).save(tmp_path / "t.json")
+    monkeypatch.setattr("webbrowser.open", lambda _: False)
+    code, out, err = run("report", "s.json", "t.json", "--open")
+    assert code == 0 and out == "wrote s-and-by-hand.html\n"
+    assert err == f"no browser was found: open {tmp_path / 's-and-by-hand.html'} in one\n"
+    refused(run("report", "s.json", "--model", "emoji-flux"), "--model is what --pictures runs")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,9 +17,19 @@ from conftest import schedule_of, tiny_flux
 from PIL import Image
 
 from adaptcache.errors import ScheduleError
-from adaptcache.report import build_report, write_report
-from adaptcache.report.charts import build_curve, build_front, build_pareto, draw_front, draw_pareto, to_svg
-from adaptcache.report.page import output_changes, output_distances, pareto_lines
+from adaptcache.evaluation.evaluate import Row
+from adaptcache.evaluation.generate import Generation
+from adaptcache.report import Measured, build_report, write_report
+from adaptcache.report.charts import (
+    best_lines,
+    build_curve,
+    build_front,
+    build_pareto,
+    draw_front,
+    draw_pareto,
+    to_svg,
+)
+from adaptcache.report.page import output_changes, output_distances, pareto_lines, verdict
 from adaptcache.schedule.format import Evidence, Kernel
 from adaptcache.schedule.schedule import Schedule
 
@@ -139,7 +151,7 @@ def test_images_outside_of_the_folder_are_refused(schedule: Schedule, comparison
 
 def test_a_schedule_without_kernel_or_evidence_has_a_report_too(tmp_path: Path) -> None:
     path = write_report(schedule_of(tiny_flux(), [0, 2]), tmp_path / "r.html")
-    assert "not measured on held-out prompts" in path.read_text()
+    assert "Not measured on held-out prompts" in path.read_text()
 
 
 def test_another_folder_is_no_comparison(schedule: Schedule, tmp_path: Path) -> None:
@@ -224,3 +236,68 @@ def test_large_images_are_shown_smaller(schedule: Schedule, comparison: Path) ->
     uri = next(a["src"] for a in Page(build_report(schedule, comparison)).all("img", alt="full run"))
     with Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))) as image:
         assert image.size == (320, 160)
+
+
+def measured(ours: float, fewer: float, *, shape: tuple[int, ...] = (4, 4, 3), **more: object) -> Measured:
+    """What was measured of one schedule on three prompts, of which it does worst on the second."""
+    rows = [Row(name, calls, {"mean": value, "p05": value}, None, loop, loop) for name, calls, value, loop in
+            (("full run", 8, 100.0, 1.0), ("mine", 4, ours, 1.9), ("4 steps", 4, fewer, 2.0))]  # fmt: skip
+    full = np.linspace(0, 0.4, 3 * math.prod(shape), dtype=np.float32).reshape(3, *shape)
+    near, far = full + np.float32([0.01, 0.1, 0.02]).reshape(3, *[1] * len(shape)), full + 0.5
+    made = [Generation(list(images), 1.0, 1.0, 4, 8) for images in (full, near, far)]
+    return Measured.of(["a", "b", "c"], rows, made, most=2, **more)
+
+
+def test_pictures_are_of_the_prompts_that_a_schedule_does_worst_on() -> None:
+    found = measured(40, 30)
+    assert found.prompts == ("b", "c") and found.held_out == 3
+    assert list(found.columns()) == ["full run, 8 steps", "4 steps", "adaptcache, 4 calls"]
+    assert found.decibels(1, 0) == pytest.approx(20)
+
+
+def test_a_page_shows_full_ours_and_as_many_plain_steps_with_speed_and_verdict(schedule: Schedule) -> None:
+    text = build_report(schedule, measured=measured(40, 30))
+    page = Page(text)
+    assert len(page.all("input", type="range")) == 4  # two prompts: ours and plain steps, each beside the full run
+    assert len(page.all("script")) == 1 and page.all("td", **{"class": "number good"})
+    assert "1.90 times as fast" in text and "10.0 dB nearer than 4 plain steps" in text and "+10.0 dB" in text
+    assert page.all("p", **{"class": "verdict good"})
+    worse = build_report(schedule, measured=measured(20, 30))
+    assert "take those instead" in worse and Page(worse).all("p", **{"class": "verdict bad"})
+
+
+def test_without_plain_steps_beside_it_nothing_is_called_good(schedule: Schedule) -> None:
+    seen = Evidence(prompts="x", n=2, calls=(4, 8), psnr={"mean": 60.0, "p05": 50.0}, speed=2.0)
+    sentence, grade = verdict(schedule.model_copy(update={"evidence": seen}))
+    assert "were not measured" in sentence and grade == ""
+    assert verdict(schedule)[1] == ""
+    said = seen.model_copy(update={"verdict": "Do not cache: no."})
+    assert verdict(schedule.model_copy(update={"evidence": said})) == ("Do not cache: no.", "bad")
+
+
+def test_two_schedules_stand_on_one_page(schedule: Schedule, comparison: Path) -> None:
+    other = schedule.model_copy(update={"name": "other"})
+    page = Page(text := build_report([schedule, other]))
+    assert "<title>by-hand and other</title>" in text and len(page.all("details")) == 4
+    assert len(page.all("div", **{"class": "strip"})) == 2
+
+
+def test_clips_play_and_sounds_are_heard(schedule: Schedule) -> None:
+    clip = Page(build_report(schedule, measured=measured(40, 30, shape=(5, 4, 4, 3))))
+    first = str(clip.all("img")[0]["src"])
+    assert first.startswith("data:image/webp")
+    with Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))) as image:
+        assert image.is_animated
+    sound = Page(build_report(schedule, measured=measured(40, 30, shape=(2, 4000), rate=8000)))
+    assert len(sound.all("audio")) == 6  # full, ours and plain steps of two prompts
+
+
+def test_a_plot_has_eight_lines_at_most_ours_and_the_best_and_each_is_named_where_it_ends() -> None:
+    lines = {f"method {k}": [(4, 20.0 + k), (8, 40.0 + k)] for k in range(12)} | {"adaptcache": [(4, 1.0), (8, 2.0)]}
+    assert list(best_lines(lines, "adaptcache", 3)) == ["adaptcache", "method 11", "method 10"]
+    axes = build_pareto(lines).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == 8 and "adaptcache" in texts and "method 4" not in texts
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.9 * (axes.get_ylim()[1] - axes.get_ylim()[0]) / 20
+    assert axes.get_title(loc="right") == "the best 8 of 13 methods"

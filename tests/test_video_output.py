@@ -11,7 +11,7 @@ from PIL import Image
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import calibration_folder
-from adaptcache.report.picture import FRAMES, side_by_side, strip
+from adaptcache.report.picture import CAPTION, FRAMES, GAP, HEAD, side_by_side, strip
 
 
 def clip(seed: int = 0, frames: int = 9) -> np.ndarray:
@@ -41,9 +41,14 @@ def test_a_strip_of_an_image_is_the_image():
 def test_clips_are_drawn_side_by_side(tmp_path):
     full, made = clip(), clip()
     made[0] += 1  # seen in the first shown frame alone
-    path = side_by_side(["a", "b"], {"full run": [full, full], "by schedule": [made, full]}, tmp_path / "clips.png")
+    columns = {"full run": [full, full], "few steps": [made, made], "by schedule": [made, full]}
+    path = side_by_side(["a", "b"], columns, tmp_path / "clips.png")
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
+    rest, wide = pixels[:, CAPTION:], (pixels.shape[1] - CAPTION) // 5
+    few, ours = (rest[HEAD:, k * wide : (k + 1) * wide - GAP] for k in (3, 4))  # the differences
+    assert few.max() == 255 and (few[len(few) // 2 + GAP :] > 0).any()
+    assert (ours[len(ours) // 2 + GAP : -GAP] == 0).all()  # the second of ours is the full run's
     assert pixels.shape[1] > 3 * FRAMES * 32  # three columns of strips
     assert pixels.shape[0] > 2 * 32
 

@@ -30,7 +30,7 @@ from .methods import methods
 from .models import models
 from .push import push
 from .report import report
-from .screen import Stopped
+from .screen import Stopped, complain
 from .show import show
 from .tune import tune
 
@@ -92,12 +92,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="torchsde")
     warnings.filterwarnings("ignore", message=r".*weight_norm. is deprecated")
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
-
-
-def complain(line: str) -> None:
-    """Prints a line on stderr, once where there are several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -7,8 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from .files import default_name, load_pipeline, open_cache, wrote
-from .options import BatchSize, Device, Json, Model, Name, Out, Prompts, Scheduler, Seed, Set, Steps
+from .files import default_name, load_pipeline, open_cache, quality_words, wrote
+from .options import (
+    DEMO,
+    BatchSize,
+    Device,
+    Json,
+    Model,
+    Name,
+    Out,
+    Prompts,
+    PublishedMethod,
+    Scheduler,
+    Seed,
+    Set,
+    Steps,
+)  # fmt: skip
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
@@ -18,7 +32,7 @@ FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
 
 
 def calibrate(
-    model: Model = "emoji-flux",
+    model: Model = DEMO,
     speed: Annotated[float | None, Option(help="Steps for each call made. \\[default: 2.8]")] = None,
     budget: Annotated[float | None, Option(help="Fraction of the calls made, instead of --speed.")] = None,
     steps: Steps = None,
@@ -29,9 +43,7 @@ def calibrate(
     eval_on: Annotated[
         int | None, Option(help="Held-out prompts at most. \\[default: 32, or all to certify]", min=0)
     ] = None,
-    method: Annotated[
-        str | None, Option(help="Fit a published method instead: `adaptcache methods` lists them.")
-    ] = None,
+    method: PublishedMethod = None,
     reference_steps: Annotated[
         int | None, Option(help="Match a run of this many steps: corrects the sampler's error too.")
     ] = None,
@@ -97,6 +109,7 @@ def calibrate(
                 f"fit{fit_on}" if fit_on != FIT_ON else None,
                 f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
                 f"seed{seed}" if seed else None, "certified" if certify else None,
+                *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
             )  # fmt: skip
         eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from typer import Option
 
-from .files import load_pipeline, open_cache
-from .options import BatchSize, Device, Json, Model, Prompts, Scheduler, Set, Steps
+from .files import load_pipeline, open_cache, wrote
+from .options import DEMO, BatchSize, Device, Json, Model, Prompts, Scheduler, Set, Steps
 from .screen import out, print_json, print_whole, progress
 
 
 def compare(
-    model: Model = "emoji-flux",
+    model: Model = DEMO,
     budgets: Annotated[str, Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
     methods: Annotated[str, Option(help="Names, separated by commas. \\[default: all]")] = "",
     steps: Steps = None,
@@ -63,7 +63,9 @@ def compare(
         check_charts()
     score, measure, why = find_caption_score(preset.folder, eval_prompts)
     pipe = load_pipeline(preset, device, scheduler)
-    with progress() as report:
+    kept = "finished full runs are kept, the measurements are not"
+    said = wrote(to / "comparison.json") if to else ""
+    with progress(kept=kept) as report:
         result = run_comparison(
             pipe, known.calibration[:fit_on], eval_prompts, shares, preset.steps if steps is None else steps,
             methods=names, sweep_on=sweep_on, refine=refine, caption_score=score, progress=report,
@@ -89,7 +91,7 @@ def compare(
     for left, reason in data["left_out"].items():
         out.print(f"\nleft out: {left}: {reason}")
     if to:
-        out.print(f"\nwrote {to}")
+        out.print(f"\n{said}, and tables, schedules, plots and images beside it")
 
 
 def _shares(text: str) -> list[float]:

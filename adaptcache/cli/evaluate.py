@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from .files import load_pipeline, load_schedule, wrote
-from .options import Device, Json, Model, Prompts, Seed, Set, Steps
+from .files import find_model, load_pipeline, load_schedule, wrote
+from .options import Device, FittedModel, Json, Prompts, Seed, Set, Steps
 from .screen import out, print_json, print_whole, progress, quality_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     schedule: Annotated[list[str], Option("--schedule", "-s", help="A file, a folder or user/repo; may be repeated.")],
-    model: Model = "emoji-flux",
+    model: FittedModel = None,
     prompts: Prompts = None,
     eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,
     steps: Steps = None,
@@ -40,7 +40,7 @@ def evaluate(
 
     \b
     Examples:
-      adaptcache evaluate --schedule schedules/emoji-flux-28-2.8x.json
+      adaptcache evaluate --schedule schedules/emoji-flux-64-28-4x.json
       adaptcache evaluate --model ./my-fine-tune -s flux.json -s user/flux-schedules --prompts mine.txt
       adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --eval-on 8 --out scores.png
     """
@@ -49,13 +49,14 @@ def evaluate(
     from ..errors import ScheduleError
     from ..evaluation.evaluate import evaluate_schedules
     from ..files import check_image
-    from ..presets import read_prompts, resolve
+    from ..presets import read_prompts
+    from ..report import Measured
     from ..report.picture import side_by_side
     from ..runs import PromptSet
     from ..schedule.findings import Grade, explain_findings, worst_grade
 
     schedules = [load_schedule(source) for source in schedule]
-    preset = resolve(model).called_with(settings or [])
+    preset = find_model(model, schedules).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
     held_out = known.held_out[:eval_on]
     said = wrote(check_image(to)) if to else ""
@@ -73,9 +74,8 @@ def evaluate(
         setup, _ = make_setup(pipe, steps, options)
         rows, made = evaluate_schedules(setup, PromptSet(held_out, len(known.calibration)), schedules)
     if to:
-        # The full run next to the first schedule, whose difference is shown; what else was run before.
-        columns = {rows[k].name: made[k].images[:pictures] for k in (*range(2, len(rows)), 0, 1)}
-        side_by_side(held_out[:pictures], columns, to)
+        measured = Measured.of(held_out, rows, made, most=pictures)
+        side_by_side(measured.prompts, measured.columns(), to)
     results = list(zip(schedules, found, rows[1::2], rows[2::2], strict=True))
     if json:
         about = {"model": preset.name, "steps": steps, "held_out": len(held_out)}

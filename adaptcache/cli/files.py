@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,21 @@ def load_pipeline(preset: Preset, device: str | None = None, scheduler: str | No
     return with_sampler(preset.load_pipeline(device), scheduler)
 
 
+def find_model(given: str | None, schedules: Sequence[Schedule]) -> Preset:
+    """Returns the preset of a model; of the one that a schedule was fitted on, where no model is named.
+
+    Schedules come from strangers: only models that a preset knows are taken from them.
+    """
+    from ..presets import Preset, names, resolve
+    from .options import DEMO
+
+    fitted_on = {schedule.denoiser.checkpoint for schedule in schedules}
+    for preset in map(Preset.load, names() if given is None and schedules else ()):
+        if {preset.name, preset.checkpoint} & fitted_on:
+            return preset
+    return resolve(given or DEMO)
+
+
 def open_cache(folder: Path | None = None) -> Cache:
     """Returns the cache of full runs, if it can be written: a profile that cannot be kept is lost work."""
     from ..cache import Cache
@@ -58,6 +74,14 @@ def default_name(*parts: object) -> str:
     """Returns a name for files, of all that is not default: what differs is not to overwrite."""
     words = (re.sub(r"[^\w.=+,-]+", "_", str(part)).strip("_") for part in parts if part not in (None, ""))
     return "-".join(words)[:LONGEST]
+
+
+def quality_words(min_psnr: float | None, max_failure_rate: float, confidence: float) -> list[str | None]:
+    """Returns a quality target as words of a name: decibels, then what else is not default."""
+    if min_psnr is None:
+        return []
+    more = [f"rate{max_failure_rate:g}" if max_failure_rate != 0.05 else None]
+    return [f"{min_psnr:g}dB", *more, f"confidence{confidence:g}" if confidence != 0.95 else None]
 
 
 def wrote(path: Path) -> str:

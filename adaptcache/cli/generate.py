@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .files import load_pipeline, load_schedule, wrote
-from .options import Device, Json, Model, Set, Steps
+from .files import find_model, load_pipeline, load_schedule, wrote
+from .options import Device, FittedModel, Json, Set, Steps
 from .screen import out, print_json, progress
 
 
 def generate(
     prompt: Annotated[str, Option("--prompt", "-p", help="What to generate.")],
-    model: Model = "emoji-flux",
+    model: FittedModel = None,
     schedule: Annotated[
         str | None, Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full.")
     ] = None,
@@ -24,7 +24,7 @@ def generate(
     seed: Annotated[int, Option(help="The noise.")] = 0,
     steps: Steps = None,
     settings: Set = None,
-    compare: Annotated[bool, Option(help="Also run in full; write both, and their difference.")] = False,
+    compare: Annotated[bool, Option(help="Also run in full and with as many plain steps; write all three.")] = False,
     device: Device = None,
     to: Annotated[Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")] = Path(
         "image.png"
@@ -35,7 +35,7 @@ def generate(
 
     Example:
 
-      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-2.8x.json --compare
+      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-64-28-4x.json --compare
       adaptcache generate -p "pizza noto style blue background" --speed 2 --compare
     """
     import time
@@ -50,7 +50,6 @@ def generate(
     from ..evaluation.metrics import psnr
     from ..files import check_image, check_writable
     from ..hub.card import format_psnr
-    from ..presets import resolve
     from ..report.picture import save_output, side_by_side
     from ..runs import PromptSet
 
@@ -58,10 +57,10 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the prompt {prompt!r} is not UTF-8 text: type it again in this terminal") from None
-    preset = resolve(model).called_with(settings or [])
     if schedule and speed:
         raise ValueError(f"--schedule {schedule} says how fast it is: leave --speed {speed:g} out, or the schedule")
     fitted = load_schedule(schedule) if schedule else None
+    preset = find_model(model, [fitted] if fitted else []).called_with(settings or [])
     fast = fitted is not None or speed is not None
     if compare and not fast:
         raise ValueError("--compare needs a --schedule or a --speed to compare with the full run")
@@ -88,15 +87,20 @@ def generate(
             done = handle.report()
             numbers |= {"calls": len(done.computed), "seconds": seconds, "evidence": done.evidence}
             report("generating", 1, 1)
+        setup = replace(setup, progress=report)
         if compare or not fast:
-            full = run_in_full(replace(setup, progress=report), one, stage="in full")
+            full = run_in_full(setup, one, stage="in full")
+        if compare:
+            call = replace(setup.call, num_inference_steps=max(1, numbers["calls"]))
+            plain = run_in_full(replace(setup, call=call), one, stage="as many plain steps")
     if not fast:
         output = full.images[0]
         numbers |= {"calls": round(full.calls), "seconds": full.total}
     if compare:
-        worth = psnr(output, full.images[0])
-        numbers |= {"psnr": worth, "speed": full.total / seconds}
-        side_by_side([prompt], {"full run": full.images, f"{numbers['calls']} calls": [output]}, to)
+        worth, without = (psnr(image, full.images[0]) for image in (output, plain.images[0]))
+        numbers |= {"psnr": worth, "speed": full.total / seconds, "plain_steps_psnr": without}
+        columns = {f"full run, {full.steps} steps": full.images, f"{plain.steps} steps": plain.images}
+        side_by_side([prompt], columns | {f"adaptcache, {numbers['calls']} calls": [output]}, to)
     else:
         save_output(output, to, rate)
     if json:
@@ -106,4 +110,5 @@ def generate(
         out.print(str(done))
     if compare:
         out.print(f"{format_psnr(worth)} against the full run, {full.total / seconds:.2f}x as fast")
+        out.print(f"{format_psnr(without)} with {plain.steps} plain steps instead")
     out.print(f"{said}  ({numbers['calls']} denoiser calls, {numbers['seconds']:.2f} s)")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from rich.text import Text
+
 from .options import Json
-from .screen import new_table, print_json, print_whole
+from .screen import new_table, out, print_json, print_whole
+
+WHOLE = 160  # columns of the whole table
 
 
 def methods(json: Json = False) -> None:
@@ -18,6 +22,15 @@ def methods(json: Json = False) -> None:
     models = {name: list(published_sets(m.published)) if m.published else [] for name, m in METHODS.items()}
     if json:
         print_json([{"name": name, **asdict(m), "models": models[name]} for name, m in METHODS.items()])
+        return
+    if out.width < WHOLE:
+        view, kind = new_table("method", "fit", "policy", "forecast", "site", whole=("fit", "policy", "forecast")), ""
+        for name, method in METHODS.items():
+            if kind != (kind := method.kind):
+                view.add_row(Text(kind, "bold"))
+            view.add_row(name, "yes" if method.needs else "", method.policy, method.forecast, method.sites)
+        out.print(view)
+        out.print("fit: by calibrate --method. A wider screen, or --json, has the papers too.")
         return
     view = new_table("method", "kind", "site", "policy", "forecast", "needs", "paper")
     for name, method in METHODS.items():

@@ -23,6 +23,12 @@ out = Console(
 )  # fmt: skip
 
 
+def complain(line: str) -> None:
+    """Prints a line on stderr, once where there are several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM; its notes say what is kept.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from .files import default_name, load_pipeline, open_cache, wrote
-from .options import BatchSize, Device, Json, Model, Name, Out, Prompts, Steps
+from .files import default_name, load_pipeline, open_cache, quality_words, wrote
+from .options import DEMO, BatchSize, Device, Json, Model, Name, Out, Prompts, Steps
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SHORT = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency"
 
 
 def tune(
-    model: Model = "emoji-flux",
+    model: Model = DEMO,
     speed: Annotated[float | None, Option(help="Steps for each call made.")] = None,
     budget: Annotated[float | None, Option(help="Fraction of the calls made.")] = None,
     max_calls: Annotated[int | None, Option(help="Denoiser calls at most.")] = None,
@@ -83,10 +83,10 @@ def tune(
         target.quality.check_enough(*((len(set(groups)), "subjects") if groups else (len(eval_prompts),)))
     given = target.given
     name = name or default_name(
-        preset.name, steps, f"{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
+        preset.name, steps, f"tuned-{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
         known.name if prompts and prompts != preset.prompts else None,
         f"fit{fit_on}" if fit_on != FIT_ON else None, f"eval{eval_on}" if eval_on != EVAL_ON else None,
-        f"seed{seed}" if seed else None,
+        f"seed{seed}" if seed else None, *quality_words(min_psnr, max_failure_rate, confidence)[1:],
     )  # fmt: skip
     where = check_writable(to or Path("schedules") / f"{name}.json")
     beside = check_writable(front or where.with_suffix(".front.json"))

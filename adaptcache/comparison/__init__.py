@@ -13,6 +13,7 @@ import numpy as np
 from ..calibration.calibrate import calls_for
 from ..engines import make_setup, refuse_unknown
 from ..engines.diffusers.engine import DiffusersEngine, twin
+from ..errors import suggest
 from ..evaluation.generate import reference_images
 from ..evaluation.validate import evidence_of
 from ..runs import Prompt, PromptSet, Setup
@@ -70,7 +71,7 @@ def find_methods(names: Sequence[str]) -> list[str]:
     """
     known = [OURS, *BASELINES]
     if unknown := sorted(set(names) - set(known)):
-        raise LookupError(f"no method {', '.join(unknown)}; there are {', '.join(known)}")
+        raise LookupError(f"no method {unknown[0]}; {suggest(unknown[0], known)}")
     return [name for name in known if not names or name in names]
 
 

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import suggest
+
 LARGEST = 1_000_000  # bytes
 LINES, LONGEST = 20_000, 10_000  # lines, and characters in one
 PARTS = ("calibration", "held-out")
@@ -58,8 +60,8 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
         raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
     if not exists:
         raise FileNotFoundError(
-            f"no prompt file {name_or_path}; give the path of a text file with one prompt "
-            f"a line, or one of: {', '.join(sorted(embedded))}"
+            f"no prompt file {name_or_path}: {suggest(str(name_or_path), sorted(embedded))} "
+            "Or give the path of a text file with one prompt a line"
         )
     parts = _split(_text(path), path)
     subjects = _subjects(parts["held-out"])

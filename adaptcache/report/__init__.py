@@ -1,5 +1,6 @@
 """Pages, charts and pictures of results."""
 
+from .measured import Measured
 from .page import build_report, write_report
 
-__all__ = ["build_report", "write_report"]
+__all__ = ["Measured", "build_report", "write_report"]

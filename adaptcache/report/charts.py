@@ -87,24 +87,64 @@ def build_heat_map(distances: np.ndarray) -> Figure:
     return figure
 
 
-def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figure:
-    """Draws decibels over denoiser calls, a line a method; the best at most calls is named first."""
+def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache", most: int = 8) -> Figure:
+    """Draws decibels over denoiser calls, a line a method with its name at the end: ours and the best of the others.
+
+    Arguments:
+        lines: Calls and decibels, by method.
+        ours: The method that stands out.
+        most: Lines at most.
+    """
+    chosen = best_lines(lines, ours, most)
     looks = itertools.product(MARKERS, [f"C{k}" for k in range(10)])
-    with _decibels(9, max(5, 0.19 * len(lines)), "denoiser calls (block calls / blocks)") as (figure, axes):
-        for method, points in sorted(lines.items(), key=lambda item: -max(item[1])[1]):
+    with _decibels(9, 5, "denoiser calls (block calls / blocks)") as (figure, axes):
+        ends = []
+        for method, points in chosen.items():
             style: dict[str, Any] = {"color": "black", "marker": "o", "linewidth": 2.5, "zorder": 3}
             if method != ours:
                 marker, colour = next(looks)
                 style = {"color": colour, "marker": marker, "linewidth": 1.2, "markersize": 5}
-            axes.plot(*zip(*sorted(points), strict=True), label=method, **style)
+            axes.plot(*zip(*points, strict=True), label=method, **style)
             for calls, value in points:
                 tip = f"{TIP}{method}: {value:.1f} dB, {calls:.1f} calls"
                 axes.plot(calls, value, gid=tip, **style)
+            ends.append((points[-1], method, style["color"]))
         axes.set_xscale("log")
         _label_plainly(axes.xaxis, (1, 2, 3, 5, 7))
-        if lines:
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        _name_lines(axes, ends)
+        if left := len(lines) - len(chosen):
+            axes.set_title(f"the best {len(chosen)} of {len(chosen) + left} methods", fontsize=9, loc="right")
     return figure
+
+
+def best_lines(lines: Mapping[str, Points], ours: str, most: int) -> dict[str, Points]:
+    """Returns ours and the best of the other lines, the best first; each line's points by rising calls.
+
+    The best are those with the highest decibels, on average over the calls of all lines, where a line that has no
+    point at so few calls counts as its lowest.
+    """
+    ordered = {method: sorted(points) for method, points in lines.items() if points}
+    at = sorted({calls for points in ordered.values() for calls, _ in points})
+
+    def mean(method: str) -> float:
+        calls, values = zip(*ordered[method], strict=True)
+        return float(np.mean(np.interp(np.log(at), np.log(calls), values)))
+
+    ranked = sorted(ordered, key=lambda method: (method != ours, -mean(method)))
+    return {method: ordered[method] for method in ranked[:most]}
+
+
+def _name_lines(axes: Axes, ends: Sequence[tuple[tuple[float, float], str, str]]) -> None:
+    """Writes the name of each line to the right of all, as high as it ends where no other name stands."""
+    low, high = axes.get_ylim()
+    gap, free = (high - low) / 20, -np.inf
+    for (calls, value), name, colour in sorted(ends, key=lambda end: end[0][1]):
+        free = max(value, free + gap)
+        axes.annotate(
+            name, (calls, value), (1.02, free), xycoords="data", textcoords=("axes fraction", "data"), color=colour,
+            fontsize=8, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3},
+        )  # fmt: skip
 
 
 def build_front(lines: Mapping[str, Points], title: str = "", chosen: tuple[float, float] | None = None) -> Figure:

@@ -1,4 +1,4 @@
-"""One HTML file about a schedule: what it does, how good it is, where it came from.
+"""One HTML file about a schedule, or several: what it does, how good it is, where it came from.
 
 Needs `adaptcache-diffusers[report]`.
 """
@@ -19,29 +19,37 @@ from PIL import Image
 from rich.filesize import decimal
 
 from ..errors import ScheduleError
-from ..files import write_atomically
+from ..files import FRAMES, wave_bytes, write_atomically
 from ..hub.card import EXACT, format_psnr
 from ..policies.plan import Plan
 from ..schedule.format import Kernel
 from ..schedule.schedule import Schedule
 from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
+from .measured import Measured
+from .picture import spectrogram
 
 OURS, FULL = "adaptcache", "full run"
 SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
 LONGEST = 1_000_000  # bytes of a sound, for the same reason
 
 
-def write_report(schedule: Schedule, path: str | Path, comparison: str | Path | None = None) -> Path:
-    """Writes the report of a schedule.
+def write_report(
+    schedules: Schedule | Sequence[Schedule], path: str | Path, comparison: str | Path | None = None,
+    measured: Measured | None = None,
+) -> Path:  # fmt: skip
+    """Writes the report of a schedule, or of several on one page.
 
     Arguments:
         comparison: A folder that `adaptcache compare --out` wrote, for its table, plots and images.
+        measured: What the schedules made of some prompts, for the pictures.
     """
-    return write_atomically(path, build_report(schedule, comparison).encode())
+    return write_atomically(path, build_report(schedules, comparison, measured).encode())
 
 
-def build_report(schedule: Schedule, comparison: str | Path | None = None) -> str:
-    """Returns the report of a schedule: one page that loads nothing from elsewhere."""
+def build_report(
+    schedules: Schedule | Sequence[Schedule], comparison: str | Path | None = None, measured: Measured | None = None
+) -> str:
+    """Returns the report of schedules: one page that loads nothing from elsewhere."""
     check_charts()
     try:
         from jinja2 import Environment, StrictUndefined
@@ -49,21 +57,111 @@ def build_report(schedule: Schedule, comparison: str | Path | None = None) -> st
     except ImportError:
         raise ImportError("reports need jinja2: pip install 'adaptcache-diffusers[report]'") from None
 
+    many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
     text = (importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"psnr": format_psnr, "size": decimal, "chart": lambda *chart: Markup(to_svg(*chart))}
-    strips, evidence = _strips(schedule), schedule.evidence
-    computed = [cell["index"] for cell in strips[0] if cell["computed"]] if strips else []
-    calls = evidence.calls[0] if evidence else len(computed)
+    parts = [_part(one, measured.only(number) if measured else None) for number, one in enumerate(many)]
+    labels = [part["label"] for part in parts]
+    if len(set(labels)) < len(labels):
+        labels = [one.name for one in many]
     return page.from_string(text).render(
-        schedule=schedule,
-        strips=strips,
-        **_kernel_charts(schedule.kernel, computed),
-        forecast=schedule.rules[0].forecast.model_dump(exclude={"table"}),
-        certificate=evidence.certificate.sentence if evidence and evidence.certificate else None,
-        comparison=read_comparison(Path(comparison), calls) if comparison else None,
+        title=" and ".join(one.name for one in many),
+        parts=parts,
+        measured=measured and _measured(measured, labels),
+        comparison=read_comparison(Path(comparison), parts[0]["calls"]) if comparison else None,
         exact=EXACT,
     )
+
+
+def _part(schedule: Schedule, measured: Measured | None) -> dict[str, Any]:
+    """Returns what the page says about one of its schedules."""
+    strips, seen = _strips(schedule), schedule.evidence
+    computed = [cell["index"] for cell in strips[0] if cell["computed"]] if strips else []
+    calls = seen.calls[0] if seen else len(computed)
+    sentence, grade = verdict(schedule, measured)
+    return {
+        "schedule": schedule, "strips": strips, "calls": calls, "verdict": sentence, "grade": grade,
+        "label": f"{calls} calls" if calls else schedule.name,
+        "forecast": schedule.rules[0].forecast.model_dump(exclude={"table"}),
+        "certificate": seen.certificate.sentence if seen and seen.certificate else None,
+        **_kernel_charts(schedule.kernel, computed),
+    }  # fmt: skip
+
+
+def verdict(schedule: Schedule, measured: Measured | None = None) -> tuple[str, str]:
+    """Returns what to think of a schedule in a sentence, and whether that is "good", "bad" or "" (not known).
+
+    Arguments:
+        schedule: The schedule, whose evidence is taken where nothing was measured.
+        measured: What was measured of it, and of as many plain steps.
+    """
+    seen = schedule.evidence
+    if measured:
+        _, ours, fewer = measured.rows
+        calls, decibels, plain = ours.calls, ours.psnr["mean"], fewer.psnr["mean"]
+        speed = f"{ours.loop:.2f} times as fast as all {measured.rows[0].calls} steps, as measured"
+    elif seen is None:
+        return "Not measured on held-out prompts: nothing is known of its quality.", ""
+    elif seen.verdict:
+        return seen.verdict, "bad"
+    else:
+        baseline = getattr(seen, "baseline", None)
+        calls, decibels, plain = seen.calls[0], seen.psnr["mean"], getattr(baseline, "psnr", {}).get("mean")
+        speed = f"{seen.speed:.2f} times fewer denoiser calls than all {seen.calls[1]} steps"
+    sentence = f"{speed}; outputs are {format_psnr(decibels)} from the full run's"
+    if plain is None:
+        return f"{sentence}. As many plain steps were not measured beside it.", ""
+    gain = decibels - plain
+    if gain < 0:
+        return f"{sentence}, {-gain:.1f} dB worse than {calls} plain steps: take those instead.", "bad"
+    return f"{sentence}, {gain:.1f} dB nearer than {calls} plain steps.", "good" if gain >= 1 else ""
+
+
+def _measured(measured: Measured, labels: Sequence[str]) -> dict[str, Any]:
+    """Returns the numbers and the pictures of a measurement."""
+    names = ["full run"]
+    for number, label in enumerate(labels):
+        names += [f"adaptcache, {label}", measured.rows[2 + 2 * number].name]
+    rows = []
+    for number, (name, row) in enumerate(zip(names, measured.rows, strict=True)):
+        beside = measured.rows[number + 1] if number % 2 else None  # as many plain steps
+        gain = row.psnr["mean"] - beside.psnr["mean"] if beside else None
+        rows.append({"name": name, "row": row, "gain": gain})
+    prompts = []
+    for number, prompt in enumerate(measured.prompts):
+        made = [outputs[number] for outputs in measured.images]
+        pairs = [
+            (f"{names[k]}, {format_psnr(measured.decibels(k, number))}", embed_output(made[k]),
+             embed_sound(made[k], measured.rate)) for k in range(1, len(made))
+        ]  # fmt: skip
+        whole = {"full": embed_output(made[0]), "sound": embed_sound(made[0], measured.rate)}
+        prompts.append({"prompt": prompt, **whole, "pairs": pairs})
+    return {"rows": rows, "prompts": prompts, "held_out": measured.held_out}
+
+
+def embed_output(output: np.ndarray) -> str:
+    """Returns an output as an image in text: a clip as one that plays, a sound as its spectrogram."""
+    shown = spectrogram(output) if output.ndim == 2 else output
+    pixels = (shown.clip(0, 1) * 255).round().astype(np.uint8).reshape(-1, *shown.shape[-3:])
+    first, *rest = frames = [Image.fromarray(frame) for frame in pixels]
+    for frame in frames:
+        frame.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    clip = {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES, "loop": 0, "lossless": True}
+    first.save(buffer, "WEBP" if rest else "PNG", **(clip if rest else {}))
+    return _as_uri("image/webp" if rest else "image/png", buffer.getvalue())
+
+
+def embed_sound(output: np.ndarray, rate: int | None) -> str:
+    """Returns a sound as text; nothing where it is none, or a long one."""
+    if output.ndim != 2 or rate is None or output.size * 2 > LONGEST:
+        return ""
+    return _as_uri("audio/wav", wave_bytes(output, rate))
+
+
+def _as_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _strips(schedule: Schedule) -> list[list[dict[str, Any]]]:
@@ -202,7 +300,7 @@ def _picture(folder: Path, name: str) -> str:
         shown = image.convert("RGB")
     shown.thumbnail((SIDE, SIDE))
     shown.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _as_uri("image/png", buffer.getvalue())
 
 
 def _sound(folder: Path, name: str) -> str:
@@ -210,4 +308,4 @@ def _sound(folder: Path, name: str) -> str:
     path = _inside(folder, name).with_suffix(".wav")
     if not path.is_file() or path.stat().st_size > LONGEST:
         return ""
-    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
+    return _as_uri("audio/wav", path.read_bytes())

@@ -1,7 +1,8 @@
-"""Pictures of results, of sound too: full run, cached run and their difference, a row a prompt."""
+"""Pictures of results, of sound too: full run, cached runs and their differences, a row a prompt."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_image, write_sound
 
-GAP, HEAD, CAPTION = 8, 26, 190  # pixels
+GAP, HEAD, CAPTION = 8, 52, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 FRAMES = 5  # of a clip are shown
 SPECTRUM = (160, 96)  # pixels of a spectrogram, time and frequency
@@ -19,30 +20,32 @@ FAINTEST = 60.0  # decibels below full scale: black
 
 
 def side_by_side(
-    prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]], path: str | Path, gain: float = 8.0
+    prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]], path: str | Path, gain: float = 4.0
 ) -> Path:
-    """Draws a row for each prompt: the columns, then the difference of the last two times `gain`.
+    """Draws a row for each prompt: the columns, then the difference of each from the first times `gain`.
 
     Arguments:
-        columns: Images by heading, one a prompt, with values in [0, 1] and shape (H, W, 3); clips with
-            shape (F, H, W, 3), of which some frames are shown; or sounds with values in [-1, 1] and shape
-            (channels, samples).
+        columns: Images by heading, one a prompt, the full run's first, with values in [0, 1] and shape (H, W, 3);
+            clips with shape (F, H, W, 3), of which some frames are shown; or sounds with values in [-1, 1] and
+            shape (channels, samples).
         gain: By how much differences are amplified.
     """
     clips = next(iter(columns.values()))[0].ndim == 4
-    columns = {heading: [strip(image) for image in images] for heading, images in columns.items()}
-    truth, cached = list(columns.values())[-2:]
-    difference = [np.clip(np.abs(a - b) * gain, 0, 1) for a, b in zip(truth, cached, strict=True)]
-    table = {**columns, f"difference x {gain:g}": difference}
+    table = {heading: [strip(image) for image in images] for heading, images in columns.items()}
+    (_, truth), *others = table.items()
+    for heading, images in others:
+        table[f"{heading}:\ndifference x {gain:g}"] = [
+            np.clip(np.abs(a - b) * gain, 0, 1) for a, b in zip(truth, images, strict=True)
+        ]
     height, width = truth[0].shape[:2]
-    scale = max(1, round((LEAST / 2 if clips else LEAST) / (height if clips else max(height, width))))
+    scale = max(1, math.ceil((LEAST / 2 if clips else LEAST) / (height if clips else max(height, width))))
     height, width = height * scale, width * scale
     size = (CAPTION + len(table) * (width + GAP), HEAD + len(prompts) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, (heading, images) in enumerate(table.items()):
         left = CAPTION + column * (width + GAP)
-        draw.text((left, 5), heading, fill="black", font=font)
+        draw.text((left, HEAD - GAP), _wrapped(heading, width), fill="black", font=font, anchor="ld")
         for line, image in enumerate(images):
             tile = Image.fromarray((image.clip(0, 1) * 255).round().astype(np.uint8))
             sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, HEAD + line * (height + GAP)))
@@ -50,6 +53,12 @@ def side_by_side(
         text = "\n".join(textwrap.wrap(prompt, 24)[: height // 18])
         draw.text((GAP, HEAD + line * (height + GAP)), text, fill="black", font=font)
     return write_image(path, sheet)
+
+
+def _wrapped(heading: str, width: int) -> str:
+    """Returns a heading as lines that fit a column of a width in pixels, two at most."""
+    lines = [part for line in heading.splitlines() for part in textwrap.wrap(line, width // 8)]
+    return "\n".join(lines[:2])
 
 
 def strip(output: np.ndarray) -> np.ndarray:

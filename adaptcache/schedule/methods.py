@@ -1,6 +1,5 @@
 """What the field published, by name: sites, a policy and a forecast, and what has to be known for them."""
 
-import difflib
 import functools
 import json
 import tomllib
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
+from ..errors import suggest
 from ..forecasts import FORECASTS
 from ..policies import POLICIES
 from ..policies.mask import Mask
@@ -89,9 +89,7 @@ def find_name(what: str, name: str, known: Collection[str]) -> str:
     """Returns the name, or says which ones are near it."""
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, 3, 0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
-    raise LookupError(f"no {what} {name!r}; {hint}")
+    raise LookupError(f"no {what} {name!r}; {suggest(name, known)}")
 
 
 def find_method(name: str) -> Method:
