@@ -50,14 +50,12 @@ class Player:
     def choices(self) -> list[int]:
         """The numbers of calls that there is a schedule for, or that one can be fitted for."""
         steps = self.setup.call.num_inference_steps
-        given = {len(one.rules[0].policy.steps(one.grid.times)) for one in self.schedules}  # type: ignore[attr-defined]
-        return sorted(given) or list(range(2, steps))
+        return sorted({len(one.steps()) for one in self.schedules}) or list(range(2, steps))
 
     def schedule(self, calls: int) -> Schedule:
         """Returns the schedule for a number of calls: of those given the nearest, or one that is fitted now."""
         if self.schedules:
-            by_calls = dict(zip(self.choices, sorted(self.schedules, key=_calls_of), strict=False))
-            return by_calls[min(by_calls, key=lambda known: abs(known - calls))]
+            return min(self.schedules, key=lambda one: abs(len(one.steps()) - calls))
         if calls not in self.fitted:
             setup, steps = self.setup, self.setup.call.num_inference_steps
             self.fitted[calls] = calibrate(
@@ -95,10 +93,6 @@ class Player:
         return f"<div class='played'>{''.join(figures)}</div>"
 
 
-def _calls_of(schedule: Schedule) -> int:
-    return len(schedule.rules[0].policy.steps(schedule.grid.times))  # type: ignore[attr-defined]
-
-
 def _figure(name: str, made: Generation, truth: np.ndarray, full: float, rate: int | None) -> str:
     output = made.images[0]
     says = f"{made.total:.2f} s"
@@ -125,11 +119,15 @@ def build_page(player: Player, title: str, prompt: str) -> Any:
     except ImportError:
         raise ImportError("the page needs gradio: pip install 'adaptcache-diffusers[play]'") from None
     choices, steps = player.choices, player.setup.call.num_inference_steps
-    about = "given schedules" if player.schedules else "a schedule for each number of calls, fitted when first asked for"
+    about = (
+        "given schedules" if player.schedules else "a schedule for each number of calls, fitted when asked for first"
+    )
     with gradio.Blocks(title=f"adaptcache: {title}", analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}\nThe same noise {steps} steps in full, by adaptcache ({about}), and in plain steps.")
+        gradio.Markdown(
+            f"# {title}\nThe same noise {steps} steps in full, by adaptcache ({about}), and in plain steps."
+        )
         with gradio.Row():
-            text = gradio.Textbox(prompt, label="prompt", scale=4)
+            text = gradio.Textbox(prompt, label="prompt", scale=4, min_width=320)
             seed = gradio.Number(0, label="seed", precision=0, minimum=0, scale=1)
         start = min(choices, key=lambda calls: abs(calls - steps / 4))
         calls = gradio.Slider(choices[0], choices[-1], start, step=1, label=f"calls of the denoiser, of {steps}")
