@@ -28,6 +28,7 @@ from .generate import generate
 from .lint import lint
 from .methods import methods
 from .models import models
+from .play import play
 from .push import push
 from .report import report
 from .screen import Stopped, complain
@@ -55,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS = (
-    calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, push, demo,
+    calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, play, push, demo,
 )  # fmt: skip
 for verb in VERBS:
     app.command(context_settings=WORDS)(verb)

@@ -25,11 +25,9 @@ def side_by_side(
     """Draws a row for each prompt: the columns, then the difference of each from the first times `gain`.
 
     Arguments:
-        prompts: The captions.
         columns: Images by heading, one a prompt, the full run's first, with values in [0, 1] and shape (H, W, 3);
             clips with shape (F, H, W, 3), of which some frames are shown; or sounds with values in [-1, 1] and
             shape (channels, samples).
-        path: The PNG file.
         gain: By how much differences are amplified.
     """
     clips = next(iter(columns.values()))[0].ndim == 4
