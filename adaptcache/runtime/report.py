@@ -23,6 +23,7 @@ class Report:
         names: The components that were called, by step and branch.
         unlike: How the run differed from those of the calibration prompts; empty where it did not, or where the
             schedule knows nothing of them.
+        notes: What else is to be known of the call.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -32,6 +33,7 @@ class Report:
     sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: tuple[tuple[str, ...], ...] = ()
     unlike: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def made(self) -> int:
@@ -68,4 +70,4 @@ class Report:
         for name, steps in self.sites.items():
             marks = "".join("█" if i in steps else "·" for i in range(len(self.calls)))
             lines.append(f"{marks}  {name}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
