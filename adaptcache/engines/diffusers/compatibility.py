@@ -201,7 +201,7 @@ def _scale(guiders: Mapping[str, Any]) -> float:
 def _crossed(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields another guidance where one of schedule and pipeline has guiders, and the other arguments of a call."""
     guiders, here = schedule.made.get("guiders") or {}, guiders_of(pipe)
-    known = defaults_of(pipe) | call if guiders else schedule.made["call"]
+    known = {**defaults_of(pipe), **call} if guiders else schedule.made["call"]
     classic = known.get("true_cfg_scale") or known.get("guidance_scale") or 1.0
     name = type(pipe).__name__ if guiders else str(schedule.made.get("pipeline"))
     classic += name.startswith(FROM_COND)
