@@ -19,7 +19,7 @@ from rich.table import Table
 
 import adaptcache
 from adaptcache.calibration.match import match
-from adaptcache.engines.diffusers.engine import call_pipeline
+from adaptcache.engines.diffusers.calls import call_pipeline
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.policies.plan import Plan
 from adaptcache.runs import PromptSet

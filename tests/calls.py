@@ -6,7 +6,8 @@ from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # calibrating draws bars by default
 
-from adaptcache.engines.diffusers.engine import DiffusersEngine, call_pipeline
+from adaptcache.engines.diffusers.calls import call_pipeline
+from adaptcache.engines.diffusers.engine import DiffusersEngine
 from adaptcache.runs import PipelineCall, PromptSet, Setup
 
 

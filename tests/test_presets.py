@@ -12,6 +12,7 @@ from diffusers.pipelines import pipeline_utils
 from huggingface_hub import errors
 
 from adaptcache.presets import CheckpointError, Preset, calibration_folder, names, resolve
+from tests.pipelines.table import built
 
 HUB = Preset(name="no-such", checkpoint="nobody/no-such-model")
 GATED = HUB.model_copy(update={"gated": True})
@@ -64,7 +65,11 @@ def fail(error):
 @pytest.mark.parametrize("name", names())
 def test_every_argument_of_a_preset_exists_in_its_pipeline(name):
     preset = Preset.load(name)
-    parameters = inspect.signature(getattr(diffusers, preset.pipeline).__call__).parameters
+    kind = getattr(diffusers, preset.pipeline)
+    if issubclass(kind, diffusers.ModularPipeline):
+        parameters = {one.name for one in getattr(diffusers, kind.default_blocks_name)().inputs}
+    else:
+        parameters = set(inspect.signature(kind.__call__).parameters)
     given = {**preset.call, "num_inference_steps": preset.steps, "prompt": "a", "generator": None}
     assert [key for key in given if key not in parameters] == []
 
@@ -152,6 +157,21 @@ def test_arguments_of_the_call_are_set_by_words():
     for bad in ("height", "=3", "a b=3", "prompt=x"):
         with pytest.raises(ValueError, match=r"NAME=VALUE|sets prompt itself"):
             HUB.called_with([bad])
+
+
+@pytest.mark.parametrize("pipeline", ["DiffusionPipeline", "ModularPipeline", "QwenImageModularPipeline"])
+def test_a_modular_pipeline_is_loaded_like_a_classic_one(tmp_path, pipeline):
+    parts = built("Qwen-Image").pipe
+    blocks = diffusers.QwenImageAutoBlocks()
+    pipe = blocks.init_pipeline()
+    pipe.update_components(transformer=parts.transformer, scheduler=parts.scheduler)
+    pipe.save_pretrained(str(tmp_path / "tiny"), overwrite_modular_index=True)
+    mine = resolve(str(tmp_path / "tiny")).model_copy(update={"pipeline": pipeline, "dtype": "bfloat16"})
+    found = mine.load_pipeline("cpu")
+    assert type(found) is diffusers.QwenImageModularPipeline and found.transformer.dtype == torch.bfloat16
+    (tmp_path / "tiny" / "transformer" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"transformer of .*tiny cannot be loaded"):
+        mine.load_pipeline("cpu")
 
 
 # Finding a preset

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CALL, embedded, tiny_flux
 
-from adaptcache.engines.diffusers.engine import spread
+from adaptcache.engines.diffusers.calls import spread
 from adaptcache.engines.diffusers.sampler import sampler, with_sampler
 
 DPM = "DPMSolverMultistepScheduler"

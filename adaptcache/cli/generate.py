@@ -45,7 +45,8 @@ def generate(
 
     from ..engines import make_setup
     from ..engines.diffusers.attach import attach
-    from ..engines.diffusers.engine import call_pipeline, sampling_rate
+    from ..engines.diffusers.calls import call_pipeline
+    from ..engines.diffusers.engine import sampling_rate
     from ..evaluation.generate import generate as run_in_full
     from ..evaluation.metrics import psnr
     from ..files import check_image, check_writable

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST = 16_384  # bytes; real presets have about 500
 DOTS = 200  # in all: a key of a thousand parts takes a TOML parser quadratic time
+INDEXES = ("model_index.json", "modular_model_index.json")  # of a classic pipeline, and of blocks
 OURS = {"prompt", "num_inference_steps", "generator", "latents", "output_type"}
 ELSEWHERE = "To use a copy of your own, point to its folder: --model /path/to/folder"
 
@@ -122,7 +123,7 @@ class Preset(BaseModel):
             CheckpointError: The weights cannot be had or read, or the device cannot be used.
         """
         folder = Path(path).expanduser() if path else self.folder
-        if folder and not (folder / "model_index.json").is_file():
+        if folder and not any((folder / name).is_file() for name in INDEXES):
             raise CheckpointError(_no_folder(folder, self))
 
         import diffusers
@@ -151,10 +152,38 @@ class Preset(BaseModel):
             *HfHubHTTPError.__bases__,  # a time-out while connecting is an HTTP library's own error
         )
         try:
-            loaded = pipeline.from_pretrained(source, **options)
+            loaded = load(pipeline, source, options)
         except failures as error:
             raise CheckpointError(_why(error, source, self.gated)) from error
         return loaded.to(device)
+
+
+def load(kind: Any, source: str, options: dict[str, Any]) -> Any:
+    """Loads a pipeline, a modular one where its class is, or where the source has the index of blocks only.
+
+    Raises:
+        OSError: Components of a modular pipeline could not be loaded.
+    """
+    import diffusers
+    from huggingface_hub.errors import EntryNotFoundError
+
+    classic, blocks = (Path(source) / name for name in INDEXES)
+    modular = issubclass(kind, diffusers.ModularPipeline) or (blocks.is_file() and not classic.is_file())
+    if not modular:
+        try:
+            return kind.from_pretrained(source, **options)
+        except EntryNotFoundError:
+            if kind is not diffusers.DiffusionPipeline:
+                raise
+    found = kind if issubclass(kind, diffusers.ModularPipeline) else diffusers.ModularPipeline
+    pipe = found.from_pretrained(source)
+    wanted = {
+        name for name in pipe.pretrained_component_names if pipe.get_component_spec(name).pretrained_model_name_or_path
+    }
+    pipe.load_components(**options)
+    if missing := sorted(wanted & set(pipe.null_component_names)):
+        raise OSError(f"{', '.join(missing)} of {source} cannot be loaded (diffusers logged why)")
+    return pipe
 
 
 def names() -> list[str]:

@@ -25,6 +25,7 @@ class Report:
         names: The components that were called, by step and branch.
         unlike: How the run differed from those of the calibration prompts; empty where it did not, or where the
             schedule knows nothing of them.
+        notes: What else is to be known of the call.
     """
 
     calls: tuple[tuple[bool, ...], ...]
@@ -34,6 +35,7 @@ class Report:
     sites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: tuple[tuple[str, ...], ...] = ()
     unlike: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def made(self) -> int:
@@ -75,4 +77,4 @@ class Report:
             marks = "".join("█" if share == 1 else "·▁▂▃▄▅▆▇"[min(7, ceil(share * 7))] for share in shares)
             many = f": {sum(shares) / max(len(shares), 1):.0%} of {len(rows)} computed" if len(rows) > 1 else ""
             lines.append(f"{marks}  {name}{many}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])

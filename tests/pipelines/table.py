@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptcache.engines.diffusers.calls import parameters_of
 from adaptcache.engines.diffusers.components import denoisers_of
-from adaptcache.engines.diffusers.engine import parameters_of
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
@@ -96,6 +97,7 @@ def counted(pipe: Any) -> Iterator[list[str]]:
     denoisers = denoisers_of(pipe)
     for denoiser in denoisers:
 
+        @functools.wraps(denoiser.forward)  # some pipelines ask for the names of its arguments
         def forward(
             *args: Any, _own: Any = denoiser.forward, _name: str = type(denoiser).__name__, **kwargs: Any
         ) -> Any:

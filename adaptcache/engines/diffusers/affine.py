@@ -15,7 +15,8 @@ from ...fitting.affine import LANDS, AffineSampler, data_weights, trace_steps
 from ...fitting.kernel import Array
 from ...runs import fork_rng
 from ...schedule.instant import InstantRequest
-from .compatibility import GUIDANCE, defaults_of, mixes_branches
+from .calls import defaults_of
+from .compatibility import GUIDANCE, mixes_branches
 from .components import denoisers_of, plain_module
 from .identity import config_of
 

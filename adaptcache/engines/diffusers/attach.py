@@ -17,11 +17,13 @@ from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
 from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
+from .components import find_remembering
 from .gate import Gate
 from .identity import state_of
 
 __all__ = ["Handle", "attach"]
 
+REMEMBERS = "{name} remembers earlier steps: at skipped ones it saw the outputs of the step that was computed last"
 ALLOWED = {"guidance"}
 
 
@@ -85,7 +87,9 @@ class Handle:
         calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
         names = tuple(tuple(branches) for loop in loops for branches in loop.names)
         account = runner.account
-        return Report(calls, runner.evidence, account.gear, account.why(), runner.site_steps(), names, runner.unlike())
+        notes = [REMEMBERS.format(name=name) for name in find_remembering(self._pipe) if not all(map(all, calls))]
+        sites, unlike = runner.site_steps(), runner.unlike()
+        return Report(calls, runner.evidence, account.gear, account.why(), sites, names, unlike, tuple(notes))
 
     @contextmanager
     def loop(self, **arguments: Any) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,9 @@ from ...files import dump_json
 from ...forecasts.matched import Matched
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
-from .components import denoisers_of, find_schedulers, plain_module
-from .identity import checkpoint_of, config_of, fingerprint, provenance
+from .calls import defaults_of, named_inputs
+from .components import denoisers_of, find_guiders, find_schedulers, plain_module
+from .identity import checkpoint_of, config_of, fingerprint, guiders_of, provenance
 
 __all__ = ["check_schedule", "graded", "graded_call", "other_cache"]
 
@@ -34,6 +34,7 @@ CONTENT = {  # arguments that say what is made, how many, and in which form, or 
     "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
     "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
 }  # fmt: skip
+FROM_COND = ("ZImage",)  # families whose guidance_scale counts from the branch with the prompt: a guider's less 1
 FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 
@@ -54,6 +55,7 @@ def graded(
         The differences, worst first; none where all is as it was.
     """
     found = [*_denoiser(schedule, pipe), *_pipeline(schedule, pipe), *_scheduler(schedule, pipe)]
+    found += _guiders(schedule, pipe)
     found += _other_cache(pipe)
     if call is not None:
         found += _call(schedule, pipe, call)
@@ -87,7 +89,7 @@ def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> 
         pipe: The pipeline.
         arguments: What it is called with, by name; sizes that are left to the pipeline are not compared.
     """
-    made = schedule.made.get("call") or {}
+    made, arguments = schedule.made.get("call") or {}, named_inputs(pipe, arguments)
     chosen = {name for name in SIZE if arguments.get(name) is not None and made.get(name) is not None}
     given = {name: value for name, value in arguments.items() if name not in SIZE or name in chosen}
     sizes = {name: made[name] for name in SIZE if name in made and name not in chosen}
@@ -149,7 +151,8 @@ def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
 
 def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
     made, here = schedule.made, provenance(pipe)
-    if made.get("pipeline", here["pipeline"]) != here["pipeline"]:
+    # A classic pipeline and the modular one of its name are the same thing measured.
+    if made.get("pipeline", here["pipeline"]).replace("Modular", "") != here["pipeline"].replace("Modular", ""):
         says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: it was not measured here"
         yield Finding("pipeline", Grade.WARNED, says)
     if made.get("dtype", here["dtype"]) != here["dtype"]:
@@ -174,6 +177,48 @@ def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         yield Finding("scheduler", *_replanned(schedule, f"other steps of {here}", changes))
 
 
+def _guiders(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
+    """Yields how the guiders of a pipeline differ; with those of a classic one, its guidance is compared in calls."""
+    before, now = schedule.made.get("guiders"), guiders_of(pipe)
+    if not before or not now:
+        strange = sorted({one["class"] for one in now.values()} - {"ClassifierFreeGuidance"})
+        if strange and before is not None:
+            yield Finding("guidance", Grade.WARNED, f"was fitted without the {', '.join(strange)} of this pipeline")
+        return
+    changed = []
+    for name in before.keys() | now.keys():
+        old, new = before.get(name) or {}, now.get(name) or {}
+        differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        changed += [f"{name}.{key} {old.get(key)} and now {new.get(key)}" for key in differ]
+    if changed:
+        yield from _other_guidance(", ".join(changed), [(_scale(before), _scale(now))])
+
+
+def _scale(guiders: Mapping[str, Any]) -> float:
+    return max((float(one["scale"]) for one in guiders.values()), default=1.0)
+
+
+def _crossed(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yields another guidance where one of schedule and pipeline has guiders, and the other arguments of a call."""
+    guiders, here = schedule.made.get("guiders") or {}, guiders_of(pipe)
+    known = {**defaults_of(pipe), **call} if guiders else schedule.made["call"]
+    classic = known.get("true_cfg_scale") or known.get("guidance_scale") or 1.0
+    name = type(pipe).__name__ if guiders else str(schedule.made.get("pipeline"))
+    classic += name.startswith(FROM_COND)
+    before, now = (_scale(guiders), classic) if guiders else (classic, _scale(here))
+    if max(1.0, before) != max(1.0, now):
+        yield from _other_guidance(f"guidance {before:g} and now {now:g}", [(before, now)])
+
+
+def _other_guidance(changed: str, pairs: list[tuple[Any, Any]]) -> Iterator[Finding]:
+    says = f"was fitted at another guidance: {changed}"
+    if any(_too_strong(*pair) for pair in pairs):
+        cure = "calibrate at this guidance, or allow it: attach(..., allow=('guidance',))"
+        yield Finding("guidance", Grade.REFUSED, f"{says}; as many plain steps are better there: {cure}")
+    else:
+        yield Finding("guidance", Grade.WARNED, f"{says}; it was not measured here")
+
+
 def _replanned(schedule: Schedule, before: str, now: str) -> tuple[Grade, str]:
     says = f"was fitted on {before}, this run has {now}" if now.isdigit() else f"was fitted on {before}: {now}"
     if isinstance(schedule.rules[0].forecast, Matched) and schedule.kernel is None:
@@ -188,7 +233,10 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
         return
     default = defaults_of(pipe)
     known = {name: default.get(name) for name in (*GUIDANCE, *SIZE) if name in default or name in made}
-    for what, names in (("guidance", GUIDANCE), ("size", SIZE)):
+    crossed = bool(schedule.made.get("guiders")) != bool(find_guiders(pipe))
+    if crossed:
+        yield from _crossed(schedule, pipe, call)
+    for what, names in (("guidance", () if crossed else GUIDANCE), ("size", SIZE)):
         own = [name for name in names if name in known]
         pairs = {name: (made.get(name, known[name]), call.get(name, known[name])) for name in own}
         changed = [f"{name} {a} and now {b}" for name, (a, b) in pairs.items() if a != b]
@@ -254,13 +302,3 @@ def _is_setting(value: Any) -> bool:
     if isinstance(value, str):
         return " " not in value  # a text (lyrics, say) is content
     return value is None or isinstance(value, (bool, int, float))
-
-
-def defaults_of(pipe: Any) -> dict[str, Any]:
-    """Returns the defaults of a pipeline's call, those of its base classes too."""
-    found: dict[str, Any] = {}
-    for kind in reversed(type(pipe).__mro__):
-        if (method := vars(kind).get("__call__")) is not None:
-            named = inspect.signature(method).parameters.values()
-            found |= {one.name: one.default for one in named if one.default is not one.empty}
-    return found

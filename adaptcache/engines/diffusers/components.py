@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import AttachError
 
-__all__ = ["denoisers_of", "find_controlnets", "find_denoisers", "find_schedulers", "parts_of"]
+__all__ = [
+    "denoisers_of", "find_controlnets", "find_denoisers", "find_guiders", "find_remembering", "find_schedulers",
+    "is_modular", "parts_of",
+]  # fmt: skip
 
 FIRST = (
     "transformer",
@@ -37,6 +40,11 @@ def is_scheduler(part: Any) -> bool:
     return not isinstance(part, nn.Module) and all(
         callable(getattr(kind, name, None)) for name in ("set_timesteps", "step")
     )
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether a pipeline is one of blocks."""
+    return any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__)
 
 
 def is_controlnet(module: nn.Module) -> bool:
@@ -83,6 +91,24 @@ def find_schedulers(pipe: Any) -> dict[str, Any]:
     found = {name: part for name, part in parts_of(pipe).items() if is_scheduler(part)}
     main = {"scheduler": pipe.scheduler} if getattr(pipe, "scheduler", None) is not None else {}
     return main | found
+
+
+def find_guiders(pipe: Any) -> dict[str, Any]:
+    """Returns the parts that make a guided output of those of the branches, by name."""
+    parts = parts_of(pipe).items()
+    return {name: part for name, part in parts if any(kind.__name__ == "BaseGuidance" for kind in type(part).__mro__)}
+
+
+def find_remembering(pipe: Any) -> list[str]:
+    """Returns the classes of the guiders that hold tensors of earlier steps, as momentum does."""
+
+    def holds(value: Any) -> bool:
+        return not isinstance(value, (nn.Module, Tensor)) and any(
+            isinstance(one, Tensor) for one in getattr(value, "__dict__", {}).values()
+        )
+
+    guiders = find_guiders(pipe).values()
+    return sorted({type(one).__name__ for one in guiders if any(map(holds, vars(one).values()))})
 
 
 def denoisers_of(pipe: Any) -> list[nn.Module]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from torch import nn
 
 from ... import __version__
-from ...errors import AttachError
 from ...hooks import StepHook
-from ...runs import SET_HERE, Job, Outcome, PipelineCall, Prompt, PromptSet, fork_rng
+from ...runs import Job, Outcome, PipelineCall, PromptSet
 from ...schedule.findings import Finding
 from ...schedule.schedule import Schedule
+from .calls import call_pipeline, check_arguments, parameters_of, without_decoding
 from .compatibility import check_schedule, other_cache
-from .components import denoisers_of, find_schedulers
+from .components import denoisers_of, find_guiders, find_schedulers, is_modular
 from .finer import refined
 from .gate import Gate
 from .identity import fingerprint, identity_of, provenance
@@ -41,7 +40,10 @@ class DiffusersEngine:
         self.pipe, self.exclusive = pipe, exclusive
 
     def run(self, hook: StepHook, job: Job) -> Outcome:
+        check_arguments(self.pipe, job.call.pipe_kwargs)
         pipe = self.pipe if self.exclusive else twin(self.pipe)
+        if is_modular(pipe) and not (job.decode or self.exclusive):
+            pipe = without_decoding(pipe)
         if job.refine > 1:
             pipe.scheduler = refined(pipe.scheduler, job.refine)
         gate = Gate(pipe, hook).open()
@@ -91,113 +93,29 @@ class DiffusersEngine:
 def twin(pipe: Any) -> Any:
     """Returns a pipeline that shares all weights but has its own schedulers, hooks and progress bar."""
     other = copy.copy(pipe)
-    for name, scheduler in find_schedulers(pipe).items():
-        setattr(other, name, copy.deepcopy(scheduler))
+    for name, part in (find_schedulers(pipe) | find_guiders(pipe)).items():
+        setattr(other, name, copy.deepcopy(part))
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             shared = copy.copy(part)  # the same parameters; its own place for a gate
             if compiled := vars(part).get("_compiled_call_impl"):
                 vars(shared)["_compiled_call_impl"] = compiled
             setattr(other, name, shared)
-    other.set_progress_bar_config(disable=True)
+    if is_modular(pipe):
+        other._blocks = quiet(pipe.blocks)
+    else:
+        other.set_progress_bar_config(disable=True)
     return other
 
 
-def parameters_of(pipe: Any) -> tuple[set[str], bool]:
-    """Returns the names that a pipeline's call takes, and whether it takes any other name too.
-
-    A subclass with `__call__(self, *args, **kwargs)` passes them on to its base, whose names count. One that names
-    some of them itself may keep the others, so that it takes any.
-    """
-    names: set[str] = set()
-    any_other = False
-    for kind in type(pipe).__mro__:
-        method = vars(kind).get("__call__")
-        if method is None:
-            continue
-        found = inspect.signature(method).parameters.values()
-        own = {one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {"self"}
-        names |= own
-        if not any(one.kind is one.VAR_KEYWORD for one in found):
-            return names, any_other
-        any_other |= bool(own)
-    return names, True
-
-
-def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Raises where a pipeline does not take an argument."""
-    if isinstance(pipe, modular_kind()):
-        raise AttachError(
-            f"{type(pipe).__name__} is a modular pipeline, which calibration does not run yet: calibrate on the "
-            "classic pipeline of the same model, and attach that schedule to this one"
-        )
-    names, any_other = parameters_of(pipe)
-    if (unknown := sorted(set(arguments) - names)) and not any_other:
-        known = ", ".join(sorted(names - SET_HERE))
-        raise TypeError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; it takes {known}")
-
-
-def modular_kind() -> Any:
-    """Returns the class of modular pipelines; an empty tuple where diffusers has none."""
-    return getattr(diffusers, "ModularPipeline", ())
-
-
-def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type: str = "latent") -> Sequence[Any]:
-    """Runs a pipeline on one batch and returns all it returns: frames and audio, say.
-
-    Arguments:
-        pipe: A pipeline of diffusers.
-        call: How it is called.
-        prompts: The batch; its first number sets the noise.
-        output_type: "latent" (not decoded), "np" or "pil".
-    """
-    check_arguments(pipe, call.pipe_kwargs)
-    names, any_other = parameters_of(pipe)
-    seed, samples = call.seed + prompts.first, len(prompts)
-    noise = [torch.Generator("cpu").manual_seed(seed + k) for k in range(samples)]
-    own = {
-        "num_inference_steps": call.num_inference_steps,
-        "generator": noise if samples > 1 else noise[0],
-        "output_type": output_type,
-        "return_dict": False,
-    }
-    own = {name: value for name, value in own.items() if name in names or any_other}
-    with fork_rng():
-        torch.manual_seed(seed)  # some schedulers take no generator
-        result: Sequence[Any] = pipe(**own | spread(call.pipe_kwargs, samples) | join_prompts(prompts))
-    return result
-
-
-def spread(arguments: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """Returns the arguments for so many samples: not all pipelines repeat a negative prompt."""
-    texts = {k: v for k, v in arguments.items() if k.startswith("negative_prompt") and isinstance(v, str)}
-    return dict(arguments) | ({name: [text] * samples for name, text in texts.items()} if samples > 1 else {})
-
-
-def join_prompts(prompts: PromptSet) -> dict[str, Any]:
-    """Returns the arguments of a batch: texts as `prompt`, mappings merged key by key.
-
-    Tensors and lists hold one sample each and are joined; anything else becomes an entry of a list.
-    """
-    rows: list[Prompt] = [{"prompt": p} if isinstance(p, str) else dict(p) for p in prompts]
-    if len(rows) == 1:
-        return dict(rows[0])  # type: ignore[arg-type]
-    return {name: _joined(name, [row[name] for row in rows]) for name in rows[0]}  # type: ignore[index]
-
-
-def _joined(name: str, values: list[Any]) -> Any:
-    """Returns the values that samples have for one argument as that of a batch."""
-    if all(isinstance(value, torch.Tensor) for value in values):
-        shapes = {tuple(value.shape[1:]) for value in values}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{name} has other shapes from prompt to prompt ({', '.join(map(str, sorted(shapes)))}), so these "
-                "cannot be one batch: give batch_size=1, or pad them to one length"
-            )
-        return torch.cat(values)
-    if all(isinstance(value, list) for value in values):
-        return [entry for value in values for entry in value]
-    return values
+def quiet(blocks: Any) -> Any:
+    """Returns blocks of a modular pipeline that show no progress; what they hold is shared."""
+    other = copy.copy(blocks)
+    if blocks.sub_blocks:
+        other.sub_blocks = type(blocks.sub_blocks)((name, quiet(one)) for name, one in blocks.sub_blocks.items())
+    if isinstance(other, diffusers.LoopSequentialPipelineBlocks):
+        other.set_progress_bar_config(disable=True)
+    return other
 
 
 def described(value: Any) -> Any:

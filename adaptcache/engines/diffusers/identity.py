@@ -22,12 +22,13 @@ from ...distributed import sharded
 from ...errors import AttachError
 from ...files import dump_json
 from ...schedule.format import Denoiser
-from .components import denoisers_of, find_schedulers, parts_of, plain_module
+from .components import denoisers_of, find_guiders, find_schedulers, parts_of, plain_module
 
 __all__ = [
     "adapters_of",
     "checkpoint_of",
     "fingerprint",
+    "guiders_of",
     "identity_of",
     "provenance",
     "state_of",
@@ -58,7 +59,7 @@ def identity_of(pipe: Any) -> list[Any]:
         if part is not None and name not in modules and name not in schedulers
     }
     own = [type(pipe).__name__, config_of(pipe), str(getattr(pipe, "dtype", ""))]
-    return [torch.__version__, own, parts, schedulers, others]
+    return [torch.__version__, own, parts, schedulers, guiders_of(pipe), others]
 
 
 def state_of(pipe: Any) -> tuple[Any, ...]:
@@ -68,6 +69,7 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
     while the objects live, never kept.
     """
     found: list[Any] = [(type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()]
+    found.append(dump_json(guiders_of(pipe)))
     for denoiser in denoisers_of(pipe):
         module = plain_module(denoiser)
         found += [id(module), json.dumps([list(adapters_of(module)), patches_of(module)], default=str)]
@@ -165,12 +167,28 @@ def provenance(pipe: Any) -> dict[str, Any]:
         "dtype": str(next(denoisers_of(pipe)[0].parameters()).dtype).removeprefix("torch."),
         "scheduler": config_of(scheduler),
         "loras": sorted(loras),
+        "guiders": guiders_of(pipe),
     }
+
+
+def guiders_of(pipe: Any) -> dict[str, Any]:
+    """Returns class, settings and effective scale of what mixes the branches of a pipeline, by name."""
+    found = {}
+    for name, guider in find_guiders(pipe).items():
+        settings = {key: plain(value) for key, value in config_of(guider).items() if key != "enabled"}
+        scale, shift = getattr(guider, "guidance_scale", 1.0), bool(settings.get("use_original_formulation"))
+        on = bool(getattr(guider, "_enabled", True))
+        known = {"class": type(guider).__name__, "enabled": on, **settings}
+        if isinstance(scale, (int, float)):  # set after the guider was made, it is not in its settings
+            known["scale"] = float(scale + shift) if on else 1.0
+        found[name] = {"scale": 1.0, **known}
+    return found
 
 
 def checkpoint_of(pipe: Any) -> str:
     """Returns the hub id of a pipeline, or the name of its folder: paths mean nothing elsewhere."""
-    known = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
+    known = getattr(getattr(pipe, "config", None), "_name_or_path", "")
+    known = str(known or getattr(pipe, "_pretrained_model_name_or_path", "") or "")
     return Path(known).name if Path(known).is_dir() else known
 
 
