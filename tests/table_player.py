@@ -27,8 +27,8 @@ def play(table: Mapping[str, Any], x: Array, denoise: Denoise, sampler: Sampler)
         denoise: Calls the denoiser, with guidance.
         sampler: Takes a step.
     """
-    if table["table"] != 1:
-        raise ValueError(f"this plays tables of version 1, not {table['table']}")
+    if table["table"] not in (1, 2):
+        raise ValueError(f"this plays tables of versions 1 and 2, not {table['table']}")
     rows = {row["step"]: row for row in table["tracks"][0]}
     u: dict[int, Array] = {}  # outputs of the computed steps
     before: dict[int, Array] = {}  # latents before each step
@@ -37,8 +37,7 @@ def play(table: Mapping[str, Any], x: Array, denoise: Denoise, sampler: Sampler)
         before[i] = x
         if i in table["compute"]:
             output = u[i] = denoise(x, i)
-        else:
-            row = rows[i]
+        if row := rows.get(i):  # of every skipped step, and of computed ones that are corrected
             output = row["x"] * x + row["x0"] * before[0]
             output = output + sum(w * u[c] for w, c in zip(row["u"], row["from"], strict=True))
             output = output + sum(w * before[c] for w, c in zip(row.get("past_x", ()), row["from"], strict=False))

@@ -37,15 +37,17 @@ def table_of(schedule: Schedule, **options: Any) -> dict[str, Any]:
     return json.loads(export(schedule, "table", **options).text)
 
 
-def matched(seed: int = 0, features: tuple[str, ...] = ("x", "x0"), plan: list[int] = PLAN) -> Matched:
+def matched(
+    seed: int = 0, features: tuple[str, ...] = ("x", "x0"), plan: list[int] = PLAN, correct: bool = False
+) -> Matched:
     """Random weights, of as many outputs as there are."""
     random = np.random.default_rng(seed)
     rows = []
     for step in range(STEPS):
-        outputs = min(3, sum(computed < step for computed in plan))
+        outputs = min(3, sum(computed < step + correct for computed in plan))
         each = 1 + ("past_x" in features)
         weights = random.normal(size=each * outputs + len(features) + 1 - each) * 0.3
-        rows.append(() if step in plan else tuple(map(float, weights)))
+        rows.append(() if step in plan and not (correct and step > 1) else tuple(map(float, weights)))
     return Matched(history=3, features=features, table=((tuple(rows),),))
 
 
@@ -73,10 +75,11 @@ class Followed:
 @pytest.mark.parametrize(
     "forecast",
     [
-        matched(), matched(features=("past_x", "x", "x0")), matched(features=()),
+        matched(), matched(features=("past_x", "x", "x0")), matched(features=()), matched(correct=True),
+        matched(features=("past_x", "x", "x0"), correct=True),
         Extrapolate(order=2), AdamsBashforth(order=2), Velocity(),
     ],
-    ids=["matched", "past_x", "outputs", "extrapolate", "adams-bashforth", "velocity"],
+    ids=["matched", "past_x", "outputs", "corrected", "corrected-x", "extrapolate", "adams-bashforth", "velocity"],
 )  # fmt: skip
 def test_the_player_lands_where_a_real_pipeline_lands(
     pipe: FluxPipeline, forecast: Any, shift: float, tmp_path: Path
@@ -126,19 +129,20 @@ def test_the_numbers_of_shipped_schedules_are_in_their_tables_to_the_last_digit(
     for row in table["tracks"][0]:
         found = [*row["u"], *row.get("past_x", ()), *(row[name] for name in features if name != "past_x")]
         assert tuple(found) == rule.forecast.table[0][0][row["step"]]
-        assert row["from"] == [c for c in reversed(table["compute"]) if c < row["step"]][: len(row["u"])]
+        assert row["from"] == [c for c in reversed(table["compute"]) if c <= row["step"]][: len(row["u"])]
     steps = [row["step"] for row in table["tracks"][0]]
-    assert sorted([*steps, *table["compute"]]) == list(range(len(table["times"])))
+    assert sorted({*steps, *table["compute"]}) == list(range(len(table["times"])))
     flow = shipped.grid.scheduler == "FlowMatchEulerDiscreteScheduler"
     assert table.get("sigmas") == ([*table["times"], 0.0] if flow else None)
     assert table["denoiser"]["weights_hash"] == shipped.denoiser.weights_hash
 
 
+@pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("features", [(), ("x", "x0"), ("past_x", "x", "x0")])
 def test_a_table_read_again_is_the_schedule_it_was(
-    pipe: FluxPipeline, features: tuple[str, ...], tmp_path: Path
+    pipe: FluxPipeline, features: tuple[str, ...], correct: bool, tmp_path: Path
 ) -> None:
-    fitted = schedule_of(pipe, PLAN, forecast=matched(features=features))
+    fitted = schedule_of(pipe, PLAN, forecast=matched(features=features, correct=correct))
     path = export(fitted, "table").save(tmp_path / "t.json")
     assert adopt(path, fitted).rules == fitted.rules == read_schedule(path).rules
     assert read_schedule(path).grid.times == fitted.grid.times
@@ -147,6 +151,15 @@ def test_a_table_read_again_is_the_schedule_it_was(
     shifted = tuple(t**2 for t in fitted.grid.times)
     with pytest.raises(ScheduleError, match="other times"):
         adopt(path, fitted.model_copy(update={"grid": Grid(times=shifted)}))
+
+
+def test_a_table_of_another_version_is_refused(pipe: FluxPipeline) -> None:
+    table = table_of(schedule_of(pipe, PLAN, forecast=matched(correct=True)))
+    assert table["table"] == 2 and table_of(schedule_of(pipe, PLAN, forecast=matched()))["table"] == 1
+    with pytest.raises(ScheduleError, match="versions 1 and 2, not 3"):
+        adopt(table | {"table": 3}, schedule_of(pipe, PLAN))
+    with pytest.raises(ScheduleError, match="step 3 is computed and has weights"):
+        adopt(table | {"table": 1}, schedule_of(pipe, PLAN))
 
 
 def test_a_table_for_other_steps_is_what_attach_plans_there(pipe: FluxPipeline) -> None:

@@ -276,7 +276,7 @@ def test_certified_gears_say_so_and_what_fails_computes_everything():
     good = calibrated(20.0, **options)
     assert good.evidence.certificate.certified is not None and good.evidence.verdict is None
     assert good.evidence.speed > 1 and type(good.rules[0].policy) is Gears
-    bad = calibrated(99.0, **options)
+    bad = calibrated(101.0, **options)
     assert bad.evidence.calls == (STEPS, STEPS) and type(bad.rules[0].policy) is Plan
     assert bad.evidence.verdict.startswith("Do not cache") and "16 of 16" in bad.evidence.verdict
     pipe = toy.Pipe()

@@ -104,6 +104,21 @@ def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, p
     assert matching.error == pytest.approx(np.exp(np.log(ends).mean()), rel=1e-3)
 
 
+def test_weights_at_computed_steps_undo_earlier_errors(pipe: FluxPipeline, prompts: list) -> None:
+    setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
+    recorded, plan = record(setup, chosen), [0, 1, 4, 6]
+    plain = match(setup, chosen, plan, recorded, Fit(correct=False))
+    found = match(setup, chosen, plan, recorded)
+    rows, bare = found.forecast.table[0][0], plain.forecast.table[0][0]
+    assert [i for i, row in enumerate(rows) if row] == [2, 3, 4, 5, 6, 7]  # exact until step 2 is skipped
+    assert rows[2] == bare[2] and [i for i, row in enumerate(bare) if row] == [2, 3, 5, 7]
+    assert found.error < plain.error
+    everything = match(setup, chosen, list(range(STEPS)), recorded)
+    assert not any(everything.forecast.table[0][0])
+    finer = match(setup, chosen, list(range(STEPS)), measure(setup, chosen, refine=4))
+    assert all(finer.forecast.table[0][0])  # of the sampler, which errs at every step
+
+
 NOISY = [
     FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
     sampler("DPMSolverMultistepScheduler", FlowMatchEulerDiscreteScheduler(), algorithm_type="sde-dpmsolver++"),

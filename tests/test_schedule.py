@@ -94,7 +94,7 @@ def test_what_is_no_schedule_is_refused(content: str, complaint: str, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 2}, "has format 2, this adaptcache reads 1"),
+        ({"format": 3}, "has format 3, this adaptcache reads 1 and 2"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"grid": {"scheduler": "S", "times": [0.5, 0.9]}}, "must fall"),
         ({"grid": {"scheduler": "S", "times": [7.0]}}, "less than or equal to 1"),
@@ -141,6 +141,19 @@ def test_a_plan_without_weights_for_a_skipped_step_is_refused(pipe: FluxPipeline
     rows = ((), (0.5,), (), (0.5,), (0.5,), (), (0.5,), (0.5,))  # step 5 is neither computed nor weighted
     with pytest.raises(ValueError, match="weights are missing for some of the 8 steps"):
         schedule_of(pipe, [0, 2], forecast=Matched(features=(), table=((rows,),)))
+
+
+def test_weights_at_computed_steps_make_a_file_of_format_2(pipe: FluxPipeline, tmp_path: Path) -> None:
+    rows = ((), (0.5,), (0.9, 0.1), *((0.5,),) * 5)
+    schedule = schedule_of(pipe, [0, 2], forecast=Matched(features=(), table=((rows,),)))
+    saved = schedule.save(tmp_path / "s.json")
+    assert schedule.corrects and schedule.format == json.loads(saved.read_text())["format"] == 2
+    assert Schedule.load(saved) == schedule
+    saved.write_text(saved.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ScheduleError, match="says format 1 and holds what format 2 brought"):
+        Schedule.load(saved)
+    with pytest.raises(ValueError, match="at the site 'step' alone"):
+        Schedule.model_validate({**dict(schedule), "rules": [{**dict(schedule.rules[0]), "site": "blocks"}]})
 
 
 def test_a_missing_file_names_the_cure(tmp_path: Path) -> None:

@@ -53,11 +53,20 @@ class Fit:
         features: What is used besides, as in `Matched`; "past_x" only where the sampler adds noise, as
             elsewhere it says what the others say.
         ridge: Pull towards the open-loop weights, relative to each feature's energy.
+        correct: Whether computed steps after a skipped one get weights too, pulled towards their own output.
     """
 
     history: int = 4
     features: tuple[Feature, ...] = ("past_x", "x", "x0")
     ridge: float = 1e-5
+    correct: bool = True
+
+    def steps(self, plan: Sequence[int], measurement: Measurement) -> list[int]:
+        """Returns the steps with weights: skipped ones, and those after the first of them, or after none of a finer
+        reference."""
+        steps = range(measurement.profile.steps)
+        first = 0 if measurement.refine > 1 else min(set(steps) - set(plan), default=len(steps))
+        return [i for i in steps if i not in plan or (self.correct and i >= first)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class NormalEquations:
     Arguments:
         index: The number of the step.
         track: Which scheduler.
-        past: The numbers of the computed steps, newest first.
+        past: The numbers of the computed steps, newest first; this step too, if it is computed.
         gram: Of the K features with each other, with shape (K, K).
         moment: Of the features with the target, with shape (K,).
     """
@@ -92,7 +101,10 @@ class NormalEquations:
             energy = float(b @ b) or 1.0
             gram += (a @ a.T).cpu().numpy() / energy
             moment += (a @ b).cpu().numpy() / energy
-        return cls(step.step.index, step.track, step.step.past, gram, moment)
+        index, past = step.step.index, step.step.past
+        if step.computed and index not in past:  # where a second scheduler steps, it is there already
+            past = (index, *past)
+        return cls(index, step.track, past, gram, moment)
 
 
 def solve(given: Sequence[NormalEquations], profile: Profile, fit: Fit) -> Array:
@@ -129,6 +141,7 @@ class MatchingHook(StepHook):
 
     Arguments:
         plan: The numbers of the computed steps.
+        fitted: The numbers of the steps with weights.
         fit: What the forecast may use.
         reference: The trajectory of the batch.
         prompts: The batch.
@@ -138,16 +151,11 @@ class MatchingHook(StepHook):
     follows_views = follows_loops = False
 
     def __init__(
-        self, plan: Sequence[int], fit: Fit, reference: Trajectory, prompts: PromptSet,
+        self, plan: Sequence[int], fitted: Sequence[int], fit: Fit, reference: Trajectory, prompts: PromptSet,
         meet: Callable[[NormalEquations], Array],
     ) -> None:  # fmt: skip
-        self.plan, self.fit, self.reference, self.prompts, self.meet = (
-            set(plan),
-            fit,
-            reference,
-            prompts,
-            meet,
-        )
+        self.plan, self.fitted, self.fit = set(plan), set(fitted), fit
+        self.reference, self.prompts, self.meet = reference, prompts, meet
         self.signals: Sequence[tuple[float, ...]] = ()  # of each computed step after the first: its innovation
         self.innovations: list[Array] = []  # likewise, in decades
         self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
@@ -165,7 +173,7 @@ class MatchingHook(StepHook):
             seen = compute_signals([self.signals[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
         self.history.record(key, step)
-        if step.computed:
+        if index not in self.fitted:
             return step.u
         target = target_output(step, self.reference.y[track][index])
         if target is None:  # fit the output itself, without undoing earlier errors
@@ -227,7 +235,7 @@ def match(
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     jobs = setup.batches(prompts)
     own = ranks.own(len(jobs))
-    tracks = max(ranks.exchange(len(runs[0].u) if runs else 0))
+    tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
     table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(tracks)]
 
     def solve_together(mine: list[NormalEquations]) -> Array:
@@ -241,7 +249,7 @@ def match(
     signals = [rows[0] for rows in signal_rows(profile.kernel, plan, min(fit.history, SIGNAL_HISTORY))]
     hooks: list[MatchingHook] = []
     for member, number in enumerate(own):
-        hooks.append(MatchingHook(plan, fit, runs[member], jobs[number], partial(meet, team, member)))
+        hooks.append(MatchingHook(plan, fitted, fit, runs[member], jobs[number], partial(meet, team, member)))
         hooks[-1].signals = signals
 
     def follow(hook: MatchingHook) -> None:
@@ -255,7 +263,7 @@ def match(
         with fork_rng():
             team.run([partial(follow, hook) for hook in hooks])
     else:  # more ranks than batches: this one only listens
-        for _ in range((profile.steps - len(plan)) * tracks):
+        for _ in range(len(fitted) * tracks):
             solve_together([])
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     ends = np.concatenate(in_order(ranks.exchange([hook.errors for hook in hooks])))

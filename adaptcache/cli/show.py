@@ -65,6 +65,8 @@ def describe(schedule: Schedule) -> None:
         view.add_row("site", f"{one.site}: {one.policy.type}, {one.forecast.type}")
     add_policy(view, schedule)
     view.add_row("forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items()))
+    if schedule.corrects:
+        view.add_row("computed steps", "the sampler gets weighted outputs there too, after the first skipped step")
     add_evidence(view, schedule)
     view.add_row("other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel")
     plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}

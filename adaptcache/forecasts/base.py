@@ -70,7 +70,14 @@ class Forecast(ABC, BaseModel):
 
     @abstractmethod
     def weights(self, step: Step) -> Weights:
-        """Returns at most `depth` weights, and at most one for each step in `step.past`."""
+        """Returns at most `depth` weights, and at most one for each step in `step.past`.
+
+        At a computed step that it corrects, the first weight is that of the step's own output.
+        """
+
+    def corrects(self, step: Step) -> bool:
+        """Whether the sampler gets a forecast at a computed step too, made of its output and earlier ones."""
+        return False
 
     def combine(self, known: Known, step: Step) -> Tensor:
         """Returns the forecast, with shape (B, *): the weighted sum, unless a method does more."""

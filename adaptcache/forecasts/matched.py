@@ -1,4 +1,4 @@
-"""Weights fitted by calibration, one vector for each skipped step of a plan.
+"""Weights fitted by calibration, one vector for each skipped step of a plan, and for computed ones after it.
 
 `adaptcache.calibration.match` fits them so that the scheduler lands where the full run landed (trajectory
 matching); `adaptcache.fitting.kernel` fits them to the outputs alone (open loop), as in
@@ -33,7 +33,8 @@ class Matched(Forecast):
             named, then first), "x" (before the step), "x0" (before the first step). Samplers that add noise
             need "past_x": an output holds noise that later latents do not, and these tell which part that is.
         table: By gear, track and step: the weights of the last computed outputs, newest first, then
-            those of the features. Empty where the step is computed.
+            those of the features. At a computed step its own output is the newest; an empty row there leaves it
+            as it is.
     """
 
     type: Literal["matched"] = "matched"
@@ -65,9 +66,16 @@ class Matched(Forecast):
     def keeps_latents(self) -> bool:
         return "past_x" in self.features
 
-    def weights(self, step: Step) -> Weights:
+    def row(self, step: Step) -> Row:
+        """Returns the row of a step."""
         tracks = self.table[step.gear]
-        return split_row(tracks[min(step.track, len(tracks) - 1)][step.index], self.features)
+        return tracks[min(step.track, len(tracks) - 1)][step.index]
+
+    def corrects(self, step: Step) -> bool:
+        return bool(self.row(step))
+
+    def weights(self, step: Step) -> Weights:
+        return split_row(self.row(step), self.features)
 
     @classmethod
     def fit(cls, profile: Profile, plan: Sequence[int], history: int = 4, **params: Any) -> Self:

@@ -35,10 +35,12 @@ class Measurement:
     Arguments:
         profile: Statistics, sensitivities included.
         runs: The reference trajectories, one a batch; of several ranks, each has those of its own batches.
+        refine: Steps of the reference in each step of the grid.
     """
 
     profile: Profile
     runs: list[Trajectory]
+    refine: int = 1
 
     def head(self, count: int, batch_size: int) -> Measurement:
         """Returns what was measured on the first `count` prompts, in runs of `batch_size`."""
@@ -49,7 +51,8 @@ class Measurement:
             samples = min(batch_size, every - first)
             if first < count:
                 runs.append(run.head(min(samples, count - first), of=samples))
-        return Measurement(replace(profile, **{name: getattr(profile, name)[:count] for name in names}), runs)
+        cut = {name: getattr(profile, name)[:count] for name in names}
+        return replace(self, profile=replace(profile, **cut), runs=runs)
 
 
 def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement:
@@ -73,7 +76,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
         key = content_key(setup, prompts.prompts, prompts.first, refine)
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
-            return found
+            return replace(found, refine=refine)
     recorded = record(setup, prompts, refine=refine, checkpoint=checkpoint)
     profile, runs = recorded.profile, recorded.runs
     if refine == 1:  # a finer reference's outputs cannot be replayed step by step
@@ -82,7 +85,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
         profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
     if checkpoint and ranks.rank == 0:
         checkpoint.save_profile(profile)
-    return Measurement(profile, runs)
+    return Measurement(profile, runs, refine)
 
 
 def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> Measurement | None:
@@ -121,4 +124,4 @@ def record(
     rows = [row for _, known in done for row in known]
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
-    return Measurement(Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs)
+    return Measurement(Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs, refine)

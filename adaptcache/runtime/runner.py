@@ -186,12 +186,19 @@ class Runner(StepHook):
         if step.computed and key == (0, 0) and self.bands is not None:
             self._compare(step, self.bands[gear])
         where = replace(step.step, gear=gear, track=step.track, x=self.x)
-        if not step.computed:
-            return self.rule.forecast.combine(self.history.known(key, step.x, self.x), where)
-        self.history.keep(key, step.x, step.u, self.x)
-        if key == (0, 0):
+        forecast = self.rule.forecast
+        if step.computed:
+            self.history.keep(key, step.x, step.u, self.x)
+        if step.computed and key == (0, 0):
             self.rule.policy.observe(self.state, where, step.u)
-        return step.u
+        if step.computed and not (forecast.corrects(where) and self._follows(where)):
+            return step.u
+        return forecast.combine(self.history.known(key, step.x, self.x), where)
+
+    def _follows(self, step: Step) -> bool:
+        """Whether the steps computed so far, this one included, are those of the plan: a guard computes others."""
+        plan = self.plan if self.plan is not None else self.rule.steps(step.times, step.gear) or ()
+        return {step.index, *step.past} == {i for i in plan if i <= step.index}
 
     def _compare(self, step: SchedulerStep, specs: Sequence[SignalSpec]) -> None:
         """Notes, on the device, how far a computed step was from its forecast."""

@@ -2,6 +2,6 @@
 
 from .format import Certificate, Denoiser, Evidence, Grid, Kernel
 from .rule import Rule
-from .schedule import FORMAT, Schedule
+from .schedule import FORMATS, Schedule
 
-__all__ = ["FORMAT", "Certificate", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]
+__all__ = ["FORMATS", "Certificate", "Denoiser", "Evidence", "Grid", "Kernel", "Rule", "Schedule"]

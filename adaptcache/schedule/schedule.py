@@ -8,9 +8,17 @@ import html
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .. import hub
 from ..errors import ScheduleError
@@ -21,7 +29,7 @@ from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
-FORMAT = 1
+FORMATS = 1, 2  # 2 has weights at computed steps
 THEORY = "from theory, not measured on this model"  # the evidence of instant schedules
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
@@ -44,7 +52,6 @@ class Schedule(Part):
         ...     image = pipe("a lighthouse").images[0]
     """
 
-    format: Literal[1] = 1
     name: Name
     denoiser: Denoiser = Denoiser()
     grid: Grid = Grid()
@@ -81,7 +88,39 @@ class Schedule(Part):
                 skipped = set(range(n)) - set(rule.steps(self.grid.times, gear) or ())
                 if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
                     raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
+                if rule.site != "step" and any(rows[i] for rows in tracks for i in set(range(n)) - skipped):
+                    raise ValueError(f"gear {gear}: computed steps have weights at the site 'step' alone")
         return self
+
+    @property
+    def corrects(self) -> bool:
+        """Whether computed steps have weights too."""
+        rule = self.rules[0]
+        return isinstance(rule.forecast, Matched) and any(
+            rows[i]
+            for gear, tracks in enumerate(rule.forecast.table)
+            for rows in tracks
+            for i in rule.steps(self.grid.times, gear) or ()
+        )
+
+    @property
+    def format(self) -> int:
+        """The oldest version of the format that can say this."""
+        return 2 if self.corrects else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_format(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        rest = dict(data)
+        if (version := rest.pop("format", 1)) not in FORMATS:
+            raise ValueError(f"has format {str(version)[:40]}; known are {', '.join(map(str, FORMATS))}")
+        return rest
+
+    @model_serializer(mode="wrap")
+    def _with_format(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"format": self.format, **handler(self)}
 
     @property
     def gears(self) -> int:
@@ -203,15 +242,18 @@ class Schedule(Part):
             raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
         if not isinstance(data, dict) or "rules" not in data:
             raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; {cure}")
-        if data.get("format") != FORMAT:
+        if (version := data.get("format")) not in FORMATS or isinstance(version, bool):
             raise ScheduleError(
-                f"{path} has format {str(data.get('format'))[:40]}, this adaptcache reads {FORMAT}: "
+                f"{path} has format {str(version)[:40]}, this adaptcache reads {' and '.join(map(str, FORMATS))}: "
                 "update adaptcache, or calibrate again"
             )
         try:
-            return cls.model_validate(data)
+            schedule = cls.model_validate(data)
         except ValidationError as error:
             raise ScheduleError(f"{path}: {first_fault(error, 'schedule')}") from None
+        if schedule.format > version:
+            raise ScheduleError(f"{path} says format {version} and holds what format {schedule.format} brought")
+        return schedule
 
     def save(self, path: str | Path) -> Path:
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""

@@ -1,4 +1,4 @@
-"""A plain table of times, plan and the weights of every skipped step; docs/table.md defines it."""
+"""A plain table of times, plan and the weights of all steps that have some; docs/table.md defines it."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from ...schedule.rule import Rule
 from ...step import Step
 from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings, computed_steps
 
-VERSION = "1"  # of the table
+VERSION = "2"  # of the table; 1 has no rows of computed steps
 EULER = "FlowMatchEulerDiscreteScheduler"  # its times are its sigmas
 
 
@@ -30,19 +30,21 @@ def write(planner: ReusePlanner) -> Exported:
     if planner.asked not in (None, len(plan)):
         raise ScheduleError(f"a table has the plan of the schedule, {len(plan)} calls: leave out the calls")
     tracks = len(forecast.table[gear]) if isinstance(forecast, Matched) else 1
+    steps = [[Step(i, times, known(plan, i), gear, track) for i in range(n)] for track in range(tracks)]
+    rows = [
+        [row_of(forecast, step, plan) for step in own if step.index not in plan or forecast.corrects(step)]
+        for own in steps
+    ]
     table: dict[str, Any] = {
-        "table": int(VERSION),
+        "table": 2 if any(row["step"] in plan for own in rows for row in own) else 1,
         "name": schedule.name,
         "denoiser": schedule.denoiser.model_dump(by_alias=True),
         "scheduler": schedule.grid.scheduler,
         "call": schedule.made.get("call", {}),
         "times": times,
         "compute": plan,
-        "tracks": [
-            [row_of(forecast, Step(i, times, known(plan, i), gear, track)) for i in range(n) if i not in plan]
-            for track in range(tracks)
-        ],
-    }  # fmt: skip
+        "tracks": rows,
+    }
     if schedule.grid.scheduler == EULER and not (schedule.made.get("scheduler") or {}).get("invert_sigmas"):
         table["sigmas"] = (*times, 0.0)
     expects = (
@@ -59,10 +61,10 @@ def known(plan: list[int], index: int) -> tuple[int, ...]:
     return tuple(step for step in reversed(plan) if step < index)
 
 
-def row_of(forecast: Forecast, step: Step) -> dict[str, Any]:
-    """Returns the row of a skipped step."""
-    found = forecast.weights(step)
-    row: dict[str, Any] = {"step": step.index, "from": step.past[: len(found.past)]}
+def row_of(forecast: Forecast, step: Step, plan: list[int]) -> dict[str, Any]:
+    """Returns the row of a skipped or corrected step."""
+    found, outputs = forecast.weights(step), (*((step.index,) if step.index in plan else ()), *step.past)
+    row: dict[str, Any] = {"step": step.index, "from": outputs[: len(found.past)]}
     row["u"] = tuple(map(float, found.past))
     row |= {"past_x": found.past_x} if found.past_x else {}
     return row | {"x": found.x, "x0": found.x0}
@@ -70,7 +72,11 @@ def row_of(forecast: Forecast, step: Step) -> dict[str, Any]:
 
 def read(data: Any, steps: int | None) -> Settings:
     times, tracks = tuple(data["times"]), data["tracks"]
+    if data["table"] not in (1, 2):
+        raise ScheduleError(f"this reads tables of versions 1 and 2, not {str(data['table'])[:40]}")
     rows = [row for track in tracks for row in track]
+    if data["table"] == 1 and (early := {row["step"] for row in rows} & set(data["compute"])):
+        raise ScheduleError(f"step {min(early)} is computed and has weights, which tables have from version 2 on")
     features = tuple(name for name in ("past_x", "x", "x0") if any(row.get(name) for row in rows))
     table = [[()] * len(times) for _ in tracks]
     for number, track in enumerate(tracks):
