@@ -111,17 +111,29 @@ class Preset(BaseModel):
         path = Path(self.checkpoint).expanduser()
         return None if _is_hub_id(self.checkpoint) and not path.is_dir() else path
 
-    def load_pipeline(self, device: str | None = None, path: str | Path | None = None) -> DiffusionPipeline:
+    def load_pipeline(
+        self,
+        device: str | None = None,
+        path: str | Path | None = None,
+        *,
+        offload: str = "none",
+        loras: Sequence[str] = (),
+    ) -> DiffusionPipeline:
         """Loads the pipeline onto a device.
 
         Arguments:
             device: Where to; by default the accelerator (cuda, mps, xpu, ...), or cpu where there is none.
             path: A local folder with the weights, to be used instead of the checkpoint.
+            offload: Where weights wait: "none" on the device, "model" and "group" on the CPU.
+            loras: Files, folders or hub ids, each perhaps with "@SCALE".
 
         Raises:
             CheckpointError: The weights cannot be had or read, or the device cannot be used.
         """
         folder = Path(path).expanduser() if path else self.folder
+        from .placement import add_loras, check_offload, place
+
+        check_offload(offload)
         if folder and not (folder / "model_index.json").is_file():
             raise CheckpointError(_no_folder(folder, self))
 
@@ -154,7 +166,8 @@ class Preset(BaseModel):
             loaded = pipeline.from_pretrained(source, **options)
         except failures as error:
             raise CheckpointError(_why(error, source, self.gated)) from error
-        return loaded.to(device)
+        add_loras(loaded, loras)
+        return place(loaded, device, offload)
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ from ...distributed import sharded
 from ...errors import ScheduleError
 from ...files import dump_json
 from ...forecasts.matched import Matched
-from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.findings import FARTHEST, Finding, Grade, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .components import denoisers_of, find_schedulers, plain_module
 from .identity import checkpoint_of, config_of, fingerprint, provenance
@@ -34,7 +34,6 @@ CONTENT = {  # arguments that say what is made, how many, and in which form, or 
     "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
     "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
 }  # fmt: skip
-FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 
 def graded(
@@ -196,7 +195,7 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
         scheduler = next(iter(find_schedulers(pipe).values()))
-        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and _too_strong(*pair)]
+        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and too_strong(*pair)]
         if what == "guidance" and far:
             cure = (
                 f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
@@ -214,14 +213,6 @@ def mixes_branches(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
     """Whether an argument is how strongly branches are set apart, and not an input of a distilled denoiser (Flux)."""
     embeds = any("guidance_embeds" in config_of(plain_module(part)) for part in denoisers_of(pipe))
     return name != "guidance_scale" or not (embeds or "true_cfg_scale" in default)
-
-
-def _too_strong(calibrated: Any, now: Any) -> bool:
-    """Whether a guidance is so far beyond the calibrated one that fewer plain steps are better."""
-    try:
-        return max(1.0, float(now or 0)) > FARTHEST * max(1.0, float(calibrated or 0))
-    except (TypeError, ValueError):
-        return False
 
 
 def _others(
