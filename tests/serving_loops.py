@@ -181,7 +181,8 @@ class SGLangLoop:
                 return loop.context(
                     scheduler=scheduler, extra_step_kwargs={}, target_dtype=run.latents.dtype, autocast_enabled=False,
                     timesteps=scheduler.timesteps, num_inference_steps=len(scheduler.timesteps), num_warmup_steps=0,
-                    latents=run.latents, guidance=run.embedded, is_warmup=False, cfg_policy=policy, extra=dict(changes), **empty,
+                    latents=run.latents, guidance=run.embedded, is_warmup=False, cfg_policy=policy,
+                    extra=dict(changes), **empty,
                 )  # fmt: skip
 
             def _before_denoising_loop(self, ctx: Any, batch: Any, server_args: Any) -> None:
@@ -199,7 +200,7 @@ class SGLangLoop:
             def expand_timestep_before_forward(self, batch: Any, server_args: Any, t: Tensor, *_: Any) -> Tensor:
                 return (t / 1000).expand(run.latents.shape[0])
 
-            def post_forward_for_ti2v_task(self, batch: Any, server_args: Any, mask: Any, latents: Tensor, z: Any) -> Any:
+            def post_forward_for_ti2v_task(self, batch: Any, args: Any, mask: Any, latents: Tensor, z: Any) -> Any:
                 return latents
 
             def _select_and_manage_model(self, **_: Any) -> Any:

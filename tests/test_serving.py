@@ -6,9 +6,11 @@ Each test runs on stand-ins of the engines' interfaces, and on the classes of th
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -356,6 +358,15 @@ def test_schedules_that_cannot_be_served_are_refused_at_the_start(tmp_path: Path
         load_schedules(str(blocks.save(tmp_path / "b.json")))
     with pytest.raises(OSError, match="user/none is not on this machine"):
         load_schedules("user/none@main")
+
+
+def test_both_plug_ins_are_found_by_their_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for group in ("sglang.multimodal_gen.plugins", "vllm_omni.general_plugins"):
+        module, _, name = project["entry-points"][group]["adaptcache"].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    monkeypatch.delenv("ADAPTCACHE_SCHEDULE", raising=False)
+    importlib.import_module("adaptcache.engines.sglang").register()  # off, and needs no SGLang to say so
 
 
 # What of the engines must stay as it is

@@ -188,4 +188,3 @@ def device_memory() -> int | None:
         return None
     tells = getattr(getattr(torch, torch.accelerator.current_accelerator().type), "max_memory_allocated", None)  # type: ignore[union-attr]
     return int(tells()) if tells else None
-

@@ -71,9 +71,7 @@ def calibrate(
     name: Name = None,
     to: Out = None,
     cache: Annotated[bool, Option(help="Keep full runs for the next target.")] = True,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Time a few steps, say what it would cost, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Time a few steps, say what it would cost, and stop.")] = False,
     json: Json = False,
 ) -> None:
     """Fit a schedule: profile, plan, match, validate. Writes one JSON file.
@@ -100,8 +98,9 @@ def calibrate(
 
     loading = Loading(offload, dtype, compile, lora or ())
     if dry_run and (method or gears or reference_steps):
-        raise ValueError("--dry-run counts schedules for a speed or a budget: leave --method, --gears and "
-                         "--reference-steps out")
+        raise ValueError(
+            "--dry-run counts schedules for a speed or a budget: leave --method, --gears and --reference-steps out"
+        )
     if method:
         find_method(method)
         ours_only = {"--reference-steps": reference_steps, "--gears": gears, "--certify": certify}
@@ -140,7 +139,8 @@ def calibrate(
                 "seed": seed, "cache": cache_of_runs, "ranks": ranks, "progress": False, "pipe_kwargs": preset.call,
                 "batch_size": batch_size or min(preset.batch_size, share),
             }  # fmt: skip
-            found = _estimate(pipe, calibration, known.held_out[:eval_on], calls_for(steps, budget, speed), steps, options)
+            calls = calls_for(steps, budget, speed)
+            found = _estimate(pipe, calibration, known.held_out[:eval_on], calls, steps, options)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
@@ -189,8 +189,9 @@ def _print_estimate(found: Estimate, json: bool) -> None:
         })  # fmt: skip
     for stage, count in {**stages, "in all": sum(stages.values())}.items():
         out.print(f"{stage:26} {count:>9,} passes of the denoiser")
-    out.print(f"\nmatching is of {LIKELY} plans here; there are {PLANS[0]} to {PLANS[1]}, which the full runs will tell")
-    out.print(f"{likely / 60:.1f} minutes ({least / 60:.1f} to {most / 60:.1f}), by {found.step:.3g} s a step of one batch")
+    out.print(f"\nmatching is of {LIKELY} plans here; there are {PLANS[0]} to {PLANS[1]}, as the full runs will tell")
+    minutes = f"{likely / 60:.1f} minutes ({least / 60:.1f} to {most / 60:.1f})"
+    out.print(f"{minutes}, by {found.step:.3g} s a step of one batch")
     used = [f"{decimal(found.memory)} of memory"]
     if found.device_memory is not None:
         used.append(f"{decimal(found.device_memory)} on the device")

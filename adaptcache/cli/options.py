@@ -31,6 +31,7 @@ Offload = Annotated[
 Dtype = Annotated[str | None, Option(help="float32, float16 or bfloat16. \\[default: the preset's]")]
 Compile = Annotated[bool, Option("--compile", help="Compile the denoiser: its repeated blocks, where it has some.")]
 Lora = Annotated[
-    list[str] | None, Option("--lora", help="A LoRA: a file, a folder or user/repo, perhaps with @SCALE; may be repeated.")
+    list[str] | None,
+    Option("--lora", help="A LoRA: a file, a folder or user/repo, perhaps with @SCALE; may be repeated."),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]

@@ -267,7 +267,8 @@ class Request:
         runner = self.runner = server.take(schedule, self.gear)
         decides = runner.schedule.rules[0]
         if not self.alone and not decides.policy.static:
-            raise ScheduleError(f"{schedule.name} decides during the run, which several processes share: ask for a gear")
+            shared = "decides during the run, which several processes share: ask for a gear"
+            raise ScheduleError(f"{schedule.name} {shared}")
         runner.on_call_start(measured=not differ)
         runner.on_run_start(self.times)
         if self.decided:  # engines that tell the grid by their first step have begun it
@@ -370,5 +371,6 @@ class Request:
             metrics.extrapolated += 1
         how = "exact" if self.quality == "exact" else f"in full: {self.reason}" if self.reason else self.evidence
         name = f" {self.name}" if self.name else ""
-        self.server.log(f"adaptcache: request{name} computed {self.steps[True]} of {all_steps} steps ({how or 'none'})")
+        made = f"computed {self.steps[True]} of {all_steps} steps"
+        self.server.log(f"adaptcache: request{name} {made} ({how or 'none'})")
         self.server.log(f"adaptcache: {metrics}")

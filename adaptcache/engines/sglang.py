@@ -19,6 +19,7 @@ STAGE = "sglang.multimodal_gen.runtime.pipelines_core.stages.denoising.Denoising
 KEY = "adaptcache"  # in `batch.extra` of a request under way, and in its `diffusers_kwargs`
 SIZE = ("height", "width", "num_frames", "guidance_rescale")
 
+
 def register() -> None:
     """Registers the hooks. Called by SGLang in each of its processes."""
     if (config := ServingConfig.of({})) is None:

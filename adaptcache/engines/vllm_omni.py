@@ -62,7 +62,7 @@ def backend(cache_config: Any) -> Any:
     config = ServingConfig.of(getattr(cache_config, "_extra_params", {}))
     if config is None:
         raise ScheduleError(
-            f"--cache-backend {NAME} without a schedule: --cache-config '{{\"schedule\": \"flux.json\"}}', or {SOURCE}"
+            f'--cache-backend {NAME} without a schedule: --cache-config \'{{"schedule": "flux.json"}}\', or {SOURCE}'
         )
 
     class AdaptcacheBackend(CacheBackend):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A schedule on a denoiser alone, where there is no pipeline object: a hook of diffusers, with a state a cache context.
+"""A schedule on a denoiser alone, where there is no pipeline object: a hook of diffusers, a state a cache context.
 
 The hook sees the outputs of branches and not the guided one. A weighted sum of guided outputs is that of the branches,
 as long as guidance is linear and its weights sum to one: `uncond + scale * (cond - uncond)` is, rescaled, normalised
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
-
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
@@ -33,8 +32,9 @@ __all__ = ["EXACT", "ScheduleHook", "hook"]
 
 NAME = "adaptcache"
 EXACT = {  # tests/test_model_hook.py compares them with `attach`
-    "FluxPipeline", "FluxImg2ImgPipeline", "Flux2Pipeline", "WanPipeline", "StableDiffusion3Pipeline",
-    "HunyuanVideoPipeline", "LTXPipeline", "ChromaPipeline", "AuraFlowPipeline", "CogView4Pipeline", "SanaPipeline",
+    "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline", "FluxKontextPipeline",
+    "Flux2Pipeline", "StableDiffusion3Pipeline", "SanaPipeline", "CogView4Pipeline", "WanPipeline",
+    "HunyuanVideoPipeline", "CogVideoXPipeline", "LTXPipeline",
 }  # fmt: skip
 NOT_LINEAR = ("guidance_rescale", "cfg_normalization", "cfg_normalize", "cfg_renorm_min", "perturbed_guidance_scale")
 ROUNDED = 2.0**-8  # relative: times are given in bfloat16
@@ -236,14 +236,14 @@ def hook(transformer: nn.Module, schedule: Any, *, gear: int = 0, linear: bool =
             f"{schedule.name} has no plan of whole steps on a grid of its own, which this hook follows: attach instead"
         )
     if type(rule.forecast).combine is not Forecast.combine:
-        raise ScheduleError(f"the forecast {rule.forecast.type!r} is no weighted sum, so branches need it each: attach")
+        raise ScheduleError(f"the forecast {rule.forecast.type!r} is no weighted sum of outputs and latents: attach")
     call = made.get("call") or {}
     if wrong := [f"{name}={call[name]}" for name in NOT_LINEAR if call.get(name)]:
         raise ScheduleError(f"{schedule.name} was fitted with {wrong[0]}, which is not linear in the branches: attach")
     if not linear and made.get("pipeline") not in EXACT:
         raise ScheduleError(
-            f"{schedule.name} was fitted with {made.get('pipeline') or 'an unknown pipeline'}, whose guidance and signs "
-            "were not tested with this hook: attach to the pipeline, or vouch for it with linear=True"
+            f"{schedule.name} was fitted with {made.get('pipeline') or 'an unknown pipeline'}, whose guidance and "
+            "signs were not tested with this hook: attach to the pipeline, or vouch for it with linear=True"
         )
     registry = HookRegistry.check_if_exists_or_initialize(module)
     if registry.get_hook(NAME) is not None or getattr(module, "_cache_config", None) is not None:
