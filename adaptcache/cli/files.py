@@ -60,6 +60,12 @@ class Loading:
         return preset.model_copy(update={"dtype": self.dtype})
 
     @property
+    def placement(self) -> dict[str, Any]:
+        """What of it `Preset.load_pipeline` is asked for."""
+        asked = {"offload": self.offload if self.offload != "none" else None, "loras": self.loras}
+        return {name: value for name, value in asked.items() if value}
+
+    @property
     def words(self) -> list[str]:
         """What of it belongs into the name of a schedule: what changes the outputs."""
         return [*filter(None, [self.dtype]), *(f"lora-{name}" for name in self.loras)]
@@ -83,7 +89,7 @@ def load_pipeline(
     for library in loud if not logging.getLogger().isEnabledFor(logging.DEBUG) else ():
         library.set_verbosity_error()
         library.disable_progress_bar()
-    pipe = loading.preset(preset).load_pipeline(device, offload=loading.offload, loras=loading.loras)
+    pipe = loading.preset(preset).load_pipeline(device, **loading.placement)
     if loading.compile:
         compile_denoisers(pipe)
     return with_sampler(pipe, scheduler)
