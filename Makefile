@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills check audit format docs support schedules demo-model demo-model-64 video-model \
+.PHONY: help demo test slow fuzz soak kills check contracts audit format docs support schedules demo-model demo-model-64 video-model \
 	sound-model notebooks wheel wheel-test clean
 
 help: ## list the targets
@@ -36,6 +36,12 @@ soak: $(VENV)/.installed ## 10,000 short runs on one pipeline, or SOAK=number of
 
 kills: $(VENV)/.installed ## kill a calibration 30 times on its way, or KILLS=number of times
 	$(BIN)/python -m tests.kills $(KILLS)
+
+contracts: $(VENV)/.installed ## test the plug-ins with the classes of the serving engines' wheels (40 MB, nothing they need)
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest build/wheels \
+		sglang==0.5.23 vllm-omni==0.30.0 cache-dit==1.5.3
+	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/engines; done
+	PYTHONPATH=build/engines $(BIN)/python -m pytest tests/test_serving.py tests/test_export_engines.py
 
 audit: $(VENV)/.installed-dev ## look the pinned versions up among known vulnerabilities (needs the network)
 	$(PYTHON) -m venv build/audit

@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
-__all__ = ["Profile", "Schedule", "attach", "calibrate", "compare", "evaluate", "tune"]
+__all__ = ["Profile", "Schedule", "attach", "calibrate", "compare", "evaluate", "hook", "tune"]
 
 if TYPE_CHECKING:
     from .calibration.calibrate import calibrate
     from .comparison import compare
     from .engines.diffusers.attach import attach
+    from .engines.diffusers.model_hook import hook
     from .evaluation.evaluate import evaluate
     from .profile import Profile
     from .schedule.schedule import Schedule
@@ -25,6 +26,7 @@ HOMES = {
     "calibrate": "calibration.calibrate",
     "compare": "comparison",
     "evaluate": "evaluation.evaluate",
+    "hook": "engines.diffusers.model_hook",
     "tune": "tuning.tune",
 }
 VERBS = ("calibrate", "compare", "evaluate", "tune")

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import Any
 
 import adaptcache
+from adaptcache.calibration.estimate import Size
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.tuning.tune import tune
 
@@ -35,17 +36,6 @@ class Tally:
         self.open = 0
 
 
-def formula(steps: int, calls: int, prompts: int, held_out: int, plans: int) -> dict[str, int]:
-    """Returns what `calibrate` should count, in its stages."""
-    return {
-        "full runs": prompts * steps,
-        "sensitivity of each step": min(2, prompts) * steps * (steps - 1) // 2,
-        f"matching {calls} calls": plans * prompts * calls,
-        "held-out, full": held_out * steps,
-        "held-out, by schedule": held_out * calls,
-    }
-
-
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,7 +53,7 @@ def main() -> None:
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)
     each = given.prompts * given.calls
     plans = tally.stages[f"matching {given.calls} calls"] // each
-    expected = formula(given.steps, given.calls, given.prompts, given.held_out, plans)
+    expected = Size(given.steps, given.calls, given.prompts, given.held_out).passes(plans)
     print(f"{'calibrate':28} {'counted':>8} {'formula':>8}")
     for stage, value in expected.items():
         print(f"{stage:28} {tally.stages[stage]:8} {value:8}")

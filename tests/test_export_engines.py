@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import STEPS, embedded, tiny_flux
 from diffusers import MagCacheConfig
 from diffusers.utils import logging
@@ -123,3 +124,57 @@ def test_every_key_of_the_xdit_json_is_one_of_cache_dit(dit: Any) -> None:
     given = json.loads(export(schedule([0, 3]), "xdit").text)
     known = set(dit.DBCacheConfig.__dataclass_fields__) | {"scm_policy", "enable_taylorseer"}  # xDiT's own
     assert set(given) <= known
+
+
+# cache-dit with our calibrator
+
+
+def test_a_table_of_weights_runs_in_cache_dit(flux: Any, dit: Any) -> None:
+    from adaptcache.engines.cache_dit import configs, weights_of
+
+    fitted = schedule([0, 1, 4, 6], kernel(steps=STEPS), steps=STEPS)
+    plan, table = weights_of(fitted)
+    assert plan == [0, 1, 4, 6] and [bool(row) for row in table] == [i not in plan for i in range(STEPS)]
+    block = flux.transformer.transformer_blocks[1]
+    dit.enable_cache(flux, **configs(fitted))
+    try:
+        assert computed(flux, block) == [plan]
+        weighted = CALL(flux, embedded(1))
+        assert torch.equal(CALL(flux, embedded(1)), weighted)  # the second run starts afresh
+    finally:
+        dit.disable_cache(flux)
+    reused = schedule([0, 1, 4, 6], matched=False, steps=STEPS)
+    dit.enable_cache(flux, **dit.load_configs(yaml.safe_load(export(reused, "cache-dit").text)))
+    try:
+        assert not torch.equal(CALL(flux, embedded(1)), weighted)  # the weights are not those of reuse
+    finally:
+        dit.disable_cache(flux)
+
+
+def test_a_table_of_reuse_is_the_reuse_of_cache_dit(flux: Any, dit: Any) -> None:
+    import cache_dit
+
+    from adaptcache.engines.cache_dit import _kinds
+    from adaptcache.engines.formats.cache_dit import mask_config
+    from adaptcache.engines.formats.mask import ReusePlan
+
+    mask = ReusePlan(tuple(int(i in (0, 1, 4, 6)) for i in range(STEPS)))
+    table = tuple(() if i in (0, 1, 4, 6) else (1.0,) for i in range(STEPS))
+    found = []
+    for more in ({}, {"calibrator_config": _kinds()(table=table)}):
+        dit.enable_cache(flux, cache_config=cache_dit.DBCacheConfig(**mask_config(mask)), **more)
+        try:
+            found.append(CALL(flux, embedded(1)))
+        finally:
+            dit.disable_cache(flux)
+    torch.testing.assert_close(*found)
+
+
+def test_the_interface_of_calibrators_is_that_of_cache_dit(dit: Any) -> None:
+    from cache_dit.caching.cache_contexts.calibrators import CalibratorBase
+
+    from adaptcache.engines.cache_dit import TableCalibrator
+
+    assert {name for name in vars(CalibratorBase) if not name.startswith("_")} == {
+        name for name in vars(TableCalibrator) if not name.startswith("_")
+    }

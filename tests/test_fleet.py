@@ -3,7 +3,8 @@
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from benchmarks.fleet import Tally, formula
+from adaptcache.calibration.estimate import Size
+from benchmarks.fleet import Tally
 
 
 def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
@@ -15,4 +16,4 @@ def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
     )  # fmt: skip
     plans = tally.stages["matching 4 calls"] // (3 * 4)
     assert 1 <= plans <= 5 and tally.open == 0
-    assert dict(tally.stages) == formula(STEPS, 4, 3, 2, plans)
+    assert dict(tally.stages) == Size(STEPS, 4, 3, 2).passes(plans)

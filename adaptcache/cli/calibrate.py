@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from .files import default_name, load_pipeline, open_cache, quality_words, wrote
+from .files import Loading, default_name, load_pipeline, open_cache, quality_words, wrote
 from .options import (
     DEMO,
     BatchSize,
+    Compile,
     Device,
+    Dtype,
     Json,
+    Lora,
     Model,
     Name,
+    Offload,
     Out,
     Prompts,
     PublishedMethod,
@@ -26,6 +30,7 @@ from .options import (
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
+    from ..calibration.estimate import Estimate
     from ..schedule.schedule import Schedule
 
 FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
@@ -59,9 +64,14 @@ def calibrate(
     seed: Seed = 0,
     batch_size: BatchSize = None,
     device: Device = None,
+    offload: Offload = "none",
+    dtype: Dtype = None,
+    compile: Compile = False,
+    lora: Lora = None,
     name: Name = None,
     to: Out = None,
     cache: Annotated[bool, Option(help="Keep full runs for the next target.")] = True,
+    dry_run: Annotated[bool, Option("--dry-run", help="Time a few steps, say what it would cost, and stop.")] = False,
     json: Json = False,
 ) -> None:
     """Fit a schedule: profile, plan, match, validate. Writes one JSON file.
@@ -76,6 +86,7 @@ def calibrate(
       adaptcache calibrate --model emoji-flux --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied
       adaptcache calibrate --model emoji-flux --speed 4 --min-psnr 40 --certify --prompts emoji-varied
       adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
+      adaptcache calibrate --model flux --offload group --dry-run    # a 24 GB card: what it costs there
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
     """
     from ..calibration.calibrate import calibrate as fit_schedule
@@ -85,6 +96,11 @@ def calibrate(
     from ..presets import read_prompts, resolve
     from ..schedule.methods import find_method
 
+    loading = Loading(offload, dtype, compile, lora or ())
+    if dry_run and (method or gears or reference_steps):
+        raise ValueError(
+            "--dry-run counts schedules for a speed or a budget: leave --method, --gears and --reference-steps out"
+        )
     if method:
         find_method(method)
         ours_only = {"--reference-steps": reference_steps, "--gears": gears, "--certify": certify}
@@ -104,7 +120,7 @@ def calibrate(
             name = default_name(
                 preset.name, steps, method,
                 f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
-                *(settings or ()), scheduler, reference_steps and f"reference{reference_steps}",
+                *(settings or ()), *loading.words, scheduler, reference_steps and f"reference{reference_steps}",
                 known.name if prompts and prompts != preset.prompts else None,
                 f"fit{fit_on}" if fit_on != FIT_ON else None,
                 f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
@@ -118,7 +134,15 @@ def calibrate(
         cache_of_runs = open_cache() if cache else None
         calibration = known.calibration[:fit_on]
         share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
-        pipe = load_pipeline(preset, device or ranks.device, scheduler)
+        pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
+        if dry_run:
+            options = {
+                "seed": seed, "cache": cache_of_runs, "ranks": ranks, "progress": False, "pipe_kwargs": preset.call,
+                "batch_size": batch_size or min(preset.batch_size, share),
+            }  # fmt: skip
+            calls = calls_for(steps, budget, speed)
+            found = _estimate(pipe, calibration, known.held_out[:eval_on], calls, steps, options)
+            return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
         with progress(ranks.rank == 0, kept) as report:
@@ -135,6 +159,44 @@ def calibrate(
             schedule.save(target)
     if ranks.rank == 0:
         _print(schedule, target, said, json)
+
+
+def _estimate(
+    pipe: Any, prompts: list[Any], held_out: list[Any], calls: int, steps: int, options: dict[str, Any]
+) -> Estimate:
+    from ..calibration.estimate import estimate
+    from ..engines import make_setup
+    from ..runs import PromptSet
+
+    setup, _ = make_setup(pipe, steps, options)
+    first = PromptSet.of(prompts)
+    for given in (first, PromptSet.of(held_out, len(first))):
+        setup.engine.preflight(setup.call, given)
+    return estimate(setup, first, PromptSet.of(held_out, len(first)), calls)
+
+
+def _print_estimate(found: Estimate, json: bool) -> None:
+    from rich.filesize import decimal
+
+    from ..calibration.estimate import LIKELY, PLANS
+
+    stages = found.size.passes()
+    likely, least, most = found.seconds
+    memory = {"memory": found.memory, "device_memory": found.device_memory}
+    if json:
+        return print_json({
+            "passes": stages, "plans": {"likely": LIKELY, "range": PLANS}, "seconds": likely,
+            "seconds_range": [least, most], "step_seconds": found.step, "disk": found.disk, **memory,
+        })  # fmt: skip
+    for stage, count in {**stages, "in all": sum(stages.values())}.items():
+        out.print(f"{stage:26} {count:>9,} passes of the denoiser")
+    out.print(f"\nmatching is of {LIKELY} plans here; there are {PLANS[0]} to {PLANS[1]}, as the full runs will tell")
+    minutes = f"{likely / 60:.1f} minutes ({least / 60:.1f} to {most / 60:.1f})"
+    out.print(f"{minutes}, by {found.step:.3g} s a step of one batch")
+    used = [f"{decimal(found.memory)} of memory"]
+    if found.device_memory is not None:
+        used.append(f"{decimal(found.device_memory)} on the device")
+    out.print(f"{', '.join(used)}, {decimal(found.disk)} of disk")
 
 
 def _print(schedule: Schedule, target: Path, said: str, json: bool) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..schedule.schedule import Schedule
 
 LONGEST = 150  # characters of a default name
+DTYPES = ("float32", "float16", "bfloat16")
 
 Source = Annotated[str, Argument(help="A schedule: a file, a folder or user/repo.")]
 
@@ -29,12 +31,56 @@ def load_schedule(source: str) -> Schedule:
     return Schedule.load(path) if path.suffix == ".json" else Schedule.from_pretrained(source)
 
 
-def load_pipeline(preset: Preset, device: str | None = None, scheduler: str | None = None) -> Any:
+@dataclass(frozen=True)
+class Loading:
+    """How a pipeline is loaded.
+
+    Arguments:
+        offload: Where weights wait: "none", "model" or "group".
+        dtype: Another precision than the preset's.
+        compile: Whether the denoiser is compiled.
+        loras: Files, folders or hub ids, each perhaps with "@SCALE".
+    """
+
+    offload: str = "none"
+    dtype: str | None = None
+    compile: bool = False
+    loras: Sequence[str] = ()
+
+    def preset(self, preset: Preset) -> Preset:
+        """Returns a preset as it is to be loaded.
+
+        Raises:
+            ValueError: There is no such precision.
+        """
+        if self.dtype is None:
+            return preset
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        return preset.model_copy(update={"dtype": self.dtype})
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """What of it `Preset.load_pipeline` is asked for."""
+        asked = {"offload": self.offload if self.offload != "none" else None, "loras": self.loras}
+        return {name: value for name, value in asked.items() if value}
+
+    @property
+    def words(self) -> list[str]:
+        """What of it belongs into the name of a schedule: what changes the outputs."""
+        return [*filter(None, [self.dtype]), *(f"lora-{name}" for name in self.loras)]
+
+
+def load_pipeline(
+    preset: Preset, device: str | None = None, scheduler: str | None = None, loading: Loading | None = None
+) -> Any:
     """Loads the pipeline of a preset with another sampler, if one is named, and without others' bars."""
     import diffusers
 
     from ..engines.diffusers.sampler import with_sampler
+    from ..presets.placement import compile_denoisers
 
+    loading = loading or Loading()
     loud = [diffusers.utils.logging]
     with suppress(ImportError):  # an extra
         import transformers
@@ -43,7 +89,10 @@ def load_pipeline(preset: Preset, device: str | None = None, scheduler: str | No
     for library in loud if not logging.getLogger().isEnabledFor(logging.DEBUG) else ():
         library.set_verbosity_error()
         library.disable_progress_bar()
-    return with_sampler(preset.load_pipeline(device), scheduler)
+    pipe = loading.preset(preset).load_pipeline(device, **loading.placement)
+    if loading.compile:
+        compile_denoisers(pipe)
+    return with_sampler(pipe, scheduler)
 
 
 def find_model(given: str | None, schedules: Sequence[Schedule]) -> Preset:

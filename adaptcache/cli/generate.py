@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from .files import find_model, load_pipeline, load_schedule, wrote
-from .options import Device, FittedModel, Json, Set, Steps
+from .files import Loading, find_model, load_pipeline, load_schedule, wrote
+from .options import Compile, Device, Dtype, FittedModel, Json, Lora, Offload, Set, Steps
 from .screen import out, print_json, progress
 
 
@@ -26,6 +26,10 @@ def generate(
     settings: Set = None,
     compare: Annotated[bool, Option(help="Also run in full and with as many plain steps; write all three.")] = False,
     device: Device = None,
+    offload: Offload = "none",
+    dtype: Dtype = None,
+    compile: Compile = False,
+    lora: Lora = None,
     to: Annotated[Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")] = Path(
         "image.png"
     ),
@@ -69,7 +73,7 @@ def generate(
     if sound and compare:
         raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
     said = wrote((check_writable if sound else check_image)(to))
-    pipe = load_pipeline(preset, device)
+    pipe = load_pipeline(preset, device, loading=Loading(offload, dtype, compile, lora or ()))
     rate = sampling_rate(pipe)
     if sound and rate is None:
         raise ValueError(f"{preset.name} makes no sound; use an ending such as .png instead of .wav")

@@ -72,4 +72,13 @@ BatchSize = Annotated[int | None, Option(help="Prompts in one run. \\[default: t
 Device = Annotated[str | None, Option(help="cuda, mps, xpu, cpu. \\[default: the accelerator there is]")]
 Name = Annotated[str | None, Option(help="What the schedule is called.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="\\[default: schedules/NAME.json]")]
+Offload = Annotated[
+    str, Option(help="Where weights wait: none (on the device), model or group (on the CPU; group needs least).")
+]
+Dtype = Annotated[str | None, Option(help="float32, float16 or bfloat16. \\[default: the preset's]")]
+Compile = Annotated[bool, Option("--compile", help="Compile the denoiser: its repeated blocks, where it has some.")]
+Lora = Annotated[
+    list[str] | None,
+    Option("--lora", help="A LoRA: a file, a folder or user/repo, perhaps with @SCALE; may be repeated."),
+]
 Json = Annotated[bool, Option("--json", help="Print JSON.")]

@@ -112,16 +112,28 @@ class Preset(BaseModel):
         path = Path(self.checkpoint).expanduser()
         return None if _is_hub_id(self.checkpoint) and not path.is_dir() else path
 
-    def load_pipeline(self, device: str | None = None, path: str | Path | None = None) -> DiffusionPipeline:
+    def load_pipeline(
+        self,
+        device: str | None = None,
+        path: str | Path | None = None,
+        *,
+        offload: str = "none",
+        loras: Sequence[str] = (),
+    ) -> DiffusionPipeline:
         """Loads the pipeline onto a device.
 
         Arguments:
             device: Where to; by default the accelerator (cuda, mps, xpu, ...), or cpu where there is none.
             path: A local folder with the weights, to be used instead of the checkpoint.
+            offload: Where weights wait: "none" on the device, "model" and "group" on the CPU.
+            loras: Files, folders or hub ids, each perhaps with "@SCALE".
 
         Raises:
             CheckpointError: The weights cannot be had or read, or the device cannot be used.
         """
+        from .placement import add_loras, check_offload, place
+
+        check_offload(offload)
         folder = Path(path).expanduser() if path else self.folder
         if folder and not any((folder / name).is_file() for name in INDEXES):
             raise CheckpointError(_no_folder(folder, self))
@@ -155,7 +167,8 @@ class Preset(BaseModel):
             loaded = load(pipeline, source, options)
         except failures as error:
             raise CheckpointError(_why(error, source, self.gated)) from error
-        return loaded.to(device)
+        add_loras(loaded, loras)
+        return place(loaded, device, offload)
 
 
 def load(kind: Any, source: str, options: dict[str, Any]) -> Any:

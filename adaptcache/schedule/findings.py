@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from .schedule import Schedule
+
+FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 
 class Grade(IntEnum):
@@ -39,3 +42,11 @@ def explain_findings(schedule: Schedule, findings: Sequence[Finding]) -> str:
         return f"{schedule.name} {findings[0].says}"
     lines = [f"  {finding.grade!s:<10}  {finding.what}: it {finding.says}" for finding in findings]
     return "\n".join([f"{schedule.name} differs from this pipeline in {len(findings)} ways:", *lines])
+
+
+def too_strong(calibrated: Any, now: Any) -> bool:
+    """Whether a guidance is so far beyond the calibrated one that fewer plain steps are better."""
+    try:
+        return max(1.0, float(now or 0)) > FARTHEST * max(1.0, float(calibrated or 0))
+    except (TypeError, ValueError):
+        return False

@@ -11,7 +11,7 @@ from ...distributed import sharded
 from ...errors import ScheduleError
 from ...files import dump_json
 from ...forecasts.matched import Matched
-from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.findings import FARTHEST, Finding, Grade, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .calls import defaults_of, named_inputs
 from .components import denoisers_of, find_guiders, find_schedulers, plain_module
@@ -35,7 +35,6 @@ CONTENT = {  # arguments that say what is made, how many, and in which form, or 
     "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
 }  # fmt: skip
 FROM_COND = ("ZImage",)  # families whose guidance_scale counts from the branch with the prompt: a guider's less 1
-FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 
 def graded(
@@ -212,7 +211,7 @@ def _crossed(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator
 
 def _other_guidance(changed: str, pairs: list[tuple[Any, Any]]) -> Iterator[Finding]:
     says = f"was fitted at another guidance: {changed}"
-    if any(_too_strong(*pair) for pair in pairs):
+    if any(too_strong(*pair) for pair in pairs):
         cure = "calibrate at this guidance, or allow it: attach(..., allow=('guidance',))"
         yield Finding("guidance", Grade.REFUSED, f"{says}; as many plain steps are better there: {cure}")
     else:
@@ -244,7 +243,7 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
         scheduler = next(iter(find_schedulers(pipe).values()))
-        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and _too_strong(*pair)]
+        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and too_strong(*pair)]
         if what == "guidance" and far:
             cure = (
                 f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
@@ -262,14 +261,6 @@ def mixes_branches(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
     """Whether an argument is how strongly branches are set apart, and not an input of a distilled denoiser (Flux)."""
     embeds = any("guidance_embeds" in config_of(plain_module(part)) for part in denoisers_of(pipe))
     return name != "guidance_scale" or not (embeds or "true_cfg_scale" in default)
-
-
-def _too_strong(calibrated: Any, now: Any) -> bool:
-    """Whether a guidance is so far beyond the calibrated one that fewer plain steps are better."""
-    try:
-        return max(1.0, float(now or 0)) > FARTHEST * max(1.0, float(calibrated or 0))
-    except (TypeError, ValueError):
-        return False
 
 
 def _others(

@@ -101,6 +101,8 @@ def twin(pipe: Any) -> Any:
             if compiled := vars(part).get("_compiled_call_impl"):
                 vars(shared)["_compiled_call_impl"] = compiled
             setattr(other, name, shared)
+    if hooks := getattr(pipe, "_all_hooks", None):  # accelerate's: they belong to the pipeline's own modules
+        other.maybe_free_model_hooks = lambda: [hook.offload() for hook in hooks]
     if is_modular(pipe):
         other._blocks = quiet(pipe.blocks)
     else:

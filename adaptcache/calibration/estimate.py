@@ -1,0 +1,190 @@
+"""What a calibration will cost: passes of the denoiser, disk, memory and minutes, from a few steps that are timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..evaluation.generate import synchronize
+from ..hooks import SchedulerStep, StepHook
+from ..profiling.measure import PERTURBED
+from ..runs import PromptSet, Setup
+from ..step import Step
+from .fit import TRUST
+
+PLANS = (1, len(TRUST) + 1)  # that are matched: by each degree of trust, and even steps; some are the same
+LIKELY = 3
+PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a calibration is.
+
+    Arguments:
+        steps: Of a full run.
+        calls: Steps that are computed.
+        prompts: Calibration prompts.
+        held_out: Held-out prompts.
+    """
+
+    steps: int
+    calls: int
+    prompts: int
+    held_out: int = 0
+
+    def passes(self, plans: int = LIKELY) -> dict[str, int]:
+        """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
+
+        Arguments:
+            plans: How many are matched.
+        """
+        stages = {
+            "full runs": self.prompts * self.steps,
+            "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
+            f"matching {self.calls} calls": plans * self.prompts * self.calls,
+            "held-out, full": self.held_out * self.steps,
+            "held-out, by schedule": self.held_out * self.calls,
+        }
+        return {stage: count for stage, count in stages.items() if count}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a calibration will cost.
+
+    Arguments:
+        size: How large it is.
+        seconds: For the likely number of plans, for one, and for the most.
+        step: Seconds of a step of one batch.
+        disk: Bytes of the full runs that are kept.
+        memory: Bytes that the process has at its peak.
+        device_memory: Bytes on the accelerator at the peak; None without one.
+    """
+
+    size: Size
+    seconds: tuple[float, float, float]
+    step: float
+    disk: int
+    memory: int
+    device_memory: int | None = None
+
+
+@dataclass
+class StepTimer(StepHook):
+    """Computes the first steps and times them, then reuses, so that the run is over soon.
+
+    Arguments:
+        computed: How many steps are computed.
+        seconds: By step.
+        kept: Bytes of one output, and of the latents before and after it.
+    """
+
+    computed: int = 2
+    seconds: dict[int, float] = field(default_factory=dict)
+    kept: int = 0
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+
+    def should_compute(self, step: Step) -> bool:
+        synchronize()
+        self.since = time.perf_counter()
+        return step.index < self.computed
+
+    def model_output(self, step: SchedulerStep) -> Tensor:
+        if step.step.index == 0:
+            self.kept += sum(value.numel() * value.element_size() for value in (step.u, step.x, step.x))
+        if step.computed:
+            self.outputs[step.track] = step.u
+        return self.outputs[step.track]
+
+    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
+        synchronize()
+        self.seconds[step.step.index] = time.perf_counter() - self.since
+
+    @property
+    def pass_seconds(self) -> float:
+        """Seconds of a computed step; the first one may compile or load, so the last of them."""
+        return self.seconds[min(self.computed, len(self.seconds)) - 1]
+
+    @property
+    def skip_seconds(self) -> float:
+        """Seconds of a skipped step."""
+        skipped = [seconds for index, seconds in self.seconds.items() if index >= self.computed]
+        return sum(skipped) / len(skipped) if skipped else 0.0
+
+
+def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int) -> Estimate:
+    """Times three short runs, of two computed steps each, and returns what a calibration like this will cost.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: Calibration prompts.
+        held_out: Held-out prompts.
+        calls: Steps that are computed.
+    """
+    size = Size(setup.call.num_inference_steps, calls, len(prompts), len(held_out))
+    few, many = prompts[:PERTURBED], prompts[: setup.batch_size]
+    timed_run(setup, few, decode=False)  # loads, compiles and picks its kernels
+    small, around_small, _ = timed_run(setup, few, decode=False)
+    large, around, image = timed_run(setup, many, decode=True)
+    slope = (large.pass_seconds - small.pass_seconds) / max(len(many) - len(few), 1)
+    base = small.pass_seconds - slope * len(few) if len(many) > len(few) else small.pass_seconds
+    n, skip = size.steps, large.skip_seconds
+
+    def runs(count: int, computed: int, outside: float, idle: float = skip) -> float:
+        """Returns the seconds of runs of so many prompts."""
+        batches = [min(setup.batch_size, count - first) for first in range(0, count, setup.batch_size)]
+        slopes = slope if len(many) > len(few) else 0.0
+        each = (outside + computed * (base + slopes * samples) + (n - computed) * idle for samples in batches)
+        return sum(each)
+
+    def total(plans: int) -> float:
+        pairs = n * (n - 1) / 2
+        return (
+            runs(size.prompts, n, around_small)
+            + (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds)
+            + plans * runs(size.prompts, calls, around_small, PREVIEWS * skip)
+            + runs(size.held_out, n, around) + runs(size.held_out, calls, around)
+        ) / setup.ranks.size  # fmt: skip
+
+    runs_kept = n * large.kept // len(many) * size.prompts
+    images = image * size.held_out
+    return Estimate(
+        size,
+        (total(LIKELY), total(PLANS[0]), total(PLANS[1])),
+        large.pass_seconds,
+        runs_kept + images if setup.cache else 0,
+        peak_memory() + runs_kept + 2 * images,
+        device_memory(),
+    )
+
+
+def timed_run(setup: Setup, prompts: PromptSet, *, decode: bool) -> tuple[StepTimer, float, int]:
+    """Runs a batch and returns its timer, the seconds outside of its steps, and the bytes of one decoded output."""
+    timer, since = StepTimer(), time.perf_counter()
+    outcome = setup.run(timer, prompts, decode=decode)
+    total = time.perf_counter() - since
+    image = outcome.images[0].nbytes if outcome.images else 0
+    return timer, total - sum(timer.seconds.values()), image
+
+
+def peak_memory() -> int:
+    """Returns the bytes that this process has had at its peak; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_memory() -> int | None:
+    """Returns the bytes that were allocated on the accelerator at the peak; None without one that tells."""
+    if not torch.accelerator.is_available():
+        return None
+    tells = getattr(getattr(torch, torch.accelerator.current_accelerator().type), "max_memory_allocated", None)  # type: ignore[union-attr]
+    return int(tells()) if tells else None
