@@ -164,6 +164,7 @@ sys.meta_path.insert(0, Finder())
         "adaptcache", "adaptcache.policies", "adaptcache.forecasts", "adaptcache.schedule.schedule",
         "adaptcache.schedule.methods", "adaptcache.runtime.runner", "adaptcache.calibration.match",
         "adaptcache.calibration.calibrate", "adaptcache.evaluation.evaluate", "adaptcache.engines.formats",
+        "adaptcache.engines.comfyui.engine, adaptcache.engines.comfyui.apply",
         "adaptcache.fitting.kernel, adaptcache.fitting.plan, adaptcache.fitting.quality, adaptcache.fitting.signals",
     ],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The engine for ComfyUI: wrappers of a MODEL, between which a hook decides. Knows no diffusers."""

@@ -1,0 +1,178 @@
+"""Which steps a sampler of ComfyUI takes: the noise levels that it calls the model at, and their times."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import AttachError
+from ...runs import fork_rng
+
+__all__ = ["Output", "StandIn", "input_scale", "levels_of", "name_of", "prediction_of", "readers_of", "times_of"]
+
+KINDS = {  # the classes that say what a model predicts, and what `u = (x - denoised) / sigma` is in diffusers' words
+    "CONST": "flow_prediction",
+    "IMG_TO_IMG": "sample",
+    "X0": "sample",
+    "EDM": "edm",
+    "V_PREDICTION": "v_prediction",
+    "COSMOS_RFLOW": "cosmos_flow",
+    "EPS": "epsilon",
+}
+LONGEST = 8  # calls a step in a rehearsal, after which a sampler is given up
+
+
+class Landed(BaseException):
+    """Ends a replayed sampler where it asks for one output more than there are."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+def readers_of(guider: Any, model_options: dict[str, Any] | None) -> list[Any]:
+    """Returns the functions with which a sampler reads the unconditional output (those called CFG++ do)."""
+    known = len(guider.model_options.get("sampler_post_cfg_function", ()))
+    return list((model_options or {}).get("sampler_post_cfg_function", ()))[known:]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step gives a sampler.
+
+    Arguments:
+        denoised: The guided, denoised latents, with shape (B, *).
+        apart: How far the unconditional ones are from these at the last computed step, for samplers that read them.
+    """
+
+    denoised: Tensor
+    apart: Tensor | None = None
+
+    def give(self, readers: Sequence[Any], x: Tensor, sigma: Tensor, model_options: Any) -> Tensor:
+        """Hands the output to a sampler without the model, as CFG would."""
+        denoised = self.denoised
+        for read in readers:
+            branch = denoised if self.apart is None else denoised + self.apart
+            both = {"denoised": denoised, "cond_denoised": denoised, "uncond_denoised": branch}
+            denoised = read({**both, "input": x, "sigma": sigma, "model_options": model_options})
+        return denoised
+
+
+class StandIn:
+    """Stands in for a guider in a sampler's function, and gives outputs that are known.
+
+    Arguments:
+        guider: What it stands in for, whose other attributes samplers read.
+        outputs: What to give, in turn; None gives zeros, at most `most` times.
+        most: How many calls there may be.
+    """
+
+    def __init__(self, guider: Any, outputs: Sequence[Output] | None, most: int) -> None:
+        self._guider, self._outputs, self._most = guider, outputs, most
+        self.levels: list[Tensor] = []  # the noise levels it was called with
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._guider, name)
+
+    def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
+        if len(self.levels) == self._most:
+            raise Landed(x)
+        self.levels.append(timestep.reshape(-1)[0])
+        output = Output(x * 0) if self._outputs is None else self._outputs[len(self.levels) - 1]
+        return output.give(readers_of(self._guider, model_options), x, timestep, model_options)
+
+    def follow(self, sampler: Any, sigmas: Tensor, extra: dict[str, Any], *latents: Tensor | None) -> Tensor:
+        """Runs a sampler and returns where it landed. Draws what the real run draws, and leaves generators alone.
+
+        Arguments:
+            sampler: As `SAMPLER_SAMPLE` is given it.
+            sigmas: Its noise levels; some samplers write to them, so they get a copy.
+            extra: Its extra arguments.
+            latents: The noise, the latents to start from, and the mask.
+        """
+        noise, start, *mask = (value if value is None else value.clone() for value in latents)
+        with fork_rng():
+            try:
+                landed: Tensor = sampler.sample(self, sigmas.clone(), dict(extra), None, noise, start, *mask, True)
+            except Landed as end:
+                return end.x
+        return landed
+
+
+def levels_of(sampler: Any, guider: Any, sigmas: Tensor, extra: dict[str, Any], noise: Tensor) -> list[float]:
+    """Returns the noise levels a sampler calls the model at, from a rehearsal on a few numbers without the model.
+
+    Arguments:
+        sampler: As `SAMPLER_SAMPLE` is given it.
+        guider: Who calls the model.
+        sigmas: The noise levels of its N steps, and the last one that it ends at, with shape (N + 1,).
+        extra: Its extra arguments.
+        noise: With shape (B, *).
+
+    Raises:
+        AttachError: It does not call the model once a step, at falling levels.
+    """
+    steps = len(sigmas) - 1
+    few = noise[(slice(1), slice(None), *[slice(1)] * (noise.ndim - 2))]
+    stand_in = StandIn(guider, None, LONGEST * steps + 1)
+    name = name_of(sampler)
+    try:
+        stand_in.follow(sampler, sigmas, extra, few, few * 0, None)
+    except Exception as error:
+        raise AttachError(f"the sampler {name} cannot be rehearsed ({error})") from error
+    levels = [float(level) for level in stand_in.levels]
+    if len(levels) != steps or any(b >= a for a, b in itertools.pairwise(levels)):
+        raise AttachError(f"the sampler {name} calls the model {len(levels)} times in {steps} steps")
+    return levels
+
+
+def name_of(sampler: Any) -> str:
+    """Returns the name of a sampler as nodes list it."""
+    function = getattr(sampler, "sampler_function", None)
+    name = getattr(function, "__name__", "") or type(sampler).__name__
+    inpaint = getattr(sampler, "inpaint_options", None) or {}
+    if name == "sample_euler" and inpaint.get("random"):
+        return "ddim"
+    return name.removeprefix("sample_").removesuffix("_function").replace("unipc", "uni_pc")
+
+
+def prediction_of(sampling: Any) -> str:
+    """Returns what a model predicts, in diffusers' words, from its `model_sampling`."""
+    names = (kind.__name__ for kind in type(sampling).__mro__)
+    return next((KINDS[name] for name in names if name in KINDS), "unknown")
+
+
+def times_of(sampling: Any, levels: Sequence[float]) -> tuple[float, ...]:
+    """Returns the times in [0, 1] of noise levels, the same as those of diffusers' schedulers.
+
+    Flow-matching models have their noise levels as times; models with a table of noise levels (Stable Diffusion) the
+    place in it, between entries too; others sigma / (1 + sigma).
+    """
+    if prediction_of(sampling) == "flow_prediction":
+        return tuple(min(level, 1.0) for level in levels)
+    table = getattr(sampling, "log_sigmas", None)
+    if table is not None and hasattr(sampling, "num_timesteps"):
+        known = table.tolist()
+        logs = [math.log(max(level, 1e-12)) for level in levels]
+        return tuple(float(place) / len(known) for place in np.interp(logs, known, range(len(known))))
+    return tuple(level / (1 + level) for level in levels)
+
+
+def input_scale(sampling: Any, level: float, plain: bool = False) -> float:
+    """Returns the factor from the latents of a sampler to those that schedules know.
+
+    Samplers keep the latents of models with added noise (Stable Diffusion) as x0 + sigma * noise; most schedulers of
+    diffusers, and schedules, divide that by sqrt(1 + sigma^2).
+
+    Arguments:
+        sampling: The `model_sampling` of the model.
+        level: The noise level.
+        plain: Whether the schedule knows x0 + sigma * noise, as diffusers' Euler does.
+    """
+    return 1.0 if plain or prediction_of(sampling) == "flow_prediction" else 1 / math.sqrt(1 + level * level)
