@@ -39,6 +39,7 @@ __all__ = [
 SAMPLE = 64  # values read of each tensor
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what is written when a module is saved
 ORIGINS = ("accelerate", "diffusers", "peft", "torch", "transformers")  # whose layers are not patched ones
+HARMLESS = ("gradient_checkpointing", "name_or_path", "training", "use_slicing")  # but for dropout in training
 PATCHES = ("b1", "b2", "s1", "s2")  # what FreeU leaves on the blocks of a U-Net
 
 
@@ -161,8 +162,8 @@ def patched_settings(module: nn.Module) -> list[Any]:
 
 def own_settings(module: nn.Module) -> dict[str, Any]:
     """Returns the plain settings that a module itself has as attributes: tiling of a VAE, say; and live dropouts."""
-    found = {name: plain(value) for name, value in vars(module).items() if name[0] != "_" and is_setting(value)}
-    found.pop("training", None)  # only dropout depends on it
+    own = {name: value for name, value in vars(module).items() if value and is_setting(value)}
+    found = {name: plain(value) for name, value in own.items() if name[0] != "_" and name not in HARMLESS}
     layers = module.named_modules()
     return found | {
         f"dropout {name}": layer.p
@@ -271,6 +272,8 @@ def plain(value: Any) -> Any:
     """Returns a setting as strict JSON can hold it: infinities and objects as text."""
     if isinstance(value, Tensor) and value.numel() <= SAMPLE:
         value = value.tolist()
+    if isinstance(value, tuple):  # what was saved and loaded has lists
+        value = list(value)
     kept = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     if kept:
         return value
