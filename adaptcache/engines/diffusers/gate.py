@@ -477,8 +477,9 @@ class Gate:
         track = self._follow(loop, scheduler, timestep)
         index = track.taken - 1
         computed = loop.decided[index]
+        past = loop.past[loop.past[:1] == (index,) :]  # another scheduler may have stepped here already
         step = DiffusersStep(
-            Step(index, loop.times, loop.past, track=track.number), track.number, track.view, computed,
+            Step(index, loop.times, past, track=track.number), track.number, track.view, computed,
             bound.arguments["sample"], bound.arguments["model_output"],
         )  # fmt: skip
         step.scheduler, step.method, step.bound = scheduler, method, bound
