@@ -95,7 +95,7 @@ def tried(pipe: Any, schedule: Schedule, place: Place, arguments: Mapping[str, A
             ).images[0]
         )  # fmt: skip
 
-    images = [None] * count
+    images: list[Any] = [None] * count
     if place.image:
         own, pipe = pipe, FluxImg2ImgPipeline(**pipe.components)
         pipe.set_progress_bar_config(disable=True)
