@@ -22,6 +22,9 @@ class SchedulerStep:
         computed: Whether the denoiser was called.
         x: The latents before the step, with shape (B, *).
         u: The guided model output, with shape (B, *); it means nothing where `computed` is false.
+
+    Attributes:
+        branches: How many samples the denoiser was called with for each of the latents: 2 with guidance.
     """
 
     step: Step
@@ -30,6 +33,7 @@ class SchedulerStep:
     computed: bool
     x: Tensor
     u: Tensor
+    branches = 1.0  # no argument, so that those of subclasses stay where they are
 
     def preview(self, u: Tensor) -> Tensor:
         """Returns where a copy of the scheduler lands with the model output `u`, in the dtype of `u`.

@@ -68,6 +68,16 @@ def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
+def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Returns the size of the batch that a denoiser is called with; lists have one entry a sample."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+            return len(value)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
+            return len(value)
+    return 1
+
+
 def relative_change(new: Tensor, old: Tensor) -> Tensor:
     """Returns mean |new - old| over mean |old|, of each sample, with shape (B,). Does not sync."""
     new, old = new.flatten(1).float(), old.flatten(1).float()

@@ -71,11 +71,11 @@ def test_a_lora_is_named(pipe: Any) -> None:
     assert "LoRAs none and watercolour" in finding.says
 
 
-def test_another_precision_of_the_same_checkpoint_is_fine(pipe: Any) -> None:
+def test_another_precision_of_the_same_checkpoint_has_its_weights_and_not_its_decibels(pipe: Any) -> None:
     pipe.register_to_config(_name_or_path="user/flux")
     own = fitted(pipe)
     half = pipe.to(torch.bfloat16)
-    assert grades(graded(own, half)) == {"weights": Grade.FINE, "dtype": Grade.FINE}
+    assert grades(graded(own, half)) == {"weights": Grade.FINE, "dtype": Grade.WARNED}
     half.register_to_config(_name_or_path="user/other")
     assert grades(graded(own, half))["weights"] == Grade.WARNED
 
@@ -112,9 +112,12 @@ def test_schedulers_are_graded_by_what_changes(pipe: Any) -> None:
 
 def test_guidance_size_and_steps_are_compared_with_a_call(pipe: Any) -> None:
     own = fitted(pipe)
-    found = graded(own, pipe, {**CALL.arguments, "height": 32, "guidance_scale": 7.0}, steps=20)
+    found = graded(own, pipe, {**CALL.arguments, "height": 32, "true_cfg_scale": 7.0}, steps=20)
     assert grades(found) == {"guidance": Grade.WARNED, "size": Grade.WARNED, "steps": Grade.REPLANNED}
-    assert grades(graded(own, pipe, {**CALL.arguments, "guidance_scale": 3.5})) == {}  # the default
+    assert grades(graded(own, pipe, {**CALL.arguments, "true_cfg_scale": 1.0})) == {}  # the default
+    assert (
+        grades(graded(own, pipe, {**CALL.arguments, "guidance_scale": 9.0})) == {}
+    )  # this denoiser has no input for it
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     found = graded(fitted(pipe), pipe, {**CALL.arguments, "height": 32})
     assert grades(found) == {"size": Grade.REPLANNED}
@@ -143,7 +146,7 @@ def test_several_differences_are_one_message_worst_first(pipe: Any) -> None:
     assert worst_grade(found) == Grade.WARNED
     lines = explain_findings(own, found).splitlines()
     assert lines[0] == "by-hand differs from this pipeline in 3 ways:"
-    assert [line.split()[0] for line in lines[1:]] == ["warned", "re-planned", "fine"]
+    assert [line.split()[0] for line in lines[1:]] == ["warned", "warned", "re-planned"]
     with pytest.warns(UserWarning, match=r"differs from this pipeline in 3 ways") as caught:
         adaptcache.attach(pipe, own).close()
     assert len(caught) == 1 and caught[0].filename == __file__

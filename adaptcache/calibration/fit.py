@@ -90,5 +90,5 @@ def build_schedule(
         grid=Grid(scheduler=scheduler, times=times),
         rules=rules,
         kernel=kernel,
-        made={**made, **(about or {})},
+        made={**made, **profile.about, **(about or {})},
     )

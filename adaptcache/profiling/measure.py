@@ -18,7 +18,7 @@ from .sensitivity import measure_sensitivity
 from .statistics import statistics_of
 
 PERTURBED = 2  # prompts the sensitivity is measured on: it takes half a run a step
-LAYOUT = 5  # raise it when what is cached changes
+LAYOUT = 6  # raise it when what is cached changes
 
 
 def content_key(setup: Setup, *more: Any) -> str:
@@ -103,7 +103,7 @@ def record(
     """Runs all prompts in full: a profile without sensitivities, and the trajectories of this rank's batches."""
     runs, jobs = list[Trajectory](), setup.batches(prompts)
 
-    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]]]:
+    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]], list[float]]:
         found = checkpoint.load(number) if checkpoint else None
         if found is None:
             run = run_reference(setup, jobs[number], refine)
@@ -111,17 +111,19 @@ def record(
             if checkpoint:
                 checkpoint.save(number, *found)
         runs.append(found[0])
-        return found[0].times, found[1]
+        return found[0].times, found[1], found[0].branches
 
     report = setup.stage("full runs", len(prompts))
     done = setup.ranks.each(len(jobs), work, lambda batches: report(batches * setup.batch_size))
-    for batch, (grid, _) in zip(jobs, done, strict=True):
+    for batch, (grid, _, _) in zip(jobs, done, strict=True):
         if grid != done[0][0]:
             raise ValueError(
                 f"prompt {batch.first} runs on another grid ({len(grid)} steps) than prompt {prompts.first} "
                 f"({len(done[0][0])}): calibrate with one size and one number of steps"
             )
-    rows = [row for _, known in done for row in known]
+    rows = [row for _, known, _ in done for row in known]
+    about = {"branches": done[0][2]} if all(one[2] == done[0][2] for one in done) else {}
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
-    return Measurement(Profile(times=times, sensitivities=np.zeros((0, len(times))), **arrays), runs, refine)
+    profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)
+    return Measurement(profile, runs, refine)

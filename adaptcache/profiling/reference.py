@@ -22,12 +22,14 @@ class Trajectory:
         u: The guided outputs, N tensors with shape (B, *).
         x: The latents before each step, N tensors with shape (B, *).
         y: Where the scheduler landed, N tensors with shape (B, *).
+        branches: How many samples the denoiser was called with for each of the latents, N numbers.
     """
 
     times: tuple[float, ...] = ()
     u: list[list[Tensor]] = field(default_factory=list)
     x: list[list[Tensor]] = field(default_factory=list)
     y: list[list[Tensor]] = field(default_factory=list)
+    branches: list[float] = field(default_factory=list)
 
     def head(self, samples: int, of: int) -> Trajectory:
         """Returns the trajectory of the first samples of a batch."""
@@ -35,7 +37,7 @@ class Trajectory:
         def cut(tracks: list[list[Tensor]]) -> list[list[Tensor]]:
             return [[value[: len(value) * samples // of] for value in track] for track in tracks]
 
-        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y))
+        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y), self.branches)
 
 
 class Recorder(StepHook):
@@ -59,6 +61,8 @@ class Recorder(StepHook):
         if step.step.index % self.stride == 0:
             self._keep(self.run.u, step, step.u, "the denoiser's output")
             self._keep(self.run.x, step, step.x, "the latents before the step")
+            if step.track == 0:
+                self.run.branches.append(step.branches)
         return step.u
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
@@ -107,7 +111,7 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
         )
     if (taken := len(run.y[0])) < len(run.times):
         if taken == len(run.times) - 1 and run.times[-1] == 0:  # a grid that names its end too
-            return Trajectory(run.times[:-1], run.u, run.x, run.y)
+            return Trajectory(run.times[:-1], run.u, run.x, run.y, run.branches[: len(run.times) - 1])
         raise ValueError(
             f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): calibrate on whole runs"
         )

@@ -124,8 +124,7 @@ class Runner(StepHook):
             return
         if self.strict:
             raise ScheduleError(
-                f"{self.schedule.name} was calibrated with one loop and one view a call, and this pipeline "
-                f"{what}; attach with strict=False"
+                f"{self.schedule.name} was not calibrated so: this pipeline {what}; attach with strict=False"
             )
         self.evidence = "extrapolated"
 
@@ -177,6 +176,7 @@ class Runner(StepHook):
         return self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 
     def model_output(self, step: SchedulerStep) -> Tensor:
+        self._check_branches(step)
         if self.sites:
             return step.u
         key = (step.track, step.view)
@@ -199,6 +199,16 @@ class Runner(StepHook):
         """Whether the steps computed so far, this one included, are those of the plan: a guard computes others."""
         plan = self.plan if self.plan is not None else self.rule.steps(step.times, step.gear) or ()
         return {step.index, *step.past} == {i for i in plan if i <= step.index}
+
+    def _check_branches(self, step: SchedulerStep) -> None:
+        """Looks whether guidance is on as it was: a negative prompt may switch it, whatever its argument is called."""
+        known, index = self.original.made.get("branches") or (), step.step.index
+        if step.track or not self._is_fitted(step.step.times) or index >= len(known):
+            return
+        if step.branches != known[index]:
+            self._not_measured(
+                f"calls its denoiser with {step.branches:g} branches at step {index}, not {known[index]:g}"
+            )
 
     def _compare(self, step: SchedulerStep, specs: Sequence[SignalSpec]) -> None:
         """Notes, on the device, how far a computed step was from its forecast."""

@@ -16,9 +16,7 @@ from ...fitting.kernel import Array
 from ...runs import fork_rng
 from ...schedule.instant import InstantRequest
 from .calls import defaults_of
-from .compatibility import GUIDANCE, mixes_branches
-from .components import denoisers_of, plain_module
-from .identity import config_of
+from .compatibility import GUIDANCE, has_effect
 
 __all__ = ["guidance_of", "read_run", "read_sampler"]
 
@@ -147,10 +145,9 @@ def guidance_of(pipe: Any, arguments: Mapping[str, Any]) -> float:
         arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
     ):
         given.pop("true_cfg_scale")
-    embeds = any(config_of(plain_module(part)).get("guidance_embeds") for part in denoisers_of(pipe))
     scales = [
         float(value)
         for name, value in given.items()
-        if isinstance(value, (int, float)) and (mixes_branches(name, pipe, default) or embeds)
+        if isinstance(value, (int, float)) and has_effect(name, pipe, default)
     ]
     return max([1.0, *scales])

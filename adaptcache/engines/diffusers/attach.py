@@ -19,7 +19,7 @@ from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
 from .components import find_remembering
 from .gate import Gate
-from .identity import state_of
+from .identity import components_of, state_of
 
 __all__ = ["Handle", "attach"]
 
@@ -37,7 +37,10 @@ class Handle:
             )
         self._pipe, self._runner, self._allow = pipe, runner, frozenset(allow)
         self._found = check_schedule(runner.original, pipe, runner.strict)
-        self._state = state_of(pipe)
+        self._state, made = state_of(pipe), runner.original.made
+        # What a schedule does not say of the pipeline is to stay as it is now.
+        known = {**components_of(pipe), **(made.get("components") or {})}
+        self._known = runner.original.model_copy(update={"made": {**made, "components": known}})
         self._warned = {finding.what for finding in self._found}
         with ExitStack() as undo:
             self._gate = Gate(pipe, runner, self._on_call).open()
@@ -49,7 +52,7 @@ class Handle:
         """Compares the pipeline and its call, as they are now, with what was calibrated; warns or refuses."""
         schedule, strict = self._runner.schedule, self._runner.strict
         if (state := state_of(self._pipe)) != self._state:
-            self._found, self._state = graded(schedule, self._pipe), state
+            self._found, self._state = graded(self._known, self._pipe), state
         found = [*self._found, *graded_call(schedule, self._pipe, arguments)]
         found = [one for one in found if one.grade >= Grade.WARNED]
         self._runner.on_call_start(measured=not found)

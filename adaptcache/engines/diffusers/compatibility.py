@@ -14,8 +14,8 @@ from ...forecasts.matched import Matched
 from ...schedule.findings import FARTHEST, Finding, Grade, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .calls import defaults_of, named_inputs
-from .components import denoisers_of, find_guiders, find_schedulers, plain_module
-from .identity import checkpoint_of, config_of, fingerprint, guiders_of, provenance
+from .components import denoisers_of, find_denoisers, find_guiders, find_schedulers, plain_module
+from .identity import checkpoint_of, components_of, config_of, fingerprint, guiders_of, provenance
 
 __all__ = ["check_schedule", "graded", "graded_call", "other_cache"]
 
@@ -53,8 +53,8 @@ def graded(
     Returns:
         The differences, worst first; none where all is as it was.
     """
-    found = [*_denoiser(schedule, pipe), *_pipeline(schedule, pipe), *_scheduler(schedule, pipe)]
-    found += _guiders(schedule, pipe)
+    found = [*_denoiser(schedule, pipe), *_components(schedule, pipe)]
+    found += [*_pipeline(schedule, pipe), *_scheduler(schedule, pipe), *_guiders(schedule, pipe)]
     found += _other_cache(pipe)
     if call is not None:
         found += _call(schedule, pipe, call)
@@ -131,6 +131,25 @@ def _denoiser(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         yield _weights(schedule, pipe, f"was fitted on other weights of {fitted.class_name} ({known})", lost)
 
 
+def _components(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
+    """Yields the other modules that are not as they were: a VAE, text encoders, ... and what is set on denoisers."""
+    known, own = schedule.made.get("components") or {}, find_denoisers(pipe)
+    same_checkpoint = checkpoint_of(pipe) == schedule.denoiser.checkpoint != ""
+    changed = []
+    for name, here in components_of(pipe).items() if known else ():
+        if (before := known.get(name)) is None:
+            continue
+        unread = not (before["weights"] and here["weights"]) or (same_checkpoint and before["dtype"] != here["dtype"])
+        looked_at = (
+            ("settings",) if name in own else ("class", "config", "settings", *(() if unread else ("weights",)))
+        )
+        if differ := [what for what in looked_at if before[what] != here[what]]:
+            changed.append(f"{name} ({differ[0] if differ[0] != 'config' else 'configuration'})")
+    if changed:
+        says = f"was fitted, or attached, with another {', '.join(changed)}: its evidence does not hold here"
+        yield Finding("components", Grade.WARNED, says)
+
+
 def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
     here, made = provenance(pipe), schedule.made
     if any(weight.is_meta or sharded(weight) for part in denoisers_of(pipe) for weight in part.parameters()):
@@ -155,8 +174,8 @@ def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: it was not measured here"
         yield Finding("pipeline", Grade.WARNED, says)
     if made.get("dtype", here["dtype"]) != here["dtype"]:
-        says = f"was fitted in {made['dtype']}, this is {here['dtype']}: the plan does not depend on it"
-        yield Finding("dtype", Grade.FINE, says)
+        says = f"was measured in {made['dtype']}, this is {here['dtype']}: the plan holds, its decibels may not"
+        yield Finding("dtype", Grade.WARNED, says)
 
 
 def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
@@ -236,20 +255,20 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
     if crossed:
         yield from _crossed(schedule, pipe, call)
     for what, names in (("guidance", () if crossed else GUIDANCE), ("size", SIZE)):
-        own = [name for name in names if name in known]
+        own = [name for name in names if name in known and has_effect(name, pipe, default)]
         pairs = {name: (made.get(name, known[name]), call.get(name, known[name])) for name in own}
         changed = [f"{name} {a} and now {b}" for name, (a, b) in pairs.items() if a != b]
         if not changed:
             continue
         says = f"was fitted at another {what}: {', '.join(changed)}"
         scheduler = next(iter(find_schedulers(pipe).values()))
-        far = [name for name, pair in pairs.items() if mixes_branches(name, pipe, default) and too_strong(*pair)]
-        if what == "guidance" and far:
+        far = [name for name, pair in pairs.items() if too_strong(*pair)]
+        if what == "guidance" and far and isinstance(schedule.rules[0].forecast, Matched):
             cure = (
                 f"calibrate at this guidance, or allow it: attach(..., allow=('guidance',)), {far[0]} up to "
                 f"{FARTHEST * max(1.0, float(pairs[far[0]][0] or 0)):g}"
             )
-            yield Finding(what, Grade.REFUSED, f"{says}; as many plain steps are better there: {cure}")
+            yield Finding(what, Grade.REFUSED, f"{says}; as many plain steps may well be better there: {cure}")
         elif what == "size" and scheduler.config.get("use_dynamic_shifting"):
             yield Finding(what, *_replanned(schedule, f"another {what}, which sets the steps", ", ".join(changed)))
         else:
@@ -257,10 +276,10 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
     yield from _others(schedule, made, call, default)
 
 
-def mixes_branches(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
-    """Whether an argument is how strongly branches are set apart, and not an input of a distilled denoiser (Flux)."""
-    embeds = any("guidance_embeds" in config_of(plain_module(part)) for part in denoisers_of(pipe))
-    return name != "guidance_scale" or not (embeds or "true_cfg_scale" in default)
+def has_effect(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
+    """Whether a guidance changes outputs: without an input for it, a denoiser as Flux has it does not see it."""
+    embedded = any(config_of(plain_module(part)).get("guidance_embeds") for part in denoisers_of(pipe))
+    return name != "guidance_scale" or embedded or "true_cfg_scale" not in default
 
 
 def _others(

@@ -23,7 +23,7 @@ from .compatibility import check_schedule, other_cache
 from .components import denoisers_of, find_guiders, find_schedulers, is_modular
 from .finer import refined
 from .gate import Gate
-from .identity import fingerprint, identity_of, provenance
+from .identity import components_of, fingerprint, identity_of, provenance
 
 __all__ = ["DiffusersEngine", "sampling_rate", "twin"]
 
@@ -63,7 +63,8 @@ class DiffusersEngine:
     def describe(self, call: PipelineCall) -> tuple[dict[str, Any], str, str, dict[str, Any]]:
         made = {
             "adaptcache": __version__, "diffusers": diffusers.__version__, "torch": torch.__version__,
-            **provenance(self.pipe), "steps": call.num_inference_steps, "seed": call.seed,
+            **provenance(self.pipe), "components": components_of(self.pipe),
+            "steps": call.num_inference_steps, "seed": call.seed,
             "call": {name: described(value) for name, value in call.pipe_kwargs.items()},
         }  # fmt: skip
         scheduler = type(next(iter(find_schedulers(self.pipe).values()))).__name__

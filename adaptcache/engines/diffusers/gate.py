@@ -31,7 +31,7 @@ from ...distributed import Groups, groups_of
 from ...errors import AttachError, LoopError
 from ...hooks import SchedulerStep, StepHook
 from ...sites.interceptor import ModuleInterceptor
-from ...step import Step, entering
+from ...step import Step, entering, samples_in
 from .components import (
     TIMES,
     denoisers_of,
@@ -128,6 +128,7 @@ class Loop:
         time: The time argument of the first denoiser call.
         branch: The number of the denoiser call under way among those of its view.
         sides: How many calls of ControlNets this view had.
+        samples: How many samples its denoiser calls had, all together.
         stepped: Whether a scheduler has stepped since the last denoiser call.
         outputs: What branches returned last.
         graph: Whether gradients are kept through the run: what the scheduler landed on requires them.
@@ -145,6 +146,7 @@ class Loop:
     time: float | None = None
     branch: int = -1
     sides: int = 0
+    samples: int = 0
     stepped: bool = False
     outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
     graph: bool = False
@@ -158,6 +160,10 @@ class Loop:
     def index(self) -> int:
         """The number of the step whose denoiser calls are under way, or were made last."""
         return len(self.decided) - 1
+
+    def begin_view(self, view: int) -> None:
+        """The first denoiser call of a view is about to be made."""
+        self.view, self.branch, self.sides, self.samples, self.stepped = view, -1, 0, 0, False
 
     def same_time(self, args: Any, kwargs: Any) -> bool:
         """Whether a denoiser call after a step is for another view at the same time. Syncs once a loop at most."""
@@ -427,7 +433,7 @@ class Gate:
         if not loop.decided or (loop.stepped and not loop.same_time(args, kwargs)):
             self._begin_step(loop, args, kwargs)
         elif loop.stepped:
-            loop.view, loop.branch, loop.sides, loop.stepped = loop.view + 1, -1, 0, False
+            loop.begin_view(loop.view + 1)
         if within := self.within.get(id(module)):
             original = functools.partial(within, original)
         return self._call(loop, side, self._names.get(id(module), "denoiser"), original, args, kwargs)
@@ -441,7 +447,7 @@ class Gate:
         loop.decided.append(self.hook.should_compute(step) or index == 0)
         loop.record.calls.append([])
         loop.record.names.append([])
-        loop.view, loop.branch, loop.sides, loop.stepped = 0, -1, 0, False
+        loop.begin_view(0)
 
     def _call(self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Makes a call of this step, or returns a placeholder; a ControlNet is a side of the denoiser."""
@@ -452,7 +458,7 @@ class Gate:
         if side:
             loop.sides += 1
         else:
-            loop.branch = number
+            loop.branch, loop.samples = number, loop.samples + samples_in(args, kwargs)
             loop.record.calls[-1].append(not found)
             loop.record.names[-1].append(name)
         if found:
@@ -471,11 +477,13 @@ class Gate:
         track = self._follow(loop, scheduler, timestep)
         index = track.taken - 1
         computed = loop.decided[index]
+        past = loop.past[loop.past[:1] == (index,) :]  # another scheduler may have stepped here already
         step = DiffusersStep(
-            Step(index, loop.times, loop.past, track=track.number), track.number, track.view, computed,
+            Step(index, loop.times, past, track=track.number), track.number, track.view, computed,
             bound.arguments["sample"], bound.arguments["model_output"],
         )  # fmt: skip
         step.scheduler, step.method, step.bound = scheduler, method, bound
+        step.branches = loop.samples / max(1, len(step.x))
         self.stepping = True
         try:
             result = step.run(self.hook.model_output(step))

@@ -27,6 +27,7 @@ from .components import denoisers_of, find_guiders, find_schedulers, parts_of, p
 __all__ = [
     "adapters_of",
     "checkpoint_of",
+    "components_of",
     "fingerprint",
     "guiders_of",
     "identity_of",
@@ -36,22 +37,39 @@ __all__ = [
 ]
 
 SAMPLE = 64  # values read of each tensor
+NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what is written when a module is saved
+ORIGINS = ("accelerate", "diffusers", "peft", "torch", "transformers")  # whose layers are not patched ones
+HARMLESS = ("gradient_checkpointing", "name_or_path", "training", "use_slicing")  # but for dropout in training
 PATCHES = ("b1", "b2", "s1", "s2")  # what FreeU leaves on the blocks of a U-Net
+
+
+def components_of(pipe: Any) -> dict[str, dict[str, str]]:
+    """Returns digests of every module of a pipeline: its configuration, weights, and what was set on it or patches it.
+
+    The one look at a module that cache keys, schedules and attached runs share. Strings only, so that a schedule keeps
+    it. Weights that are offloaded or sharded cannot be read: they are "".
+    """
+    found = {}
+    for name, part in sorted(parts_of(pipe).items()):
+        if not isinstance(part, nn.Module):
+            continue
+        module = plain_module(part)
+        weights = [*module.parameters()]
+        hidden = any(weight.is_meta or sharded(weight) for weight in weights)
+        found[name] = {
+            "class": class_name(module),
+            "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else "",
+            "config": digest_of(config_of(module)),
+            "weights": "" if hidden else weights_hash([module]),
+            "settings": digest_of([own_settings(module), foreign_layers(module)]),
+        }
+    return found
 
 
 def identity_of(pipe: Any) -> list[Any]:
     """Returns all that the outputs of a pipeline depend on, the call aside, as values that `cache.feed` takes."""
-    modules = {name: part for name, part in sorted(parts_of(pipe).items()) if isinstance(part, nn.Module)}
-    parts = {
-        name: [
-            class_name(part),
-            config_of(part),
-            weights_hash([part]),
-            list(adapters_of(part)),
-            patches_of(part),
-        ]
-        for name, part in modules.items()
-    }
+    modules = {name: part for name, part in parts_of(pipe).items() if isinstance(part, nn.Module)}
+    patches = {name: [patches_of(part), hooks_of(part)] for name, part in sorted(modules.items())}
     schedulers = {name: [type(one).__name__, config_of(one)] for name, one in find_schedulers(pipe).items()}
     others = {
         name: [type(part).__name__, plain(getattr(part, "name_or_path", None)), config_of(part)]
@@ -59,23 +77,34 @@ def identity_of(pipe: Any) -> list[Any]:
         if part is not None and name not in modules and name not in schedulers
     }
     own = [type(pipe).__name__, config_of(pipe), str(getattr(pipe, "dtype", ""))]
-    return [torch.__version__, own, parts, schedulers, guiders_of(pipe), others]
+    return [torch.__version__, own, components_of(pipe), patches, schedulers, guiders_of(pipe), others]
 
 
 def state_of(pipe: Any) -> tuple[Any, ...]:
-    """Returns what differs whenever the denoisers of a pipeline may have changed. Reads nothing from the device.
+    """Returns what differs whenever a pipeline may have changed. Reads nothing from the device.
 
-    Replaced modules and tensors have other addresses, tensors that were written to another version. Compared only
+    Replaced parts and tensors have other addresses, tensors that were written to another version. Compared only
     while the objects live, never kept.
     """
     found: list[Any] = [(type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()]
     found.append(dump_json(guiders_of(pipe)))
-    for denoiser in denoisers_of(pipe):
-        module = plain_module(denoiser)
-        found += [id(module), json.dumps([list(adapters_of(module)), patches_of(module)], default=str)]
+    for name, part in parts_of(pipe).items():
+        module = plain_module(part) if isinstance(part, nn.Module) else part
+        found.append((name, id(module)))
+        if not isinstance(module, nn.Module):
+            continue
+        settings = [config_of(module), list(adapters_of(module)), patches_of(module), own_settings(module)]
+        found.append(json.dumps([*settings, foreign_layers(module)], default=str))
         for tensor in (*module.parameters(), *module.buffers()):
             found.append((id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)))
     return tuple(found)
+
+
+def digest_of(value: Any) -> str:
+    """Returns a digest of a value by its content."""
+    digest = hashlib.sha256()
+    feed(digest, value)
+    return digest.hexdigest()[:16]
 
 
 def _address(tensor: Tensor) -> int:
@@ -87,7 +116,7 @@ def config_of(part: Any) -> dict[str, Any]:
     config = getattr(part, "config", None)
     if config is not None and not isinstance(config, Mapping):
         config = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    return {str(k): plain(v) for k, v in (config or {}).items() if not str(k).startswith("_")}
+    return {str(k): plain(v) for k, v in (config or {}).items() if str(k)[0] != "_" and k not in NOTES}
 
 
 def adapters_of(module: nn.Module) -> Iterator[list[Any]]:
@@ -128,6 +157,34 @@ def patched_settings(module: nn.Module) -> list[Any]:
             kind = type(processor)
             settings = {key: plain(value) for key, value in vars(processor).items() if is_setting(value)}
             found.append([name, f"{kind.__module__}.{kind.__qualname__}", settings])
+    return found
+
+
+def own_settings(module: nn.Module) -> dict[str, Any]:
+    """Returns the plain settings that a module itself has as attributes: tiling of a VAE, say; and live dropouts."""
+    own = {name: value for name, value in vars(module).items() if value and is_setting(value)}
+    found = {name: plain(value) for name, value in own.items() if name[0] != "_" and name not in HARMLESS}
+    layers = module.named_modules()
+    return found | {
+        f"dropout {name}": layer.p
+        for name, layer in layers
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
+    }
+
+
+def foreign_layers(module: nn.Module) -> list[Any]:
+    """Returns the layers whose class comes from another library, as those that merge tokens put theirs in place."""
+    kinds = [(name, type(layer)) for name, layer in module.named_modules()]
+    return [[name, kind.__qualname__] for name, kind in kinds if kind.__module__.split(".")[0] not in ORIGINS]
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Returns the hooks on layers, which may steer outputs. For cache keys alone: in a run most of them only look."""
+    found: list[Any] = []
+    for name, layer in module.named_modules():
+        for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()):
+            code = getattr(getattr(hook, "__code__", None), "co_code", b"")
+            found.append([name, getattr(hook, "__qualname__", type(hook).__qualname__), code])
     return found
 
 
@@ -215,6 +272,8 @@ def plain(value: Any) -> Any:
     """Returns a setting as strict JSON can hold it: infinities and objects as text."""
     if isinstance(value, Tensor) and value.numel() <= SAMPLE:
         value = value.tolist()
+    if isinstance(value, tuple):  # what was saved and loaded has lists
+        value = list(value)
     kept = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     if kept:
         return value
