@@ -66,7 +66,7 @@ schedules: $(VENV)/.installed ## fit the schedules that ship again
 	$(BIN)/adaptcache calibrate --model emoji-wan --speed 2
 	$(BIN)/adaptcache calibrate --model tones --speed 2
 
-notebooks: $(VENV)/.installed-notebooks ## execute the notebooks into build/notebooks
+notebooks: $(VENV)/.installed-notebooks ## execute the notebooks and store their outputs
 	$(BIN)/python -m notebooks.execute
 
 support: $(VENV)/.installed ## measure and write the table of supported pipelines, docs/support.md

@@ -116,13 +116,13 @@ def test_training_goes_on_where_it_was_stopped(tmp_path):
 
     shown = Captioned(torch.randn(BATCH, CHANNELS, LENGTH // 64), torch.randint(1, 60, (BATCH, 16)).clamp(max=40))
     whole, part = trainer("whole"), trainer("part")
-    losses = [whole.update(shown.batch(step), step / 4) for step in range(4)]
+    losses = [whole.update(shown.batch(step), step / 4).item() for step in range(4)]
     for step in range(2):
         part.update(shown.batch(step), step / 4)
     part.save()
     again = trainer("part")
     assert again.step == 2
-    assert [again.update(shown.batch(step), step / 4) for step in (2, 3)] == pytest.approx(losses[2:], rel=1e-5)
+    assert [again.update(shown.batch(step), step / 4).item() for step in (2, 3)] == pytest.approx(losses[2:], rel=1e-5)
 
 
 def test_the_sound_demo_model_is_small_and_whole():

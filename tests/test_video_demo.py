@@ -123,7 +123,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
             # the rate falls towards the end, so all runs have the same one in sight
             trainer = Trainer(folder, Toy())
             while trainer.step < steps:
-                trainer.losses.append(trainer.update(batch(trainer.step), trainer.step / 6))
+                trainer.losses.append(trainer.update(batch(trainer.step), trainer.step / 6).item())
             trainer.save()
         return trainer
 

@@ -145,7 +145,10 @@ def calibrate(
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
-        with progress(ranks.rank == 0, kept) as report:
+        first = ""
+        if not (method or budgets):
+            first = announce(steps, calls_for(steps, budget, speed), len(calibration), len(known.held_out[:eval_on]))
+        with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
                 method=method, gears=budgets, min_psnr=min_psnr, max_failure_rate=max_failure_rate,
@@ -159,6 +162,17 @@ def calibrate(
             schedule.save(target)
     if ranks.rank == 0:
         _print(schedule, target, said, json)
+
+
+def announce(steps: int, calls: int, prompts: int, held_out: int) -> str:
+    """Returns what a calibration is about to run, without what it may find in the cache."""
+    from ..calibration.estimate import Size
+
+    passes = sum(Size(steps, calls, prompts, held_out).passes().values())
+    return (
+        f"{prompts} prompts to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as many as "
+        f"{-(-passes // steps):,} full runs of one prompt; what is kept of before is not run again"
+    )
 
 
 def _estimate(

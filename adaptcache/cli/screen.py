@@ -42,12 +42,13 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def progress(shown: bool = True, kept: str = "") -> Iterator[Callable[[str, int, int], None]]:
+def progress(shown: bool = True, kept: str = "", first: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """Gives a function that takes the stage, what is done and of how much, and draws a bar a stage.
 
     Arguments:
         shown: Whether anything is drawn.
         kept: What is said to be kept where the work is stopped.
+        first: A line that is said when the work begins.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -57,6 +58,8 @@ def progress(shown: bool = True, kept: str = "") -> Iterator[Callable[[str, int,
 
     def report(stage: str, done: int, of: int) -> None:
         if not tasks:
+            if first:
+                complain(first)
             bars.start()  # not before there is something to draw: an error is to be one line
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=of)

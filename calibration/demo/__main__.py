@@ -16,6 +16,7 @@ from .export import WORK, export_pipeline
 from .model import SHIPPED, SMALL
 from .options import training_options
 from .sheet import OUTPUT, draw_sheet
+from .text import load_tokenizers
 from .train import STEPS, train_transformer
 from .vae import train_vae
 
@@ -33,7 +34,7 @@ def main() -> None:
         folder, sheet, work, size = shipped, OUTPUT, WORK, SHIPPED
         vae = train_vae(WORK / "vae")
     trainer = train_transformer(work, vae, options.steps, options.minutes, size)
-    export_pipeline(trainer.average, vae, folder, work)
+    export_pipeline(trainer.average, vae, folder, load_tokenizers(work))
     draw_sheet(folder, sheet)
     loss, minutes = fmean(trainer.losses[-100:]), trainer.seconds / 60
     print(f"{trainer.step} steps, {minutes:.1f} minutes, loss {loss:.3f}: {folder}")

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import nn
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from .data import HERE
 from .model import TextToImage
@@ -23,16 +24,18 @@ WORK = HERE / ".work"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: Path = WORK) -> None:
+def export_pipeline(
+    model: TextToImage, vae: AutoencoderKL, folder: Path, tokenizers: tuple[CLIPTokenizer, T5Tokenizer]
+) -> None:
     """Write `folder`, replacing what is there.
 
     Args:
         model: The averaged weights.
         vae: The autoencoder, with its scaling and shift factor.
         folder: What `FluxPipeline.from_pretrained` will be given.
-        work: Where the training keeps its tokenizers.
+        tokenizers: Those that the training kept.
     """
-    tokenizer, tokenizer_2 = load_tokenizers(work)
+    tokenizer, tokenizer_2 = tokenizers
     model, vae = copy.deepcopy((model, vae))  # writing would halve the caller's weights too
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
@@ -43,7 +46,7 @@ def export_pipeline(model: TextToImage, vae: AutoencoderKL, folder: Path, work: 
         tokenizer_2=tokenizer_2,
         transformer=model.transformer,
     )
-    write_pipeline(pipeline, folder)
+    write_pipeline(pipeline.to("cpu"), folder)
 
 
 def write_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -81,8 +84,8 @@ def export_checkpoint(work: Path, folder: Path) -> int:
     Returns:
         The step that the checkpoint was written at.
     """
-    model, step = averaged(TextToImage(*load_tokenizers(work)), work)
-    export_pipeline(model, AutoencoderKL.from_pretrained(work / "vae"), folder, work)
+    model, step = averaged(TextToImage(*(tokenizers := load_tokenizers(work))), work)
+    export_pipeline(model, AutoencoderKL.from_pretrained(work / "vae"), folder, tokenizers)
     return step
 
 

@@ -13,17 +13,10 @@ SMALL = {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 3}
 
 
 def build_transformer(size: dict[str, int]) -> FluxTransformer2DModel:
-    """Build a FLUX transformer of a size, SHIPPED or SMALL, that starts as the identity (adaLN-zero)."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        attention_head_dim=32,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=False,
-        axes_dims_rope=(4, 14, 14),
-        **size,
-    )
+    """Build a FLUX transformer of a size, say SHIPPED or SMALL, that starts as the identity (adaLN-zero)."""
+    fixed = {"patch_size": 1, "attention_head_dim": 32, "guidance_embeds": False, "axes_dims_rope": (4, 14, 14)}
+    widths = {"in_channels": 16, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH}
+    transformer = FluxTransformer2DModel(**{**fixed, **widths, **size})
     gates = [transformer.norm_out.linear, transformer.proj_out]
     for block in transformer.transformer_blocks:
         gates += [block.norm1.linear, block.norm1_context.linear]

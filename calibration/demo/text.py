@@ -83,15 +83,19 @@ def build_clip_tokenizer(words: Counter) -> CLIPTokenizer:
 
 
 def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
-    """Build both tokenizers on the first call and keep them in `folder`.
+    """Build both tokenizers on the first call and keep them in `folder`."""
+    return kept_tokenizers(folder, lambda: [caption(name, c) for name in load_emoji()[0] for c in BACKGROUNDS])
+
+
+def kept_tokenizers(folder: Path, captions: Callable[[], list[str]]) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    """Read tokenizers from `folder`, or build them for captions on the first call and keep them there.
 
     They are kept because training a BPE breaks ties at random: another build numbers a few
     dozen rare pieces differently, and the embeddings would no longer fit.
     """
     clip_folder, t5_folder = folder / "tokenizer", folder / "tokenizer_2"
     if not t5_folder.exists():
-        names, _ = load_emoji()
-        words = count_words(caption(name, colour) for name in names for colour in BACKGROUNDS)
+        words = count_words(captions())
         build_clip_tokenizer(words).save_pretrained(clip_folder)
         build_t5_tokenizer(words).save_pretrained(t5_folder)
     return CLIPTokenizer.from_pretrained(clip_folder), T5Tokenizer.from_pretrained(t5_folder)

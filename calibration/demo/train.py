@@ -1,4 +1,4 @@
-"""Training of a transformer and its text encoders by rectified flow, for the image and the video demo."""
+"""Training of a transformer and its text encoders by rectified flow, for all demo models."""
 
 import copy
 import math
@@ -19,8 +19,6 @@ from .text import load_tokenizers
 
 Batch = tuple[torch.Tensor, ...]
 STEPS = 2500
-EMA = 0.99
-DECAY_FROM = 0.9  # share of the training after which the learning rates fall to zero
 CHECKPOINT_EVERY = 100
 
 
@@ -29,24 +27,37 @@ class Trainer:
 
     Args:
         folder: Where `checkpoint.pt` is kept.
-        model: The freshly built model, with a `loss` of a batch and a `transformer`.
+        model: The freshly built model on the device to train on, with a `loss` of a batch and a `transformer`.
     """
+
+    RATES = (2e-3, 1e-3)  # of Muon and of AdamW
+    WARM_UP = 50  # steps
+    DECAY_FROM = 0.9  # share of the training after which the learning rates fall to zero
+    EMA = 0.99
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         matrices, rest = split_parameters(model)
-        self.folder, self.model, self.average = folder, model, copy.deepcopy(model)
+        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+        self.device = matrices[0].device
         self.optimizers = [
-            torch.optim.Muon(matrices, 2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, 1e-3, betas=(0.9, 0.99), weight_decay=0.01),
+            self.muon(matrices),
+            torch.optim.AdamW(rest, self.RATES[1], betas=(0.9, 0.99), weight_decay=0.01),
         ]
-        self.rates = [2e-3, 1e-3]
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.path = folder / "checkpoint.pt"
         if self.path.exists():
             self._load()
 
+    def muon(self, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser of the matrices."""
+        return torch.optim.Muon(matrices, self.RATES[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Compute the loss of a batch."""
+        return self.model.loss(*batch)
+
     def _load(self) -> None:
-        stored = torch.load(self.path, weights_only=True)
+        stored = torch.load(self.path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(stored["model"])
         self.average.load_state_dict(stored["average"])
         for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
@@ -68,7 +79,7 @@ class Trainer:
         torch.save(stored, partial)
         os.replace(partial, self.path)
 
-    def update(self, batch: Batch, progress: float) -> float:
+    def update(self, batch: Batch, progress: float) -> torch.Tensor:
         """Make one step.
 
         Args:
@@ -76,23 +87,23 @@ class Trainer:
             progress: Share of the training that is done, in [0, 1]; sets the learning rates.
 
         Returns:
-            The loss.
+            The loss, still on the device.
         """
-        loss = self.model.loss(*batch)
+        loss = self.loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        factor = min(1, (self.step + 1) / 50, (1 - progress) / (1 - DECAY_FROM))
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+        factor = min(1, (self.step + 1) / self.WARM_UP, (1 - progress) / (1 - self.DECAY_FROM))
+        for optimizer, rate in zip(self.optimizers, self.RATES, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
         # Early on a slow average would still hold the random start.
-        decay = min(EMA, (1 + self.step) / (10 + self.step))
+        decay = min(self.EMA, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
-        return loss.item()
+        return loss.detach()
 
     def run(self, batch: Callable[[int], Batch], steps: int, minutes: float = math.inf) -> None:
         """Train up to whichever limit is nearer; the learning rate decays towards it.
@@ -106,7 +117,7 @@ class Trainer:
         bar = tqdm(total=steps, initial=self.step, desc="training transformer", mininterval=10)
         while (progress := max(self.step / steps, self.seconds / (60 * minutes))) < 1:
             start = time.monotonic()
-            self.losses.append(self.update(batch(self.step), progress))
+            self.losses.append(self.update(batch(self.step), progress).item())
             self.seconds += time.monotonic() - start
             bar.update()
             bar.set_postfix(loss=f"{fmean(self.losses[-50:]):.4f}", refresh=False)

@@ -7,9 +7,10 @@ from statistics import fmean
 
 import torch
 
+from ..demo.export import export_pipeline
 from ..demo.options import training_options
 from .batches import LAYOUTS, fill_pool
-from .export import FOLDER, WORK, export_pipeline
+from .export import FOLDER, WORK
 from .icons import load_icons
 from .layouts import Layouts
 from .model import TextToImage, load_tokenizers
@@ -63,7 +64,7 @@ def main() -> None:
     trainer.run(pool, options.batch, options.steps, options.minutes)
     print(f"{trainer.step} steps of {options.batch}, {trainer.seconds:.0f} s, {summary(trainer.losses)}")
     if not options.no_export:
-        export_pipeline(trainer.average.cpu(), vae.cpu(), FOLDER, work)
+        export_pipeline(trainer.average.cpu(), vae.cpu(), FOLDER, tokenizers)
         draw_sheet(FOLDER, OUTPUT)
 
 

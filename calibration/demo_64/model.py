@@ -3,68 +3,30 @@
 from pathlib import Path
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from ..demo import model as demo
 from ..demo.data import BACKGROUNDS
-from ..demo.text import (
-    T5_TOKENS,
-    WIDTH,
-    build_clip_encoder,
-    build_clip_tokenizer,
-    build_t5_encoder,
-    build_t5_tokenizer,
-    count_words,
-)
+from ..demo.model import LATENT
+from ..demo.text import T5_TOKENS, kept_tokenizers
 from .motifs import caption, icons
 from .vae import CHANNELS
 
-LATENT = 16  # height and width of the latents; packing makes 8 x 8 image tokens
+SIZE = {"in_channels": 4 * CHANNELS, "num_layers": 3, "num_single_layers": 6, "num_attention_heads": 6}
 
 
 def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """Build both tokenizers on the first call and keep them in `folder` (another build may differ)."""
-    clip_folder, t5_folder = folder / "tokenizer", folder / "tokenizer_2"
-    if not t5_folder.exists():
-        words = count_words(caption(*icon, colour) for icon in icons() for colour in BACKGROUNDS)
-        build_clip_tokenizer(words).save_pretrained(clip_folder)
-        build_t5_tokenizer(words).save_pretrained(t5_folder)
-    return CLIPTokenizer.from_pretrained(clip_folder), T5Tokenizer.from_pretrained(t5_folder)
+    return kept_tokenizers(folder, lambda: [caption(*icon, colour) for icon in icons() for colour in BACKGROUNDS])
 
 
-def build_transformer() -> FluxTransformer2DModel:
-    """Build a small FLUX transformer that starts as the identity (adaLN-zero)."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * CHANNELS,
-        num_layers=3,
-        num_single_layers=6,
-        attention_head_dim=32,
-        num_attention_heads=6,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=False,
-        axes_dims_rope=(4, 14, 14),
-    )
-    gates = [transformer.norm_out.linear, transformer.proj_out]
-    for block in transformer.transformer_blocks:
-        gates += [block.norm1.linear, block.norm1_context.linear]
-    gates += [block.norm.linear for block in transformer.single_transformer_blocks]
-    for linear in gates:
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-    return transformer
-
-
-class TextToImage(nn.Module):
-    """Everything that is trained by the flow-matching loss, under FluxPipeline's names."""
+class TextToImage(demo.TextToImage):
+    """The model of the 32 px demo with more channels, and a forward that can be trained under autocast."""
 
     def __init__(self, clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer) -> None:
-        super().__init__()
-        self.text_encoder = build_clip_encoder(clip_tokenizer)
-        self.text_encoder_2 = build_t5_encoder(t5_tokenizer)
-        self.transformer = build_transformer()
+        super().__init__(clip_tokenizer, t5_tokenizer, SIZE)
         self.register_buffer("positions", positions(), persistent=False)
 
     def forward(self, packed: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
