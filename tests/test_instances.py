@@ -29,6 +29,7 @@ from adaptcache.step import Step, relative_change
 from tests.pipelines.table import TABLE, built, generated, grid_of, same
 
 STEPS = 8
+SITES = {"l2c": ["attention", "cross-attention", "mlp"]}  # the second is not there
 
 
 def schedule(policy, site="blocks", forecast="extrapolate", **more):
@@ -290,10 +291,18 @@ def test_tables_are_fitted_to_errors_of_each_block_and_computed_by_budget(setup)
     assert finite[:, 0].all() and not finite[:, -1].any() and (found.errors[finite] >= 0).all()
     profile = measure(given, prompts).profile
     for method in ("planned-blocks", "block-caching", "profilingdit", "l2c"):
-        rules = fit_tables(given, prompts, profile, method, 0.5)
+        rules = fit_tables(given, prompts, profile, method, 0.5, SITES.get(method, ["blocks"]))
         fitted = Schedule(name=method, rules=rules)
         with adaptcache.attach(setup.pipe, fitted) as handle:
             assert all(value.isfinite().all() for value in generated(setup))
             sites = handle.report().sites
         assert len(sites) == sum(count if rule.site == "blocks" else len(rule.policy.rows) for rule in rules)
         assert sum(map(len, sites.values())) / (len(sites) * STEPS) <= 0.75
+
+
+def test_a_plan_for_each_block_is_calibrated_by_name_and_sites_that_are_not_there_are_refused(setup):
+    how = {"method": "planned-blocks", "budget": 0.6, "pipe_kwargs": dict(setup.call), "progress": False}
+    fitted = adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, params={"site": "mlp"}, **how)
+    assert fitted.rules[0].site == "mlp" and fitted.rules[0].each and len(set(fitted.rules[0].policy.rows)) > 1
+    with pytest.raises(LookupError, match="did you mean mlp"):
+        adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, params={"site": "mlps"}, **how)

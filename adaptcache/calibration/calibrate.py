@@ -14,7 +14,8 @@ from ..evaluation.validate import validate
 from ..limits import check_name
 from ..profiling.measure import measure
 from ..runs import Prompt, PromptSet, Setup
-from ..schedule.methods import find_method
+from ..schedule.methods import find_method, find_name
+from ..schedule.rule import LAYERS
 from ..schedule.schedule import Schedule
 from .fit import fit_schedule
 from .gears import GearOptions, calibrate_gears
@@ -138,6 +139,8 @@ class Goal:
             check_name(self.name)
         if self.method:
             find_method(self.method)
+            if site := (self.params or {}).get("site"):
+                find_name("site of blocks or layers", site, ("blocks", *LAYERS))
         if self.gears and setup.ranks.size > 1:
             raise ValueError(
                 f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,12 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
 
 
-def fit_tables(setup: Setup, prompts: PromptSet, profile: Profile, method: str, budget: float) -> tuple[Rule, ...]:
+def fit_tables(
+    setup: Setup, prompts: PromptSet, profile: Profile, method: str, budget: float, sites: Sequence[str]
+) -> tuple[Rule, ...]:
     """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
 
-    Sites that the denoiser does not have are left out.
+    Of several sites those that the denoiser does not have are left out.
 
     Arguments:
         setup: Who runs, and how.
@@ -71,14 +73,15 @@ def fit_tables(setup: Setup, prompts: PromptSet, profile: Profile, method: str, 
         method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
             planned (`cheapest_rows`), under a budget of measured time.
         budget: The fraction of the blocks, or of their time, that is computed.
+        sites: "blocks", or types of layers.
     """
     weights = profile.sensitivity * np.diagonal(profile.kernel)
-    rules = []
-    for part in find_method(method).parts:
+    rules = list[Rule]()
+    for site in sites:
         try:
-            found = measure_instances(setup, prompts, part.site)
+            found = measure_instances(setup, prompts, site)
         except AttachError:
-            if part is find_method(method).parts[-1] and not rules:
+            if site == sites[-1] and not rules:
                 raise
             continue
         if method == "block-caching":
@@ -88,7 +91,7 @@ def fit_tables(setup: Setup, prompts: PromptSet, profile: Profile, method: str, 
         else:
             rows = cheapest_rows(found.errors, weights, found.seconds, budget)
         table = Table(rows=tuple("".join("01"[i in row] for i in range(profile.steps)) for row in rows))
-        rules.append(Rule(site=part.site, policy=table, forecast=Extrapolate(order=0), each=True))
+        rules.append(Rule(site=site, policy=table, forecast=Extrapolate(order=0), each=True))
     return tuple(rules)
 
 
@@ -116,7 +119,8 @@ def fit_method(
     """
     chosen, own = find_method(method), dict(params or {})
     if chosen.policy == "table":
-        rules = fit_tables(setup, prompts[:FEW], profile, method, budget)
+        sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
+        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites)
     elif chosen.policy == "local-error" and chosen.site != "step":
         errors = layer_errors(
             setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)

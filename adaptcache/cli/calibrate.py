@@ -49,6 +49,10 @@ def calibrate(
         int | None, Option(help="Held-out prompts at most. \\[default: 32, or all to certify]", min=0)
     ] = None,
     method: PublishedMethod = None,
+    per_instance: Annotated[
+        bool, Option("--per-instance", help="A plan for each block (--site blocks) or layer, by its measured time.")
+    ] = False,
+    site: Annotated[str, Option(help="With --per-instance: blocks, attention, cross-attention or mlp.")] = "blocks",
     reference_steps: Annotated[
         int | None, Option(help="Match a run of this many steps: corrects the sampler's error too.")
     ] = None,
@@ -85,6 +89,7 @@ def calibrate(
       adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
       adaptcache calibrate --model emoji-flux --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied
       adaptcache calibrate --model emoji-flux --speed 4 --min-psnr 40 --certify --prompts emoji-varied
+      adaptcache calibrate --per-instance --steps 8 --budget 0.7    # a plan for each block, for few steps
       adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
       adaptcache calibrate --model flux --offload group --dry-run    # a 24 GB card: what it costs there
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
@@ -96,6 +101,12 @@ def calibrate(
     from ..presets import read_prompts, resolve
     from ..schedule.methods import find_method
 
+    if per_instance:
+        if method:
+            raise ValueError(f"--per-instance is a method of its own: leave --method {method} out")
+        method = "planned-blocks"
+    elif site != "blocks":
+        raise ValueError(f"--site {site} goes with --per-instance; without it whole steps are skipped")
     loading = Loading(offload, dtype, compile, lora or ())
     if dry_run and (method or gears or reference_steps):
         raise ValueError(
@@ -151,7 +162,8 @@ def calibrate(
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
-                method=method, gears=budgets, min_psnr=min_psnr, max_failure_rate=max_failure_rate,
+                method=method, params={"site": site} if per_instance else None, gears=budgets,
+                min_psnr=min_psnr, max_failure_rate=max_failure_rate,
                 confidence=confidence, certify=certify, groups=known.groups[:eval_on],
                 reference_steps=reference_steps, name=name, seed=seed, cache=cache_of_runs, ranks=ranks,
                 batch_size=batch_size or min(preset.batch_size, share), pipe_kwargs=preset.call,
