@@ -36,7 +36,7 @@ def test_a_schedule_is_scored_next_to_plain_steps_and_drawn(run: Run, tmp_path: 
     code, out, _ = run("evaluate", "-s", SHIPPED, *QUICK, "--out", "scores.png")
     assert code == 0
     assert "fitted on 28 steps, this run has 8: planned anew" in out
-    assert "1 held-out prompts of emoji-32, 8 steps" in out and "2 steps without caching" in out
+    assert "1 held-out prompt of emoji-32, 8 steps" in out and "2 steps without caching" in out
     assert "dB where it was fitted" in out and "wrote scores.png" in out
     assert Image.open(tmp_path / "scores.png").width > 4 * 160
 

@@ -10,6 +10,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,3 +302,20 @@ def test_a_plot_has_eight_lines_at_most_ours_and_the_best_and_each_is_named_wher
     heights = sorted(text.get_position()[1] for text in axes.texts)
     assert min(b - a for a, b in itertools.pairwise(heights)) > 0.9 * (axes.get_ylim()[1] - axes.get_ylim()[0]) / 20
     assert axes.get_title(loc="right") == "the best 8 of 13 methods"
+
+
+def test_what_was_measured_with_other_arguments_is_a_table_in_colours(schedule: Schedule) -> None:
+    class Seen(Evidence):
+        matrix: object = None
+
+    def cell(mean: float, plain: float) -> SimpleNamespace:
+        worth = {"mean": mean, "p05": mean - 5}
+        baseline = SimpleNamespace(steps=4, psnr={"mean": plain, "p05": plain})
+        return SimpleNamespace(changed={"height": 768}, n=4, calls=(4, 8), psnr=worth, baseline=baseline)
+
+    seen = Seen(prompts="x", n=2, calls=(4, 8), psnr={"mean": 60.0, "p05": 50.0}, speed=2.0)
+    seen = seen.model_copy(update={"matrix": (cell(50, 40), cell(30, 40))})
+    text = build_report(schedule.model_copy(update={"evidence": seen}))
+    page = Page(text)
+    assert text.count("height 768") == 2 and "45.0 dB" in text
+    assert len(page.all("td", **{"class": "number good"})) == len(page.all("td", **{"class": "number bad"})) == 1

@@ -27,7 +27,7 @@ from .options import (
     Set,
     Steps,
 )  # fmt: skip
-from .screen import out, print_json, progress
+from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
     from ..calibration.estimate import Estimate
@@ -182,8 +182,8 @@ def announce(steps: int, calls: int, prompts: int, held_out: int) -> str:
 
     passes = sum(Size(steps, calls, prompts, held_out).passes().values())
     return (
-        f"{prompts} prompts to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as many as "
-        f"{-(-passes // steps):,} full runs of one prompt; what is kept of before is not run again"
+        f"{counted(prompts, 'prompt')} to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as "
+        f"many as {counted(-(-passes // steps), 'full run')} of one prompt; what is kept of before is not run again"
     )
 
 

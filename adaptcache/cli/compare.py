@@ -9,7 +9,7 @@ from typer import Option
 
 from .files import load_pipeline, open_cache, wrote
 from .options import DEMO, BatchSize, Device, Json, Model, Prompts, Scheduler, Set, Steps
-from .screen import out, print_json, print_whole, progress
+from .screen import counted, out, print_json, print_whole, progress
 
 
 def compare(
@@ -79,9 +79,10 @@ def compare(
     if json:
         print_json(data)
         return
+    seen, swept = counted(result.held_out, "held-out prompt"), counted(result.swept, "calibration prompt")
     out.print(
-        f"\n{result.held_out} held-out prompts, {result.steps} steps, against the full run; settings of other methods "
-        f"chosen on {result.swept} calibration prompts; lead: of adaptcache, with a 95 % interval over prompts:\n"
+        f"\n{seen}, {result.steps} steps, against the full run; settings of other methods chosen on {swept}; "
+        "lead: of adaptcache, with a 95 % interval over prompts:\n"
     )
     print_whole(result_table(result.results, measure))
     if notes := notes_of(result.results):

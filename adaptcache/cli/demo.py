@@ -9,7 +9,7 @@ from typer import Option
 
 from .files import load_pipeline, wrote
 from .options import DEMO, Model
-from .screen import out, print_whole, progress, quality_table
+from .screen import counted, out, print_whole, progress, quality_table
 
 BUDGETS = (14, 10, 7, 5)  # calls of 28
 SHOWN = 2  # the number of the budget that the picture shows
@@ -64,7 +64,9 @@ def demo(
     shown = measured.only(SHOWN)
     side_by_side(shown.prompts, shown.columns(), picture)
     write_report(schedules[SHOWN], page, measured=shown)
-    out.print(f"\n{len(held_out)} held-out prompts, {steps} steps, against the full run with the same noise:\n")
+    out.print(
+        f"\n{counted(len(held_out), 'held-out prompt')}, {steps} steps, against the full run with the same noise:\n"
+    )
     print_whole(quality_table(rows, steps))
     out.print(f"\npictures: the prompts that {schedules[SHOWN].name} does worst on")
     out.print("\n".join([*said, f"wrote {', '.join(f'{one.name}.json' for one in schedules)} into {to}"]))

@@ -10,7 +10,7 @@ from typer import Option
 
 from .files import find_model, load_pipeline, load_schedule, wrote
 from .options import Device, FittedModel, Json, Prompts, Seed, Set, Steps
-from .screen import out, print_json, print_whole, progress, quality_table
+from .screen import counted, out, print_json, print_whole, progress, quality_table
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Row
@@ -82,7 +82,7 @@ def evaluate(
         data = {"out": str(to) if to else None, "rows": [_data(*result) for result in results]}
         print_json(about | data)
         return
-    out.print(f"\n{len(held_out)} held-out prompts of {known.name}, {steps} steps:\n")
+    out.print(f"\n{counted(len(held_out), 'held-out prompt')} of {known.name}, {counted(steps, 'step')}:\n")
     print_whole(quality_table(rows, steps))
     out.print("\n" + "\n".join(_verdict(one, here, plain) for one, _, here, plain in results))
     if said:

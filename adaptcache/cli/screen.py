@@ -76,6 +76,11 @@ def progress(shown: bool = True, kept: str = "", first: str = "") -> Iterator[Ca
             bars.stop()
 
 
+def counted(number: int, what: str) -> str:
+    """Returns "1 step", "2 steps"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def new_table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
     """Returns an empty table.
 
