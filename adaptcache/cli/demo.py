@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,8 @@ def demo(
     steps = preset.steps
     held_out = known.held_out[:eval_on]
     picture, page = (check_writable(to / name) for name in ("side-by-side.png", "report.html"))
-    said = [wrote(picture), wrote(page)]
+    charts = all(map(importlib.util.find_spec, ("jinja2", "matplotlib")))
+    said = [wrote(picture), wrote(page) if charts else "no report: pip install 'adaptcache-diffusers[report]'"]
     pipe = load_pipeline(preset)
     schedules = []
     with progress(kept=f"finished full runs are kept in {to}: the same command goes on from them") as report:
@@ -63,7 +65,8 @@ def demo(
     measured = Measured.of(held_out, rows, made, most=pictures, worst_of=SHOWN)
     shown = measured.only(SHOWN)
     side_by_side(shown.prompts, shown.columns(), picture)
-    write_report(schedules[SHOWN], page, measured=shown)
+    if charts:
+        write_report(schedules[SHOWN], page, measured=shown)
     out.print(
         f"\n{counted(len(held_out), 'held-out prompt')}, {steps} steps, against the full run with the same noise:\n"
     )
