@@ -240,7 +240,7 @@ class Gate:
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
         self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
         self.thread: int | None = None  # whose call is under way
-        self.arguments: Mapping[str, Any] = {}  # of that call, or of the last one
+        self.arguments: Mapping[str, Any] = {}  # of that call; empty outside of one
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.apart = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
@@ -353,6 +353,7 @@ class Gate:
             if not nested:
                 self.finish()  # broken off, or stopped before the end of the grid
                 self._copies.close()
+                self.arguments = {}
                 self.thread, self.started, self.apart = before
             callers.gates = [gate for gate in callers.gates if gate is not self or nested]
             self._caller.release()
