@@ -60,8 +60,8 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
         raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
     if not exists:
         raise FileNotFoundError(
-            f"no prompt file {name_or_path}: {suggest(str(name_or_path), sorted(embedded))} "
-            "Or give the path of a text file with one prompt a line"
+            f"no prompt file {name_or_path}; give the path of a text file with one prompt a line, or an embedded one: "
+            f"{suggest(str(name_or_path), sorted(embedded))}"
         )
     parts = _split(_text(path), path)
     subjects = _subjects(parts["held-out"])

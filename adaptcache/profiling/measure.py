@@ -65,7 +65,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
     """
     steps = setup.call.num_inference_steps
     if steps < 2:
-        raise ValueError(f"nothing can be skipped in {steps} steps; calibrate with 2 or more")
+        raise ValueError("nothing can be skipped in a run of one step; calibrate with 2 or more")
     if steps > KERNEL_STEPS:
         raise ValueError(f"a schedule holds at most {KERNEL_STEPS} steps, got {steps}: take fewer")
     if not len(prompts):
