@@ -3,10 +3,10 @@
 import itertools
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from ..profile import Profile
@@ -14,7 +14,7 @@ from ..step import Step, relative_change, worst
 from .base import Policy
 from .replay import fit_threshold
 
-Entry = tuple[Annotated[float, Field(gt=0)], Annotated[int, Field(ge=1)]]
+Entry = tuple[PositiveFloat, PositiveInt]
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Codebook(Policy):
     # Rising bounds of the rate, each with the steps to go on until the next computed one; rates above all bounds go on
     # one step. The default is the paper's fast table for 30 steps.
     table: tuple[Entry, ...] = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))
-    scale: Annotated[float, Field(ge=0)] = 1.0  # what the bounds are multiplied with
+    scale: NonNegativeFloat = 1.0  # what the bounds are multiplied with
 
     @field_validator("table")
     @classmethod

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveInt
 
 from ..profile import Profile
 from .base import StaticPolicy
@@ -15,9 +15,8 @@ class Growing(StaticPolicy):
     """Computes steps `warm_up` + floor(`growth` r (r + 1) / 2), for r = 0, 1, 2, ..."""
 
     type: Literal["growing"] = "growing"
-    # by how many steps each interval is longer than the one before; 0 computes all
-    growth: Annotated[float, Field(ge=0)] = 0.75
-    warm_up: Annotated[int, Field(ge=1)] = 5  # steps at the start that are all computed
+    growth: NonNegativeFloat = 0.75  # by how many steps each interval is longer than the one before; 0 computes all
+    warm_up: PositiveInt = 5  # steps at the start that are all computed
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         n = len(times)

@@ -7,7 +7,7 @@ import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from ..profile import Profile
@@ -41,7 +41,7 @@ class Learned(Policy):
     """
 
     type: Literal["learned"] = "learned"
-    threshold: Annotated[float, Field(ge=0)]  # the largest predicted relative error that is skipped
+    threshold: NonNegativeFloat  # the largest predicted relative error that is skipped
     # nodes of a regression tree, root first; children come after their parents
     tree: Annotated[tuple[Node, ...], Field(max_length=4096)] = ()
     # the weights of the three features and the constant

@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from ..profile import Profile
@@ -34,10 +34,10 @@ class Threshold(Policy):
     accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
     inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as in some codes
 
-    threshold: Annotated[float, Field(ge=0)]  # higher skips more; 0 computes all
-    warm_up: Annotated[int, Field(ge=1)] = 1  # steps at the start that are all computed
-    cool_down: Annotated[int, Field(ge=0)] = 0  # steps at the end that are all computed
-    max_skip: Annotated[int, Field(ge=0)] | None = None  # the most steps skipped in a row
+    threshold: NonNegativeFloat  # higher skips more; 0 computes all
+    warm_up: PositiveInt = 1  # steps at the start that are all computed
+    cool_down: NonNegativeInt = 0  # steps at the end that are all computed
+    max_skip: NonNegativeInt | None = None  # the most steps skipped in a row
     on: Signal = "input"  # what is looked at
 
     @property
