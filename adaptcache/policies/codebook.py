@@ -3,16 +3,14 @@
 import itertools
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
-from ..profile import Profile
 from ..step import Step, relative_change, worst
 from .base import Policy
-from .replay import fit_threshold
 
 Entry = tuple[PositiveFloat, PositiveInt]
 
@@ -36,6 +34,7 @@ class Codebook(Policy):
     at the site `step` the whole output is looked at. Without the paper's regularisation by motion.
     """
 
+    fitted: ClassVar[str] = "scale"
     shared: ClassVar[bool] = True
 
     type: Literal["codebook"] = "codebook"
@@ -68,8 +67,3 @@ class Codebook(Policy):
         if old is not None and old.shape == output.shape:
             state.rates[step.instance] = relative_change(output, old) / (step.index - index)
         state.computed[step.instance], state.due = (step.index, output.clone()), 0
-
-    @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the table, scaled to spend the budget as far as its longest skip allows."""
-        return fit_threshold(lambda scale: cls(scale=scale, **params), profile, budget)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..profile import Profile
 from ..step import TINY, Signal, Step, worst
 from .base import Policy
-from .replay import fit_threshold
 from .threshold import ThresholdState
 
 REACH = 8  # steps between a computed step and those its output may be reused for, in the data
@@ -91,7 +90,7 @@ class Learned(Policy):
             model: "tree" or "linear".
         """
         params |= (fit_tree if model == "tree" else fit_line)(*build_examples(profile))
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)
+        return super().fit(profile, budget=budget, **params)
 
 
 def build_examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:

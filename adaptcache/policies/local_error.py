@@ -10,7 +10,6 @@ from pydantic import FailFast, Field, NonNegativeFloat
 from ..profile import Profile
 from .base import StaticPolicy
 from .mask import nearest_entries
-from .replay import fit_threshold
 
 # One bad entry is reported, not a million.
 Errors = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), FailFast()]
@@ -65,4 +64,4 @@ class LocalError(StaticPolicy):
         reach = longest or n - 1
         rows = (tuple(map(float, relative[i, i + 1 : i + 1 + reach])) or (np.inf,) for i in range(n))
         errors = tuple(tuple(min(value, 1e9) for value in row) for row in rows)
-        return fit_threshold(lambda value: cls(errors=errors, threshold=value, **params), profile, budget)
+        return super().fit(profile, budget=budget, errors=errors, **params)

@@ -7,7 +7,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ..profile import Profile
 from .base import StaticPolicy
 from .mask import nearest_entries
-from .replay import fit_threshold
 
 
 class Magnitude(StaticPolicy):
@@ -47,5 +46,5 @@ class Magnitude(StaticPolicy):
         `max_skip` is not limited unless given: a low limit makes every plan uniform, whatever the ratios.
         """
         ratios = tuple(map(float, profile.magnitude.mean(axis=0)))
-        params = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | params
-        return fit_threshold(lambda value: cls(ratios=ratios, threshold=value, **params), profile, budget)
+        params = {"ratios": ratios, "retention": 0.1, "strict": True, "max_skip": profile.steps} | params
+        return super().fit(profile, budget=budget, **params)

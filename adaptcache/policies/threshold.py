@@ -2,15 +2,13 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from ..profile import Profile
 from ..step import Signal, Step, worst
 from .base import Policy
-from .replay import fit_threshold
 
 
 @dataclass
@@ -76,8 +74,3 @@ class Threshold(Policy):
     def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         state.before = state.anchor = step.x
         state.output, state.total = output, 0.0
-
-    @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the policy with the threshold that spends the budget, replayed on the profile."""
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)
