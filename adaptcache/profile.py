@@ -28,27 +28,19 @@ IN_FILES = {"sensitivities": "influence"}  # what arrays are called in files, wh
 
 @dataclass(frozen=True)
 class Profile:
-    """Statistics of full runs on P prompts, with N steps.
+    """Statistics of full runs on P prompts, with N steps."""
 
-    Arguments:
-        times: The grid, falling, with shape (N,).
-        gram: Inner products of the guided outputs u_0 .. u_{N-1} and the latents x_0 .. x_{N-1}, by
-            prompt and divided by the mean energy of its outputs, with shape (P, 2N, 2N).
-        magnitude: Mean ratio of an output's norms to those of the step before, with shape (P, N).
-        change_in: Relative L1 change of the latents from the step before, with shape (P, N).
-        change_out: Relative L1 change of the output from the step before, with shape (P, N).
-        sensitivities: Squared error of the final latents, relative to their energy, when only step i is
-            forecast, over the forecast's squared error. Measured on the first Q <= P prompts, with shape (Q, N).
-        about: Where it came from.
-    """
-
-    times: np.ndarray
+    times: np.ndarray  # the grid, falling, with shape (N,)
+    # Inner products of the guided outputs u_0 .. u_{N-1} and the latents x_0 .. x_{N-1}, by prompt and divided by the
+    # mean energy of its outputs, with shape (P, 2N, 2N).
     gram: np.ndarray
-    magnitude: np.ndarray
-    change_in: np.ndarray
-    change_out: np.ndarray
+    magnitude: np.ndarray  # mean ratio of an output's norms to those of the step before, with shape (P, N)
+    change_in: np.ndarray  # relative L1 change of the latents from the step before, with shape (P, N)
+    change_out: np.ndarray  # relative L1 change of the output from the step before, with shape (P, N)
+    # Squared error of the final latents, relative to their energy, when only step i is forecast, over the forecast's
+    # squared error. Measured on the first Q <= P prompts, with shape (Q, N).
     sensitivities: np.ndarray
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)  # where it came from
 
     @property
     def steps(self) -> int:

@@ -34,15 +34,10 @@ def fork_rng() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Numbered prompts: number k draws its noise with seed + k, in whatever batch it is run.
+    """Numbered prompts: number k draws its noise with seed + k, in whatever batch it is run."""
 
-    Arguments:
-        prompts: Texts, or mappings of arguments.
-        first: The number of the first one.
-    """
-
-    prompts: tuple[Prompt, ...]
-    first: int = 0
+    prompts: tuple[Prompt, ...]  # texts, or mappings of arguments
+    first: int = 0  # the number of the first one
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt], first: int = 0, what: str = "prompts") -> PromptSet:
@@ -96,17 +91,12 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class PipelineCall:
-    """How a pipeline is called: everything but the prompt and its noise.
+    """How a pipeline is called: everything but the prompt and its noise."""
 
-    Arguments:
-        num_inference_steps: The steps of a full run.
-        pipe_kwargs: Further arguments of the pipeline's `__call__`: height, width, guidance_scale, ...
-        seed: The noise of prompt number k is drawn with seed + k, on the CPU: the same on every device.
-    """
-
-    num_inference_steps: int
+    num_inference_steps: int  # the steps of a full run
+    # further arguments of the pipeline's `__call__`: height, width, guidance_scale, ...
     pipe_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = 0  # the noise of prompt number k is drawn with seed + k, on the CPU: the same on every device
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -118,33 +108,22 @@ class PipelineCall:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a batch of prompts.
+    """One run: a batch of prompts."""
 
-    Arguments:
-        call: How the pipeline is called.
-        prompts: The batch.
-        decode: Whether decoded outputs are wanted, and not only the loop.
-        refine: Steps taken in each step: above 1 the run is a finer reference.
-    """
-
-    call: PipelineCall
-    prompts: PromptSet
-    decode: bool = False
-    refine: int = 1
+    call: PipelineCall  # how the pipeline is called
+    prompts: PromptSet  # the batch
+    decode: bool = False  # whether decoded outputs are wanted, and not only the loop
+    refine: int = 1  # steps taken in each step: above 1 the run is a finer reference
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave.
+    """What a run gave."""
 
-    Arguments:
-        images: Decoded outputs, one a prompt: values in [0, 1] with shape (H, W, C) or (F, H, W, C); sound in
-            [-1, 1] with shape (channels, samples). Empty where the job did not ask for them.
-        calls: Denoiser calls by step and branch, of all loops: True where one was made.
-    """
-
+    # Decoded outputs, one a prompt: values in [0, 1] with shape (H, W, C) or (F, H, W, C); sound in [-1, 1] with shape
+    # (channels, samples). Empty where the job did not ask for them.
     images: list[np.ndarray]
-    calls: tuple[tuple[bool, ...], ...]
+    calls: tuple[tuple[bool, ...], ...]  # denoiser calls by step and branch, of all loops: True where one was made
 
     @property
     def computed(self) -> int:
@@ -180,23 +159,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What travels together through calibration, evaluation, comparison and tuning.
+    """What travels together through calibration, evaluation, comparison and tuning."""
 
-    Arguments:
-        engine: Who runs the pipeline.
-        call: How it is called.
-        batch_size: How many prompts a run has.
-        cache: Where full runs are kept; None keeps none.
-        ranks: The processes that share the work.
-        progress: Called with the stage, what is done, and of how much.
-    """
-
-    engine: Engine
-    call: PipelineCall
-    batch_size: int = 1
-    cache: Cache | None = None
-    ranks: Ranks = ALONE
-    progress: Progress = silent
+    engine: Engine  # who runs the pipeline
+    call: PipelineCall  # how it is called
+    batch_size: int = 1  # how many prompts a run has
+    cache: Cache | None = None  # where full runs are kept; None keeps none
+    ranks: Ranks = ALONE  # the processes that share the work
+    progress: Progress = silent  # called with the stage, what is done, and of how much
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -3,7 +3,7 @@
 import gc
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -105,7 +105,7 @@ def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks] or [denoiser]
 
 
-class MacCounter:
+class MacCounter(ExitStack):
     """Counts the multiplications of the weights of blocks that run, while it is entered.
 
     Methods replace the forwards of blocks and attentions, so only what lies below them shows what was
@@ -116,10 +116,9 @@ class MacCounter:
     """
 
     def __init__(self, pipe: Any) -> None:
+        super().__init__()
         self.denoisers = denoisers_of(pipe)
-        self.blocks = len(blocks_of(self.denoisers[0]))
         self.work = self.probe = 0.0  # in all blocks, and in the first one of each denoiser
-        self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
         for denoiser in self.denoisers:
@@ -128,7 +127,7 @@ class MacCounter:
                     weight = getattr(leaf, "weight", None)
                     if not list(leaf.children()) and isinstance(weight, nn.Parameter) and weight.dim() > 1:
                         count = partial(self._count, weight.numel(), number == 0)
-                        self._handles.append(leaf.register_forward_hook(count))
+                        self.callback(leaf.register_forward_hook(count).remove)
         return self
 
     def _count(self, size: int, first: bool, leaf: nn.Module, given: Any, output: Tensor) -> None:
@@ -138,11 +137,6 @@ class MacCounter:
         self.work += work
         self.probe += work * first
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -151,7 +145,6 @@ class Trial:
     images: list[np.ndarray]  # one array a prompt, as `Generation` has them
     latents: list[Tensor]  # the final latents of all prompts, a tensor a track
     noise: list[Tensor]  # the latents of the first step, likewise
-    steps: float  # steps at which the denoiser was called, in one run
     work: float  # multiplications of block weights, in all runs together
     probe: float  # those of the first block
 
@@ -165,7 +158,7 @@ def run_trial(setup: Setup, prompts: PromptSet, hook: StepHook | None = None, st
     recorder = RunRecorder(hook)
     with MacCounter(pipe_of(setup)) as counter:
         made = generate(setup, prompts, recorder, stage=stage)
-    return Trial(made.images, recorder.latents, recorder.noise, made.calls, counter.work, counter.probe)
+    return Trial(made.images, recorder.latents, recorder.noise, counter.work, counter.probe)
 
 
 def run_latents(setup: Setup, prompts: PromptSet, hook: StepHook | None = None) -> list[Tensor]:

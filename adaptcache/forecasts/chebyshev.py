@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from ..step import Step
 from .base import Forecast, Weights
@@ -18,7 +18,7 @@ class Chebyshev(Forecast):
 
     type: Literal["chebyshev"] = "chebyshev"
     order: Annotated[int, Field(ge=0, le=8)] = 4  # the degree of the series
-    ridge: Annotated[float, Field(ge=0)] = 0.1  # strength of the pull to zero
+    ridge: NonNegativeFloat = 0.1  # strength of the pull to zero
     # how many outputs are kept; the paper keeps all, this much memory is ours to limit
     history: Annotated[int, Field(ge=1, le=64)] = 16
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from ..fitting.kernel import Array
@@ -25,7 +25,7 @@ class DynamicModes(Forecast):
 
     type: Literal["dmd"] = "dmd"
     history: Annotated[int, Field(ge=4, le=8)] = 6  # how many outputs are kept
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4  # modes weaker than this, relative to the strongest, are dropped
+    tolerance: PositiveFloat = 1e-4  # modes weaker than this, relative to the strongest, are dropped
 
     def weights(self, step: Step) -> Weights:
         return Newton(order=1).weights(step)  # while there is too little to decompose

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from ..fitting.kernel import Array
 from ..step import Step
@@ -21,7 +21,7 @@ class FoCa(Forecast):
 
     type: Literal["foca"] = "foca"
     history: Annotated[int, Field(ge=2, le=6)] = 4  # how many outputs the recursion goes back
-    horizon: Annotated[int, Field(ge=1)] = 3  # steps after which the forecast is held back
+    horizon: PositiveInt = 3  # steps after which the forecast is held back
 
     def weights(self, step: Step) -> Weights:
         known = step.past[: self.history]

@@ -1,8 +1,8 @@
 """DiCache (Bu et al., 2025), https://arxiv.org/abs/2508.17356: how far to extrapolate, by a cheap probe."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from ..step import TINY, Signal, Step
@@ -21,8 +21,8 @@ class Gamma(Forecast):
     signal: ClassVar[Signal] = "input"
 
     type: Literal["gamma"] = "gamma"
-    least: Annotated[float, Field(ge=0)] = 1.0  # the smallest gamma; 1 is reuse
-    most: Annotated[float, Field(ge=0)] = 1.5  # the largest gamma
+    least: NonNegativeFloat = 1.0  # the smallest gamma; 1 is reuse
+    most: NonNegativeFloat = 1.5  # the largest gamma
 
     def weights(self, step: Step) -> Weights:
         return Weights((1.0,))  # reuse, while there is one output only

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, PositiveFloat, model_validator
 
 from ..fitting.kernel import fit_open_loop, resample_kernel
 from ..profile import Profile
@@ -24,7 +24,7 @@ class OpenLoop(Forecast):
     times: Annotated[tuple[FiniteFloat, ...], Field(min_length=2, max_length=1024)]  # N falling times
     gram: tuple[tuple[FiniteFloat, ...], ...]  # mean inner products of the outputs at these times, with shape (N, N)
     history: Annotated[int, Field(ge=1, le=6)] = 3  # how many outputs are used
-    ridge: Annotated[float, Field(gt=0)] = 1e-6  # pull towards reuse, relative to each output's energy
+    ridge: PositiveFloat = 1e-6  # pull towards reuse, relative to each output's energy
 
     @model_validator(mode="after")
     def _square(self) -> Self:

@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ..profile import Profile
 from ..step import Step
 from .base import Forecast, Weights
-
-Ratio = Annotated[float, Field(gt=0)]
 
 
 class Scaled(Forecast):
@@ -22,7 +20,7 @@ class Scaled(Forecast):
     type: Literal["scaled"] = "scaled"
     # norm of the output over that of the step before, by step; other numbers of steps take the nearest, to the power
     # that keeps the growth over the whole run
-    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)] = (1.0,)
+    ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=4096)] = (1.0,)
 
     def weights(self, step: Step) -> Weights:
         n, m = len(step.times), len(self.ratios)

@@ -60,16 +60,7 @@ def explain(error: BaseException, repo: str) -> str:
 def save_pretrained(
     schedule: Any, folder: str | Path, load: Callable[[Path], Any], *, name: str | None, repo: str | None
 ) -> Path:
-    """Writes a schedule into a folder, and the card and plot of all schedules there.
-
-    Arguments:
-        load: Reads a schedule from its file.
-        name: Tells schedules of one folder apart; None is the default one.
-        repo: What the card says it is loaded from; None says the folder's name.
-
-    Returns:
-        The file of the schedule.
-    """
+    """Does `Schedule.save_pretrained`; `load` reads a schedule from its file."""
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file; give a folder to save into")
@@ -85,12 +76,9 @@ def save_pretrained(
 
 
 def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "", **download: Any) -> Path:
-    """Returns the file of a schedule, downloaded where it is on the hub.
+    """Returns the file of a schedule for `Schedule.from_pretrained`, downloaded where it is on the hub.
 
     Arguments:
-        source: A folder, a file, or a repository of the hub ("user/repo").
-        name: Which schedule of it; None takes the default one.
-        subfolder: Where in it the schedules are.
         download: `revision` (a commit pins it for ever), `token`, `cache_dir`, `local_files_only`: as for
             `huggingface_hub.hf_hub_download`.
 
@@ -122,17 +110,11 @@ def push_to_hub(
     save: Callable[[Path], Path], repo: str, *, token: str | bool | None = None, private: bool | None = None,
     revision: str | None = None, **upload: Any,
 ) -> str:  # fmt: skip
-    """Puts a schedule and its card into a repository of the hub, which is created where there is none.
+    """Does `Schedule.push_to_hub`, and returns the address of the commit, or of the review that was asked for.
 
     Arguments:
         save: Writes the schedule, the card and the plot into a folder, and returns the schedule's file.
-        token: What to log in with; None takes what `hf auth login` left.
-        private: Whether a new repository is private; None leaves that to the account.
-        revision: The branch to put it on.
         upload: `commit_message`, `create_pr`, ...: as for `huggingface_hub.HfApi.upload_folder`.
-
-    Returns:
-        The address of the commit, or of the review that was asked for.
 
     Raises:
         HubError: The hub refuses it, or is not reached.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..profile import Profile
 from ..step import Signal, Step
+from .replay import fit_threshold
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Policy(ABC, BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    fitted: ClassVar[str] = "threshold"  # the field by which `fit` spends a budget: more of it computes less
     static: ClassVar[bool] = False  # whether `steps` tells before a run what is computed
     shared: ClassVar[bool] = False  # whether blocks that decide for themselves share the state of a run
 
@@ -71,15 +73,15 @@ class Policy(ABC, BaseModel):
         """
 
     @classmethod
-    @abstractmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the policy that computes about `budget` of the steps of a profile.
+        """Returns the policy that computes about `budget` of the steps of a profile, replayed on it.
 
         Arguments:
             profile: What was measured on calibration prompts.
             budget: The fraction of the steps that are computed, in (0, 1].
             params: Fields of the policy that are not fitted.
         """
+        return fit_threshold(lambda value: cls(**{cls.fitted: value}, **params), profile, budget)
 
 
 class StaticPolicy(Policy):

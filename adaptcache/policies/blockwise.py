@@ -5,16 +5,14 @@ References:
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..profile import Profile
 from ..step import Step, relative_change, worst
 from .base import Policy
-from .replay import fit_threshold
 
 
 @dataclass
@@ -64,8 +62,3 @@ class Blockwise(Policy):
         if old is not None and old.shape == output.shape:
             state.changes[step.instance] = relative_change(output, old)
         state.outputs[step.instance] = output.clone()
-
-    @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the threshold that spends the budget, replayed on outputs of whole steps."""
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)

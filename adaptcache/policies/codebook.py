@@ -3,18 +3,16 @@
 import itertools
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
-from ..profile import Profile
 from ..step import Step, relative_change, worst
 from .base import Policy
-from .replay import fit_threshold
 
-Entry = tuple[Annotated[float, Field(gt=0)], Annotated[int, Field(ge=1)]]
+Entry = tuple[PositiveFloat, PositiveInt]
 
 
 @dataclass
@@ -36,13 +34,14 @@ class Codebook(Policy):
     at the site `step` the whole output is looked at. Without the paper's regularisation by motion.
     """
 
+    fitted: ClassVar[str] = "scale"
     shared: ClassVar[bool] = True
 
     type: Literal["codebook"] = "codebook"
     # Rising bounds of the rate, each with the steps to go on until the next computed one; rates above all bounds go on
     # one step. The default is the paper's fast table for 30 steps.
     table: tuple[Entry, ...] = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))
-    scale: Annotated[float, Field(ge=0)] = 1.0  # what the bounds are multiplied with
+    scale: NonNegativeFloat = 1.0  # what the bounds are multiplied with
 
     @field_validator("table")
     @classmethod
@@ -68,8 +67,3 @@ class Codebook(Policy):
         if old is not None and old.shape == output.shape:
             state.rates[step.instance] = relative_change(output, old) / (step.index - index)
         state.computed[step.instance], state.due = (step.index, output.clone()), 0
-
-    @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the table, scaled to spend the budget as far as its longest skip allows."""
-        return fit_threshold(lambda scale: cls(scale=scale, **params), profile, budget)

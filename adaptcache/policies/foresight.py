@@ -13,7 +13,6 @@ from torch import Tensor
 from ..profile import Profile
 from ..step import TINY, Step, worst
 from .base import Policy
-from .replay import fit_threshold
 
 
 @dataclass
@@ -69,5 +68,4 @@ class Foresight(Policy):
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the threshold that comes nearest to the budget; less than one in `interval` is never computed."""
-        params = {"interval": max(2, round(1 / budget)), **params}
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)
+        return super().fit(profile, budget=budget, **{"interval": max(2, round(1 / budget)), **params})

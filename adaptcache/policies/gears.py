@@ -12,11 +12,11 @@ References:
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor
 
 from ..distributed import highest
@@ -93,7 +93,7 @@ class Gears(Plan):
     signal_specs: SignalSpecs = Field(alias="watch")
     target: FiniteFloat
     margin: FiniteFloat = 0.0
-    start: Annotated[int, Field(ge=0)] = 0
+    start: NonNegativeInt = 0
     guard: bool = False
 
     @model_validator(mode="after")

@@ -2,22 +2,22 @@
 
 import itertools
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveInt
 
 from ..profile import Profile
 from .base import StaticPolicy
-from .replay import fit_threshold
 
 
 class Growing(StaticPolicy):
     """Computes steps `warm_up` + floor(`growth` r (r + 1) / 2), for r = 0, 1, 2, ..."""
 
+    fitted: ClassVar[str] = "growth"
+
     type: Literal["growing"] = "growing"
-    # by how many steps each interval is longer than the one before; 0 computes all
-    growth: Annotated[float, Field(ge=0)] = 0.75
-    warm_up: Annotated[int, Field(ge=1)] = 5  # steps at the start that are all computed
+    growth: NonNegativeFloat = 0.75  # by how many steps each interval is longer than the one before; 0 computes all
+    warm_up: PositiveInt = 5  # steps at the start that are all computed
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         n = len(times)
@@ -31,4 +31,4 @@ class Growing(StaticPolicy):
     def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
         """Returns the growth that spends the budget; the warm-up is a tenth of the steps unless given."""
         params.setdefault("warm_up", max(1, profile.steps // 10))
-        return fit_threshold(lambda growth: cls(growth=growth, **params), profile, budget)
+        return super().fit(profile, budget=budget, **params)

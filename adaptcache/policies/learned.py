@@ -7,13 +7,12 @@ import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from ..profile import Profile
 from ..step import TINY, Signal, Step, worst
 from .base import Policy
-from .replay import fit_threshold
 from .threshold import ThresholdState
 
 REACH = 8  # steps between a computed step and those its output may be reused for, in the data
@@ -41,7 +40,7 @@ class Learned(Policy):
     """
 
     type: Literal["learned"] = "learned"
-    threshold: Annotated[float, Field(ge=0)]  # the largest predicted relative error that is skipped
+    threshold: NonNegativeFloat  # the largest predicted relative error that is skipped
     # nodes of a regression tree, root first; children come after their parents
     tree: Annotated[tuple[Node, ...], Field(max_length=4096)] = ()
     # the weights of the three features and the constant
@@ -91,7 +90,7 @@ class Learned(Policy):
             model: "tree" or "linear".
         """
         params |= (fit_tree if model == "tree" else fit_line)(*build_examples(profile))
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)
+        return super().fit(profile, budget=budget, **params)
 
 
 def build_examples(profile: Profile) -> tuple[np.ndarray, np.ndarray]:

@@ -5,15 +5,14 @@ https://arxiv.org/abs/2508.21091: measured errors of reuse, step by step; skip a
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import FailFast, Field
+from pydantic import FailFast, Field, NonNegativeFloat
 
 from ..profile import Profile
 from .base import StaticPolicy
 from .mask import nearest_entries
-from .replay import fit_threshold
 
 # One bad entry is reported, not a million.
-Errors = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1), FailFast()]
+Errors = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), FailFast()]
 
 
 class LocalError(StaticPolicy):
@@ -27,7 +26,7 @@ class LocalError(StaticPolicy):
     type: Literal["local-error"] = "local-error"
     # `errors[i][k]`: relative error of the output of step i at step i + 1 + k
     errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024), FailFast()]
-    threshold: Annotated[float, Field(ge=0)]  # the largest error that is skipped
+    threshold: NonNegativeFloat  # the largest error that is skipped
     first: bool = True  # whether the first error above the threshold ends the skip, or the last one below it
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
@@ -65,4 +64,4 @@ class LocalError(StaticPolicy):
         reach = longest or n - 1
         rows = (tuple(map(float, relative[i, i + 1 : i + 1 + reach])) or (np.inf,) for i in range(n))
         errors = tuple(tuple(min(value, 1e9) for value in row) for row in rows)
-        return fit_threshold(lambda value: cls(errors=errors, threshold=value, **params), profile, budget)
+        return super().fit(profile, budget=budget, errors=errors, **params)

@@ -2,14 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ..profile import Profile
 from .base import StaticPolicy
 from .mask import nearest_entries
-from .replay import fit_threshold
-
-Ratio = Annotated[float, Field(gt=0)]
 
 
 class Magnitude(StaticPolicy):
@@ -21,9 +18,9 @@ class Magnitude(StaticPolicy):
 
     type: Literal["magnitude"] = "magnitude"
     # mean norm of the output over that of the step before, by step
-    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=4096)]
-    threshold: Annotated[float, Field(ge=0)] = 0.06  # the most the deviations may add up to
-    max_skip: Annotated[int, Field(ge=0)] = 3  # the most steps skipped in a row
+    ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=4096)]
+    threshold: NonNegativeFloat = 0.06  # the most the deviations may add up to
+    max_skip: NonNegativeInt = 3  # the most steps skipped in a row
     # the fraction of the steps at the start that are all computed
     retention: Annotated[float, Field(ge=0, le=1)] = 0.2
     rounded: bool = True  # whether the end of the retention is rounded (FLUX, diffusers) or cut (HunyuanVideo, Wan)
@@ -49,5 +46,5 @@ class Magnitude(StaticPolicy):
         `max_skip` is not limited unless given: a low limit makes every plan uniform, whatever the ratios.
         """
         ratios = tuple(map(float, profile.magnitude.mean(axis=0)))
-        params = {"retention": 0.1, "strict": True, "max_skip": profile.steps} | params
-        return fit_threshold(lambda value: cls(ratios=ratios, threshold=value, **params), profile, budget)
+        params = {"ratios": ratios, "retention": 0.1, "strict": True, "max_skip": profile.steps} | params
+        return super().fit(profile, budget=budget, **params)

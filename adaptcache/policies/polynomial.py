@@ -3,7 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, NonNegativeInt
 from torch import Tensor
 
 from ..fitting.polynomial import cross_validate, fit_rising
@@ -23,7 +23,7 @@ class Polynomial(Threshold):
 
     type: Literal["polynomial"] = "polynomial"
     coefficients: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=16)]  # of p, highest power first
-    cool_down: Annotated[int, Field(ge=0)] = 1
+    cool_down: NonNegativeInt = 1
     # The range p was fitted on; changes outside count as its ends. None extrapolates, as published.
     clamp: tuple[FiniteFloat, FiniteFloat] | None = None
     r2: FiniteFloat | None = None  # how well p predicts the output's change on prompts it was not fitted to

@@ -11,7 +11,7 @@ the latents), and the run is the full one, so errors of forecasts do not feed ba
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..profile import Profile
 from ..step import Step
-from .base import Policy
 
-AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+if TYPE_CHECKING:
+    from .base import Policy
+
+AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
 WIDTH = 2048  # dimensions of the vectors
 MOST = 4  # prompts that are replayed
 LOW, HIGH, HALVINGS = 1e-6, 1e3, 24
@@ -43,7 +45,7 @@ def _build_vectors(data: bytes, size: int) -> tuple[Tensor, Tensor]:
     return rows[: size // 2], rows[size // 2 :]
 
 
-def replay(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
+def replay(policy: "Policy", profile: Profile, prompt: int = 0) -> list[int]:
     """Returns the steps the policy computes on a prompt of the profile, rising."""
     outputs, latents = build_vectors(profile, prompt)
     times = tuple(map(float, profile.times))
@@ -57,7 +59,7 @@ def replay(policy: Policy, profile: Profile, prompt: int = 0) -> list[int]:
     return list(reversed(past))
 
 
-def count_calls(policy: Policy, profile: Profile) -> float:
+def count_calls(policy: "Policy", profile: Profile) -> float:
     """Returns how many steps the policy computes, the mean over the first prompts of the profile."""
     prompts = range(min(MOST, len(profile.gram)))
     return float(np.mean([len(replay(policy, profile, prompt)) for prompt in prompts]))

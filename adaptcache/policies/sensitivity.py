@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from scipy.optimize import nnls
 from torch import Tensor
 
@@ -11,8 +11,7 @@ from ..profile import Profile
 from ..step import TINY, Step
 from .threshold import Threshold, ThresholdState
 
-Gain = Annotated[float, Field(ge=0)]
-Table = Annotated[tuple[Gain, ...], Field(min_length=1, max_length=4096)]
+Table = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=4096)]
 REACH = 8  # steps between the pairs the gains are fitted to
 
 

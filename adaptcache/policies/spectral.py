@@ -1,9 +1,9 @@
 """SeaCache (2026), https://arxiv.org/abs/2602.18993: change seen through the filter that fits the noise level."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from ..step import Step, relative_change
@@ -22,7 +22,7 @@ class Spectral(Threshold):
     accumulates: ClassVar[bool] = True
 
     type: Literal["spectral"] = "spectral"
-    power: Annotated[float, Field(gt=0)] = 2.0  # fall of the spectrum: 2 for images, 3 for video
+    power: PositiveFloat = 2.0  # fall of the spectrum: 2 for images, 3 for video
     # positions of the tokens (height, width) where the signal is a sequence; without it a sequence is filtered in the
     # order of its tokens
     grid: tuple[int, ...] | None = None

@@ -1,9 +1,9 @@
 """AdaptiveDiffusion (Ye et al., 2024), https://arxiv.org/abs/2410.09873: third difference of the latents."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from ..step import TINY, Step
@@ -21,8 +21,8 @@ class ThirdDifference(Threshold):
     inclusive: ClassVar[bool] = True
 
     type: Literal["third-difference"] = "third-difference"
-    threshold: Annotated[float, Field(ge=0)] = 0.01
-    max_skip: Annotated[int, Field(ge=0)] | None = 4
+    threshold: NonNegativeFloat = 0.01
+    max_skip: NonNegativeInt | None = 4
 
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
         moves = [size(x - before), *state.notes][:3]

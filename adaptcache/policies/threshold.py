@@ -2,15 +2,13 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from ..profile import Profile
 from ..step import Signal, Step, worst
 from .base import Policy
-from .replay import fit_threshold
 
 
 @dataclass
@@ -34,10 +32,10 @@ class Threshold(Policy):
     accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
     inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as in some codes
 
-    threshold: Annotated[float, Field(ge=0)]  # higher skips more; 0 computes all
-    warm_up: Annotated[int, Field(ge=1)] = 1  # steps at the start that are all computed
-    cool_down: Annotated[int, Field(ge=0)] = 0  # steps at the end that are all computed
-    max_skip: Annotated[int, Field(ge=0)] | None = None  # the most steps skipped in a row
+    threshold: NonNegativeFloat  # higher skips more; 0 computes all
+    warm_up: PositiveInt = 1  # steps at the start that are all computed
+    cool_down: NonNegativeInt = 0  # steps at the end that are all computed
+    max_skip: NonNegativeInt | None = None  # the most steps skipped in a row
     on: Signal = "input"  # what is looked at
 
     @property
@@ -76,8 +74,3 @@ class Threshold(Policy):
     def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         state.before = state.anchor = step.x
         state.output, state.total = output, 0.0
-
-    @classmethod
-    def fit(cls, profile: Profile, *, budget: float = 0.5, **params: Any) -> Self:
-        """Returns the policy with the threshold that spends the budget, replayed on the profile."""
-        return fit_threshold(lambda threshold: cls(threshold=threshold, **params), profile, budget)

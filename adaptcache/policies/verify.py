@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from ..profile import Profile
@@ -28,11 +28,11 @@ class Verify(Policy):
     """
 
     type: Literal["verify"] = "verify"
-    threshold: Annotated[float, Field(ge=0)] = 0.3  # the relative L1 error that is accepted at the start
+    threshold: NonNegativeFloat = 0.3  # the relative L1 error that is accepted at the start
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5  # what it is multiplied with over the whole run
-    least: Annotated[float, Field(ge=0)] = 0.1  # below which it does not fall
-    warm_up: Annotated[int, Field(ge=1)] = 3  # steps at the start that are all computed
-    max_skip: Annotated[int, Field(ge=0)] = 5  # the most steps skipped in a row
+    least: NonNegativeFloat = 0.1  # below which it does not fall
+    warm_up: PositiveInt = 3  # steps at the start that are all computed
+    max_skip: NonNegativeInt = 5  # the most steps skipped in a row
 
     def init(self, times: tuple[float, ...]) -> VerifyState:
         return VerifyState()

@@ -22,35 +22,23 @@ RULE_PARAMS = ("head", "tail", "site", "span", "output", "each", "tokens", "wind
 
 @dataclass(frozen=True)
 class Method:
-    """A published method as a rule, or as several for several sites.
+    """A published method as a rule, or as several for several sites."""
 
-    Arguments:
-        kind: Where the survey (https://arxiv.org/abs/2510.19755) puts it, or would: static,
-            timestep-adaptive, layer-adaptive, predictive, hybrid.
-        paper: The paper or, where there is none, the code.
-        site: Where it skips here.
-        policy: When it computes: a key of POLICIES.
-        forecast: What it uses instead: a key of FORECASTS.
-        params: Its defaults, of policy, forecast and rule.
-        needs: What it cannot run without: "profile" (calibrate), "model" (a published set, or a profile), or
-            nothing.
-        published: The part of `published.json` that has its sets.
-        more: What further rules have that the first has not: another site, policy, forecast or parameters.
-        fits: Defaults that a profile replaces.
-        note: How it differs here from what was published.
-    """
-
+    # where the survey (https://arxiv.org/abs/2510.19755) puts it, or would: static, timestep-adaptive, layer-adaptive,
+    # predictive, hybrid
     kind: str
-    paper: str
-    site: str
-    policy: str
-    forecast: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    paper: str  # the paper or, where there is none, the code
+    site: str  # where it skips here
+    policy: str  # when it computes: a key of POLICIES
+    forecast: str  # what it uses instead: a key of FORECASTS
+    params: Mapping[str, Any] = field(default_factory=dict)  # its defaults, of policy, forecast and rule
+    # what it cannot run without: "profile" (calibrate), "model" (a published set, or a profile), or nothing
     needs: str = ""
-    published: str = ""
+    published: str = ""  # the part of `published.json` that has its sets
+    # what further rules have that the first has not: another site, policy, forecast or parameters
     more: Sequence[Mapping[str, Any]] = ()
-    fits: Sequence[str] = ("threshold", "interval")
-    note: str = ""
+    fits: Sequence[str] = ("threshold", "interval")  # defaults that a profile replaces
+    note: str = ""  # how it differs here from what was published
 
     @property
     def parts(self) -> list["Method"]:

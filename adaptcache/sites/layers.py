@@ -73,7 +73,7 @@ class Layers(SiteHook):
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
         known = self.shapes.get(key)
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
-            streams = [stream for (own, _), stream in self.history.streams.items() if own == key]  # type: ignore[misc]
+            streams = [stream for name, stream in self.history.streams.items() if name[0] == key]  # type: ignore[index]
             for stream in streams:
                 stream.past = take_half(stream.past, known[0])
                 stream.past_signal = [None] * len(stream.past_signal)  # of both halves

@@ -75,6 +75,7 @@ class Baseline(ABC):
     # Whether it decides during the run: then each prompt is a run of its own, as a batch would be decided for
     # by its worst prompt, or by its mean.
     per_prompt: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Sequence[Any]]] = {}  # values to try of each parameter, where all go with all
     threshold: ClassVar[str] = ""  # a parameter with which calls fall: settings around the budgets are refined by it
     profiled: ClassVar[bool] = False  # whether it is fitted to a profile
     probes: ClassVar[bool] = False  # whether it computes the first block at every step, to decide by
@@ -87,9 +88,9 @@ class Baseline(ABC):
             return f"not installed: pip install {self.package}"
         return None
 
-    @abstractmethod
     def propose(self, case: Case) -> list[Params]:
         """Returns the settings to try on the calibration prompts, for all budgets together."""
+        return product_of(**self.settings)
 
     @abstractmethod
     def apply(self, case: Case, params: Params) -> AbstractContextManager[Ready]:

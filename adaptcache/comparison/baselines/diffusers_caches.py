@@ -60,9 +60,7 @@ class FirstBlock(DiffusersCache):
     config = "FirstBlockCacheConfig"
     per_prompt = probes = True
     threshold = "threshold"
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(threshold=(0.02, 0.05, 0.1, 0.2, 0.4, 1.0))
+    settings: ClassVar = {"threshold": (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)}
 
 
 class Pyramid(DiffusersCache):
@@ -71,6 +69,7 @@ class Pyramid(DiffusersCache):
     name = "PAB"
     about = "diffusers, attention outputs"
     config = "PyramidAttentionBroadcastConfig"
+    settings: ClassVar = {SKIP: SKIPS, BETWEEN: RANGES}
 
     def find_obstacle(self, case: Case) -> str | None:
         if obstacle := super().find_obstacle(case):
@@ -80,9 +79,6 @@ class Pyramid(DiffusersCache):
         if case.branches > 1:
             return f"keeps one state for all of the {case.branches} denoiser calls that guidance makes a step"
         return None
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(**{SKIP: SKIPS, BETWEEN: RANGES})
 
     def build_config(self, case: Case, params: Params) -> Any:
         cross = {name.replace("spatial", "cross"): value for name, value in params.items()}
@@ -98,9 +94,7 @@ class FasterCache(Pyramid):
 
     name = "FasterCache"
     config = "FasterCacheConfig"
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(**{SKIP: SKIPS, BETWEEN: RANGES[:2], "weight": (0.0, 0.5)})
+    settings: ClassVar = {SKIP: SKIPS, BETWEEN: RANGES[:2], "weight": (0.0, 0.5)}
 
     def build_config(self, case: Case, params: Params) -> Any:
         own = dict(params)
@@ -121,6 +115,7 @@ class Sea(DiffusersCache):
     config = "SeaCacheConfig"
     per_prompt = True
     threshold = "threshold"
+    settings: ClassVar = {"threshold": SEA_THRESHOLDS, "residual_order": (0, 1), "max_consecutive_cached": (0,)}
 
     def find_obstacle(self, case: Case) -> str | None:
         kind, version = type(case.pipe), f"diffusers {diffusers.__version__}"
@@ -133,9 +128,6 @@ class Sea(DiffusersCache):
                 "Wan (text to video) and Cosmos 3 do"
             )
         return super().find_obstacle(case)
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(threshold=SEA_THRESHOLDS, residual_order=(0, 1), max_consecutive_cached=(0,))
 
 
 class MagCache(DiffusersCache):

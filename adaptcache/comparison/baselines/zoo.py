@@ -61,9 +61,7 @@ class EasyCache(RuleBaseline):
     about = "our zoo; decides for each prompt"
     per_prompt = True
     threshold = "threshold"
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(threshold=(0.02, 0.06, 0.2, 0.6, 2.0), warm_up=(2, 5))
+    settings: ClassVar = {"threshold": (0.02, 0.06, 0.2, 0.6, 2.0), "warm_up": (2, 5)}
 
 
 class DiCache(RuleBaseline):
@@ -74,9 +72,7 @@ class DiCache(RuleBaseline):
     about = "our zoo, one block as a probe; decides for each prompt"
     inside = per_prompt = probes = True
     threshold = "threshold"
-
-    def propose(self, case: Case) -> list[Params]:
-        return product_of(threshold=(0.05, 0.15, 0.4, 1.2, 4.0), warm_up=(1, 3))
+    settings: ClassVar = {"threshold": (0.05, 0.15, 0.4, 1.2, 4.0), "warm_up": (1, 3)}
 
 
 class SeaHere(RuleBaseline):

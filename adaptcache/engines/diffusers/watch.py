@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Wrapped:
-    """A method of a class that is wrapped.
+    """A method of a class that is wrapped."""
 
-    Arguments:
-        original: The method.
-        own: Whether the class has it itself, and not from a base class.
-        wrapper: What was put in its place.
-        users: How many watched objects need it.
-    """
-
-    original: Any
-    own: bool
-    wrapper: Any
-    users: int = 1
+    original: Any  # the method
+    own: bool  # whether the class has it itself, and not from a base class
+    wrapper: Any  # what was put in its place
+    users: int = 1  # how many watched objects need it
 
 
 _lock = threading.Lock()
