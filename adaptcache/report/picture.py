@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_image, write_sound
 
-GAP, HEAD, CAPTION = 8, 52, 190  # pixels
+GAP, HEAD, CAPTION = 8, 60, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 FRAMES = 5  # of a clip are shown
 SPECTRUM = (160, 96)  # pixels of a spectrogram, time and frequency
@@ -56,9 +56,9 @@ def side_by_side(
 
 
 def _wrapped(heading: str, width: int) -> str:
-    """Returns a heading as lines that fit a column of a width in pixels, two at most."""
-    lines = [part for line in heading.splitlines() for part in textwrap.wrap(line, width // 8)]
-    return "\n".join(lines[:2])
+    """Returns a heading as lines that fit a column of a width in pixels, three at most."""
+    lines = [part for line in heading.splitlines() for part in textwrap.wrap(line, width // 7)]
+    return "\n".join(lines[:3])
 
 
 def strip(output: np.ndarray) -> np.ndarray:
