@@ -116,7 +116,7 @@ def test_intervals_and_gates_are_fitted_to_the_budget():
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("teacache", "sencache", "l2p", "pab")],
 )  # fmt: skip
 def test_the_command_line_fits_a_published_method(method, monkeypatch, tmp_path, capsys):
-    words = ["--model", "emoji-flux", "--steps", "4", "--fit-on", "1", "--eval-on", "1", "--budget", "0.5", "--out", "s.json"]
+    words = "--model emoji-flux --steps 4 --fit-on 1 --eval-on 1 --budget 0.5 --out s.json".split()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["adaptcache", "calibrate", "--method", method, *words])
     with pytest.raises(SystemExit) as end:

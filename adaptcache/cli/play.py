@@ -37,8 +37,9 @@ def play(
     """
     from ..engines import make_setup
     from ..presets import read_prompts
-    from ..report.play import Player, build_page, launch
+    from ..report.play import Player, build_page, check_gradio, launch
 
+    check_gradio()
     schedules = [load_schedule(source) for source in schedule or []]
     preset = find_model(model, schedules).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)

@@ -6,6 +6,7 @@ Needs `adaptcache-diffusers[play]`.
 from __future__ import annotations
 
 import html
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +107,12 @@ def _figure(name: str, made: Generation, truth: np.ndarray, full: float, rate: i
     )
 
 
+def check_gradio() -> None:
+    """Raises ImportError where there can be no page: before a pipeline is loaded."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ImportError("the page needs gradio: pip install 'adaptcache-diffusers[play]'")
+
+
 def build_page(player: Player, title: str, prompt: str) -> Any:
     """Returns the page, a `gradio.Blocks`.
 
@@ -114,10 +121,8 @@ def build_page(player: Player, title: str, prompt: str) -> Any:
         title: What stands above.
         prompt: The first one.
     """
-    try:
-        import gradio
-    except ImportError:
-        raise ImportError("the page needs gradio: pip install 'adaptcache-diffusers[play]'") from None
+    import gradio
+
     choices, steps = player.choices, player.setup.call.num_inference_steps
     about = (
         "given schedules" if player.schedules else "a schedule for each number of calls, fitted when asked for first"
