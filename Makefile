@@ -39,7 +39,7 @@ kills: $(VENV)/.installed ## kill a calibration 30 times on its way, or KILLS=nu
 
 contracts: $(VENV)/.installed ## test the plug-ins with the classes of the serving engines' wheels (40 MB, nothing they need)
 	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest build/wheels \
-		sglang==0.5.23 vllm-omni==0.30.0 cache-dit==1.5.3
+		sglang==0.5.23 vllm-omni==0.30.0 cache-dit==1.5.3 xfuser==0.7.0
 	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/engines; done
 	PYTHONPATH=build/engines $(BIN)/python -m pytest tests/test_serving.py tests/test_export_engines.py
 

@@ -16,6 +16,7 @@ from typing import Any
 import adaptcache
 from adaptcache.calibration.estimate import Size
 from adaptcache.presets import read_prompts, resolve
+from adaptcache.step import entering
 from adaptcache.tuning.tune import tune
 
 
@@ -28,7 +29,8 @@ class Tally:
         denoiser.register_forward_pre_hook(self._called, with_kwargs=True)
 
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.open += len(kwargs["hidden_states"])
+        x = entering(args, kwargs)
+        self.open += 0 if x is None else len(x)
 
     def progress(self, stage: str, done: int, of: int) -> None:
         """Books what was called since the last report."""

@@ -11,7 +11,9 @@ import yaml
 from conftest import STEPS, embedded, tiny_flux
 from diffusers import MagCacheConfig
 from diffusers.utils import logging
+from serving_loops import GEN, OMNI, SGLANG, SGLANG_ROOTS, VLLM_ROOTS, installed
 from test_export import kernel, schedule
+from wheels import only
 
 from adaptcache.engines.formats import export
 from tests.calls import Call
@@ -178,3 +180,51 @@ def test_the_interface_of_calibrators_is_that_of_cache_dit(dit: Any) -> None:
     assert {name for name in vars(CalibratorBase) if not name.startswith("_")} == {
         name for name in vars(TableCalibrator) if not name.startswith("_")
     }
+
+
+# The engines' own code, out of their wheels (`make contracts`)
+
+MAGCACHE = tuple(f"{OMNI}cache.magcache.{name}" for name in ("config", "state", "strategy", "hook", "backend"))
+
+
+@pytest.mark.skipif(not installed("vllm_omni"), reason="the wheel of vllm_omni is not on the path: make contracts")
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_the_magcache_of_vllm_omni_makes_exactly_the_planned_calls(flux: Any, compute: list[int]) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "vllm-omni")
+    with only(VLLM_ROOTS, (f"{OMNI}data", f"{OMNI}cache.base", f"{OMNI}hooks.base", *MAGCACHE)) as modules:
+        config = modules[0].DiffusionCacheConfig.from_dict(json.loads(exported.text))
+        assert not config._extra_params  # all keys are known
+        backend = modules[-1].MagCacheBackend(config)
+        backend.enable(flux)
+        assert computed(flux, flux.transformer.transformer_blocks[1]) == [compute]
+
+
+@pytest.mark.skipif(not installed("sglang"), reason="the wheel of sglang is not on the path: make contracts")
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_sglang_makes_the_mask_of_the_bins(dit: Any, compute: list[int]) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "sglang")
+    integration = f"{GEN}runtime.cache.cache_dit_integration"
+    roots = tuple(root for root in SGLANG_ROOTS if root != "cache_dit")
+    with only(roots, (*SGLANG[:-1], integration, SGLANG[-1])) as modules:
+        stage = modules[-1].DenoisingStage.__new__(modules[-1].DenoisingStage)
+        stage._cache_dit_request_overrides = modules[-2].resolve_cache_dit_request_overrides(json.loads(exported.text))
+        _, policy, mask, _ = stage._cache_dit_scm_masks(STEPS)
+        assert policy == "static" and tuple(mask) == exported.plan.computed
+        _, _, shorter, _ = stage._cache_dit_scm_masks(STEPS - 1)
+        assert tuple(shorter) == exported.plan.computed[:-1]  # cut without a word, as the export says
+        with pytest.raises(AssertionError):
+            stage._cache_dit_scm_masks(STEPS + 1)
+
+
+@pytest.mark.skipif(not installed("xfuser"), reason="the wheel of xfuser is not on the path: make contracts")
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_xdit_builds_the_mask_and_nothing_that_would_replace_it(dit: Any, compute: list[int]) -> None:
+    exported = export(schedule(compute, matched=False, steps=STEPS), "xdit")
+    true = ("xfuser.model_executor.cache.presets", "xfuser.model_executor.cache.adapters.cache_dit")
+    with only(("xfuser",), true) as (presets, adapter):
+        preset = presets.DBCachePreset()
+        config, calibrator = adapter._build_config(STEPS, preset, exported.text, False, dit.DBCacheConfig)
+        assert tuple(config.steps_computation_mask) == exported.plan.computed and calibrator is None
+        assert config.steps_computation_policy == "static" and config.max_warmup_steps == 0
+        with pytest.raises(ValueError, match="Unknown --cache_config keys"):  # without a preset, as the export says
+            adapter._build_config(STEPS, {}, exported.text, False, dit.DBCacheConfig)

@@ -334,6 +334,7 @@ def test_what_sees_the_run_needs_one_process(tmp_path: Path) -> None:
         ({"height": 512}, RequestCall(None, None, {"height": 768}), ["height 512 and now 768"], False),
         ({}, RequestCall(None, None, {"height": 768, "guidance_rescale": 0.0}), [], False),
         ({}, RequestCall(None, None, {"guidance_rescale": 0.7}), ["guidance_rescale 0.0 and now 0.7"], False),
+        ({}, RequestCall(scheduler="Other"), ["FlowMatchEulerDiscreteScheduler and now Other"], False),
     ],
 )
 def test_calls_are_compared_with_the_calibration(made: Any, call: RequestCall, says: list[str], far: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ class StepTimer(StepHook):
         kept: Bytes of one output, and of the latents before and after it.
     """
 
-    computed: int = 2
+    computed: int = 4
     seconds: dict[int, float] = field(default_factory=dict)
     kept: int = 0
     outputs: dict[int, Tensor] = field(default_factory=dict)
@@ -106,8 +107,9 @@ class StepTimer(StepHook):
 
     @property
     def pass_seconds(self) -> float:
-        """Seconds of a computed step; the first one may compile or load, so the last of them."""
-        return self.seconds[min(self.computed, len(self.seconds)) - 1]
+        """Seconds of a computed step: the median after the first, which may compile or load."""
+        timed = [seconds for index, seconds in self.seconds.items() if index < self.computed]
+        return median(timed[1:] or timed)
 
     @property
     def skip_seconds(self) -> float:
@@ -117,7 +119,7 @@ class StepTimer(StepHook):
 
 
 def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int) -> Estimate:
-    """Times three short runs, of two computed steps each, and returns what a calibration like this will cost.
+    """Times three short runs, of four computed steps each, and returns what a calibration like this will cost.
 
     Arguments:
         setup: Who runs, and how.

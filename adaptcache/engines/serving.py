@@ -125,11 +125,13 @@ class RequestCall:
         guidance: How strongly branches are set apart: 1 without guidance; None where it is not known.
         embedded: The guidance a distilled denoiser is given as an input; None for others.
         settings: Height, width, number of frames, `guidance_rescale`: by diffusers' names.
+        scheduler: The class of the scheduler.
     """
 
     guidance: float | None = None
     embedded: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str = ""
 
     def differences(self, schedule: Schedule) -> tuple[list[str], bool]:
         """Returns how this call differs from that of the calibration, and whether so much that plain steps win."""
@@ -143,6 +145,8 @@ class RequestCall:
         pairs = {name: (before.get(name), value) for name, value in now.items()}
         pairs = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None and a != b}
         says = [f"{name} {a} and now {b}" for name, (a, b) in pairs.items()]
+        if self.scheduler and schedule.grid.scheduler not in ("", self.scheduler):
+            says.append(f"{schedule.grid.scheduler} and now {self.scheduler}")
         return says, mixed in pairs and too_strong(*pairs[mixed])
 
 
@@ -169,13 +173,16 @@ class Server:
     """
 
     def __init__(self, config: ServingConfig, denoiser: str, log: Callable[[str], None]) -> None:
-        self.config, self.denoiser, self.log = config, denoiser, log
+        first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        self.config, self.denoiser, self.log = config, denoiser, log if first else lambda line: None
         everything = load_schedules(config.source)
         self.schedules = [one for one in everything if one.denoiser.class_name in ("", denoiser)]
         self.metrics, self.idle = Metrics(), dict[tuple[int, int | None], list[Runner]]()
         names = ", ".join(one.name for one in self.schedules)
         fitted = ", ".join(sorted({one.denoiser.class_name for one in everything}))
-        log(f"adaptcache: {denoiser} runs by {names or f'no schedule: those of {config.source} are for {fitted}'}")
+        self.log(
+            f"adaptcache: {denoiser} runs by {names or f'no schedule: those of {config.source} are for {fitted}'}"
+        )
 
     def choose(self, times: tuple[float, ...]) -> Schedule | None:
         """Returns the schedule for a grid: one of the same times, else of as many steps, else the first."""

@@ -114,4 +114,5 @@ def asked(batch: Any, kwargs: dict[str, Any]) -> RequestCall:
     embedded = config.embedded_cfg_scale if kwargs.get("guidance") is not None else None
     strength = given.guidance_scale if given.true_cfg_scale is None else given.true_cfg_scale
     settings = {name: getattr(given, name, None) for name in SIZE}
-    return RequestCall(strength if batch.do_classifier_free_guidance else 1.0, embedded, settings)
+    guidance = strength if batch.do_classifier_free_guidance else 1.0
+    return RequestCall(guidance, embedded, settings, type(batch.scheduler).__name__)

@@ -173,7 +173,7 @@ def step(original: Callable[..., Any], noise_pred: Any, t: Any, latents: Any, *a
     if request.index == 0:
         scheduler = scheduler_of(running.pipeline, kwargs.get("per_request_scheduler"))
         running.position = Position(scheduler, time)
-        request.start(times_of(scheduler)[running.position.begin :], asked(running))
+        request.start(times_of(scheduler)[running.position.begin :], asked(running, type(scheduler).__name__))
     elif running.position is not None and not running.position.matches(time, request.index):
         request.lost(f"is given the time {float(time):g} at step {request.index}")
     return original(request.end(latents, noise_pred), t, latents, *args, **kwargs)
@@ -187,9 +187,9 @@ def scheduler_of(pipeline: Any, own: Any) -> Any:
     return scheduler
 
 
-def asked(running: Running) -> RequestCall:
+def asked(running: Running, scheduler: str) -> RequestCall:
     """Returns how a request is called."""
     params, denoiser = running.batch.sampling_params_list[0], running.pipeline.transformer
     embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", vars(denoiser).get("guidance_embeds"))
     settings = {name: getattr(params, name, None) for name in SIZE}
-    return RequestCall(running.guidance, params.guidance_scale if embeds else None, settings)
+    return RequestCall(running.guidance, params.guidance_scale if embeds else None, settings, scheduler)

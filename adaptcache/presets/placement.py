@@ -68,7 +68,8 @@ def compile_denoisers(pipe: Any) -> None:
     """Compiles the denoisers of a pipeline, by their repeated blocks where they have some: that takes least."""
     from ..engines.diffusers.components import denoisers_of
 
-    for denoiser in denoisers_of(pipe):
+    denoisers: list[Any] = denoisers_of(pipe)
+    for denoiser in denoisers:
         if getattr(denoiser, "_repeated_blocks", None):
             denoiser.compile_repeated_blocks()
         else:
