@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills check contracts audit format docs support schedules demo-model demo-model-64 video-model \
+.PHONY: help demo test slow fuzz soak kills comfyui-test check contracts audit format docs support schedules demo-model demo-model-64 video-model \
 	sound-model notebooks wheel wheel-test clean
 
 help: ## list the targets
@@ -42,6 +42,9 @@ contracts: $(VENV)/.installed ## test the plug-ins with the classes of the servi
 		sglang==0.5.23 vllm-omni==0.30.0 cache-dit==1.5.3 xfuser==0.7.0
 	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/engines; done
 	PYTHONPATH=build/engines $(BIN)/python -m pytest tests/test_serving.py tests/test_export_engines.py
+
+comfyui-test: $(VENV)/.installed ## run the engine and the nodes in a ComfyUI of yours: COMFYUI_PATH=folder
+	$(BIN)/python -m pytest -rs tests/test_comfyui.py tests/test_comfyui_real.py
 
 audit: $(VENV)/.installed-dev ## look the pinned versions up among known vulnerabilities (needs the network)
 	$(PYTHON) -m venv build/audit

@@ -9,6 +9,7 @@ import copy
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import itertools
 import os
 import sys
@@ -291,8 +292,8 @@ class KSampler:
         self.sigmas = torch.tensor([*levels, 0.0])[-(steps + 1) :]
 
 
-def stand_in_modules() -> dict[str, types.ModuleType]:
-    """Returns the modules that the engine imports, by name."""
+def stand_in_modules(models: str = "") -> dict[str, types.ModuleType]:
+    """Returns the modules that the engine and the nodes import, by name; `models` is the folder of models."""
     samplers, sample = types.ModuleType("comfy.samplers"), types.ModuleType("comfy.sample")
     version, package = types.ModuleType("comfyui_version"), types.ModuleType("comfy")
     samplers.CFGGuider, samplers.KSampler = Guider, KSampler
@@ -300,8 +301,105 @@ def stand_in_modules() -> dict[str, types.ModuleType]:
     samplers.sampler_object = lambda name: Sampler(SAMPLERS[name])
     sample.fix_empty_latent_channels = lambda model, latent: latent
     version.__version__ = "stand-in"
+    management, bars = types.ModuleType("comfy.model_management"), types.ModuleType("comfy.utils")
+    management.throw_exception_if_processing_interrupted = lambda: None
+    bars.ProgressBar = lambda total: types.SimpleNamespace(update_absolute=lambda done, of: None)
+    KSampler.SAMPLERS, KSampler.SCHEDULERS = list(SAMPLERS), ["simple"]
     package.samplers, package.sample, package.__path__ = samplers, sample, []
-    return {"comfy": package, "comfy.samplers": samplers, "comfy.sample": sample, "comfyui_version": version}
+    package.model_management, package.utils = management, bars
+    named = {f"comfy.{one}": getattr(package, one) for one in ("samplers", "sample", "model_management", "utils")}
+    return {"comfy": package, "comfyui_version": version, "folder_paths": Folders(models), **named}
+
+
+class Folders(types.ModuleType):
+    """`folder_paths`."""
+
+    def __init__(self, models: str) -> None:
+        super().__init__("folder_paths")
+        self.models_dir = models
+        self.folder_names_and_paths: dict[str, Any] = {}
+
+    def add_model_folder_path(self, name: str, path: str) -> None:
+        self.folder_names_and_paths[name] = ([path], set())
+
+    def get_folder_paths(self, name: str) -> list[str]:
+        return self.folder_names_and_paths[name][0]
+
+    def get_filename_list(self, name: str) -> list[str]:
+        folder = Path(self.get_folder_paths(name)[0])
+        return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+
+    def get_full_path(self, name: str, file: str) -> str | None:
+        path = Path(self.get_folder_paths(name)[0]) / file
+        return str(path) if path.is_file() else None
+
+    def get_full_path_or_raise(self, name: str, file: str) -> str:
+        if (path := self.get_full_path(name, file)) is None:
+            raise FileNotFoundError(f"{file} is not in {name}")
+        return path
+
+
+PACK = Path(__file__).parents[1] / "comfyui"
+
+
+def load_pack() -> Any:
+    """Returns the node pack, as ComfyUI loads it."""
+    for name in [name for name in sys.modules if name.startswith("adaptcache_nodes")]:
+        del sys.modules[name]
+    spec = importlib.util.spec_from_file_location(
+        "adaptcache_nodes", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["adaptcache_nodes"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def walk_through(pack: Any, given: dict[str, Any], sample: Callable[[Any], Tensor]) -> tuple[str, Any]:
+    """Goes from prompts to a faster workflow and a comparison, as a stranger does; returns the texts and the images.
+
+    Arguments:
+        pack: The node pack.
+        given: What Calibrate is given but for lists: 12 steps at a speed of 2, one held-out prompt, a name.
+        sample: Runs a MODEL with the same settings.
+    """
+    nodes = {name: kind() for name, kind in pack.NODE_CLASS_MAPPINGS.items()}
+    positive = given.pop("positive")
+    assert nodes["AdaptcachePrompts"].split("one\n\n two ") == (["one", "two"],)
+    lists = {name: [value] for name, value in given.items()}
+    made = nodes["AdaptcacheCalibrate"].calibrate(positive=positive, **lists)["result"]
+    assert f"saved as {given['name']}.json" in made[1] and "1 held-out" in made[1]
+    choices = nodes["AdaptcacheLoadSchedule"].INPUT_TYPES()["required"]["name"][0]
+    assert f"{given['name']}.json" in choices
+    schedule, about = nodes["AdaptcacheLoadSchedule"].load(f"{given['name']}.json")
+    assert "6 of 12 steps computed" in about
+    (fast,) = nodes["AdaptcacheApplySchedule"].apply(given["model"], schedule, -1, True, False)
+    report = nodes["AdaptcacheReport"].report(fast, {"samples": sample(fast)})["result"][0]
+    assert "6 denoiser calls made, 6 skipped (calibrated)" in report
+    rest = {name: value for name, value in given.items() if name not in ("speed", "held_out", "name")}
+    images, says = nodes["AdaptcacheCompare"].compare(schedule=schedule, positive=positive[-1], **rest)["result"]
+    assert "6 of 12 steps computed" in says and "6 plain steps" in says and "(calibrated)" in says
+    return f"{report}\n{says}", images
+
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
+
+
+def check_workflow(flow: dict[str, Any], ours: dict[str, Any]) -> int:
+    """Checks that our nodes of a workflow have the inputs and the widgets that there are; returns their number."""
+    links = {link[0]: link for link in flow["links"]}
+    found = [node for node in flow["nodes"] if node["type"].startswith("Adaptcache")]
+    for node in found:
+        known = ours[node["type"]].INPUT_TYPES()
+        inputs = {**known["required"], **known.get("optional", {})}
+        widgets = [name for name, (kind, *_) in inputs.items() if not isinstance(kind, str) or kind in WIDGETS]
+        assert {slot["name"] for slot in node["inputs"]} == inputs.keys() - set(widgets)
+        seeds = sum(name == "seed" for name in widgets)  # which has a control after it
+        assert len(node["widgets_values"]) == len(widgets) + seeds, node["type"]
+        for slot in node["inputs"]:
+            assert links[slot["link"]][3] == node["id"] and links[slot["link"]][5] == slot["type"]
+    return len(found)
 
 
 class Anything(types.ModuleType):

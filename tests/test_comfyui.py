@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import comfy_stand_in as stand_in
@@ -35,8 +37,8 @@ ONCE = [name for name in SAMPLERS if name != "heun"]
 
 
 @pytest.fixture(autouse=True)
-def comfy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, module in stand_in.stand_in_modules().items():
+def comfy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name, module in stand_in.stand_in_modules(str(tmp_path)).items():
         monkeypatch.setitem(sys.modules, name, module)
     with torch.no_grad():
         yield
@@ -208,7 +210,7 @@ def test_clones_of_one_model_keep_their_schedules_apart() -> None:
     again = sample(one.model.clone()), sample(other.model), sample(one.model)
     assert torch.equal(again[0], alone[0]) and torch.equal(again[1], alone[1]) and torch.equal(again[2], alone[0])
     assert one.report().made == 2 and other.report().made == 4
-    with pytest.raises(ScheduleError, match="the second schedule on this MODEL"):
+    with pytest.raises(ScheduleError, match="a schedule on this MODEL already"):
         Applied(one.model, reuse(model, 0, 6))
 
 
@@ -268,6 +270,7 @@ def test_patched_weights_are_other_weights_whether_they_are_merged_or_not() -> N
     lora.backup["diffusion_model.out"] = type("Kept", (), {"weight": kept})
     model.model.diffusion_model.out.data += 0.07  # merged, as it is while a MODEL with patches is loaded
     assert fingerprint(lora) == known
+    lora.model_options["reference"] = torch.ones(2, 2)  # what some nodes leave there
     Applied(lora, calibrated(lora), strict=True)
     patched_after = Applied(model, schedule).model.clone()
     patched_after.add_patches({"diffusion_model.out": (torch.ones(4, 4) * 0.1,)}, 0.7)
@@ -335,3 +338,85 @@ def test_a_reference_with_finer_steps_goes_through_every_level_of_the_grid() -> 
 def test_runs_in_lockstep_have_the_patcher_of_their_own_model() -> None:
     """`calibrate` runs four batches at once, and the model asserts that its patcher is set."""
     assert calibrated(stand_in_model(), batch_size=1).evidence is not None
+
+
+@pytest.mark.parametrize("sampling", [Flow, Discrete], ids=["flow", "epsilon"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_an_instant_schedule_is_made_for_the_sampler_and_the_steps_of_each_run(
+    sampler: str, sampling: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ADAPTCACHE_HOME", str(tmp_path))
+    model = stand_in_model(sampling())
+    applied = Applied(model, speed=2.0)
+    full, made = (sample(one, sampler, steps=20) for one in (model, applied.model))
+    report = applied.report()
+    assert report.made == 10 and report.evidence == "theory" and len(applied.schedule.grid.times) == 20
+    simple = Applied(model, applied.schedule.model_copy(update={"rules": (
+        applied.schedule.rules[0].model_copy(update={"forecast": Extrapolate(order=0)}),
+    ), "grid": Grid(times=applied.schedule.grid.times)}))  # fmt: skip
+    assert (made - full).square().mean() < (sample(simple.model, sampler, steps=20) - full).square().mean()
+    sample(applied.model, sampler, steps=16)
+    assert applied.report().made == 8
+    with pytest.raises(ScheduleError, match="euler_ancestral adds noise at its steps"):
+        sample(applied.model, "euler_ancestral", steps=20)
+
+
+class Vae:
+    """Decodes latents to images, as a VAE does."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.movedim(1, -1)
+
+
+def test_the_nodes_take_a_stranger_from_prompts_to_a_faster_workflow() -> None:
+    model = stand_in_model()
+    given = {
+        "model": model, "positive": [prompt(k) for k in range(1, 6)], "negative": prompt(0), "vae": Vae(),
+        "latent_image": {"samples": LATENT}, "steps": 12, "sampler_name": "euler", "scheduler": "simple", "cfg": 1.0,
+        "denoise": 1.0, "seed": 3, "speed": 2.0, "held_out": 1, "name": "mine",
+    }  # fmt: skip
+    _, images = stand_in.walk_through(stand_in.load_pack(), given, lambda fast: sample(fast, seed=20))
+    assert images.shape == (3, 3, 3, 4)
+
+
+def test_the_nodes_say_what_is_missing_before_anything_is_run() -> None:
+    nodes = {name: kind() for name, kind in stand_in.load_pack().NODE_CLASS_MAPPINGS.items()}
+    model = stand_in_model()
+    given = {
+        "model": model, "negative": prompt(0), "latent_image": {"samples": LATENT}, "steps": 12, "cfg": 1.0,
+        "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "seed": 3, "speed": 2.0,
+        "held_out": 1, "name": "",
+    }  # fmt: skip
+
+    def calibrate(**more: Any) -> Any:
+        lists = {name: [value] for name, value in {**given, **more}.items()}
+        return nodes["AdaptcacheCalibrate"].calibrate(positive=[prompt(1)], **lists)
+
+    with pytest.raises(ValueError, match="connect a VAE, or set held_out to 0"):
+        calibrate()
+    with pytest.raises(ValueError, match="leave none to calibrate on"):
+        calibrate(vae=Vae())
+    with pytest.raises(ValueError, match="has a mask"):
+        calibrate(vae=Vae(), held_out=0, latent_image={"samples": LATENT, "noise_mask": LATENT})
+    with pytest.raises(ValueError, match="name"):
+        calibrate(held_out=0, name="../elsewhere")
+    with pytest.raises(ValueError, match="connect the output of Apply Schedule"):
+        nodes["AdaptcacheReport"].report(model, {})
+    with pytest.raises(ValueError, match="write one a line"):
+        nodes["AdaptcachePrompts"].split(" \n")
+
+
+def test_every_input_of_a_node_has_a_tooltip_and_every_node_a_description() -> None:
+    pack = stand_in.load_pack()
+    assert pack.NODE_CLASS_MAPPINGS.keys() == pack.NODE_DISPLAY_NAME_MAPPINGS.keys()
+    for kind in pack.NODE_CLASS_MAPPINGS.values():
+        known = kind.INPUT_TYPES()
+        assert kind.DESCRIPTION.endswith(".") and hasattr(kind, kind.FUNCTION)
+        for _, options in {**known["required"], **known.get("optional", {})}.values():
+            assert options["tooltip"].endswith(".")
+
+
+def test_the_workflows_name_nodes_and_inputs_that_there_are() -> None:
+    ours = stand_in.load_pack().NODE_CLASS_MAPPINGS
+    found = [stand_in.check_workflow(json.loads(path.read_text()), ours) for path in stand_in.PACK.rglob("*.json")]
+    assert sorted(found) == [2, 3, 3]

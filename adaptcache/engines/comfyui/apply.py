@@ -6,23 +6,27 @@ import warnings
 from typing import Any
 
 from ...errors import ScheduleError
+from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
 from ...runtime.runner import Runner
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.instant import InstantRequest
 from ...schedule.schedule import Schedule
-from .compatibility import compare_model, compare_run, knows_plain
+from .affine import read_run
+from .compatibility import cache_on, compare_model, compare_run, knows_plain
 from .gate import KEY, Gate, Run
 from .identity import state_of
 
 __all__ = ["Applied", "applied_to"]
 
 
-class Applied:
-    """A schedule on a MODEL.
+class Applied(Gate):
+    """A schedule on a MODEL, whose clone `model` skips.
 
     Arguments:
         model: The MODEL, which stays as it is.
-        schedule: What to follow.
+        schedule: What to follow; None follows an instant schedule, made from theory when a run begins.
+        speed: Of an instant schedule: steps over computed steps.
         strict: Refuse steps, weights and settings it was not fitted on, where it would warn.
         gear: Which plan to follow; None leaves it to the schedule.
         guard: Compare what is seen at computed steps with what calibration saw.
@@ -33,27 +37,46 @@ class Applied:
     """
 
     def __init__(
-        self, model: Any, schedule: Schedule, *, strict: bool = False, gear: int | None = None, guard: bool = False
-    ) -> None:
+        self, model: Any, schedule: Schedule | None = None, *, speed: float | None = None, strict: bool = False,
+        gear: int | None = None, guard: bool = False,
+    ) -> None:  # fmt: skip
+        if (schedule is None) == (speed is None):
+            raise ValueError("give either a schedule, or the speed of an instant one")
         if applied_to(model):
             raise ScheduleError(
-                f"{schedule.name} would be the second schedule on this MODEL: connect the MODEL that comes before the "
-                "other Apply Schedule"
+                "there is a schedule on this MODEL already, and a second one would see nothing: connect the MODEL "
+                "that comes before the other node"
             )
-        self.schedule, self.strict = schedule, strict
+        self.strict = strict
         self._warned: set[str] = set()
-        self._runner = Runner(schedule, strict, gear, guard)
-        self._found, self._state = list(compare_model(schedule, model)), state_of(model)
+        self._found: list[Finding] = []
+        self._starting: Run | None = None  # of an instant schedule: the run it is read from
+        self._runner = Runner(schedule, strict, gear, guard) if schedule else InstantRunner(speed, self._read, guard)  # type: ignore[arg-type]
+        self._fitted, self._state = schedule, state_of(model)
+        if schedule:
+            self._found = list(compare_model(schedule, model))
         self._judge(self._found)
-        self._gate = Gate(self._runner, self._before, plain=knows_plain(schedule))
-        self.model = self._gate.install(model)  # the clone that skips
+        super().__init__(self._runner, self._before, plain=schedule is None or knows_plain(schedule))
+        self.model = self.install(model)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is followed; of an instant schedule: what the last run followed."""
+        return self._runner.original
+
+    def _read(self, gate: Any, speed: float) -> InstantRequest:
+        """Returns what an instant schedule is made for, and lets go of the run that it is read from."""
+        run, self._starting = self._starting, None
+        assert run is not None
+        return read_run(run, speed)
 
     def _before(self, run: Run, times: tuple[float, ...]) -> None:
         """Compares a run that is about to begin with what was calibrated; warns or refuses."""
-        model = run.guider.model_patcher
-        if (state := state_of(model)) != self._state:  # a node after this one has changed it
-            self._found, self._state = list(compare_model(self.schedule, model)), state
-        found = [*self._found, *compare_run(self.schedule, run)]
+        self._starting = None if self._fitted else run
+        model, fitted = run.guider.model_patcher, self._fitted
+        if fitted and (state := state_of(model)) != self._state:  # a node after this one has changed it
+            self._found, self._state = list(compare_model(fitted, model)), state
+        found = [*self._found, *(compare_run(fitted, run) if fitted else cache_on(run))]
         self._runner.on_call_start(measured=worst_grade(found) < Grade.WARNED)
         self._judge(found)
 
@@ -68,14 +91,15 @@ class Applied:
 
     def report(self) -> Report:
         """Returns what the last run did."""
-        gate, runner = self._gate, self._runner
-        if gate.why_full:
-            return Report(gate.made, "none", why=gate.why_full)
+        runner = self._runner
+        if self.why_full:
+            return Report(self.made, "none", why=self.why_full)
         account = runner.account
-        return Report(gate.made, runner.evidence, account.gear, account.why(), unlike=runner.unlike())
+        return Report(self.made, runner.evidence, account.gear, account.why(), unlike=runner.unlike())
 
 
-def applied_to(model: Any) -> Gate | None:
-    """Returns the gate of the schedule that is on a MODEL; None where there is none."""
+def applied_to(model: Any) -> Applied | None:
+    """Returns the schedule that is on a MODEL; None where there is none."""
     found = model.get_wrappers("sampler_sample", KEY)
-    return found[0].__self__ if found else None
+    owner = found[0].__self__ if found else None
+    return owner if isinstance(owner, Applied) else None

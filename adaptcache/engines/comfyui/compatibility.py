@@ -11,7 +11,7 @@ from .gate import Run
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint
 
-__all__ = ["compare_model", "compare_run", "knows_plain", "other_cache", "scheduler_name"]
+__all__ = ["cache_on", "compare_model", "compare_run", "knows_plain", "other_cache", "scheduler_name"]
 
 FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 SAME = {  # samplers, and the schedulers of diffusers that take the same steps: of flow-matching models, and of others
@@ -95,14 +95,19 @@ def _prediction(schedule: Schedule, model: Any) -> Iterator[Finding]:
         yield Finding("prediction", Grade.REFUSED, says)
 
 
-def compare_run(schedule: Schedule, run: Run) -> Iterator[Finding]:
-    """Yields how a sampling run differs from what a schedule was fitted on; steps are compared as it goes."""
+def cache_on(run: Run) -> Iterator[Finding]:
+    """Yields that a cache of ComfyUI is on, where one is."""
     if name := other_cache(run.guider.model_options, run.guider.model_patcher.wrappers):
         says = (
             f"would run on top of {name}, which skips on its own and does not see what is skipped here: that was not "
             "measured; take one of the two out"
         )
         yield Finding("cache", Grade.WARNED, says)
+
+
+def compare_run(schedule: Schedule, run: Run) -> Iterator[Finding]:
+    """Yields how a sampling run differs from what a schedule was fitted on; steps are compared as it goes."""
+    yield from cache_on(run)
     sampler, fitted = name_of(run.sampler), schedule.grid.scheduler
     own = schedule.made.get("sampler")
     if fitted and (own != sampler if own else fitted not in SAME.get(sampler, ())):

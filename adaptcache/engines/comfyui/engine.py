@@ -18,7 +18,7 @@ from ...runs import Job, Outcome, PipelineCall, PromptSet, fork_rng
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
 from .compatibility import PLAIN, compare_model, other_cache, scheduler_name
-from .gate import KEY, Gate, Switch, watched
+from .gate import KEY, Gate, Run, Switch, watched
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint, plain
 
@@ -70,38 +70,43 @@ class ComfyEngine:
         self._watched = watched(model, self._switch)  # one for all runs: they share its weights where it loads them
 
     @property
-    def _plain(self) -> bool:
-        return self._scheduler in PLAIN
-
-    @property
     def _scheduler(self) -> str:
         sampling = self.model.get_model_object("model_sampling")
         return scheduler_name(name_of(self.sampler), prediction_of(sampling))
 
     def run(self, hook: StepHook, job: Job) -> Outcome:
-        gate = Gate(hook, self._before, plain=self._plain, keep=True, whole=True)
+        def before(run: Run, times: tuple[float, ...]) -> None:
+            self.check_cancelled()
+
+        gate = Gate(hook, before, plain=self._scheduler in PLAIN, keep=True, whole=True)
         with hook.install(gate):
-            latents = self._sample(gate, job)
-        images: list[np.ndarray] = []
-        if job.decode:
-            if self.decode is None:
-                raise ValueError("decoded images are asked for, and no VAE was given: connect one")
-            made = np.asarray(self.decode(latents).detach().to("cpu", torch.float32))
-            frames = len(made) // len(job.prompts)  # a clip's frames come one after the other
-            images = [one[0] if frames == 1 else one for one in made.reshape(-1, frames, *made.shape[1:])]
-        return Outcome(images, gate.made)
+            latents = self.sample(self._watched, job, gate)
+        return Outcome(self.images(latents, len(job.prompts)) if job.decode else [], gate.made)
 
-    def _before(self, run: Any, times: tuple[float, ...]) -> None:
-        self.check_cancelled()
+    def images(self, latents: Tensor, samples: int = 1) -> list[np.ndarray]:
+        """Returns decoded latents, one array a sample: an image, or the frames of a clip."""
+        if self.decode is None:
+            raise ValueError("decoded images are asked for, and no VAE was given: connect one")
+        made = np.asarray(self.decode(latents).detach().to("cpu", torch.float32))
+        frames = len(made) // samples  # a clip's frames come one after the other
+        return [one[0] if frames == 1 else one for one in made.reshape(-1, frames, *made.shape[1:])]
 
-    def _sample(self, gate: Gate, job: Job) -> Tensor:
-        sampling, seed = self.sampling, job.call.seed + job.prompts.first
-        guider = self._samplers.CFGGuider(self._watched)
+    def sample(self, model: Any, job: Job, gate: Gate | None = None) -> Tensor:
+        """Returns the latents that a MODEL gives for a batch, with shape (B, *).
+
+        Arguments:
+            model: The engine's, or one that was made of it: with a schedule on it, say.
+            job: The batch.
+            gate: Who watches.
+        """
+        sampling, seed, count = self.sampling, job.call.seed + job.prompts.first, len(job.prompts)
+        guider = self._samplers.CFGGuider(model)
         guider.set_conds(join_conditionings([own["positive"] for own in job.prompts]), sampling.negative)  # type: ignore[index]
         guider.set_cfg(sampling.cfg)
-        self._switch.gates[id(guider)] = gate
-        noise = torch.cat([noise_like(self.latent, seed + k) for k in range(len(job.prompts))])
-        latent = self.latent.repeat(len(job.prompts), *[1] * (self.latent.ndim - 1))
+        if gate:
+            self._switch.gates[id(guider)] = gate
+        noise = torch.cat([noise_like(self.latent, seed + k) for k in range(count)])
+        latent = self.latent.repeat(count, *[1] * (self.latent.ndim - 1))
         sigmas = refined(self.sigmas(job.call.num_inference_steps), job.refine)
         try:
             with fork_rng(), torch.no_grad():
@@ -110,7 +115,7 @@ class ComfyEngine:
                     disable_pbar=True, seed=seed,
                 )  # fmt: skip
         finally:
-            del self._switch.gates[id(guider)]
+            self._switch.gates.pop(id(guider), None)
         return made
 
     def sigmas(self, steps: int) -> Tensor:

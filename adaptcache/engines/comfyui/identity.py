@@ -91,7 +91,7 @@ def options_of(model: Any) -> list[Any]:
     wrappers = {kind: sorted(str(key) for key in keys if key != KEY) for kind, keys in model.wrappers.items()}
     patched = {key: settings_of(value) for key, value in getattr(model, "object_patches", {}).items()}
     used = {kind: keys for kind, keys in sorted(wrappers.items()) if keys}
-    return [plain(options), used, plain(patched)]
+    return [plain(options, brief=True), used, plain(patched, brief=True)]
 
 
 def settings_of(part: Any) -> Any:
@@ -105,12 +105,19 @@ def named(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def plain(value: Any) -> Any:
-    """Returns nested settings as `cache.feed` takes them: objects by the names of their classes."""
+def plain(value: Any, brief: bool = False) -> Any:
+    """Returns nested settings as `cache.feed` takes them: objects by the names of their classes.
+
+    Arguments:
+        value: The settings.
+        brief: Whether a sample of a tensor's values stands for them.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(one, brief) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(one, brief) for one in value]
+    if isinstance(value, Tensor) and brief:
+        return [list(value.shape), hashlib.sha256(few_values(value)).hexdigest()]
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return value
     return named(value)

@@ -1,0 +1,5 @@
+"""Nodes of adaptcache for ComfyUI: copy or link this folder into `custom_nodes`."""
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
