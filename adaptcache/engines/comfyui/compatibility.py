@@ -28,7 +28,7 @@ PLAIN = {  # schedulers of diffusers whose latents are x0 + sigma * noise
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
 }  # fmt: skip
-CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+CACHES = {"lazycache": "LazyCache", "easycache": "EasyCache"}  # by keys of wrappers; options have the latter for both
 
 
 def scheduler_name(sampler: str, prediction: str) -> str:
