@@ -135,7 +135,7 @@ class Model(nn.Module):
         return self.model_sampling.calculate_denoised(level, self.diffusion_model(x, sigma, prompt), x)
 
 
-class Guider:
+class CFGGuider:
     def __init__(self, patcher: Patcher) -> None:
         self.model_patcher, self.model_options, self.cfg = patcher, patcher.model_options, 1.0
 
@@ -296,7 +296,7 @@ def stand_in_modules(models: str = "") -> dict[str, types.ModuleType]:
     """Returns the modules that the engine and the nodes import, by name; `models` is the folder of models."""
     samplers, sample = types.ModuleType("comfy.samplers"), types.ModuleType("comfy.sample")
     version, package = types.ModuleType("comfyui_version"), types.ModuleType("comfy")
-    samplers.CFGGuider, samplers.KSampler = Guider, KSampler
+    samplers.CFGGuider, samplers.KSampler = CFGGuider, KSampler
     samplers.SAMPLER_NAMES = list(SAMPLERS)
     samplers.sampler_object = lambda name: Sampler(SAMPLERS[name])
     sample.fix_empty_latent_channels = lambda model, latent: latent

@@ -51,7 +51,7 @@ def engine(model: Patcher, sampler: str = "euler", cfg: float = 1.0, **more: Any
 def sample(model: Patcher, sampler: str = "euler", seed: int = 7, cfg: float = 1.0, **more: Any) -> Tensor:
     steps = more.pop("steps", STEPS)
     latent, denoise = more.pop("latent", LATENT), more.pop("denoise", 1.0)
-    guider = stand_in.Guider(model)
+    guider = more.pop("guider", stand_in.CFGGuider)(model)
     guider.set_conds(more.pop("positive", prompt(seed)), prompt(0))
     guider.set_cfg(cfg)
     sigmas = stand_in.KSampler(model, steps, None, sampler, "simple", denoise).sigmas
@@ -230,6 +230,8 @@ def test_other_settings_than_the_calibrated_are_warned_of_or_refused() -> None:
     run("latents of 4 x 3 x 3 and now 4 x 5 x 5", latent=torch.zeros(1, 4, 5, 5))
     run("planned anew", steps=20)
     run("planned anew", denoise=0.5, latent=torch.full((1, 4, 3, 3), 0.2))
+    run("a DualGuider: it was not measured", guider=type("DualGuider", (stand_in.CFGGuider,), {}))
+    run("a ControlNet on one side only", positive=[[prompt(7)[0][0], {"control": object()}]])
     shifted = model.clone()
     shifted.add_object_patch("model_sampling", Flow(3.0))
     with pytest.warns(UserWarning, match="other nodes on it"):

@@ -11,7 +11,7 @@ from .gate import Run
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint
 
-__all__ = ["cache_on", "compare_model", "compare_run", "knows_plain", "other_cache", "scheduler_name"]
+__all__ = ["cache_on", "compare_model", "compare_run", "knows_plain", "other_cache", "parts_of", "scheduler_name"]
 
 FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 SAME = {  # samplers, and the schedulers of diffusers that take the same steps: of flow-matching models, and of others
@@ -28,6 +28,11 @@ PLAIN = {  # schedulers of diffusers whose latents are x0 + sigma * noise
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
 }  # fmt: skip
+PARTS = {  # of conditionings that make another task of it
+    "control": "a ControlNet", "reference_latents": "reference images", "gligen": "GLIGEN",
+    "concat_latent_image": "an image to go on from", "unclip_conditioning": "unCLIP",
+}  # fmt: skip
+GUIDERS = {"CFGGuider", "Guider_Basic"}
 CACHES = {"lazycache": "LazyCache", "easycache": "EasyCache"}  # by keys of wrappers; options have the latter for both
 
 
@@ -123,6 +128,11 @@ def guidance_of(run: Run) -> dict[str, float]:
     return found | ({"guidance": float(max(values))} if values else {})
 
 
+def parts_of(run: Run) -> list[str]:
+    """Returns what besides texts the conditionings of a run hold."""
+    return sorted(PARTS.keys() & {key for cond in run.guider.conds.get("positive") or () for key in cond})
+
+
 def size_of(run: Run) -> list[int]:
     """Returns the shape of a sample's latents."""
     return list(run.noise.shape[1:])
@@ -148,6 +158,13 @@ def _call(schedule: Schedule, run: Run) -> Iterator[Finding]:
             yield Finding("guidance", Grade.REFUSED, says)
         else:
             yield Finding("guidance", Grade.WARNED, f"{says}; it was not measured here")
+    if (name := type(run.guider).__name__) not in GUIDERS:
+        yield Finding("guider", Grade.WARNED, f"was fitted with plain CFG, this run has a {name}: it was not measured")
+    if more := set(parts_of(run)) ^ set(made.get("parts", ())):
+        says = (
+            f"was fitted on other conditionings: {' and '.join(PARTS[part] for part in sorted(more))} on one side only"
+        )
+        yield Finding("conditioning", Grade.WARNED, f"{says}; it was not measured")
     if (size := made.get("latent")) and list(size) != size_of(run):
         shapes = (" x ".join(map(str, shape)) for shape in (size, size_of(run)))
         says = "was fitted at another size: latents of {} and now {}; it was not measured here".format(*shapes)

@@ -17,7 +17,7 @@ from ...hooks import StepHook
 from ...runs import Job, Outcome, PipelineCall, PromptSet, fork_rng
 from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
 from ...schedule.schedule import Schedule
-from .compatibility import PLAIN, compare_model, other_cache, scheduler_name
+from .compatibility import PLAIN, compare_model, other_cache, parts_of, scheduler_name
 from .gate import KEY, Gate, Run, Switch, watched
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint, plain
@@ -66,6 +66,7 @@ class ComfyEngine:
         self.latent: Tensor = latent
         named = isinstance(sampling.sampler, str)
         self.sampler = self._samplers.sampler_object(sampling.sampler) if named else sampling.sampler
+        self._parts: list[str] = []  # of the conditionings that were run
         self._switch = Switch()
         self._watched = watched(model, self._switch)  # one for all runs: they share its weights where it loads them
 
@@ -77,6 +78,7 @@ class ComfyEngine:
     def run(self, hook: StepHook, job: Job) -> Outcome:
         def before(run: Run, times: tuple[float, ...]) -> None:
             self.check_cancelled()
+            self._parts = parts_of(run)
 
         gate = Gate(hook, before, plain=self._scheduler in PLAIN, keep=True, whole=True)
         with hook.install(gate):
@@ -150,7 +152,10 @@ class ComfyEngine:
                 "name": sampling.scheduler,
                 "prediction_type": prediction_of(self.model.get_model_object("model_sampling")),
             },
-            "call": {"cfg": sampling.cfg, "denoise": sampling.denoise, "latent": list(self.latent.shape[1:])},
+            "call": {
+                "cfg": sampling.cfg, "denoise": sampling.denoise, "latent": list(self.latent.shape[1:]),
+                "parts": self._parts,
+            },
         }  # fmt: skip
         name = diffusers[0] if len(diffusers) == 1 else own
         return {"class_name": name}, self._scheduler, own, made
