@@ -170,11 +170,12 @@ class Gate:
 
     def sample(
         self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-        latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
+        *more: Any, **named: Any,
     ) -> Any:  # fmt: skip
         """Wraps a run of a sampler (`SAMPLER_SAMPLE`)."""
-        arguments = (guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
-        run = Run(guider, executor.class_obj, sigmas, extra_args, noise, latent_image, denoise_mask)
+        latents, mask, quiet = optional(*more, **named)
+        arguments = (guider, sigmas, extra_args, callback, noise, latents, mask, quiet)
+        run = Run(guider, executor.class_obj, sigmas, extra_args, noise, latents, mask)
         self.made, self.why_full = (), ""
         try:
             levels = levels_of(run.sampler, guider, sigmas, extra_args, noise)
@@ -216,6 +217,11 @@ class Gate:
     def install(self, model: Any) -> Any:
         """Returns a clone of a MODEL that this gate watches."""
         return watched(model, self)
+
+
+def optional(latent_image: Any = None, denoise_mask: Any = None, disable_pbar: bool = False) -> tuple[Any, Any, bool]:
+    """Returns what a sampler may be given besides."""
+    return latent_image, denoise_mask, disable_pbar
 
 
 class Switch:
