@@ -27,23 +27,14 @@ __all__ = ["ComfyEngine", "Sampling"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a MODEL is sampled: what a KSampler node is given.
+    """How a MODEL is sampled: what a KSampler node is given."""
 
-    Arguments:
-        negative: The negative conditioning.
-        latent: The latents to start from, of one sample, with shape (1, *): zeros for text to image.
-        sampler: The name of a sampler, or a SAMPLER.
-        scheduler: The name of a scheduler, which gives the noise levels.
-        cfg: How strongly it is guided.
-        denoise: How much of the noise is added, in (0, 1]; below 1 for image to image.
-    """
-
-    negative: Any
-    latent: Tensor
-    sampler: Any = "euler"
-    scheduler: str = "simple"
-    cfg: float = 1.0
-    denoise: float = 1.0
+    negative: Any  # the negative conditioning
+    latent: Tensor  # what to start from, of one sample, with shape (1, *): zeros for text to image
+    sampler: Any = "euler"  # the name of a sampler, or a SAMPLER
+    scheduler: str = "simple"  # gives the noise levels
+    cfg: float = 1.0  # how strongly it is guided
+    denoise: float = 1.0  # how much of the noise is added, in (0, 1]; below 1 for image to image
 
 
 class ComfyEngine:

@@ -44,15 +44,10 @@ def readers_of(guider: Any, model_options: dict[str, Any] | None) -> list[Any]:
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gives a sampler.
+    """What a step gives a sampler."""
 
-    Arguments:
-        denoised: The guided, denoised latents, with shape (B, *).
-        apart: How far the unconditional ones are from these at the last computed step, for samplers that read them.
-    """
-
-    denoised: Tensor
-    apart: Tensor | None = None
+    denoised: Tensor  # the guided, denoised latents, with shape (B, *)
+    apart: Tensor | None = None  # the unconditional ones less these, at the last computed step, where they are read
 
     def give(self, readers: Sequence[Any], x: Tensor, sigma: Tensor, model_options: Any) -> Tensor:
         """Hands the output to a sampler without the model, as CFG would."""
