@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -188,7 +189,7 @@ def announce(steps: int, calls: int, prompts: int, held_out: int) -> str:
 
 
 def _estimate(
-    pipe: Any, prompts: list[Any], held_out: list[Any], calls: int, steps: int, options: dict[str, Any]
+    pipe: Any, prompts: Sequence[Any], held_out: Sequence[Any], calls: int, steps: int, options: dict[str, Any]
 ) -> Estimate:
     from ..calibration.estimate import estimate
     from ..engines import make_setup

@@ -58,7 +58,7 @@ class Measured:
 
     def columns(self) -> dict[str, Sequence[np.ndarray]]:
         """Returns the outputs by headings for a picture: full run, as many plain steps, the schedule, in turn."""
-        shown = {f"full run, {self.rows[0].calls} steps": self.images[0]}
+        shown: dict[str, Sequence[np.ndarray]] = {f"full run, {self.rows[0].calls} steps": self.images[0]}
         for number in range(1, len(self.rows), 2):
             shown |= {self.rows[number + 1].name: self.images[number + 1]}
             shown |= {f"adaptcache, {self.rows[number].calls} calls": self.images[number]}

@@ -99,6 +99,7 @@ def verdict(schedule: Schedule, measured: Measured | None = None) -> tuple[str, 
         measured: What was measured of it, and of as many plain steps.
     """
     seen = schedule.evidence
+    plain: float | None
     if measured:
         _, ours, fewer = measured.rows
         calls, decibels, plain = ours.calls, ours.psnr["mean"], fewer.psnr["mean"]
