@@ -40,7 +40,7 @@ TRIED = 500  # plans looked at in a search
 GAIN = 1e-3  # of the logarithm of the error: less is no better plan
 MORE = 0.12  # of the calls are added where theory does not hold
 LEAD = 3.0  # decibels over as many plain steps that have to be expected in each world
-SCATTER = 0.35  # decades: how far innovations of prompts lie from those of their world (demo models: 0.2 to 0.4)
+MARGIN = 2.0  # decades beyond the worlds: prompts lie up to 0.7 from those of their world, models up to 0.4 above all
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Instant:
     def bands(self) -> tuple[tuple[float, float], ...]:
         """The range of innovations that the worlds make likely, in decades, by computed step after the first."""
         seen = self.matching.innovations
-        return tuple((float(row.min()) - 3 * SCATTER, float(row.max()) + 3 * SCATTER) for row in seen)
+        return tuple((float(row.min()) - MARGIN, float(row.max()) + MARGIN) for row in seen)
 
 
 def build_toy(
