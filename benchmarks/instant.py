@@ -1,7 +1,7 @@
 """Instant schedules on the demo models: `python -m benchmarks.instant`.
 
-For each model and setting (plain, guided, shift 3, 50 steps, DPM++ 2M) and each speed: mean PSNR in dB against the full
-run, on held-out prompts, of the instant schedule, of as many plain steps, and with `--calibrate` of a calibrated one.
+For each model and setting (plain, guided, shift 3, 50 steps, DPM++ 2M) and each speed: mean PSNR in dB against the
+full run, on held-out prompts, of the instant schedule, of as many plain steps, and with `--calibrate` of a fitted one.
 `--kernels` compares theory's kernel with the measured one instead, `--time` tells what making a schedule costs.
 """
 
@@ -72,7 +72,8 @@ class Case:
 
     def score(self, images: list[np.ndarray]) -> float:
         """Returns the mean PSNR against the full run, in dB."""
-        return float(np.mean([psnr(a, b) for a, b in zip(images, reference_images(self.setup, self.prompts), strict=True)]))
+        full = reference_images(self.setup, self.prompts)
+        return float(np.mean([psnr(a, b) for a, b in zip(images, full, strict=True)]))
 
     def instant(self, speed: float, guard: bool = True) -> tuple[float, int, int]:
         """Returns what an instant schedule reaches, its calls, and those made: the guard may compute more."""
@@ -96,10 +97,10 @@ def cases(model: str, folder: str | None, count: int, settings: list[str]) -> It
         call: dict[str, Any] = {"height": 128, "width": 128, "guidance_scale": 0.0, "max_sequence_length": 16}
     else:
         preset = resolve(model)
-        pipe, known, steps, call = preset.load_pipeline("cpu"), read_prompts(preset.prompts), preset.steps, dict(preset.call)
+        pipe, known = preset.load_pipeline("cpu"), read_prompts(preset.prompts)
+        steps, call = 28 if model == "tones" else preset.steps, dict(preset.call)
     pipe.set_progress_bar_config(disable=True)
     first = pipe.scheduler
-    steps = 28 if model == "tones" else steps
     if model in ("emoji-wan", "tones"):
         plain, guided = {**call, "guidance_scale": 1.0}, {**call, "guidance_scale": 3.0}
     else:
@@ -122,7 +123,8 @@ def cases(model: str, folder: str | None, count: int, settings: list[str]) -> It
             "progress": False,
         }  # fmt: skip
         setup, _ = make_setup(pipe, 50 if setting == "50 steps" else steps, options)
-        yield Case(model, setting, setup, known.calibration, PromptSet.of(known.held_out[:count], len(known.calibration)))
+        prompts = PromptSet.of(known.held_out[:count], len(known.calibration))
+        yield Case(model, setting, setup, known.calibration, prompts)
 
 
 def rows_of(case: Case, speeds: list[float], calibrated: int) -> Iterator[list[str]]:
@@ -133,7 +135,8 @@ def rows_of(case: Case, speeds: list[float], calibrated: int) -> Iterator[list[s
             warnings.simplefilter("ignore")
             worth, planned, calls = case.instant(speed)
         few = case.score(reference_images(case.fewer(calls), case.prompts))
-        row = [case.model, case.setting, f"{speed:g}x", f"{calls} of {steps}" + f" ({planned})" * (planned != calls), f"{worth:.1f}", f"{few:.1f}", f"{worth - few:+.1f}"]
+        made = f"{calls} of {steps}" + f" (planned {planned})" * (planned != calls)
+        row = [case.model, case.setting, f"{speed:g}x", made, f"{worth:.1f}", f"{few:.1f}", f"{worth - few:+.1f}"]
         if calibrated:
             fitted = calibrate(
                 case.setup.engine, case.known[:calibrated], steps, budget=calls / steps, progress=False,
@@ -151,11 +154,12 @@ def correlations(gram: Array) -> Array:
 
 def innovations(gram: Array) -> Array:
     """Returns how far each output from the third on is from the best forecast from the two before, in decades."""
-    steps = range(2, len(gram))
-    return np.array([
-        np.log10(max(forecast_error(gram, i, [i - 1, i - 2], fit_open_loop(gram, i, [i - 1, i - 2], 1e-9)), 1e-9 * gram[i, i]) / gram[i, i])
-        for i in steps
-    ])  # fmt: skip
+    found = []
+    for i in range(2, len(gram)):
+        known = [i - 1, i - 2]
+        rest = forecast_error(gram, i, known, fit_open_loop(gram, i, known, 1e-9)) / gram[i, i]
+        found.append(np.log10(max(rest, 1e-9)))
+    return np.array(found)
 
 
 def read_sampler_of(case: Case) -> InstantRequest:
@@ -192,7 +196,8 @@ def compare_kernels(several: list[Case], picture: str | None) -> None:
         measured, worlds = kernels_of(case)
         off = [np.sqrt(np.mean((correlations(one) - correlations(measured)) ** 2)) for one in worlds]
         apart = [np.mean(np.abs(innovations(one) - innovations(measured))) for one in worlds]
-        row = [case.model, case.setting, f"{np.mean(off):.3f}", f"{min(off):.3f}", f"{np.mean(apart):.2f}", f"{min(apart):.2f}"]
+        figures = (f"{np.mean(off):.3f}", f"{min(off):.3f}", f"{np.mean(apart):.2f}", f"{min(apart):.2f}")
+        row = [case.model, case.setting, *figures]
         table.add_row(*row)
         print(*row, sep=" | ", flush=True)
         drawn.append((case, measured, worlds))
@@ -202,7 +207,7 @@ def compare_kernels(several: list[Case], picture: str | None) -> None:
 
 
 def draw_kernels(drawn: list[tuple[Case, Array, list[Array]]], picture: str) -> None:
-    """Draws the correlations of outputs with those of three steps, and innovations: measured, and the range of worlds."""
+    """Draws correlations with the outputs of three steps, and innovations: measured, and the range of the worlds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(drawn), 4.6), layout="constrained", dpi=110)
@@ -251,8 +256,9 @@ def main() -> None:
         found = (cases(model, options.emoji128, options.eval_on, options.settings) for model in options.models)
         compare_kernels([case for several in found for case in several], options.picture)
         return
-    heads = ["model", "setting", "asked", "calls", "instant", "as few steps", "lead", *["calibrated"] * bool(options.calibrate)]
-    table = Table(*heads, title=f"PSNR in dB, mean of {options.eval_on} held-out prompts")
+    heads = ["model", "setting", "asked", "calls", "instant", "as few steps", "lead", "calibrated"]
+    title = f"PSNR in dB, mean of {options.eval_on} held-out prompts"
+    table = Table(*heads[: 7 + bool(options.calibrate)], title=title)
     for model in options.models:
         for case in cases(model, options.emoji128, options.eval_on, options.settings):
             for row in rows_of(case, options.speeds, options.calibrate):

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 RIDGE = 1e-6  # pull towards reuse, relative to each feature's energy; residuals hold weights down by themselves
+CORRECT_RIDGE = 1e-6  # the same at computed steps, whose own output is at hand
 LOOKED_AT = 4  # earlier outputs that an innovation is taken against
 EXACT = 1e-10  # relative squared error: nothing is told apart below, rounding in float32 is there too
 SKETCH = 6  # random directions that stand for all coordinates of a mode while plans are searched
@@ -238,7 +239,7 @@ def match(
         else:
             target = (toy.reference[i + 1] - maps[i, : i + 1] @ taken[: i + 1]) / maps[i, i + 1]
             features = np.array([*past[:history], latents, toy.start])
-            weights = lean_fit(features, target, ridge)
+            weights = lean_fit(features, target, CORRECT_RIDGE if i in computed else ridge)
             rows.append(tuple(map(float, weights)))
             taken[i + 1] = weights @ features
         latents = maps[i, : i + 2] @ taken[: i + 2]
