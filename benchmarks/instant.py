@@ -8,6 +8,7 @@ full run, on held-out prompts, of the instant schedule, of as many plain steps, 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ def cases(model: str, folder: str | None, count: int, settings: list[str]) -> It
     else:
         plain, guided = call, {**call, "true_cfg_scale": 2.5, "negative_prompt": ""}
     for setting in settings:
+        pipe = copy.copy(pipe)
         if model == "tones":
             if setting == "shift 3":
                 continue
