@@ -57,7 +57,8 @@ def describe(schedule: Schedule) -> None:
     view = new_table("", "says")
     view.show_header = False
     view.add_row("schedule", Text(schedule.name, "bold"))
-    view.add_row("fitted on", f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}")
+    fitted = f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"
+    view.add_row("fitted on", "no model" if schedule.from_theory else fitted)
     grid = f"{len(times)} of {schedule.grid.scheduler}"
     grid += f", t from {times[0]:.3f} to {times[-1]:.3f}" if times else ""
     view.add_row("steps", grid if times else "any: nothing was fitted")
@@ -68,7 +69,8 @@ def describe(schedule: Schedule) -> None:
     if schedule.corrects:
         view.add_row("computed steps", "the sampler gets weighted outputs there too, after the first skipped step")
     add_evidence(view, schedule)
-    view.add_row("other grids", "planned anew from its kernel" if schedule.kernel else "refused: it has no kernel")
+    cure = "attach(pipe, speed=...) makes one for any grid" if schedule.from_theory else "it has no kernel"
+    view.add_row("other grids", "planned anew from its kernel" if schedule.kernel else f"refused: {cure}")
     plain = {key: value for key, value in schedule.made.items() if not isinstance(value, dict | list)}
     if plain:
         view.add_row("made with", ", ".join(f"{key} {value}" for key, value in plain.items()))
@@ -100,7 +102,8 @@ def add_policy(view: Table, schedule: Schedule) -> None:
         shown = "  ".join(f"gear {g}: " + ", ".join(f"{value:.2f}" for value in values) for g, values in enumerate(r2))
         view.add_row("guesses, held-out R2", shown)
     if isinstance(policy, Plan) and policy.signal_specs is not None:
-        view.add_row("guard", "has bands of what calibration saw: attach(..., guard=True)")
+        seen = "theory expects" if schedule.from_theory else "calibration saw"
+        view.add_row("guard", f"has bands of what {seen}: attach(..., guard=True)")
 
 
 def add_evidence(view: Table, schedule: Schedule) -> None:

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 RIDGE = 1e-6  # pull towards reuse, relative to each feature's energy; residuals hold weights down by themselves
+CORRECT_RIDGE = 1e-6  # the same at computed steps, whose own output is at hand
 LOOKED_AT = 4  # earlier outputs that an innovation is taken against
 EXACT = 1e-10  # relative squared error: nothing is told apart below, rounding in float32 is there too
 SKETCH = 6  # random directions that stand for all coordinates of a mode while plans are searched
@@ -40,7 +41,7 @@ TRIED = 500  # plans looked at in a search
 GAIN = 1e-3  # of the logarithm of the error: less is no better plan
 MORE = 0.12  # of the calls are added where theory does not hold
 LEAD = 3.0  # decibels over as many plain steps that have to be expected in each world
-SCATTER = 0.35  # decades: how far innovations of prompts lie from those of their world (demo models: 0.2 to 0.4)
+MARGIN = 2.0  # decades beyond the worlds: prompts lie up to 0.7 from those of their world, models up to 0.4 above all
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Instant:
     def bands(self) -> tuple[tuple[float, float], ...]:
         """The range of innovations that the worlds make likely, in decades, by computed step after the first."""
         seen = self.matching.innovations
-        return tuple((float(row.min()) - 3 * SCATTER, float(row.max()) + 3 * SCATTER) for row in seen)
+        return tuple((float(row.min()) - MARGIN, float(row.max()) + MARGIN) for row in seen)
 
 
 def build_toy(
@@ -238,7 +239,7 @@ def match(
         else:
             target = (toy.reference[i + 1] - maps[i, : i + 1] @ taken[: i + 1]) / maps[i, i + 1]
             features = np.array([*past[:history], latents, toy.start])
-            weights = lean_fit(features, target, ridge)
+            weights = lean_fit(features, target, CORRECT_RIDGE if i in computed else ridge)
             rows.append(tuple(map(float, weights)))
             taken[i + 1] = weights @ features
         latents = maps[i, : i + 2] @ taken[: i + 2]

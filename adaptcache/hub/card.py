@@ -68,7 +68,7 @@ def format_psnr(decibels: float) -> str:
 def _data(schedules: Mapping[str, Any]) -> str:
     checkpoints = {schedule.denoiser.checkpoint for schedule in schedules.values()}
     bases = sorted(base for base in checkpoints if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base))
-    classes = sorted({schedule.denoiser.class_name for schedule in schedules.values()})
+    classes = sorted({schedule.denoiser.class_name for schedule in schedules.values()} - {""})
     return ModelCardData(
         base_model=bases or None,
         base_model_relation="adapter" if bases else None,
@@ -97,7 +97,7 @@ def _row(name: str, schedule: Any) -> str:
     seen = schedule.evidence
     cells = [f"`{name}`" if name else "(default)", str(len(schedule.grid.times))]
     if seen is None:
-        cells += ["", "not measured", "", ""]
+        cells += ["", str(schedule.made.get("evidence") or "not measured"), "", ""]
     else:
         quality = (format_psnr(seen.psnr[key]) for key in ("mean", "p05"))
         cells += [str(seen.calls[0]), *quality, _cell(seen.prompts)]

@@ -25,7 +25,7 @@ from .schedule import THEORY, Schedule
 
 __all__ = ["InstantRequest", "check_speed", "load_instant", "make_instant", "sampler_of"]
 
-VERSION = 1  # of the theory: what is kept on disk by another one is made anew
+VERSION = 2  # of the theory: what is kept on disk by another one is made anew
 CALLS = 8  # fewer computed steps than these are not agreed to: on demo models as few plain steps were better there
 GUIDED_CALLS = 10  # the same with guidance
 
@@ -98,7 +98,7 @@ def make_instant(request: InstantRequest) -> Schedule:
     """
     n = len(request.times)
     least = min(n, CALLS if request.guidance == 1 else GUIDED_CALLS)
-    options = {"guidance": request.guidance, "variance": request.variance, "correct": False}
+    options = {"guidance": request.guidance, "variance": request.variance}
     made = find_instant(request.sampler, max(request.calls, least), **options)
     speed = n / len(made.plan)
     name = f"instant-{n}-{speed:.3g}x"

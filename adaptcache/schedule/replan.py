@@ -22,9 +22,10 @@ def replan(schedule: Schedule, times: tuple[float, ...]) -> Rule:
     if not isinstance(rule.forecast, Matched) or not isinstance(rule.policy, Plan):
         return rule
     if kernel is None:
+        cure = "attach(pipe, speed=...), which makes one for any" if schedule.from_theory else "calibrate for these"
         raise ScheduleError(
             f"{schedule.name} carries no kernel and cannot be planned anew for {len(times)} steps; "
-            f"use its {len(schedule.grid.times)} steps or calibrate for these"
+            f"use its {len(schedule.grid.times)} steps or {cure}"
         )
     gram, sensitivity = kernel.on_grid(times)
     errors = pair_errors(gram)
