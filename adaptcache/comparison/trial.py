@@ -145,6 +145,7 @@ class Trial:
     images: list[np.ndarray]  # one array a prompt, as `Generation` has them
     latents: list[Tensor]  # the final latents of all prompts, a tensor a track
     noise: list[Tensor]  # the latents of the first step, likewise
+    steps: float  # steps at which the denoiser was called, in one run
     work: float  # multiplications of block weights, in all runs together
     probe: float  # those of the first block
 
@@ -158,7 +159,7 @@ def run_trial(setup: Setup, prompts: PromptSet, hook: StepHook | None = None, st
     recorder = RunRecorder(hook)
     with MacCounter(pipe_of(setup)) as counter:
         made = generate(setup, prompts, recorder, stage=stage)
-    return Trial(made.images, recorder.latents, recorder.noise, counter.work, counter.probe)
+    return Trial(made.images, recorder.latents, recorder.noise, made.calls, counter.work, counter.probe)
 
 
 def run_latents(setup: Setup, prompts: PromptSet, hook: StepHook | None = None) -> list[Tensor]:

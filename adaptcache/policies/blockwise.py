@@ -1,14 +1,10 @@
-"""How far the outputs of all blocks moved between the last two computed steps, on average.
-
-References:
-    | BWCache (Cui et al., 2025), https://arxiv.org/abs/2509.13789
-"""
+"""BWCache (Cui et al., 2025), https://arxiv.org/abs/2509.13789: how far all blocks moved, on average."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from ..step import Step, relative_change, worst
@@ -29,19 +25,15 @@ class Blockwise(Policy):
     """Reuses all blocks for some steps once the mean of their relative L1 changes is below a threshold.
 
     All blocks of the site follow one decision. One number is read from the device after each computed step.
-
-    Arguments:
-        threshold: Of the mean change; the paper has 0.15.
-        reuse: How much of the run is skipped at once, at least one step; the paper has a tenth.
-        cool_down: How much of the run is computed at its end.
     """
 
     shared: ClassVar[bool] = True
 
     type: Literal["blockwise"] = "blockwise"
-    threshold: Annotated[float, Field(ge=0)] = 0.15
+    threshold: NonNegativeFloat = 0.15  # of the mean change; the paper has 0.15
+    # how much of the run is skipped at once, at least one step; the paper has a tenth
     reuse: Annotated[float, Field(gt=0, le=1)] = 0.1
-    cool_down: Annotated[float, Field(ge=0, le=1)] = 0.1
+    cool_down: Annotated[float, Field(ge=0, le=1)] = 0.1  # how much of the run is computed at its end
 
     def init(self, times: tuple[float, ...]) -> BlockwiseState:
         return BlockwiseState()

@@ -1,13 +1,9 @@
-"""Each block against its own errors of reuse in a warm-up.
-
-References:
-    | Foresight (Adnan et al., 2025), https://arxiv.org/abs/2506.00329
-"""
+"""Foresight (Adnan et al., 2025), https://arxiv.org/abs/2506.00329: each block by its own errors of reuse."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from ..profile import Profile
@@ -30,17 +26,12 @@ class Foresight(Policy):
 
     The standard is the mean squared change in the warm-up, each step weighing twice as much as the one before.
     One number is read from the device for each block and period.
-
-    Arguments:
-        threshold: The error that still allows reuse, over that of the warm-up: the paper's gamma.
-        interval: Every so many steps all blocks are computed: the paper's R.
-        warm_up: How much of the run is computed at its start.
     """
 
     type: Literal["foresight"] = "foresight"
-    threshold: Annotated[float, Field(ge=0)] = 0.5
-    interval: Annotated[int, Field(ge=2)] = 2
-    warm_up: Annotated[float, Field(gt=0, le=1)] = 0.15
+    threshold: NonNegativeFloat = 0.5  # the error that still allows reuse, over that of the warm-up: the paper's gamma
+    interval: Annotated[int, Field(ge=2)] = 2  # every so many steps all blocks are computed: the paper's R
+    warm_up: Annotated[float, Field(gt=0, le=1)] = 0.15  # how much of the run is computed at its start
 
     def init(self, times: tuple[float, ...]) -> ForesightState:
         return ForesightState()

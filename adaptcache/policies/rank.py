@@ -1,8 +1,4 @@
-"""Blocks in the order of how much they changed: the first ones are computed.
-
-References:
-    | SortBlock (Chen et al., 2025), https://arxiv.org/abs/2508.00412
-"""
+"""SortBlock (Chen et al., 2025), https://arxiv.org/abs/2508.00412: the blocks that changed most are computed."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -31,17 +27,13 @@ class Rank(Policy):
 
     The first two steps have all blocks. The order is that of the relative L1 changes between the last two steps with
     all of them, which are read from the device at once.
-
-    Arguments:
-        interval: Steps from one with all blocks to the next.
-        share: The fraction of the blocks that is computed between them.
     """
 
     shared: ClassVar[bool] = True
 
     type: Literal["rank"] = "rank"
-    interval: Annotated[int, Field(ge=2)] = 4
-    share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    interval: Annotated[int, Field(ge=2)] = 4  # steps from one with all blocks to the next
+    share: Annotated[float, Field(ge=0, le=1)] = 0.3  # the fraction of the blocks that is computed between them
 
     def init(self, times: tuple[float, ...]) -> RankState:
         return RankState()

@@ -1,8 +1,5 @@
-"""A row of ones and zeros for each block or layer.
-
-References:
-    | Learning-to-Cache (Ma et al., 2024), https://arxiv.org/abs/2406.01733 (its routers are such tables)
-    | ECAD (Aggarwal et al., 2025), https://arxiv.org/abs/2506.15682
+"""A row of ones and zeros for each block or layer, as the routers of Learning-to-Cache (Ma et al., 2024),
+https://arxiv.org/abs/2406.01733, and the plans of ECAD (Aggarwal et al., 2025), https://arxiv.org/abs/2506.15682.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -19,13 +16,10 @@ Row = Annotated[str, StringConstraints(pattern="^[01]+$", max_length=1024)]
 
 
 class Table(StaticPolicy):
-    """Computes a block or layer where its row has a one; runs of another length take the nearest entries.
-
-    Arguments:
-        rows: By block or layer, in the order they are defined: its steps as ones and zeros. One row serves all.
-    """
+    """Computes a block or layer where its row has a one; runs of another length take the nearest entries."""
 
     type: Literal["table"] = "table"
+    # By block or layer, in the order they are defined: its steps as ones and zeros. One row serves all.
     rows: Annotated[tuple[Row, ...], Field(min_length=1, max_length=4096), FailFast()]
 
     @model_validator(mode="after")

@@ -7,9 +7,7 @@ adds the forecast of what they would have added. Around them the denoiser runs a
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from ..schedule.rule import Rule
 from ..step import Step
 from .denoisers import IMAGE, DenoiserSpec, find_spec
 from .hook import Gate, SiteHook
-from .interceptor import ModuleInterceptor, is_compiled
+from .interceptor import is_compiled
 
 Streams: TypeAlias = dict[str, Tensor]
 
@@ -65,14 +63,10 @@ class Blocks(SiteHook):
         self.verifies = rule.tail > 0 and type(rule.policy).verify is not Policy.verify
         numbers = set(range(self.first, self.last + 1))
         numbers |= {self.last + 1, count - 1} if self.verifies else set()
-        self.numbers = sorted(numbers | ({0} if rule.signal == "residual" else set()))
+        numbers |= {0} if rule.signal == "residual" else set()
+        self.lowest = min(numbers)
         self.arity: dict[int, int] = {}  # how many tensors a block returns; 0: one, not in a tuple
-        super().__init__(denoiser, gate, rule)
-
-    def install(self, undo: ExitStack) -> None:
-        for number in self.numbers:
-            block, call = self.blocks[number], partial(self.call, number)
-            ModuleInterceptor.install(block, self.gate, call, undo, shared=False)
+        super().__init__(denoiser, gate, rule, {str(number): self.blocks[number] for number in sorted(numbers)})
 
     def compiled(self) -> str:
         return type(self.denoiser).__name__ if is_compiled(self.denoiser) else ""
@@ -81,10 +75,9 @@ class Blocks(SiteHook):
         super().on_run_end()
         self.now: DenoiserCall | None = None
 
-    def call(self, number: int, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A block was called."""
-        streams = find_streams(self.spec, block, args, kwargs)
-        if number == self.numbers[0]:
+    def call(self, name: str, block: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        number, streams = int(name), find_streams(self.spec, block, args, kwargs)
+        if number == self.lowest:
             here = self.gate.here()
             self.now = None if here is None else DenoiserCall(*here, streams)
         if (now := self.now) is None:  # the denoiser is called outside of a pipeline's loop

@@ -9,8 +9,6 @@ References:
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,7 +16,6 @@ from torch import nn
 from ..errors import AttachError
 from ..schedule.rule import Rule
 from .hook import Gate, SiteHook
-from .interceptor import ModuleInterceptor, find_compiled
 from .outputs import fill_zeros, first_shape, split_tensors
 
 
@@ -66,25 +63,18 @@ class Deep(SiteHook):
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
-        self.modules = find_deep(denoiser, rule.head)
-        super().__init__(denoiser, gate, rule)
-
-    def install(self, undo: ExitStack) -> None:
-        for number, module in enumerate(self.modules):
-            ModuleInterceptor.install(module, self.gate, partial(self.call, number), undo, shared=False)
-
-    def compiled(self) -> str:
-        deep = set(self.modules)
-        return find_compiled(self.denoiser, [name for name, module in self.denoiser.named_modules() if module in deep])
+        names = {module: name for name, module in denoiser.named_modules()}
+        parts = {names[module]: module for module in find_deep(denoiser, rule.head)}
+        self.first, self.last = (list(parts)[end] for end in (0, -1))
+        super().__init__(denoiser, gate, rule, parts)
 
     def on_run_end(self) -> None:
         super().on_run_end()
         self.branch: int | None = None  # of the call under way
         self.skips = False
 
-    def call(self, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A module was called."""
-        if number == 0:
+    def call(self, name: str, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if name == self.first:
             here = self.gate.here()
             self.branch, self.skips = None if here is None else here[1], False
             if here is not None:
@@ -93,12 +83,11 @@ class Deep(SiteHook):
                 self.skips = not computes and self.knows(self.branch, self.shape)
         if self.branch is None:  # the denoiser is called outside of a pipeline's loop
             return original(*args, **kwargs)
-        last = number == len(self.modules) - 1
         if self.skips:
-            return self.forecast_output(self.branch) if last else fill_zeros(self.holes["module", number])
+            return self.forecast_output(self.branch) if name == self.last else fill_zeros(self.holes[name])
         output = original(*args, **kwargs)
-        if not last:
-            self.holes["module", number] = split_tensors(output)[0]
+        if name != self.last:
+            self.holes[name] = split_tensors(output)[0]
             return output
         found = self.keep_output(self.branch, output, self.shape)
         if self.branch == 0:

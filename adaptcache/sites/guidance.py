@@ -41,10 +41,10 @@ class Guidance(SiteHook):
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, alone: bool = True) -> None:
         self.alone = alone
-        super().__init__(denoiser, gate, rule)
+        super().__init__(denoiser, gate, rule, {})
 
     def install(self, undo: ExitStack) -> None:
-        self.gate.within[id(self.denoiser)] = self.call
+        self.gate.within[id(self.denoiser)] = self.call_denoiser
         undo.callback(self.gate.within.pop, id(self.denoiser), None)
 
     def compiled(self) -> str:
@@ -72,7 +72,7 @@ class Guidance(SiteHook):
         """Returns the error of a run that has no calls for guidance."""
         return AttachError(NONE.format(name=type(self.gate.pipe).__name__))
 
-    def call(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def call_denoiser(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The denoiser was called at a step that is computed."""
         here = self.gate.here()
         assert here is not None

@@ -1,10 +1,10 @@
 """What all sites inside of a denoiser have in common: one decision a step, and a history of outputs."""
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..forecasts.history import History
 from ..schedule.rule import Rule
 from ..step import Step, entering
-from .interceptor import Owner
+from .interceptor import ModuleInterceptor, Owner, find_compiled
 from .outputs import join_tensors, split_tensors
 
 
@@ -87,24 +87,29 @@ class SiteDecision:
             self.rule.policy.observe(self.state, self.step, output)
 
 
-class SiteHook(ABC):
+class SiteHook:
     """Skips one site of one denoiser by a rule.
 
     What is computed is kept by key (a branch, or a layer in a branch) and by name (one of its tensors).
     """
 
-    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
-        self.denoiser, self.gate = denoiser, gate
+    def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, parts: Mapping[str, nn.Module]) -> None:
+        self.denoiser, self.gate, self.parts = denoiser, gate, parts
         self.decision = SiteDecision(rule)
         self.on_run_end()
 
-    @abstractmethod
     def install(self, undo: ExitStack) -> None:
-        """Takes the calls of the site, until `undo` is closed."""
+        """Takes the calls of the site's modules, until `undo` is closed."""
+        for name, module in self.parts.items():
+            ModuleInterceptor.install(module, self.gate, partial(self.call, name), undo, shared=False)
 
-    @abstractmethod
+    def call(self, name: str, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A module of the site was called."""
+        raise NotImplementedError
+
     def compiled(self) -> str:
         """Returns the name of what is compiled together with the site, which cannot be skipped then."""
+        return find_compiled(self.denoiser, self.parts)
 
     @property
     def rule(self) -> Rule:

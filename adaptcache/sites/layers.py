@@ -10,9 +10,7 @@ References:
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from ..schedule.rule import Rule
 from .denoisers import find_layers
 from .hook import Gate, SiteHook
-from .interceptor import ModuleInterceptor, find_compiled
 from .outputs import first_shape, join_tensors, split_tensors, take_half
 
 
@@ -33,23 +30,14 @@ class Layers(SiteHook):
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, only: str | None = None) -> None:
-        found = find_layers(denoiser, rule.site)
-        self.layers = found if only is None else {only: found[only]}
-        super().__init__(denoiser, gate, rule)
-
-    def install(self, undo: ExitStack) -> None:
-        for name, layer in self.layers.items():
-            ModuleInterceptor.install(layer, self.gate, partial(self.call, name), undo, shared=False)
-
-    def compiled(self) -> str:
-        return find_compiled(self.denoiser, self.layers)
+        found = find_layers(denoiser, "mlp" if rule.site == "tokens" else rule.site)
+        super().__init__(denoiser, gate, rule, found if only is None else {only: found[only]})
 
     def on_run_end(self) -> None:
         super().on_run_end()
         self.place: tuple[int, int] | None = None  # step and branch
 
-    def call(self, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A layer was called."""
+    def call(self, name: str, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if (here := self.gate.here()) is None:  # the denoiser is called outside of a pipeline's loop
             return original(*args, **kwargs)
         step, branch = here
@@ -57,21 +45,25 @@ class Layers(SiteHook):
         if leads:  # the first layer in this call of the denoiser
             self.place, self.times = (step.index, branch), Counter[str]()
             self.computes = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
-        key, shape = (branch, name, self.times[name]), first_shape(args, kwargs)
+        key = (branch, name, self.times[name])
         self.times[name] += 1
-        if not self.computes and self.fits(key, shape):
-            return self.forecast_output(key)
+        if not self.computes and self.fits(key, args, kwargs):
+            return self.skip(key, original, args, kwargs)
         output = original(*args, **kwargs)
-        found = self.learn(key, shape, output)
+        found = self.learn(key, original, args, kwargs, output)
         if leads and branch == 0:
             self.decision.made[-1] = True  # whatever was decided
             if found and self.computes:
                 self.decision.observe(found[0])
         return output
 
-    def fits(self, key: Hashable, shape: torch.Size | None) -> bool:
+    def skip(self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Returns what a layer gives at a skipped step."""
+        return self.forecast_output(key)
+
+    def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
-        known = self.shapes.get(key)
+        known, shape = self.shapes.get(key), first_shape(args, kwargs)
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
             streams = [stream for name, stream in self.history.streams.items() if name[0] == key]  # type: ignore[index]
             for stream in streams:
@@ -82,8 +74,11 @@ class Layers(SiteHook):
             self.holes[key] = split_tensors(halved)[0]
         return shape is not None and self.knows(key, shape)
 
-    def learn(self, key: Hashable, shape: torch.Size | None, output: Any) -> list[Tensor]:
+    def learn(
+        self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any, output: Any
+    ) -> list[Tensor]:
         """Notes what a layer returned, and returns its tensors: of the half that is always computed."""
+        shape = first_shape(args, kwargs)
         if self.gate.half is False and shape:
             output, shape = take_half(output, shape[0]), torch.Size((shape[0] // 2, *shape[1:]))
         return self.keep_output(key, output, shape)

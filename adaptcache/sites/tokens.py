@@ -9,11 +9,8 @@ References:
     | ClusCa (Zheng et al., 2025), https://arxiv.org/abs/2509.10312
 """
 
-from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +19,9 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..schedule.rule import Rule
 from ..step import TINY
-from .denoisers import find_layers
-from .hook import Gate, SiteHook
-from .interceptor import ModuleInterceptor, find_compiled
+from .hook import Gate
+from .layers import Layers
+from .outputs import first_shape
 
 ROUNDS = 5  # of k-means
 SAME = 0.02  # relative: a token alone gives what it gives among others, to the rounding of half precision
@@ -40,58 +37,36 @@ class LayerTokens:
     groups: Tensor | None = None  # the cluster of each token, with shape (B, L)
 
 
-class Tokens(SiteHook):
+class Tokens(Layers):
     """Computes a part of the tokens in the feed-forward layers of one denoiser; the layers decide together."""
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
-        self.layers = find_layers(denoiser, "mlp")
-        if not self.layers:
-            raise AttachError(f"{type(denoiser).__name__} has no feed-forward layers for the site 'tokens'")
         super().__init__(denoiser, gate, rule)
-
-    def install(self, undo: ExitStack) -> None:
-        for name, layer in self.layers.items():
-            ModuleInterceptor.install(layer, self.gate, partial(self.call, name), undo, shared=False)
-
-    def compiled(self) -> str:
-        return find_compiled(self.denoiser, self.layers)
+        if not self.parts:
+            raise AttachError(f"{type(denoiser).__name__} has no feed-forward layers for the site 'tokens'")
 
     def on_run_end(self) -> None:
         super().on_run_end()
         self.known: dict[Hashable, LayerTokens] = {}
-        self.place: tuple[int, int] | None = None  # step and branch
 
-    def call(self, name: str, layer: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A layer was called."""
-        if (here := self.gate.here()) is None:  # the denoiser is called outside of a pipeline's loop
-            return original(*args, **kwargs)
-        step, branch = here
-        leads = self.place != (step.index, branch)
-        if leads:
-            self.place, self.times = (step.index, branch), Counter[str]()
-            self.computes = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
-        key = (branch, name, self.times[name])
-        self.times[name] += 1
-        x, rest = (args[0], args[1:]) if args else (kwargs[next(iter(kwargs))], ())
-        known = self.known.get(key)
-        if self.computes or known is None or known.inputs.shape != x.shape:
-            output = original(*args, **kwargs)
-            self.learn(key, name, x, output, original)
-            if leads and branch == 0:
-                self.decision.made[-1] = True  # whatever was decided
-                if self.computes:
-                    self.decision.observe(output)
-            return output
+    def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
+        return key in self.known and self.known[key].inputs.shape == first_shape(args, kwargs)
+
+    def skip(self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.gate.skipped()
-        more = {} if args else dict(list(kwargs.items())[1:])
-        return self.refresh(known, x, lambda chosen: original(chosen, *rest, **more))
+        x = (*args, *kwargs.values())[0]
+        more = kwargs if args else dict(list(kwargs.items())[1:])
+        return self.refresh(self.known[key], x, lambda chosen: original(chosen, *args[1:], **more))
 
-    def learn(self, key: Hashable, name: str, x: Tensor, output: Any, original: Callable[..., Any]) -> None:
+    def learn(
+        self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any, output: Any
+    ) -> list[Tensor]:
         """Keeps what a layer gave for all tokens.
 
         Raises:
             AttachError: What it gives for a token depends on the others.
         """
+        x, name = (*args, *kwargs.values())[0], key[1]
         if key not in self.known and not self.is_tokenwise(x, output, original):
             raise AttachError(
                 f"{name} of {type(self.denoiser).__name__} does not work token by token, so the site 'tokens' "
@@ -101,6 +76,7 @@ class Tokens(SiteHook):
         assert chosen is not None
         groups = cluster_tokens(output, chosen.count(x.shape[1])) if chosen.score == "cluster" else None
         self.known[key] = LayerTokens(x.clone(), output.clone(), x.new_zeros(x.shape[:2]), groups)
+        return [output]
 
     def is_tokenwise(self, x: Tensor, output: Any, original: Callable[..., Any]) -> bool:
         """Whether the first token gives alone what it gives among all; tried once a layer and run."""
