@@ -20,13 +20,13 @@ class SchedulerStep:
         track: Which latents: 0 for the pipeline's own scheduler, 1 and up for further ones (audio next to video).
         view: Which of several views that are denoised at the same time (tiles, panoramas).
         computed: Whether the denoiser was called as it was decided.
-        made: Whether all of its calls were made all the same, as one had another shape than any before (key-value
-            caches): `u` is true then, and no part of what the plan builds on.
         x: The latents before the step, with shape (B, *).
         u: The guided model output, with shape (B, *); it means nothing where `computed` is false.
 
     Attributes:
         branches: How many samples the denoiser was called with for each of the latents: 2 with guidance.
+        made: Whether the denoiser was called though it was to be skipped, as the call had another shape than any before
+            (key-value caches): `u` is true then, and no part of what the plan builds on.
     """
 
     step: Step

@@ -48,10 +48,10 @@ mechanism works; they do not show how good images of a trained model are.
 NAMES = """\
 ## Every name
 
-diffusers {version} exports {count} names of pipelines: {counts}. Those that are not in the table above were built from the
-dummies of diffusers' own tests: *calls* made at two plans, of all; bits are the same with a plan of all steps; *error*:
-standard deviations away from the full run, after `calibrate` at half of the calls. Of random weights no error tells
-anything about images: it shows that the mechanism works.
+diffusers {version} exports {count} names of pipelines: {counts}. Those that are not in the table above were built from
+the dummies of diffusers' own tests: *calls* made at two plans, of all, and the same bits with a plan of all steps;
+*error*: standard deviations away from the full run, after `calibrate` at half of the calls. Of random weights no error
+tells anything about images: it shows that the mechanism works.
 
 """
 

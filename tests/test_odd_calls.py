@@ -25,8 +25,8 @@ class Odd(diffusers.DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
-    def __call__(self, start=0.0, num_inference_steps=STEPS, generator=None, output_type="latent", return_dict=True):
-        x = torch.randn(1, 3, 4, 4, generator=generator) + start
+    def __call__(self, prompt=0.0, num_inference_steps=STEPS, generator=None, output_type="latent", return_dict=True):
+        x = torch.randn(1, 3, 4, 4, generator=generator) + prompt
         self.scheduler.set_timesteps(num_inference_steps)
         x = x * self.scheduler.init_noise_sigma
         for number, t in enumerate(self.scheduler.timesteps):
@@ -73,14 +73,14 @@ def pipe_of(kind):
     return pipe
 
 
-def run(pipe, start=0.5):
-    return pipe(start=start, generator=torch.Generator().manual_seed(5))[0]
+def run(pipe, prompt=0.5):
+    return pipe(prompt=prompt, generator=torch.Generator().manual_seed(5))[0]
 
 
 @pytest.mark.parametrize("kind", [Longer, Learned, Twice])
 def test_it_is_calibrated_validated_and_followed(kind):
     pipe = pipe_of(kind)
-    full, prompts = run(pipe), [{"start": value} for value in (0.0, 1.0, 0.5)]
+    full, prompts = run(pipe), [{"prompt": value} for value in (0.0, 1.0, 0.5)]
     schedule = adaptcache.calibrate(pipe, prompts[:2], STEPS, budget=0.5, eval_prompts=prompts[2:], progress=False)
     with adaptcache.attach(pipe, schedule) as handle, counted(pipe) as calls:
         made = run(pipe)
@@ -92,7 +92,7 @@ def test_it_is_calibrated_validated_and_followed(kind):
 
 def test_a_call_that_had_to_be_made_is_used():
     pipe, given = pipe_of(Longer), []
-    schedule = adaptcache.calibrate(pipe, [{"start": 0.0}], STEPS, budget=2 / STEPS, progress=False)
+    schedule = adaptcache.calibrate(pipe, [{"prompt": 0.0}], STEPS, budget=2 / STEPS, progress=False)
     real = pipe.unet.forward
     pipe.unet.forward = lambda x, t: given.append(x) or real(x, t)
     with adaptcache.attach(pipe, schedule) as handle:
@@ -107,12 +107,12 @@ def test_a_pipeline_of_pipelines_names_its_parts():
     pipe = pipe_of(Learned)
     pipe.inner = pipe_of(Twice)
     with pytest.raises(AttachError, match=r"runs other pipelines, each with a loop of its own: use pipe\.inner"):
-        adaptcache.calibrate(pipe, [{"start": 0.0}], STEPS, budget=0.5)
+        adaptcache.calibrate(pipe, [{"prompt": 0.0}], STEPS, budget=0.5)
 
 
 def test_a_grid_that_names_its_end_too_has_a_step_less():
     scheduler = diffusers.SCMScheduler()
-    scheduler.set_timesteps(4)
+    scheduler.set_timesteps(4, intermediate_timesteps=None)
     assert len(scheduler.timesteps) == 5 and len(times_of(scheduler)) == 4
     for kind in (diffusers.PNDMScheduler, diffusers.HeunDiscreteScheduler, diffusers.DDIMScheduler):
         other = kind()

@@ -275,7 +275,7 @@ def match(
         with fork_rng():
             team.run([partial(follow, hook) for hook in hooks])
     else:  # more ranks than batches: this one only listens
-        for _ in range(len(fitted) * tracks):
+        for _ in range(len(fitted) * (tracks - lead)):
             solve_together([])
     for index in sorted(set(range(profile.steps)) - set(plan)):  # computed all the same, or a scheduler never stepped
         for rows in table:

@@ -50,6 +50,7 @@ class DiffusersEngine:
         gate = Gate(pipe, hook).open()
         with closing(gate), hook.install(gate):
             made = self._call(pipe, job)
+        self.several_loops |= len(gate.done) > 1
         calls = tuple(tuple(branches) for loop in gate.done for branches in loop.calls)
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls)
 
