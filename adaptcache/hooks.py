@@ -25,8 +25,8 @@ class SchedulerStep:
 
     Attributes:
         branches: How many samples the denoiser was called with for each of the latents: 2 with guidance.
-        made: Whether the denoiser was called though it was to be skipped, as the call had another shape than any before
-            (key-value caches): `u` is true then, and no part of what the plan builds on.
+        made: Whether the denoiser was called though it was to be skipped, as the call had another shape than any
+            before (key-value caches): `u` is true then, and no part of what the plan builds on.
     """
 
     step: Step

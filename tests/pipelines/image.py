@@ -32,7 +32,11 @@ def flux2() -> Setup:
 
 
 def flux2_klein() -> Setup:
-    pipe = diffusers.Flux2KleinPipeline(EULER(use_dynamic_shifting=True), None, None, None, flux2_transformer())
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, mid_block_add_attention=False, latent_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.Flux2KleinPipeline(EULER(use_dynamic_shifting=True), vae, None, None, flux2_transformer())
     call = {"height": 64, "width": 64, "negative_prompt_embeds": noise(9, 1, 5, 16)}
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), branches=2)
 
