@@ -19,12 +19,14 @@ class SchedulerStep:
         step: Where the run is.
         track: Which latents: 0 for the pipeline's own scheduler, 1 and up for further ones (audio next to video).
         view: Which of several views that are denoised at the same time (tiles, panoramas).
-        computed: Whether the denoiser was called.
+        computed: Whether the denoiser was called as it was decided.
         x: The latents before the step, with shape (B, *).
         u: The guided model output, with shape (B, *); it means nothing where `computed` is false.
 
     Attributes:
         branches: How many samples the denoiser was called with for each of the latents: 2 with guidance.
+        made: Whether the denoiser was called though it was to be skipped, as the call had another shape than any
+            before (key-value caches): `u` is true then, and no part of what the plan builds on.
     """
 
     step: Step
@@ -33,7 +35,8 @@ class SchedulerStep:
     computed: bool
     x: Tensor
     u: Tensor
-    branches = 1.0  # no argument, so that those of subclasses stay where they are
+    branches = 1.0  # no arguments, so that those of subclasses stay where they are
+    made = False
 
     def preview(self, u: Tensor) -> Tensor:
         """Returns where a copy of the scheduler lands with the model output `u`, in the dtype of `u`.
@@ -48,7 +51,8 @@ class StepHook:
 
     Arguments:
         follows_views: Whether it keeps the views of one time apart; the engine refuses them otherwise.
-        follows_loops: Whether it copes with several loops in one call; the engine refuses them otherwise.
+        follows_loops: Whether it copes with several loops in one call; otherwise the engine ends the call after the
+            one that it follows: the first one, or a longer one after it (a draft comes first, say).
         reads_input: Whether `should_compute` looks at what enters the denoiser (`Step.x`).
     """
 
@@ -59,6 +63,10 @@ class StepHook:
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         """Installs what the hook needs inside of the denoisers, until the context is closed."""
         return nullcontext()
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        """Whether a loop on this grid is followed; it is computed in full otherwise, and nothing of it is told."""
+        return True
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         """A loop has started, on a grid of times with shape (N,). Called before its first `model_output`."""

@@ -6,7 +6,12 @@ Every row is measured, on a tiny pipeline of the true class with random weights 
 from __future__ import annotations
 
 import inspect
+import json
+import re
+import sys
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,9 @@ from tests.pipelines.table import TABLE, built, counted, generated, grid_of, pla
 from tests.test_schedulers import SCHEDULERS, with_scheduler
 
 PAGE = Path(__file__).with_name("support.md")
+MEASURED = Path(__file__).with_name("support_measured.json")
+INNER = re.compile(r"self\.(\w*pipe\w*) = \w+Pipeline\(")
+VERDICTS = ("works", "fails", "refused", "deprecated", "not built here")
 BUDGETS = (0.34, 0.67)
 INTRODUCTION = """\
 # What adaptcache runs on
@@ -35,6 +43,16 @@ schedule. *Error*: squared error of the latents over their variance, on noise an
 calibrated on, after `adaptcache.calibrate` at budgets {budgets}. *Compiled*: graphs that
 `transformer.compile()` makes, all of which are made without adaptcache too. Random weights show that the
 mechanism works; they do not show how good images of a trained model are.
+"""
+
+NAMES = """\
+## Every name
+
+diffusers {version} exports {count} names of pipelines: {counts}. Those that are not in the table above were built from
+the dummies of diffusers' own tests: *calls* made at two plans, of all, and the same bits with a plan of all steps;
+*error*: standard deviations away from the full run, after `calibrate` at half of the calls. Of random weights no error
+tells anything about images: it shows that the mechanism works.
+
 """
 
 
@@ -120,21 +138,66 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def unsupported() -> list[list[str]]:
-    """Returns the pipelines of diffusers that `attach` refuses, and why."""
-    rows = []
-    for name in sorted(dir(diffusers)):
-        found: Any = getattr(diffusers, name, None)
-        if not inspect.isclass(found) or not issubclass(found, diffusers.DiffusionPipeline):
-            continue
-        parts = set(inspect.signature(found.__init__).parameters)
-        kinds = " ".join(str(kind) for kind in inspect.get_annotations(found.__init__).values())
-        denoises = parts & set(FIRST) or any(home in kinds for home in HOMES)
-        if found is diffusers.DiffusionPipeline or ("scheduler" in parts and denoises):
-            continue
-        has = "no scheduler" if "scheduler" not in parts else "no denoiser"
-        rows.append([f"`{name}`", has])
-    return rows
+def exported() -> dict[str, Any]:
+    """Returns all that diffusers exports as a pipeline, by name: classes, and stand-ins for what is not installed."""
+    found = {name: getattr(diffusers, name, None) for name in sorted(dir(diffusers)) if name.endswith("Pipeline")}
+    return {name: kind for name, kind in found.items() if inspect.isclass(kind)}
+
+
+def row_of(name: str, kind: Any, here: Mapping[str, list[str]], elsewhere: Mapping[str, dict[str, str]]) -> list[str]:
+    """Returns name, verdict, calls, error and what else there is to say of an exported name.
+
+    Arguments:
+        name: The name.
+        kind: Its class.
+        here: Rows of the first table, by class.
+        elsewhere: What was measured on the dummies of diffusers' own tests, by class.
+    """
+    if name in here:
+        return [f"`{name}`", "works", here[name][4], here[name][6], "see above"]
+    if (known := elsewhere.get(name)) and known["verdict"] == "works":
+        return [f"`{name}`", "works", known["calls"], known["error"], known["why"]]
+    if why := refusal(kind):
+        return [f"`{name}`", "refused", "", "", why]
+    if known:
+        return [f"`{name}`", known["verdict"], known["calls"], known["error"], known["why"]]
+    if any(base.__name__ == "DeprecatedPipelineMixin" for base in kind.__mro__) or ".deprecated." in kind.__module__:
+        return [f"`{name}`", "deprecated", "", "", "diffusers no longer maintains or tests it"]
+    if packages := getattr(kind, "_backends", None):
+        return [f"`{name}`", "not built here", "", "", f"needs {', '.join(packages)}"]
+    if kind in (diffusers.DiffusionPipeline, diffusers.ModularPipeline):
+        return [f"`{name}`", "not built here", "", "", "a base class"]
+    return [f"`{name}`", "not built here", "", "", "no tiny parts for it"]
+
+
+def refusal(kind: Any) -> str:
+    """Returns why `attach` refuses every pipeline of a class; "" where its parts do not tell."""
+    if kind is diffusers.DiffusionPipeline or hasattr(kind, "_backends"):
+        return ""
+    if blocks := getattr(kind, "default_blocks_name", None):
+        specs = getattr(diffusers, blocks)().expected_components
+        parts, kinds = {spec.name for spec in specs}, " ".join(str(spec.type_hint) for spec in specs)
+    else:
+        parts = set(inspect.signature(kind.__init__).parameters)
+        kinds = " ".join(str(one) for one in inspect.get_annotations(kind.__init__).values())
+    if issubclass(kind, diffusers.ModularPipeline) and not blocks:
+        return ""
+    if inner := INNER.findall(inspect.getsource(kind.__init__)):
+        return f"runs other pipelines: use {' or '.join(inner)}"
+    if not any("scheduler" in part for part in parts):
+        return "has no scheduler"
+    denoises = parts & set(FIRST) or any(home in kinds for home in HOMES) or "prior" in parts or "decoder" in parts
+    return "" if denoises else "has no denoiser"
+
+
+def names_table(here: Mapping[str, list[str]]) -> str:
+    """Returns the section of the page that has a row for every exported name."""
+    elsewhere = json.loads(MEASURED.read_text(encoding="utf-8"))
+    rows = [row_of(name, kind, here, elsewhere) for name, kind in exported().items()]
+    counts = Counter(row[1] for row in rows)
+    says = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    text = NAMES.format(count=len(rows), version=diffusers.__version__, counts=says)
+    return text + table(["name", "verdict", "calls", "error", ""], rows)
 
 
 def main() -> None:
@@ -153,9 +216,15 @@ def main() -> None:
     head = ["", "class", "steps of 8", "exact", "matched weights", "plain reuse"]
     page += table(head, schedulers)
     page += "\n" + Path(__file__).with_name("support_notes.txt").read_text(encoding="utf-8")
-    page += "\n" + table(["refused by `attach`", "as it has"], unsupported())
-    PAGE.write_text(page, encoding="utf-8")
+    write_names(page)
+
+
+def write_names(page: str) -> None:
+    """Writes the page with the section of names made anew, from the rows that its first table has."""
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count(" | ") == 7]
+    here = {row[1].strip("`"): row for row in reversed(rows) if row[1].startswith("`")}
+    PAGE.write_text(page.split("\n## Every name")[0].rstrip() + "\n\n" + names_table(here), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_names(PAGE.read_text(encoding="utf-8")) if sys.argv[1:] == ["--names"] else main()

@@ -91,20 +91,6 @@ def test_the_report_counts_the_calls_of_all_loops(setup):
     assert report.made == len(calls) and report.made + report.skipped == STEPS * LOOPS
 
 
-def test_several_loops_are_calibrated_or_refused_before_they_are_profiled(setup):
-    with counted(setup.pipe) as calls:
-        try:
-            schedule = adaptcache.calibrate(
-                setup.pipe, setup.prompts[:2], num_inference_steps=STEPS, budget=0.5, pipe_kwargs=setup.call,
-                eval_prompts=setup.prompts[2:],
-            )  # fmt: skip
-        except ValueError as error:
-            assert "loop" in str(error)
-            assert len(calls) <= STEPS * LOOPS  # one call of the pipeline shows it
-            return
-    assert schedule.evidence.calls == (3 * LOOPS, STEPS * LOOPS)
-
-
 def test_steps_set_anew_after_the_loop_do_not_empty_the_report():
     setup = segments()
     setup.pipe.set_progress_bar_config(disable=True)
@@ -167,3 +153,28 @@ def test_each_loop_starts_fresh():
         noise_of = torch.Generator().manual_seed(3)
         alone = [setup.pipe(**setup.prompts[0], generator=noise_of, segments=1).images for _ in range(LOOPS)]
         assert torch.equal(run(setup).images, alone[-1])
+
+
+def test_the_first_loop_of_a_call_is_calibrated_on_and_the_whole_call_is_measured(setup):
+    asked = {"segments": 2} if isinstance(setup.pipe, Segments) else {}
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:2], STEPS, budget=0.5, pipe_kwargs={**setup.call, **asked}, progress=False,
+        eval_prompts=setup.prompts[2:],
+    )  # fmt: skip
+    loops = asked.get("segments", LOOPS)
+    assert schedule.made["several_loops"] and schedule.evidence.calls == (3 * loops, STEPS * loops)
+    with adaptcache.attach(setup.pipe, schedule) as handle, counted(setup.pipe) as calls:
+        run(setup, **asked)
+    report = handle.report()
+    assert report.evidence == "calibrated" and report.made == len(calls) == report.skipped
+
+
+def test_of_loops_on_several_grids_the_longest_is_calibrated_on():
+    setup = two_grids()
+    options = {"num_inference_steps": STEPS, "budget": 0.5, "progress": False}
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], **options, eval_prompts=setup.prompts[2:])
+    assert (
+        len(schedule.grid.times) == STEPS
+        and schedule.made["several_loops"]
+        and schedule.evidence.calls[1] == STEPS + 3
+    )

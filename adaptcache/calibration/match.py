@@ -27,12 +27,14 @@ from ..fitting.signals import signal_rows
 from ..forecasts.history import History
 from ..forecasts.matched import Feature, Matched, split_row
 from ..hooks import SchedulerStep, StepHook
+from ..limits import TRACKS
 from ..policies.signals import compute_signals
 from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
 from ..profiling.statistics import check_finite, part, relative_error
 from ..runs import PromptSet, Setup, fork_rng
+from ..schedule.format import same_grid
 from ..step import Step
 from .lockstep import Lockstep
 
@@ -41,7 +43,6 @@ Given = TypeVar("Given")
 SIGNAL_HISTORY = 4  # earlier outputs that an innovation is taken against
 EXACT = 1e-30  # relative energy: nothing is told apart below
 FLAT = 1e-6  # below this slope, relative to the latents, a step does not depend on the model output
-TRACK = (0, 0)  # the pipeline's own latents
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,9 @@ class MatchingHook(StepHook):
         self.innovations: list[Array] = []  # likewise, in decades
         self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
 
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.reference.times)], self.reference.times)
+
     def on_run_start(self, times: tuple[float, ...]) -> None:
         self.history = History(self.fit.history, "past_x" in self.fit.features)
 
@@ -168,14 +172,16 @@ class MatchingHook(StepHook):
 
     def model_output(self, step: SchedulerStep) -> Tensor:
         index, track, key = step.step.index, step.track, (step.track, 0)
-        if step.computed and track == 0 and (before := len(step.step.past)):
-            outputs = [step.u, *self.history.streams[TRACK].past]
+        if step.made:
+            return step.u
+        if step.computed and track == self.reference.lead and (before := len(step.step.past)):
+            outputs = [step.u, *self.history.streams[key].past]
             seen = compute_signals([self.signals[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
         self.history.record(key, step)
         if index not in self.fitted:
             return step.u
-        target = target_output(step, self.reference.y[track][index])
+        target = target_output(step, self.reference.y[track][index]) if self.reference.alike else None
         if target is None:  # fit the output itself, without undoing earlier errors
             target = self.reference.u[track][index]
         features = self.history.features(key, step.x, self.fit.features)
@@ -231,17 +237,23 @@ def match(
         The forecast, and the error its runs end with.
     """
     profile, runs, ranks = measurement.profile, measurement.runs, setup.ranks
+    lead = max(ranks.exchange(runs[0].lead if runs else 0))
+    if not all(ranks.exchange(all(run.alike for run in runs))):
+        fit = replace(fit, features=())
     if not profile.noisy:
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     jobs = setup.batches(prompts)
     own = ranks.own(len(jobs))
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
-    table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(tracks)]
+    table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(min(tracks, TRACKS))]
 
     def solve_together(mine: list[NormalEquations]) -> Array:
         given = in_order(ranks.exchange(mine))
-        index, weights = given[0].index, solve(given, profile, fit)
-        table[given[0].track][index] = tuple(map(float, weights))
+        index, track = given[0].index, given[0].track
+        if track >= TRACKS:  # a scheduler a frame: those that a schedule has no room for run by the last one's weights
+            return np.array(table[TRACKS - 1][index])
+        weights = solve(given, profile, fit)
+        table[track][index] = tuple(map(float, weights))
         progress(index + 1)
         return weights
 
@@ -263,14 +275,25 @@ def match(
         with fork_rng():
             team.run([partial(follow, hook) for hook in hooks])
     else:  # more ranks than batches: this one only listens
-        for _ in range(len(fitted) * tracks):
+        for _ in range(len(fitted) * (tracks - lead)):
             solve_together([])
+    for index in sorted(set(range(profile.steps)) - set(plan)):  # computed all the same, or a scheduler never stepped
+        for rows in table:
+            if not rows[index]:
+                known = [at for at in reversed(plan) if at < index][: fit.history]
+                known_row = fit_open_loop(profile.gram.mean(axis=0), index, known)
+                rows[index] = table[lead][index] or (*map(float, known_row), *[0.0] * columns(fit, len(known)))
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     ends = np.concatenate(in_order(ranks.exchange([hook.errors for hook in hooks])))
     innovations = in_order(ranks.exchange([hook.innovations for hook in hooks]))
     seen = map(np.concatenate, zip(*innovations, strict=True))
     error = float(np.exp(np.log(np.maximum(ends, EXACT)).mean()))
     return Matching(forecast, error, list(zip(signals, seen, strict=True)))
+
+
+def columns(fit: Fit, outputs: int) -> int:
+    """Returns how many weights a row has besides those of its outputs."""
+    return sum(outputs if name == "past_x" else 1 for name in fit.features)
 
 
 def meet(team: Lockstep[NormalEquations, Array], member: int, given: NormalEquations) -> Array:

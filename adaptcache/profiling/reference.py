@@ -31,6 +31,18 @@ class Trajectory:
     y: list[list[Tensor]] = field(default_factory=list)
     branches: list[float] = field(default_factory=list)
 
+    @property
+    def lead(self) -> int:
+        """The first track that was stepped: not 0 where a pipeline steps copies of its scheduler, one a frame."""
+        return next((number for number, outputs in enumerate(self.u) if outputs), 0)
+
+    @property
+    def alike(self) -> bool:
+        """Whether outputs have the shape of the latents: a learned variance and logits have not."""
+        return all(
+            u.shape == x.shape for us, xs in zip(self.u, self.x, strict=True) for u, x in zip(us, xs, strict=True)
+        )
+
     def head(self, samples: int, of: int) -> Trajectory:
         """Returns the trajectory of the first samples of a batch."""
 
@@ -95,7 +107,7 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
 
     Raises:
         ValueError: It did not go to the end of its grid.
-        AttachError: It never stepped its own scheduler.
+        AttachError: Parts of its latents took more steps than others.
     """
     recorder = Recorder(refine, batch)
     setup.run(recorder, batch, refine=refine)
@@ -104,12 +116,12 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
         raise ValueError(
             "the run has no steps: at this strength there is no step left to take; raise strength, or the steps"
         )
-    if not run.y or not run.y[0]:
+    if len({len(outputs) for outputs in run.y if outputs}) > 1:
         raise AttachError(
-            "this pipeline steps copies of its scheduler only (one a frame?), and calibration needs one that calls "
-            "its denoiser before each step of its own scheduler: calibrate on the plain pipeline of the same model"
+            "parts of the latents take more steps than others (frames that are given, or overlap?), and calibration "
+            "follows those that step together: calibrate on a call without them, then attach the schedule here"
         )
-    if (taken := len(run.y[0])) < len(run.times):
+    if (taken := len(run.y[run.lead])) < len(run.times):
         if taken == len(run.times) - 1 and run.times[-1] == 0:  # a grid that names its end too
             return Trajectory(run.times[:-1], run.u, run.x, run.y, run.branches[: len(run.times) - 1])
         raise ValueError(

@@ -12,6 +12,7 @@ from ..distributed import Ranks
 from ..hooks import SchedulerStep, StepHook
 from ..profile import Profile
 from ..runs import PromptSet, Setup
+from ..schedule.format import same_grid
 from ..step import Step
 from .checkpoint import ProfileCheckpoint
 from .reference import Trajectory
@@ -29,6 +30,9 @@ class PerturbationHook(StepHook):
     def __init__(self, at: int, reference: Trajectory) -> None:
         self.at, self.reference = at, reference
         self.error, self.final = 0.0, 0.0  # squared and relative, of the forecast and of the end result
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.reference.times)], self.reference.times)
 
     def should_compute(self, step: Step) -> bool:
         return step.index == 0 or step.index > self.at
@@ -103,5 +107,6 @@ def share_trajectory(run: Trajectory | None, ranks: Ranks) -> Trajectory:
         assert found is not None
         return found
 
-    u = [[value("u", track, at) for at in range(len(times))] for track in range(tracks)]
-    return Trajectory(times, u, y=[[value("y", track, -1)] for track in range(tracks)])
+    lead = ranks.first(run.lead if run else 0)
+    u = [[value("u", track, at) for at in range(len(times) if track >= lead else 0)] for track in range(tracks)]
+    return Trajectory(times, u, y=[[value("y", track, -1)] if track >= lead else [] for track in range(tracks)])

@@ -32,7 +32,9 @@ def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndar
     for k in range(samples):
         grams, curves = [], []
         for u, x in zip(run.u, run.x, strict=True):
-            gram = inner_products([sample(tensor, k, samples) for tensor in (*u, *x)])
+            if not u:
+                continue  # a scheduler that only its copies step for
+            gram = joint_products(*([sample(tensor, k, samples) for tensor in tensors] for tensors in (u, x)))
             energy = np.diagonal(gram)[: len(u)].mean()
             if energy == 0:
                 raise ValueError(
@@ -64,6 +66,15 @@ def inner_products(vectors: Sequence[Tensor]) -> np.ndarray:
         piece = torch.stack([vector[start : start + CHUNK].double() for vector in flat])
         gram.addmm_(piece, piece.T)
     return gram.numpy()
+
+
+def joint_products(outputs: list[Tensor], latents: list[Tensor]) -> np.ndarray:
+    """Returns the inner products of outputs and latents; those between them are 0 where their shapes differ."""
+    if all(u.shape == x.shape for u, x in zip(outputs, latents, strict=True)):
+        return inner_products([*outputs, *latents])
+    gram, count = np.zeros((2 * len(outputs),) * 2), len(outputs)
+    gram[:count, :count], gram[count:, count:] = inner_products(outputs), inner_products(latents)
+    return gram
 
 
 def sample(tensor: Tensor, k: int, samples: int) -> Tensor:

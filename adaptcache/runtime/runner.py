@@ -93,7 +93,7 @@ class Runner(StepHook):
         if self.loops == 1:
             known = "theory" if self.schedule.from_theory else "calibrated"
             self.evidence = known if self.schedule.grid.times else "none"
-        else:
+        elif not self.schedule.made.get("several_loops"):
             self._not_measured("runs its denoising loop several times in one call")
         if not (self._is_fitted(times) and self.measured):
             self.evidence = "extrapolated"
@@ -177,7 +177,7 @@ class Runner(StepHook):
 
     def model_output(self, step: SchedulerStep) -> Tensor:
         self._check_branches(step)
-        if self.sites:
+        if self.sites or step.made:
             return step.u
         key = (step.track, step.view)
         if step.view == 1:

@@ -133,7 +133,9 @@ class Blocks(SiteHook):
         for name, value in through.items():
             if (now.branch, name) in self.history.streams:
                 extra = self.forecast(now.branch, name, now.entered[name])
-                leaving[name] = extra if self.rule.output else add_stream(value, extra)
+                # What is added between blocks (by a ControlNet) is in the forecast already.
+                base = now.entered[name] if now.entered[name].shape == value.shape else value
+                leaving[name] = extra if self.rule.output else add_stream(base, extra)
         return leaving
 
     def check(self, now: DenoiserCall, found: Tensor) -> None:
@@ -156,7 +158,8 @@ def find_streams(spec: DenoiserSpec, block: nn.Module, args: Sequence[Any], kwar
     """Returns the streams among the arguments of a block."""
     kind: Any = type(block)
     given = {**dict(zip(parameters_of(kind), args, strict=False)), **kwargs}
-    return {name: given[name] for name in spec.streams if isinstance(given.get(name), Tensor)}
+    named = {name: given.get(spec.named.get(name, name)) for name in spec.streams}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def unpack_streams(spec: DenoiserSpec, output: Any) -> Streams:

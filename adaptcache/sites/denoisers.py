@@ -1,8 +1,14 @@
 """What is known of denoiser classes and their layers, as data; the site `step` needs none of it."""
 
+import ast
+import inspect
 import re
+import sys
+import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +28,7 @@ class DenoiserSpec:
     # arguments of the first block's `norm1` besides the image's, and what the block calls them, if its first result is
     # the modulated input (TeaCache's signal)
     modulated: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 ONE = DenoiserSpec(("transformer_blocks",))
@@ -52,16 +59,67 @@ DENOISERS: dict[str, DenoiserSpec] = {
 }
 
 
+# Attributes that hold blocks, those first that tell most: of two lists that run one after the other, both.
+STACKS = (
+    BOTH, ("double_stream_blocks", "single_stream_blocks"), ("transformer_blocks",), ("blocks",), ("layers",),
+    ("double_blocks",), ("visual_transformer_blocks",), ("single_transformer_blocks",), ("transformer_layers",),
+)  # fmt: skip
+
+
 def find_spec(denoiser: nn.Module) -> DenoiserSpec:
-    """Looks a denoiser up by its class name and those of its bases, so that nothing is imported."""
+    """Looks a denoiser up by its class name and those of its bases, so that nothing is imported; else, by structure.
+
+    Raises:
+        AttachError: Neither tells where its blocks are, and what goes through them.
+    """
     for kind in type(denoiser).__mro__:
         if kind.__name__ in DENOISERS:
             return DENOISERS[kind.__name__]
+    reason = "it has no list of blocks"
+    lists = {name: part for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList) and len(part)}
+    for stack in (stack for stack in STACKS if lists.keys() >= set(stack)):
+        found = [streams_of(type(block)) for name in stack for block in lists[name]]
+        if all(one is not None and one == found[0] for one in found):
+            streams, image = found[0]  # type: ignore[misc]
+            return DenoiserSpec(stack, streams, named={} if image == IMAGE else {IMAGE: image})
+        kinds = sorted({type(block).__name__ for name in stack for block in lists[name]})
+        reason = f"what {' and '.join(kinds)} take and return cannot be told, or differs"
     raise AttachError(
-        f"the blocks of {type(denoiser).__name__} are not known, so there is no site 'blocks'; use the site "
-        "'step', which needs no knowledge, or add a line to adaptcache.sites.denoisers "
-        f"(known: {', '.join(DENOISERS)})"
+        f"{type(denoiser).__name__} has no site 'blocks': {reason}; use the site 'step', which needs no knowledge"
     )
+
+
+def streams_of(kind: Any) -> tuple[tuple[str, ...], str] | None:
+    """Returns the streams that blocks of a class return, in order, and what they call the image's.
+
+    From diffusers' registry of blocks, else from the names in the last `return` of the forward.
+    """
+    given = list(inspect.signature(kind.forward).parameters)[1:]
+    image = IMAGE if IMAGE in given else next(iter(given), "")
+    if (known := registered(kind)) is not None:
+        image = known.hidden_states_argument_name if known.hidden_states_argument_name in given else image
+        places = {known.return_hidden_states_index: IMAGE, known.return_encoder_hidden_states_index: TEXT}
+        return tuple(places[at] for at in sorted(at for at in places if at is not None)), image
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    if not image or not returns:
+        return None
+    if not isinstance(last := max(returns, key=lambda value: value.lineno), ast.Tuple):
+        return (IMAGE,), image
+    names = [part.id if isinstance(part, ast.Name) else "" for part in last.elts]
+    streams = tuple(IMAGE if name == image else name for name in names)
+    return (streams, image) if IMAGE in streams and set(names) <= set(given) else None
+
+
+def registered(kind: Any) -> Any:
+    """Returns what diffusers' own caches know of a class of blocks; None where they know nothing."""
+    registry = getattr(sys.modules.get("diffusers.hooks._helpers"), "TransformerBlockRegistry", None)
+    with suppress(ValueError, AttributeError, TypeError):
+        return registry.get(kind) if registry is not None else None
+    return None
 
 
 # Layers are found by what diffusers' own PyramidAttentionBroadcastConfig goes by: the names of the lists

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -11,8 +13,8 @@ from .setup import Setup, autoencoder, noise, ones, prompts
 EULER = FlowMatchEulerDiscreteScheduler
 
 
-def flux2() -> Setup:
-    transformer = diffusers.Flux2Transformer2DModel(
+def flux2_transformer() -> Any:
+    return diffusers.Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -22,8 +24,21 @@ def flux2() -> Setup:
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
     )
-    pipe = diffusers.Flux2Pipeline(EULER(use_dynamic_shifting=True), None, None, None, transformer)
+
+
+def flux2() -> Setup:
+    pipe = diffusers.Flux2Pipeline(EULER(use_dynamic_shifting=True), None, None, None, flux2_transformer())
     return Setup(pipe, {"height": 64, "width": 64}, prompts(prompt_embeds=(5, 16)))
+
+
+def flux2_klein() -> Setup:
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, mid_block_add_attention=False, latent_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.Flux2KleinPipeline(EULER(use_dynamic_shifting=True), vae, None, None, flux2_transformer())
+    call = {"height": 64, "width": 64, "negative_prompt_embeds": noise(9, 1, 5, 16)}
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), branches=2)
 
 
 def sd3() -> Setup:
@@ -230,6 +245,7 @@ def dit() -> Setup:
 
 IMAGE = {
     "Flux 2": flux2,
+    "Flux 2 klein": flux2_klein,
     "Stable Diffusion 3": sd3,
     "PixArt-Sigma": pixart_sigma,
     "Sana": sana,

@@ -42,6 +42,12 @@ def is_scheduler(part: Any) -> bool:
     )
 
 
+def is_pipeline(part: Any) -> bool:
+    """Whether a part is itself a pipeline."""
+    kinds = ("DiffusionPipeline", "ModularPipeline")
+    return hasattr(part, "components") and any(kind.__name__ in kinds for kind in type(part).__mro__)
+
+
 def is_modular(pipe: Any) -> bool:
     """Whether a pipeline is one of blocks."""
     return any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__)
@@ -118,13 +124,16 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
         AttachError: It has none, no scheduler, or a scheduler that cannot be handed a forecast.
     """
     found, schedulers = list(find_denoisers(pipe).values()), find_schedulers(pipe)
+    if inner := [name for name, part in vars(pipe).items() if is_pipeline(part)]:
+        parts = " or ".join(f"pipe.{name}" for name in inner)
+        raise AttachError(
+            f"{type(pipe).__name__} runs other pipelines, each with a loop of its own: use {parts}, a schedule for "
+            "each that is to be faster; calls of the whole run by them too"
+        )
     if not found or not schedulers:
-        inner = [name for name, part in parts_of(pipe).items() if hasattr(part, "components")]
-        inner += [name for name in vars(pipe) if hasattr(getattr(pipe, name), "components")]
-        cure = f"; it holds other pipelines: use pipe.{inner[0]}" if inner else ""
         what = "no scheduler" if found else f"no denoiser (none of {', '.join(FIRST)}, nothing called with a time)"
         raise AttachError(
-            f"{type(pipe).__name__} has {what}{cure}: "
+            f"{type(pipe).__name__} has {what}: "
             "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
         )
     for kind in map(type, schedulers.values()):

@@ -22,7 +22,7 @@ from .calls import call_pipeline, check_arguments, parameters_of, without_decodi
 from .compatibility import check_schedule, other_cache
 from .components import denoisers_of, find_guiders, find_schedulers, is_modular
 from .finer import refined
-from .gate import Gate
+from .gate import Gate, LoopDone
 from .identity import components_of, fingerprint, identity_of, provenance
 
 __all__ = ["DiffusersEngine", "sampling_rate", "twin"]
@@ -38,6 +38,7 @@ class DiffusersEngine:
 
     def __init__(self, pipe: Any, *, exclusive: bool = False) -> None:
         self.pipe, self.exclusive = pipe, exclusive
+        self.several_loops = False  # whether a call was seen to run several
 
     def run(self, hook: StepHook, job: Job) -> Outcome:
         check_arguments(self.pipe, job.call.pipe_kwargs)
@@ -48,9 +49,20 @@ class DiffusersEngine:
             pipe.scheduler = refined(pipe.scheduler, job.refine)
         gate = Gate(pipe, hook).open()
         with closing(gate), hook.install(gate):
-            made = call_pipeline(pipe, job.call, job.prompts, "np" if job.decode else "latent")
+            made = self._call(pipe, job)
+        self.several_loops |= len(gate.done) > 1
         calls = tuple(tuple(branches) for loop in gate.done for branches in loop.calls)
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls)
+
+    def _call(self, pipe: Any, job: Job) -> list[Any]:
+        """Calls a pipeline; ends the call where the hook follows one loop, and another one begins."""
+        try:
+            return call_pipeline(pipe, job.call, job.prompts, "np" if job.decode else "latent")
+        except LoopDone:
+            self.several_loops = True
+            if hasattr(pipe, "maybe_free_model_hooks"):
+                pipe.maybe_free_model_hooks()  # as the call does at its end
+            return []
 
     def takes(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns those arguments that the pipeline's call names; what `**kwargs` takes may be misspelt."""
@@ -67,6 +79,7 @@ class DiffusersEngine:
             "steps": call.num_inference_steps, "seed": call.seed,
             "call": {name: described(value) for name, value in call.pipe_kwargs.items()},
         }  # fmt: skip
+        made |= {"several_loops": True} if self.several_loops else {}
         scheduler = type(next(iter(find_schedulers(self.pipe).values()))).__name__
         return fingerprint(self.pipe).model_dump(), scheduler, type(self.pipe).__name__, made
 

@@ -50,10 +50,6 @@ VIEWS = (
     "{name} steps its scheduler several times at timestep {t:g} (views of a panorama, tiles?), which {hook} cannot "
     "keep apart: calibrate on the plain pipeline of the same model, and attach that schedule here"
 )
-LOOPS = (
-    "{name} runs its denoising loop several times in one call (FreeInit, segments of a long video?), and {hook} "
-    "follows one loop only: calibrate with one loop a call, then attach the schedule, which follows all of them"
-)
 LOST = (
     "{scheduler} was given timestep {t:g}, which is neither the next one of its grid nor the one before (step "
     "{index} of {steps}): this loop cannot be followed; close() the handle, or run it inside of handle.paused()"
@@ -79,6 +75,10 @@ THREADS = (
     "this pipeline is used by two threads at once; give each thread a pipeline of its own "
     "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
 )
+
+
+class LoopDone(BaseException):
+    """The hook has followed the one loop of a call that it wants, and another one begins."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class Loop:
         stepped: Whether a scheduler has stepped since the last denoiser call.
         outputs: What branches returned last.
         graph: Whether gradients are kept through the run: what the scheduler landed on requires them.
+        told: Whether the hook follows it.
     """
 
     schedulers: list[Any]
@@ -150,6 +151,7 @@ class Loop:
     stepped: bool = False
     outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
     graph: bool = False
+    told: bool = True
 
     @property
     def lead(self) -> Track | None:
@@ -175,7 +177,7 @@ class Loop:
             later = torch.tensor(self.time * ratio).to(
                 now.dtype
             )  # where rounding hides the next step, nothing is told
-            same = number_of(now) == self.time != float(later)
+            same = largest(now) == self.time != float(later)
         if not same:
             self.views = self.view + 1
         return same
@@ -241,6 +243,7 @@ class Gate:
         self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
         self.thread: int | None = None  # whose call is under way
         self.arguments: Mapping[str, Any] = {}  # of that call; empty outside of one
+        self.followed = 0  # the steps of the loop of this call that the hook was told of last
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.apart = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
@@ -345,6 +348,7 @@ class Gate:
                 self.on_call(arguments)
                 self.thread, self.apart = threading.get_ident(), False
                 self.started, self._announced, self.done = next(self._starts), False, []
+                self.followed = 0
                 self._guard()
             yield
             if not nested:
@@ -430,6 +434,11 @@ class Gate:
             if not self.done:
                 return original(*args, **kwargs)  # before any timesteps: not the loop
             loop = self.loop = Loop(self._last)  # the same grid once more
+        if self.followed and not loop.decided and not self.hook.follows_loops:
+            # A hook that does not follow every grid has followed its own by now.
+            if len(times_of(loop.schedulers[0])) <= self.followed or not self.hook.follows(()):
+                self.loop = None
+                raise LoopDone
         side = id(module) in self._sides
         if not loop.decided or (loop.stepped and not loop.same_time(args, kwargs)):
             self._begin_step(loop, args, kwargs)
@@ -442,10 +451,10 @@ class Gate:
     def _begin_step(self, loop: Loop, args: Any, kwargs: Any) -> None:
         index = len(loop.decided)
         if index == 0 and (time := time_argument(args, kwargs)) is not None:
-            loop.time = number_of(time)
+            loop.time = largest(time)
         x = entering(args, kwargs) if self.hook.reads_input else None
         step = Step(index, loop.times, loop.past, x=x, groups=loop.groups)
-        loop.decided.append(self.hook.should_compute(step) or index == 0)
+        loop.decided.append(not loop.told or self.hook.should_compute(step) or index == 0)
         loop.record.calls.append([])
         loop.record.names.append([])
         loop.begin_view(0)
@@ -471,6 +480,8 @@ class Gate:
     def scheduler_called(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         """`scheduler.step` was called: hands it the output that the hook chooses."""
         loop, timestep = self.loop, bound.arguments["timestep"]
+        if bound.arguments.get("pred_original_sample") is not None and (loop is None or id(scheduler) in loop.tracks):
+            return method(*bound.args, **bound.kwargs)  # the step before once more, by what was made of where it led
         if loop is None or not loop.decided:
             if scheduler is not self.schedulers[0]:
                 return method(*bound.args, **bound.kwargs)  # a loop without a denoiser: nothing was skipped
@@ -485,11 +496,13 @@ class Gate:
         )  # fmt: skip
         step.scheduler, step.method, step.bound = scheduler, method, bound
         step.branches = loop.samples / max(1, len(step.x))
+        step.made = not computed and all(loop.record.calls[index])
         self.stepping = True
         try:
-            result = step.run(self.hook.model_output(step))
+            result = step.run(self.hook.model_output(step) if loop.told else step.u)
             latents = landing(result)
-            self.hook.on_step_end(step, latents)
+            if loop.told:
+                self.hook.on_step_end(step, latents)
         finally:
             self.stepping = False
         loop.graph, loop.stepped = latents.requires_grad, True
@@ -538,10 +551,11 @@ class Gate:
         )
         track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
         if len(loop.tracks) == 1:
-            if self.done and not self.hook.follows_loops:
-                raise LoopError(LOOPS.format(name=type(self.pipe).__name__, hook=type(self.hook).__name__))
             loop.times = times_of(scheduler)[track.position.begin :]
-            self.hook.on_run_start(loop.times)
+            loop.told = self.hook.follows(loop.times)
+            if loop.told:
+                self.followed = len(loop.times)
+                self.hook.on_run_start(loop.times)
         return track
 
     def _check_view(self, loop: Loop, track: Track, t: float) -> None:
@@ -567,7 +581,8 @@ class Gate:
         if loop.decided:
             self._last = loop.schedulers
             self.done.append(loop.record)
-            self.hook.on_run_end()
+            if loop.told:
+                self.hook.on_run_end()
 
 
 class _AsideCallback(MultiPipelineCallbacks):  # type: ignore[misc]
@@ -591,6 +606,11 @@ def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | No
 
 def _is_time(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim <= 1
+
+
+def largest(time: Tensor) -> float:
+    """Returns the time of a denoiser call: frames that are given may have one of their own, near zero."""
+    return float(time.max())
 
 
 def wants_gradient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

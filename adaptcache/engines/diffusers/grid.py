@@ -26,6 +26,8 @@ def times_of(scheduler: Any) -> tuple[float, ...]:
     time.
     """
     steps = [float(t) for t in scheduler.timesteps.tolist()]
+    if len(steps) > 1 and steps[-1] == 0 and len(set(steps)) - 1 == getattr(scheduler, "num_inference_steps", None):
+        steps.pop()  # a grid that names its end too (SCM)
     if not steps:
         return ()
     scale = float(scheduler.config.get("num_train_timesteps") or 1000)
