@@ -323,7 +323,7 @@ class Toy:
     NAMES: tuple[str, ...] = ("transformer",)
     SCHEDULERS: tuple[str, ...] = ("scheduler",)
 
-    config = types.SimpleNamespace(_name_or_path="toy")
+    config, dtype = types.SimpleNamespace(_name_or_path="toy"), torch.float32
 
     def __init__(self) -> None:
         torch.manual_seed(0)
