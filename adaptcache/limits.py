@@ -3,11 +3,11 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 STEPS = 1024  # of a grid
 KERNEL_STEPS = 256  # of a kernel: its size is their square, and planning takes their cube
@@ -16,7 +16,24 @@ NAME, TEXT = 200, 10_000  # characters
 DEPTH, VALUES = 12, 10_000  # of what is only kept: provenance, arguments of a call
 NODES = 10_000  # lists, tables, texts and words: each can be an error of its own, numbers in a row are few
 LONGEST, WIDEST = 4096, 256  # entries of a list, and of a table
+SHOWN = 120  # characters of a value in a representation
 DIGITS = 18  # of a whole number: longer ones fit no 64 bits, and very long ones take quadratic time
+
+
+class Cut(str):
+    """The beginning of a representation."""
+
+    def __repr__(self) -> str:
+        return f"{self[:SHOWN]}..."
+
+
+class Brief(BaseModel):
+    """A model whose representation is short, however long its tables are."""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            text = repr(value)
+            yield name, value if len(text) <= SHOWN else Cut(text)
 
 
 def read_bytes(path: str | Path, largest: int) -> bytes:

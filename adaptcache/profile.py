@@ -26,7 +26,7 @@ SHAPES = {  # of P prompts, Q <= P of them with sensitivities, N steps
 IN_FILES = {"sensitivities": "influence"}  # what arrays are called in files, where that is another name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile:
     """Statistics of full runs on P prompts, with N steps."""
 
@@ -41,6 +41,9 @@ class Profile:
     # squared error. Measured on the first Q <= P prompts, with shape (Q, N).
     sensitivities: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)  # where it came from
+
+    def __repr__(self) -> str:
+        return f"Profile({self.steps} steps, {len(self.gram)} prompts, sensitivities of {len(self.sensitivities)})"
 
     @property
     def steps(self) -> int:

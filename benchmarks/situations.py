@@ -278,12 +278,13 @@ def twice() -> str:
 def forcing() -> str:
     class Forcing(Loop):
         def denoised(self, x, times):
-            x, other = x[0], copy.deepcopy(self.scheduler)
-            y = x.flip(-1)
-            for earlier, later in zip([times[0], *times], [*times, times[-1]], strict=True):
-                if later is not times[0] or earlier is later:
-                    x = self.stepped(x, later) if earlier is not later or later is times[0] else x
-                y = other.step(self.u(y, earlier), earlier, y, return_dict=False)[0] if later is not earlier else y
+            (x, y), other = x, copy.deepcopy(self.scheduler)
+            for index in range(len(times) + 1):  # y is a step behind
+                if index < len(times):
+                    x = self.stepped(x, times[index])
+                if index:
+                    t = times[index - 1]
+                    y = other.step(self.u(y, t), t, y, return_dict=False)[0]
             return torch.cat([x, y])
 
     return by_loop(Forcing)
@@ -310,7 +311,7 @@ def kdpm2() -> str:
     try:
         return sampled(diffusers.KDPM2AncestralDiscreteScheduler(**BETAS), 10)
     except ValueError as error:
-        return f"fails after the full runs: {str(error)[:40]}"
+        return f"fails after the full runs: {' '.join(str(error).split())[:40]}"
 
 
 # 2. All denoisers and schedulers
@@ -322,7 +323,7 @@ class Toy:
     NAMES: tuple[str, ...] = ("transformer",)
     SCHEDULERS: tuple[str, ...] = ("scheduler",)
 
-    config = types.SimpleNamespace(_name_or_path="toy")
+    config, dtype = types.SimpleNamespace(_name_or_path="toy"), torch.float32
 
     def __init__(self) -> None:
         torch.manual_seed(0)

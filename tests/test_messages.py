@@ -83,3 +83,21 @@ def test_what_is_stopped_says_what_is_kept(
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", ["-4", "0"])
+def test_steps_that_are_none_are_refused_by_their_option(number: str, run: Run) -> None:
+    for verb in (("calibrate",), ("generate", "-p", TEXT), ("compare",)):
+        refused(run(*verb, "--steps", number), "Invalid value for '--steps'")
+
+
+def test_one_step_is_refused_by_what_is_wrong_with_it(run: Run) -> None:
+    refused(run("calibrate", "--steps", "1"), "nothing can be skipped in 1 step; take 2 or more")
+
+
+def test_a_scheduler_that_is_none_has_those_that_do_run_named(run: Run) -> None:
+    code, _, err = run("calibrate", "--scheduler", "UniPCMultistep")
+    assert code == 2 and "did you mean UniPCMultistepScheduler?" in err
+    known = err.split("there are ")[1].strip().split(", ")
+    assert {"FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"} <= set(known)
+    assert "DDIMScheduler" not in known  # cannot run a flow-matching model

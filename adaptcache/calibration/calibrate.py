@@ -27,6 +27,8 @@ def calls_for(steps: int, budget: float | None = None, speed: float | None = Non
     """Returns how many of the steps are computed for a budget or a speed; exactly one must be given."""
     if (budget is None) == (speed is None):
         raise ValueError("give either a budget (fraction of the calls, say 0.36) or a speed (say 2.8)")
+    if steps < 2:
+        raise ValueError(f"nothing can be skipped in {steps} step; take 2 or more")
     if budget is None:
         assert speed is not None
         if not 1 <= speed <= steps:

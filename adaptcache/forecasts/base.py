@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from torch import Tensor
 
+from ..limits import Brief
 from ..profile import Profile
 from ..step import Signal, Step
 
@@ -46,7 +47,7 @@ def weighted_sum(weights: Weights, known: Known) -> Tensor:
     return total.to(known.past[0].dtype)
 
 
-class Forecast(ABC, BaseModel):
+class Forecast(ABC, Brief):
     """Gives the weights of the outputs computed so far, at a step that is skipped. Frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

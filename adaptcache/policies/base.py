@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from torch import Tensor
 
+from ..limits import Brief
 from ..profile import Profile
 from ..step import Signal, Step
 from .replay import fit_threshold
@@ -21,7 +22,7 @@ class Account:
     why: Callable[[], str] = str  # gives the reason; may read from the device, so it is called after the run
 
 
-class Policy(ABC, BaseModel):
+class Policy(ABC, Brief):
     """Decides at which steps the site is computed; step 0 always is.
 
     A policy is frozen. What changes during a run is a small plain object, made by `init` and held by

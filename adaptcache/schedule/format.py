@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from ..fitting.kernel import Array, resample_kernel
-from ..limits import KERNEL_STEPS, STEPS, check_falling, check_name
+from ..limits import KERNEL_STEPS, STEPS, Brief, check_falling, check_name
 from ..step import NEAR
 
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +33,7 @@ def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(abs(s - t) < NEAR for s, t in zip(a, b, strict=True))
 
 
-class Part(BaseModel):
+class Part(Brief):
     """A part of a schedule: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import inspect
 from typing import Any
 
 __all__ = ["FLOW", "sampler", "with_sampler"]
@@ -27,8 +29,13 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
 
     base: Any = getattr(diffusers, kind, None)
     if base is None or not hasattr(base, "set_timesteps"):
-        near = ", ".join(sorted(str(other.__name__) for other in getattr(before, "compatibles", [])))
-        raise LookupError(f"diffusers has no scheduler {kind!r}; for this pipeline there are {near}")
+        known = {other.__name__ for other in getattr(before, "compatibles", [])} | {type(before).__name__}
+        known |= {FLOW, *flow_samplers()} if is_flow(before) else set()
+        near = difflib.get_close_matches(kind, known, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise LookupError(
+            f"diffusers has no scheduler {kind!r}{meant}; for this pipeline there are {', '.join(sorted(known))}"
+        )
     own = type(before).__name__
     if "sigma_data" in before.config and kind != own and not {kind, own} <= EDM:
         raise ValueError(f"{kind} cannot run a model of {own}: it tells the denoiser other numbers for the same noise")
@@ -43,11 +50,9 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
 def flow_sampler(base: Any, before: Any, settings: dict[str, Any]) -> Any:
     """Returns a sampler with the noise levels of a flow-matching one."""
     shift, dynamic = shift_of(before)
-    known = base.__init__.__wrapped__ if hasattr(base.__init__, "__wrapped__") else base.__init__
-    if "use_flow_sigmas" not in known.__code__.co_varnames:
+    if base.__name__ not in (known := flow_samplers()):
         raise ValueError(
-            f"{base.__name__} cannot run a flow-matching model: it has no use_flow_sigmas; "
-            "DPMSolverMultistepScheduler and UniPCMultistepScheduler have"
+            f"{base.__name__} cannot run a flow-matching model: it has no use_flow_sigmas; {', '.join(known)} have"
         )
 
     class Shifted(base):  # type: ignore[misc]
@@ -59,6 +64,14 @@ def flow_sampler(base: Any, before: Any, settings: dict[str, Any]) -> Any:
     Shifted.__name__ = base.__name__
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return Shifted(**flow, flow_shift=shift, use_dynamic_shifting=dynamic, **settings)
+
+
+def flow_samplers() -> list[str]:
+    """Returns the names of the schedulers of diffusers that can run a flow-matching model, but its own."""
+    import diffusers
+
+    kinds = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")}
+    return sorted(name for name, kind in kinds.items() if "use_flow_sigmas" in inspect.signature(kind).parameters)
 
 
 def is_flow(scheduler: Any) -> bool:
