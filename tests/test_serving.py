@@ -313,6 +313,21 @@ def test_a_loop_that_is_lost_at_a_skipped_step_fails_instead_of_going_on(tmp_pat
         request.begin()
 
 
+def test_latents_that_are_denoised_side_by_side_have_histories_each(tmp_path: Path) -> None:
+    reuse = schedule_of(tiny_flux(), [0, 4], forecast=Extrapolate(order=0))
+    request = Request(server(tmp_path, reuse))
+    request.start(reuse.grid.times, RequestCall())
+    for index in range(STEPS):
+        x = (torch.full((1, 2), float(index)), torch.full((1, 3), -float(index)))
+        known = request.end(x, x) if request.begin() else request.end(x, (x[0] * 0, x[1] * 0))
+        source = 0.0 if index < 4 else 4.0
+        assert known[0].tolist() == [[source] * 2] and known[1].tolist() == [[-source] * 3]
+    request.start(reuse.grid.times, RequestCall())  # another loop of the same request
+    assert request.begin() and request.index == 0
+    request.close(failed=True)
+    assert request.evidence == "extrapolated" and request.server.metrics.aborted == 1
+
+
 def test_what_sees_the_run_needs_one_process(tmp_path: Path) -> None:
     from adaptcache.policies.drift import Drift
 
