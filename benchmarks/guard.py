@@ -1,8 +1,7 @@
-"""What the guard notices: `python -m benchmarks.guard --cache DIR`, with the cache of `benchmarks/gears.py`.
+"""What the guard notices, and whether a slower schedule does more with the calls: `python -m benchmarks.guard`.
 
-Runs the demo model by the plan of its schedule for 4x, matched on prompts of mixed difficulty, with and
-without the guard, with its own weights and with noise added to them, and prints how often the guard is heard
-and what it saves.
+Runs the demo model by shipped schedules, with its own weights and with noise added to them: the fastest with and
+without the guard, slower ones without. Prints mean calls and decibels against the full run of the same weights.
 """
 
 from __future__ import annotations
@@ -14,20 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import adaptcache
-from adaptcache.calibration.match import match
-from adaptcache.engines.diffusers.calls import call_pipeline
 from adaptcache.evaluation.metrics import psnr
-from adaptcache.policies.plan import Plan
-from adaptcache.runs import PromptSet
+from adaptcache.presets import read_prompts, resolve
 from adaptcache.schedule.schedule import Schedule
-from benchmarks.gears import FIT, PlanRuns
+
+SCHEDULES = ("4x", "2.8x", "2x")
 
 
-def shaken(pipe: Any, level: float) -> None:
+def shake(pipe: Any, level: float) -> None:
     """Adds noise to the matrices of the denoiser, relative to their standard deviations."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -39,48 +34,37 @@ def shaken(pipe: Any, level: float) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--schedule", type=Path, default=Path("schedules/emoji-flux-28-4x.json"))
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.1, 0.3])
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.3, 0.7, 1.5])
     options = parser.parse_args()
-    bench = PlanRuns(options.cache, 1.0)
-    schedule = Schedule.load(options.schedule)
-    rule = schedule.rules[0]
-    assert isinstance(rule.policy, Plan)
-    matching = match(bench.setup, bench.prompts[:FIT], schedule.steps(), bench.fitted)
-    fitted = {"policy": rule.policy.with_signals(matching.seen), "forecast": matching.forecast}
-    schedule = schedule.model_copy(update={"rules": (rule.model_copy(update=fitted),)})
-    prompts = bench.prompts[-options.prompts :]
-    table = Table("noise", "alarms", "calls", "dB without", "dB with the guard")
     warnings.simplefilter("ignore")  # that the weights are others is the point
+    preset = resolve("emoji-flux")
+    pipe, prompts = preset.load_pipeline("cpu"), read_prompts(preset.prompts).held_out[: options.prompts]
+    pipe.set_progress_bar_config(disable=True)
+
+    def made(number: int) -> np.ndarray:
+        noise = torch.Generator().manual_seed(1000 + number)
+        result = pipe(prompts[number], num_inference_steps=28, output_type="np", generator=noise, **preset.call)
+        return np.asarray(result.images[0])
+
+    tried = [(SCHEDULES[0], False), (SCHEDULES[0], True), *((name, False) for name in SCHEDULES[1:])]
+    names = [f"{name}{', guard' if guard else ''}: calls, dB" for name, guard in tried]
+    print("| noise | runs with an alarm |", " | ".join(names), "|\n|" + "---|" * (2 + len(names)), flush=True)
+    kept = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
     for level in options.levels:
-        kept = {name: value.clone() for name, value in bench.pipe.transformer.state_dict().items()}
-        shaken(bench.pipe, level)
-        rows = []
-        for prompt in prompts.batches(1):
-            full, plain, guarded, report = runs(bench, schedule, prompt)
-            rows.append(("guard" in report.why, report.made, psnr(plain, full), psnr(guarded, full)))
-        alarms, calls, before, after = np.mean(rows, axis=0)
-        cells = (f"{level:g}", f"{alarms:.0%}", f"{calls:.1f}", f"{before:.1f}", f"{after:.1f}")
-        table.add_row(*cells)
-        print(*cells, flush=True)
-        bench.pipe.transformer.load_state_dict(kept)
-    Console().print(table)
-
-
-def runs(bench: PlanRuns, schedule: Schedule, prompt: PromptSet) -> tuple[Any, Any, Any, Any]:
-    """Returns the images in full, by the schedule, and with the guard, and its report."""
-
-    def made() -> Any:
-        return call_pipeline(bench.pipe, bench.setup.call, prompt, "np")[0][0]
-
-    full = made()
-    with adaptcache.attach(bench.pipe, schedule):
-        plain = made()
-    with adaptcache.attach(bench.pipe, schedule, guard=True) as handle:
-        guarded = made()
-        return full, plain, guarded, handle.report()
+        shake(pipe, level)
+        full, cells, alarms = [made(number) for number in range(len(prompts))], list[str](), 0
+        for name, guard in tried:
+            schedule = Schedule.load(Path("schedules") / f"emoji-flux-28-{name}.json")
+            rows = []
+            with adaptcache.attach(pipe, schedule, guard=guard) as handle:
+                for number, truth in enumerate(full):
+                    rows.append((psnr(made(number), truth), handle.report().made))
+                    alarms += "guard" in handle.report().why
+            decibels, calls = np.mean(rows, axis=0)
+            cells.append(f"{calls:.1f}, {decibels:.1f}")
+        print(f"| {level:g} | {alarms} of {len(full)} |", " | ".join(cells), "|", flush=True)
+        pipe.transformer.load_state_dict(kept)
 
 
 if __name__ == "__main__":
