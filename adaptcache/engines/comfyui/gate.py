@@ -110,6 +110,7 @@ class Loop:
             self.hook.on_run_start(self.times)
         u = (x - denoised) / level if made else torch.zeros_like(x)
         self.step = ComfyStep(Step(index, self.times, self.past, x=known), 0, 0, made, known, u, self, x, level)
+        self.step.branches = 2.0 if readers or getattr(self.run.guider, "cfg", 1.0) != 1 else 1.0
         if (used := self.hook.model_output(self.step)) is not u:
             output = Output(x - level * used.to(x.dtype), self.apart)
             denoised = output.give(readers, x, timestep, options)
