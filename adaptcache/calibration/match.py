@@ -171,37 +171,28 @@ class MatchingHook(StepHook):
         return step.index in self.plan
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        index, track, key = step.step.index, step.track, (step.track, 0)
+        index, key, lead = step.step.index, (step.track, 0), self.reference.lead
+        track = self.reference.at(step.track)
         if step.made:
             return step.u
-        if (
-            step.computed
-            and self.reference.at(track) == self.reference.lead
-            and track <= self.reference.lead
-            and (before := len(step.step.past))
-        ):
+        if step.computed and track == lead >= step.track and (before := len(step.step.past)):
             outputs = [step.u, *self.history.streams[key].past]
             seen = compute_signals([self.signals[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
         self.history.record(key, step)
         if index not in self.fitted:
             return step.u
-        target = (
-            target_output(step, self.reference.y[self.reference.at(track)][index]) if self.reference.alike else None
-        )
+        target = target_output(step, self.reference.y[track][index]) if self.reference.alike else None
         if target is None:  # fit the output itself, without undoing earlier errors
-            target = self.reference.u[self.reference.at(track)][index]
+            target = self.reference.u[track][index]
         features = self.history.features(key, step.x, self.fit.features)
         weights = self.meet(NormalEquations.of(step, features, target, self.prompts))
         return self.history.combine(split_row(weights.tolist(), self.fit.features), key, step.x)
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:
-            made, truth, samples = (
-                latents.cpu(),
-                self.reference.y[self.reference.at(step.track)][-1],
-                len(self.prompts),
-            )
+            made, samples = latents.cpu(), len(self.prompts)
+            truth = self.reference.y[self.reference.at(step.track)][-1]
             pairs = ((part(made, k, samples), part(truth, k, samples)) for k in range(samples))
             self.errors += [relative_error(*pair) for pair in pairs]
 
