@@ -295,3 +295,37 @@ def test_overlapping_sites_are_an_error():
     with pytest.raises(ValueError, match="overlap"):
         Schedule(name="both", rules=(step, schedule().rules[0]))
     assert isinstance(step, Rule)
+
+
+class _Swapping(torch.nn.Module):
+    def forward(self, hidden_states, encoder_hidden_states, temb=None):
+        if temb is None:
+            return hidden_states
+        return encoder_hidden_states, hidden_states
+
+
+class _Plain(torch.nn.Module):
+    def forward(self, x, freqs):
+        return x + 1
+
+
+class _Unknown(torch.nn.Module):
+    def forward(self, x):
+        return [x], {}
+
+
+class _Stack(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([kind(), kind()])
+
+
+def test_blocks_of_a_class_that_nobody_listed_are_found_by_structure():
+    spec = find_spec(_Stack(_Swapping))
+    assert spec.blocks == ("layers",) and spec.streams == ("encoder_hidden_states", "hidden_states")
+    plain = find_spec(_Stack(_Plain))
+    assert plain.streams == ("hidden_states",) and plain.named == {"hidden_states": "x"}
+    with pytest.raises(AttachError, match=r"what _Unknown take and return cannot be told.*use the site 'step'"):
+        find_spec(_Stack(_Unknown))
+    with pytest.raises(AttachError, match="it has no list of blocks"):
+        find_spec(torch.nn.Linear(1, 1))

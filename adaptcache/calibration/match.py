@@ -171,10 +171,11 @@ class MatchingHook(StepHook):
         return step.index in self.plan
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        index, track, key = step.step.index, step.track, (step.track, 0)
+        index, key, lead = step.step.index, (step.track, 0), self.reference.lead
+        track = self.reference.at(step.track)
         if step.made:
             return step.u
-        if step.computed and track == self.reference.lead and (before := len(step.step.past)):
+        if step.computed and track == lead >= step.track and (before := len(step.step.past)):
             outputs = [step.u, *self.history.streams[key].past]
             seen = compute_signals([self.signals[before - 1]], outputs)
             self.innovations.append(seen[:, 0].double().cpu().numpy())
@@ -190,7 +191,8 @@ class MatchingHook(StepHook):
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:
-            made, truth, samples = latents.cpu(), self.reference.y[step.track][-1], len(self.prompts)
+            made, samples = latents.cpu(), len(self.prompts)
+            truth = self.reference.y[self.reference.at(step.track)][-1]
             pairs = ((part(made, k, samples), part(truth, k, samples)) for k in range(samples))
             self.errors += [relative_error(*pair) for pair in pairs]
 

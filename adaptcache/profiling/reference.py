@@ -36,6 +36,10 @@ class Trajectory:
         """The first track that was stepped: not 0 where a pipeline steps copies of its scheduler, one a frame."""
         return next((number for number, outputs in enumerate(self.u) if outputs), 0)
 
+    def at(self, track: int) -> int:
+        """The track that stands for another: a scheduler that is set anew in each loop may be numbered otherwise."""
+        return track if track < len(self.u) and self.u[track] else self.lead
+
     @property
     def alike(self) -> bool:
         """Whether outputs have the shape of the latents: a learned variance and logits have not."""
@@ -99,7 +103,7 @@ class Replay(StepHook):
         return False  # but for the first step, which always is
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        return self.trajectory.u[step.track][step.step.index].to(step.u)
+        return self.trajectory.u[self.trajectory.at(step.track)][step.step.index].to(step.u)
 
 
 def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory:

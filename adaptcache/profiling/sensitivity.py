@@ -38,7 +38,7 @@ class PerturbationHook(StepHook):
         return step.index == 0 or step.index > self.at
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        index, known = step.step.index, self.reference.u[step.track]
+        index, known = step.step.index, self.reference.u[self.reference.at(step.track)]
         if index > self.at:
             return step.u
         if index < self.at:
@@ -49,7 +49,7 @@ class PerturbationHook(StepHook):
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:
-            self.final += relative_error(latents.cpu(), self.reference.y[step.track][-1])
+            self.final += relative_error(latents.cpu(), self.reference.y[self.reference.at(step.track)][-1])
 
 
 def measure_sensitivity(

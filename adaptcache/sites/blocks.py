@@ -122,6 +122,11 @@ class Blocks(SiteHook):
     def learn(self, now: DenoiserCall, output: Streams) -> None:
         """Notes what the site added."""
         found = output if self.rule.output else added_streams(now.entered, output)
+        if IMAGE not in found:
+            raise AttachError(
+                f"the blocks of {type(self.denoiser).__name__} do not return what enters them, so there is no site "
+                "'blocks'; use the site 'step'"
+            )
         self.keep(now.branch, found, now.entered[IMAGE].shape, now.entered)
         if now.branch == 0:
             self.decision.observe(found[IMAGE])

@@ -92,26 +92,33 @@ def find_spec(denoiser: nn.Module) -> DenoiserSpec:
 def streams_of(kind: Any) -> tuple[tuple[str, ...], str] | None:
     """Returns the streams that blocks of a class return, in order, and what they call the image's.
 
-    From diffusers' registry of blocks, else from the names in the last `return` of the forward.
+    From the names in the last `return` of the forward; where these do not tell, from diffusers' registry of blocks,
+    which is wrong for some (Bria).
     """
-    given = list(inspect.signature(kind.forward).parameters)[1:]
+    given, known = list(inspect.signature(kind.forward).parameters)[1:], registered(kind)
     image = IMAGE if IMAGE in given else next(iter(given), "")
-    if (known := registered(kind)) is not None:
-        image = known.hidden_states_argument_name if known.hidden_states_argument_name in given else image
-        places = {known.return_hidden_states_index: IMAGE, known.return_encoder_hidden_states_index: TEXT}
-        return tuple(places[at] for at in sorted(at for at in places if at is not None)), image
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
-    if not image or not returns:
-        return None
-    if not isinstance(last := max(returns, key=lambda value: value.lineno), ast.Tuple):
+    if known is not None and known.hidden_states_argument_name in given:
+        image = known.hidden_states_argument_name
+    returned = returned_names(kind)
+    if image and len(returned) == 1 and (known is None or known.return_encoder_hidden_states_index is None):
         return (IMAGE,), image
-    names = [part.id if isinstance(part, ast.Name) else "" for part in last.elts]
-    streams = tuple(IMAGE if name == image else name for name in names)
-    return (streams, image) if IMAGE in streams and set(names) <= set(given) else None
+    if image in returned and set(returned) <= set(given):
+        return tuple(IMAGE if name == image else name for name in returned), image
+    if known is None:
+        return None
+    places = {known.return_hidden_states_index: IMAGE, known.return_encoder_hidden_states_index: TEXT}
+    return tuple(places[at] for at in sorted(at for at in places if at is not None)), image
+
+
+def returned_names(kind: Any) -> list[str]:
+    """Returns the names in the last `return` of the forward of a class, "" for what has none."""
+    with suppress(OSError, TypeError, SyntaxError):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+        returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+        last = max(returns, key=lambda value: value.lineno, default=None)
+        parts = last.elts if isinstance(last, ast.Tuple) else [last] if last is not None else []
+        return [part.id if isinstance(part, ast.Name) else "" for part in parts]
+    return []
 
 
 def registered(kind: Any) -> Any:
