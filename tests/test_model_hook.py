@@ -49,6 +49,22 @@ def test_it_gives_what_attach_gives(guidance: float) -> None:
     assert torch.equal(run(pipe, guidance), full)  # nothing is left behind
 
 
+def test_weights_at_computed_steps_are_used_too() -> None:
+    pipe, plain = tiny_flux(), matched()
+    row = (0.9, 0.1, 0.01, -0.01)
+    rows = tuple(row if i == 3 else old for i, old in enumerate(plain.table[0][0]))
+    schedule = fitted(pipe)
+    rule = Rule(policy=schedule.rules[0].policy, forecast=plain.model_copy(update={"table": ((rows,),)}))
+    schedule = schedule.model_copy(update={"rules": (rule,)})
+    with adaptcache.attach(pipe, fitted(pipe)):
+        without = run(pipe)
+    with adaptcache.attach(pipe, schedule):
+        expected = run(pipe)
+    with adaptcache.hook(pipe.transformer, schedule):
+        torch.testing.assert_close(run(pipe), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, without, atol=1e-3)
+
+
 def random_weights(plan: list[int], steps: int) -> Matched:
     """Weights of the last computed output and of the latents."""
     generator = torch.Generator().manual_seed(0)

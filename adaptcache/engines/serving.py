@@ -126,12 +126,14 @@ class RequestCall:
         embedded: The guidance a distilled denoiser is given as an input; None for others.
         settings: Height, width, number of frames, `guidance_rescale`: by diffusers' names.
         scheduler: The class of the scheduler.
+        branches: How many samples the denoiser is called with for each of the latents: 2 with guidance.
     """
 
     guidance: float | None = None
     embedded: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str = ""
+    branches: float = 1.0
 
     def differences(self, schedule: Schedule) -> tuple[list[str], bool]:
         """Returns how this call differs from that of the calibration, and whether so much that plain steps win."""
@@ -243,7 +245,7 @@ class Request:
         self.decided: list[bool] = []
         self.open = self.loops = 0  # whether a step has begun and not ended; loops so far
         self.entered: Tensor | None = None  # what entered the denoiser at the first step
-        self.steps = Counter[bool]()
+        self.steps, self.branches = Counter[bool](), 1.0
         self.evidence = ""
 
     @property
@@ -254,7 +256,7 @@ class Request:
     def start(self, times: Sequence[float], call: RequestCall) -> None:
         """A loop starts, on a grid of times with shape (N,): chooses a schedule, or notes why there is none."""
         self._release()
-        self.times, self.loops = tuple(times), self.loops + 1
+        self.times, self.loops, self.branches = tuple(times), self.loops + 1, call.branches
         if self.quality == "exact" or self.reason or len(self.times) < 2:
             return
         try:
@@ -331,8 +333,16 @@ class Request:
 
     def _output(self, track: int, x: Tensor, u: Tensor) -> Tensor:
         where = Step(self.index, self.times, self.past, track=track)
+        step = SchedulerStep(where, track, 0, self.decided[-1], x, u)
+        step.branches = self.branches
         assert self.runner is not None
-        return self.runner.model_output(SchedulerStep(where, track, 0, self.decided[-1], x, u))
+        try:
+            return self.runner.model_output(step)
+        except ScheduleError as error:
+            if not step.computed:
+                raise
+            self.refuse(str(error))  # a strict server: this request is not what was calibrated
+            return u
 
     def lost(self, what: str) -> None:
         """The loop does what cannot be followed: from here on every step is computed.

@@ -115,4 +115,5 @@ def asked(batch: Any, kwargs: dict[str, Any]) -> RequestCall:
     strength = given.guidance_scale if given.true_cfg_scale is None else given.true_cfg_scale
     settings = {name: getattr(given, name, None) for name in SIZE}
     guidance = strength if batch.do_classifier_free_guidance else 1.0
-    return RequestCall(guidance, embedded, settings, type(batch.scheduler).__name__)
+    branches = float(len(kwargs["cfg_policy"].branches))
+    return RequestCall(guidance, embedded, settings, type(batch.scheduler).__name__, branches)

@@ -123,6 +123,7 @@ class Running:
     def __init__(self, request: Request, pipeline: Any, batch: Any) -> None:
         self.request, self.pipeline, self.batch = request, pipeline, batch
         self.guidance: Any = None
+        self.branches = 1.0
         self.output: Any = None  # the last computed one
         self.position: Position | None = None
 
@@ -159,6 +160,8 @@ def predict(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     branches = named.get("branches", named.get("positive_kwargs", named.get("branches_kwargs")))
     first = branches[0] if isinstance(branches, list) else branches
     running.guidance = scale if isinstance(scale, (int, float)) else None
+    if named.get("do_true_cfg"):
+        running.branches = float(len(branches)) if isinstance(branches, list) else 2.0
     if running.request.begin(entering((), first or {})):
         running.output = original(*args, **kwargs)
     return running.output
@@ -192,4 +195,5 @@ def asked(running: Running, scheduler: str) -> RequestCall:
     params, denoiser = running.batch.sampling_params_list[0], running.pipeline.transformer
     embeds = getattr(getattr(denoiser, "config", None), "guidance_embeds", vars(denoiser).get("guidance_embeds"))
     settings = {name: getattr(params, name, None) for name in SIZE}
-    return RequestCall(running.guidance, params.guidance_scale if embeds else None, settings, scheduler)
+    embedded = params.guidance_scale if embeds else None
+    return RequestCall(running.guidance, embedded, settings, scheduler, running.branches)

@@ -95,6 +95,8 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
             output = self.fn_ref.original_forward(*args, **kwargs)
             if index >= 0 and x is not None:
                 self._keep(state, index, x, output)
+                if self.forecast.corrects(step) and state.past[1 : self.depth] == due[: self.depth - 1]:
+                    return with_tensor(output, self.forecast.combine(state.history.known("", x), step))
             return output
         self.skipped += 1
         forecast = self.forecast.combine(state.history.known("", x), step)
@@ -169,9 +171,11 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
 
 def uses_latents(forecast: Forecast, times: tuple[float, ...], plan: frozenset[int], gear: int) -> bool:
     """Whether any forecast of a plan weighs latents."""
-    for index in sorted(set(range(len(times))) - plan):
-        past = tuple(sorted((i for i in plan if i < index), reverse=True))
-        weights = forecast.weights(Step(index, times, past, gear))
+    for index in range(len(times)):
+        step = Step(index, times, tuple(sorted((i for i in plan if i < index), reverse=True)), gear)
+        if index in plan and not forecast.corrects(step):
+            continue
+        weights = forecast.weights(step)
         if weights.x or weights.x0 or weights.past_x:
             return True
     return False
