@@ -79,19 +79,17 @@ class ApplySchedule:
         strict = (
             "An error instead of a warning where weights, sampler, steps, cfg or size are not the calibrated ones."
         )
-        guard = "Compute more where a run is unlike the calibration prompts."
         return {
             "required": {
                 "model": widget("MODEL", "It stays as it is; the output is a clone of it."),
                 "schedule": widget("ADAPTCACHE_SCHEDULE", "From Load Schedule or Calibrate Schedule."),
                 "gear": widget("INT", gear, default=-1, min=-1, max=15),
                 "strict": widget("BOOLEAN", strict, default=False),
-                "guard": widget("BOOLEAN", guard, default=False),
             }
         }
 
-    def apply(self, model: Any, schedule: Schedule, gear: int, strict: bool, guard: bool) -> tuple[Any]:
-        return (Applied(model, schedule, strict=strict, gear=None if gear < 0 else gear, guard=guard).model,)
+    def apply(self, model: Any, schedule: Schedule, gear: int, strict: bool) -> tuple[Any]:
+        return (Applied(model, schedule, strict=strict, gear=None if gear < 0 else gear).model,)
 
 
 class Instant:

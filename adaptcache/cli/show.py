@@ -103,7 +103,7 @@ def add_policy(view: Table, schedule: Schedule) -> None:
         view.add_row("guesses, held-out R2", shown)
     if isinstance(policy, Plan) and policy.signal_specs is not None:
         seen = "theory expects" if schedule.from_theory else "calibration saw"
-        view.add_row("guard", f"has bands of what {seen}: attach(..., guard=True)")
+        view.add_row("bands", f"of what {seen} at computed steps: report().unlike")
 
 
 def add_evidence(view: Table, schedule: Schedule) -> None:

@@ -150,9 +150,9 @@ def attach(
         strict: Refuse grids the schedule was not fitted on, other weights and other arguments, where it would warn.
         gear: Which plan to follow, from the fastest (0). None leaves it to schedules that choose one for
             each prompt, and is the fastest of others.
-        guard: Compare what is seen at computed steps with what calibration saw. Where it differs (other
-            weights, another kind of prompt), the run shifts to a slower gear, or computes everything. None is
-            False, and True with `speed`.
+        guard: With `speed`: compute everything from where computed steps are farther from their forecasts than theory
+            expects of any model; None is True. With a schedule it is deprecated: a slower gear does more with the
+            calls.
         allow: Findings to run with that are refused otherwise: "guidance" beyond twice the calibrated one.
 
     Returns:
@@ -179,6 +179,13 @@ def attach(
         if gear is not None or strict:
             raise TypeError("gear and strict are for calibrated schedules: an instant one has one gear, for any grid")
         return Handle(pipe, InstantRunner(speed, read_run, guard is not False), allow)
+    if guard:
+        warnings.warn(
+            "the guard of calibrated schedules goes with version 0.3: a slower gear or schedule does more with the calls "
+            "(docs/adaptive.md); report().unlike says what the guard saw",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     return Handle(pipe, Runner(as_schedule(schedule), strict, gear, bool(guard)), allow)
 
 
