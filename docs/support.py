@@ -167,7 +167,7 @@ def row_of(name: str, kind: Any, here: Mapping[str, list[str]], elsewhere: Mappi
         return [f"`{name}`", "not built here", "", "", f"needs {', '.join(packages)}"]
     if kind in (diffusers.DiffusionPipeline, diffusers.ModularPipeline):
         return [f"`{name}`", "not built here", "", "", "a base class"]
-    return [f"`{name}`", "not built here", "", "", "no tiny parts for it"]
+    return [f"`{name}`", "not built here", "", "", "no tiny parts here, and not measured on others yet"]
 
 
 def refusal(kind: Any) -> str:
