@@ -59,11 +59,13 @@ def backend(cache_config: Any) -> Any:
 
     if isinstance(cache_config, dict):
         cache_config = DiffusionCacheConfig.from_dict(cache_config)
-    config = ServingConfig.of(getattr(cache_config, "_extra_params", {}))
-    if config is None:
+    found = ServingConfig.of(getattr(cache_config, "_extra_params", {}))
+    if found is None:
         raise ScheduleError(
             f'--cache-backend {NAME} without a schedule: --cache-config \'{{"schedule": "flux.json"}}\', or {SOURCE}'
         )
+
+    config = found
 
     class AdaptcacheBackend(CacheBackend):  # type: ignore[misc]
         """Runs requests by schedules."""

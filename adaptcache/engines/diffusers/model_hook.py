@@ -84,9 +84,10 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Calls the denoiser, or returns a forecast of what it would return."""
-        context, x, time = self.context._context, entering(args, kwargs), time_argument(args, kwargs)
+        context, x, given = self.context._context, entering(args, kwargs), time_argument(args, kwargs)
         name, at = (context.name, getattr(context, "step_index", None)) if context else ("", None)
-        state = self._state(name, time := float("nan") if time is None else number_of(time))
+        time = float("nan") if given is None else number_of(given)
+        state = self._state(name, time)
         index = state.index = self._find(state, time, at)
         step = Step(index, self.times, state.past, self.gear)
         due = tuple(sorted((i for i in self.plan if i < index), reverse=True))
