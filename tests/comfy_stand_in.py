@@ -374,7 +374,7 @@ def walk_through(pack: Any, given: dict[str, Any], sample: Callable[[Any], Tenso
     assert f"{given['name']}.json" in choices
     schedule, about = nodes["AdaptcacheLoadSchedule"].load(f"{given['name']}.json")
     assert "6 of 12 steps computed" in about
-    (fast,) = nodes["AdaptcacheApplySchedule"].apply(given["model"], schedule, -1, True, False)
+    (fast,) = nodes["AdaptcacheApplySchedule"].apply(given["model"], schedule, -1, True)
     report = nodes["AdaptcacheReport"].report(fast, {"samples": sample(fast)})["result"][0]
     assert "6 denoiser calls made, 6 skipped (calibrated)" in report
     rest = {name: value for name, value in given.items() if name not in ("speed", "held_out", "name")}

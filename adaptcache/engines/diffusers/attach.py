@@ -181,7 +181,7 @@ def attach(
         return Handle(pipe, InstantRunner(speed, read_run, guard is not False), allow)
     if guard:
         warnings.warn(
-            "the guard of calibrated schedules goes with version 0.3: a slower gear or schedule does more with the calls "
+            "the guard of calibrated schedules goes with version 0.3: a slower schedule does more with the calls "
             "(docs/adaptive.md); report().unlike says what the guard saw",
             DeprecationWarning,
             stacklevel=2,
