@@ -21,7 +21,7 @@ from warnings import catch_warnings
 import numpy as np
 
 from ..cache import Cache
-from ..calibration.fit import plans_for
+from ..calibration.search import plans_for
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
