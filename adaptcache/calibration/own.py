@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -65,7 +66,7 @@ def measured_at(setup: Setup, prompts: PromptSet, measurement: Measurement, time
     runs = [through(run, times) for run in measurement.runs]
     jobs = zip(runs, setup.batches(prompts), strict=True)
     rows = [row for run, batch in jobs for row in statistics_of(run, batch)]
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), **arrays)
     return Measurement(profile, runs, refine=max(2, measurement.refine), own=True)
 

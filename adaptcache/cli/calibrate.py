@@ -168,8 +168,8 @@ def calibrate(
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
         first = ""
         if not (method or budgets):
-            asked = calls_for(steps, budget, speed), len(calibration), len(known.held_out[:eval_on])
-            first = announce(steps, *asked, effort)
+            size = len(calibration), len(known.held_out[:eval_on]), effort
+            first = announce(steps, calls_for(steps, budget, speed), *size)
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
