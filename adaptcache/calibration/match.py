@@ -165,6 +165,7 @@ class MatchingHook(StepHook):
         self.rows: Sequence[
             Sequence[Sequence[float]]
         ] = ()  # by track and step: weights to run by, where these are known
+        self.forced = False  # whether calls were made that the plan does not have
         self.final: list[Tensor] = []  # the latents that each track ends at
         self.signals: Sequence[tuple[float, ...]] = ()  # of each computed step after the first: its innovation
         self.innovations: list[Array] = []  # likewise, in decades
@@ -182,6 +183,7 @@ class MatchingHook(StepHook):
     def model_output(self, step: SchedulerStep) -> Tensor:
         index, track = step.step.index, step.track
         if step.made:
+            self.forced = True
             return step.u
         own, given = self.begun[track, index] if index < self.start else (step.u, None)
         given = given if index < self.weighed else None
@@ -241,6 +243,7 @@ class Matching:
         cost: Denoiser calls that were made, in full runs of one prompt.
         plan: The plan.
         times: The times of its steps.
+        forced: Whether calls were made that the plan does not have: then no other run can begin like these.
         paths: How the runs of this rank's batches went.
     """
 
@@ -250,6 +253,7 @@ class Matching:
     cost: float = 0.0
     plan: tuple[int, ...] = ()
     times: tuple[float, ...] = ()
+    forced: bool = False
     paths: list[Path] = field(default_factory=list, compare=False, repr=False)
 
 
@@ -279,7 +283,7 @@ def match(
     profile, runs, ranks = measurement.profile, measurement.runs, setup.ranks
     lead = max(ranks.exchange(runs[0].lead if runs else 0))
     if not all(ranks.exchange(all(run.alike for run in runs))):
-        fit = replace(fit, features=())
+        fit, begun = replace(fit, features=()), None  # where shapes change, calls are made that no plan has
     if not profile.noisy:
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     jobs = setup.batches(prompts)
@@ -287,6 +291,8 @@ def match(
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
     table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(min(tracks, TRACKS))]
     times, start, weighed = tuple(map(float, profile.times)), 0, 0
+    if begun and begun.forced:
+        begun = None
     if begun:
         start = weighed = min(set(plan) ^ set(begun.plan), default=profile.steps)
         if moved := [i for i, (a, b) in enumerate(zip(times, begun.times, strict=True)) if a != b]:
@@ -342,7 +348,8 @@ def match(
     error = float(np.exp(np.log(np.maximum(ends, EXACT)).mean()))
     paid = sum(itertools.chain(*ranks.exchange(sorted(cost))))
     paths = [hook.path for hook in hooks]
-    return Matching(forecast, error, list(zip(signals, seen, strict=True)), paid, tuple(plan), times, paths)
+    forced = any(ranks.exchange(any(hook.forced for hook in hooks)))
+    return Matching(forecast, error, list(zip(signals, seen, strict=True)), paid, tuple(plan), times, forced, paths)
 
 
 def columns(fit: Fit, outputs: int) -> int:

@@ -88,7 +88,8 @@ def fit_own_times(
         ScheduleError: The sampler is none of those that go straight from step to step.
     """
     scheduler = setup.engine.describe(setup.call)[1]
-    if scheduler != EULER or measurement.profile.noisy:
+    alike = all(run.alike and run.lead == 0 for run in measurement.runs)
+    if scheduler != EULER or measurement.profile.noisy or not alike:
         raise ScheduleError(
             f"own times need full runs of a {EULER} that adds no noise, this is a {scheduler}: calibrate on the grid"
         )
@@ -106,7 +107,7 @@ def fit_own_times(
         # Costs are counted in runs of as many steps as calls.
         return replace(found, cost=found.cost * calls / steps)
 
-    start = tuple(full[step] for step in plan.plan)
+    start, first = (tuple(full[step] for step in steps) for steps in (plan.plan, plan.start))
     best = judge(start, judges)
     spent += best.cost
     tried, sizes = 1, dict.fromkeys(((m, way) for m in range(1, calls) for way in (-1, 1)), SIZE)
@@ -130,7 +131,7 @@ def fit_own_times(
         sizes[key] = min(sizes[key], 0.8)
         queue.insert(0, key) if gains else queue.append(key)
     report(max(round(effort - plan.cost), 1))
-    ends = [judge(times, len(prompts)) for times in dict.fromkeys((best.times, start))]
+    ends = [judge(times, len(prompts)) for times in dict.fromkeys((best.times, start, first))]
     spent += sum(end.cost for end in ends)
     final = min(ends, key=lambda end: end.error)
     here = measured_at(setup, prompts, measurement, final.times)
