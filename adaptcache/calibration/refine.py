@@ -3,7 +3,7 @@
 Matching chooses the weights of a step by where that step lands, and knows nothing of what comes after. Levenberg and
 Marquardt's method goes on from there, on the final latents. Derivatives are differences of runs, in which everything
 before the changed weight is replayed. The steps between two calls are one linear map of the same features, so only the
-weights of the last step of each such stretch are changed; and the times, where they are a schedule's own.
+weights of the last step of each such stretch are changed.
 """
 
 from __future__ import annotations
@@ -130,11 +130,10 @@ def truths_of(hooks: Sequence[MatchingHook]) -> list[Tensor]:
     ]
 
 
-def columns_of(point: Point, plan: Sequence[int], own: bool) -> list[Column]:
-    """Returns what is refined: the weights of the last step of each stretch between two calls, and own times."""
+def columns_of(point: Point, plan: Sequence[int]) -> list[Column]:
+    """Returns what is refined: the weights of the last step of each stretch between two calls."""
     ends = [*(step - 1 for step in plan[1:]), len(point.times) - 1]
-    weights = [(track, i, k) for track, rows in enumerate(point.rows) for i in ends for k in range(len(rows[i]))]
-    return [*weights, *((-1, step, 0) for step in range(1, len(point.times)) if own)]
+    return [(track, i, k) for track, rows in enumerate(point.rows) for i in ends for k in range(len(rows[i]))]
 
 
 def refine(
@@ -155,7 +154,7 @@ def refine(
         Refiner(setup, prompts, measurement, matching, fit),
         Point(matching.forecast.table[0], matching.times),
     )
-    columns = columns_of(point, matching.plan, measurement.own)
+    columns = columns_of(point, matching.plan)
     steps, plan = len(point.times), matching.plan
     each = len(plan) + sum(1 + sum(call > step for call in plan) for _, step, _ in columns)  # calls of a prompt
     tested = len(DAMPING) * len(prompts) * len(plan)
