@@ -56,6 +56,7 @@ class StepHook:
         reads_input: Whether `should_compute` looks at what enters the denoiser (`Step.x`).
     """
 
+    own_times: tuple[float, ...] = ()  # that a run has instead of those of its grid
     follows_views = True
     follows_loops = True
     reads_input = False
@@ -67,6 +68,9 @@ class StepHook:
     def follows(self, times: tuple[float, ...]) -> bool:
         """Whether a loop on this grid is followed; it is computed in full otherwise, and nothing of it is told."""
         return True
+
+    def on_grid(self, times: tuple[float, ...]) -> None:
+        """A run is about to have `own_times` instead of these, with shape (N,). Not called of hooks without."""
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         """A loop has started, on a grid of times with shape (N,). Called before its first `model_output`."""

@@ -14,6 +14,7 @@ from conftest import STEPS, embedded, tiny_flux
 
 import adaptcache
 from adaptcache import comparison
+from adaptcache.calibration.search import EFFORT
 from adaptcache.comparison.baselines import BASELINES, Case, Ready, annealing, searched
 from adaptcache.comparison.baselines.align import AlignYourSteps, stretch
 from adaptcache.comparison.baselines.annealing import anneal
@@ -283,7 +284,8 @@ def test_what_was_fitted_cost_what_the_runs_add_up_to() -> None:
     ours = cost["adaptcache"].calibration
     assert ours["full runs"] == pytest.approx(3 * STEPS)
     assert ours["sensitivity of each step"] == pytest.approx(2 * sum(STEPS - k for k in range(1, STEPS)))
-    assert ours["matching"] > 0 and ours["matching"] % (3 * STEPS / 2) == pytest.approx(0)  # some plans
+    assert 0 < ours["searching"] <= EFFORT * STEPS
+    assert 3 * STEPS / 2 <= ours["matching"] + 1e-6 and ours["matching"] <= 3 * STEPS + 1e-6  # of one plan or two
     assert cost["L2P"].calibration == {name: ours[name] for name in ("full runs", "sensitivity of each step")}
     assert cost["TeaCache"].calibration["calibration"] == pytest.approx(STEPS, rel=0.05)
     assert cost["fewer steps"].calibration == {} and cost["fewer steps"].settings == STEPS / 2

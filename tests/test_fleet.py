@@ -14,6 +14,7 @@ def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
         pipe, prompts[:3], num_inference_steps=STEPS, budget=0.5, pipe_kwargs=CALL.arguments, batch_size=2,
         eval_prompts=prompts[3:], progress=tally.progress,
     )  # fmt: skip
-    plans = tally.stages["matching 4 calls"] // (3 * 4)
-    assert 1 <= plans <= 5 and tally.open == 0
-    assert dict(tally.stages) == Size(STEPS, 4, 3, 2).passes(plans)
+    expected = Size(STEPS, 4, 3, 2).passes()
+    for stage, least in (("searching 4 calls", 1), ("matching 4 calls", 3 * 4)):  # plans that begin alike share that
+        assert least <= tally.stages.pop(stage) <= expected.pop(stage)
+    assert dict(tally.stages) == expected and tally.open == 0

@@ -70,7 +70,7 @@ def test_a_folder_holds_several_schedules_and_one_card(fitted: Schedule, tmp_pat
     assert Schedule.from_pretrained(tmp_path, "fast").name == "fast one"
     assert Schedule.from_pretrained(tmp_path.parent, subfolder=tmp_path.name, name="fast").name == "fast one"
     text = (tmp_path / "README.md").read_text()
-    assert "| (default) | 9 | 3 | 41.2 dB | 37.5 dB | 32 held-out |" in text
+    assert "| (default) | 9 | 3 | 41.2 dB | 37.5 dB |  | 32 held-out |" in text
     assert "| `fast` | 9 |  | not measured |  |  |" in text
 
 

@@ -21,6 +21,7 @@ from diffusers import (
 import adaptcache
 from adaptcache.calibration.fit import build_schedule, fit_schedule
 from adaptcache.calibration.match import Fit, match, target_output
+from adaptcache.calibration.search import moves, plans_for, search_plan
 from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.forecasts.extrapolate import Extrapolate
@@ -201,3 +202,40 @@ def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
         alone = statistics_of(single, PromptSet.of(prompts[:1]))[0]
         for name, values in row.items():
             assert values == pytest.approx(alone[name], rel=1e-6)
+
+
+def test_a_plan_that_begins_like_another_is_matched_by_its_own_calls_alone(pipe: FluxPipeline, prompts: list) -> None:
+    setup, chosen = CALL.of(pipe, batch_size=2), PromptSet.of(prompts[:4])
+    recorded = record(setup, chosen)
+    first = match(setup, chosen, [0, 2, 4, 6], recorded)
+    alone, shared = (match(setup, chosen, [0, 2, 5, 6], recorded, begun=begun) for begun in (None, first))
+    assert shared.forecast == alone.forecast and shared.error == alone.error
+    for (_, here), (_, there) in zip(shared.seen, alone.seen, strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert first.cost == alone.cost == 4 * 4 / STEPS
+    assert shared.cost == 4 * 3 / STEPS  # the first step is always computed, then those from the difference on
+    assert match(setup, chosen, first.plan, recorded, begun=shared).error == first.error
+
+
+def test_a_search_finds_no_worse_plan_and_costs_no_more_than_it_may(pipe: FluxPipeline, prompts: list) -> None:
+    setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
+    measured, fit = measure(setup, chosen), Fit()
+    none = search_plan(setup, chosen, measured, 3, fit, effort=0.0)
+    assert none.plan == none.start == next(iter(plans_for(measured.profile, 3))) and none.cost == none.tried == 0
+    found = search_plan(setup, chosen, measured, 3, fit, effort=20.0)
+    assert 0 < found.cost <= 20 and found.tried > 1
+    few = measured.head(2, 4)
+    errors = [match(setup, chosen[:2], plan, few, fit).error for plan in (found.plan, found.start)]
+    assert (
+        errors[0]
+        <= errors[1]
+        == min(match(setup, chosen[:2], plan, few, fit).error for plan in plans_for(measured.profile, 3))
+    )
+    made = fit_schedule(setup, chosen, measured, 3, effort=2.0).made["search"]
+    assert made["full_runs"] <= 2 + 2 * 4 * 3 / STEPS and made["gain_db"] >= 0
+
+
+def test_calls_are_moved_alone_and_in_pairs_within_the_run() -> None:
+    found = set(moves((0, 2, 6), 7))
+    assert (0, 3, 6) in found and (0, 2, 5) in found and (0, 1, 5) in found and (0, 4, 6) in found
+    assert all(plan[0] == 0 and plan[-1] < 7 and len(set(plan)) == 3 for plan in found) and (0, 2, 6) not in found

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy
 
-from adaptcache.calibration.fit import plans_for
+from adaptcache.calibration.search import plans_for
 from adaptcache.fitting.kernel import pair_errors
 from adaptcache.fitting.plan import best_plan, even_plan, minmax_plan, reuse_costs
 from adaptcache.policies.plan import Plan

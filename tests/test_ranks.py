@@ -80,7 +80,9 @@ def test_two_ranks_give_the_profile_and_the_schedule_of_one_and_share_its_work(t
     results = launch(calibrated, 2, 5, 2)
     same(results, expected)
     total = sum(calls for *_, calls in results)
-    assert total == expected[2] and max(calls for *_, calls in results) < 0.7 * total
+    assert (
+        total == expected[2] and max(calls for *_, calls in results) < 0.75 * total
+    )  # plans are searched on one batch
 
 
 @pytest.mark.slow

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from ..cache import feed
 from ..engines import make_setup, refuse_unknown
 from ..evaluation.certify import QualityTarget
+from ..evaluation.matrix import measure_matrix
 from ..evaluation.validate import validate
 from ..limits import check_name
 from ..profiling.measure import measure
@@ -21,6 +23,8 @@ from .fit import fit_schedule
 from .gears import GearOptions, calibrate_gears
 from .match import Fit
 from .methods import fit_method
+from .own import fit_own_times
+from .search import EFFORT
 
 
 def calls_for(steps: int, budget: float | None = None, speed: float | None = None) -> int:
@@ -58,6 +62,10 @@ class Goal:
             sampler's own error as well.
         fit: What the forecast may use.
         name: What the schedule is called.
+        effort: Full runs of one prompt that the search of a plan may cost; 0 takes the planner's first proposal.
+        times: "own": the schedule has noise levels of its own instead of steps of the grid, so that a run is as many
+            steps as calls; "grid": all steps of the grid are there, and some are skipped.
+        matrix: Measures it at other steps, guidance and sizes too: True, or the arguments that differ, by cell.
         params: Fields of the method's policy and forecast that are not fitted.
     """
 
@@ -74,6 +82,9 @@ class Goal:
     fit: Fit = Fit()  # noqa: RUF009 - frozen
     name: str | None = None
     params: dict[str, Any] | None = None
+    effort: float = EFFORT
+    times: Literal["grid", "own"] = "grid"
+    matrix: bool | Sequence[Mapping[str, Any]] = False
 
     def refine(self, steps: int) -> int:
         """Returns the steps of the reference in each step of the grid."""
@@ -139,6 +150,18 @@ class Goal:
             calls_for(steps, self.budget, self.speed)
         if self.name:
             check_name(self.name)
+        if self.matrix and not len(held_out):
+            raise ValueError("a matrix is measured on held-out prompts: give eval_prompts (--eval-on)")
+        if self.matrix and setup.ranks.size > 1:
+            raise ValueError("a matrix is measured in one process: start without a launcher")
+        if self.times not in ("grid", "own"):
+            raise ValueError(f"times must be 'grid' or 'own', got {self.times!r:.40}")
+        if self.times == "own" and (self.gears or self.method or setup.ranks.size > 1):
+            raise ValueError(
+                "own times are searched for one plan in one process: leave out gears, method and launchers"
+            )
+        if not 0 <= self.effort < math.inf:
+            raise ValueError(f"effort must be 0 or more full runs of one prompt, got {self.effort:g}")
         if self.method:
             find_method(self.method)
             if site := (self.params or {}).get("site"):
@@ -195,12 +218,12 @@ def calibrate(
         speed: All calls over calls made, 1 or more.
         eval_prompts: Held-out prompts to measure the quality on; none leaves the schedule without evidence.
         options: Of the goal (see `Goal`): `budget`, `gears`, `method`, `min_psnr`, `max_failure_rate`,
-            `confidence`, `certify`, `groups`, `reference_steps`, `fit`, `name`; of the runs: `seed` (the noise of
-            prompt number k is drawn with seed + k), `batch_size` (as many prompts as fit are fastest), `cache_dir`
-            (a folder or a `Cache` where full runs are kept, so that another target costs seconds), `ranks`,
-            `progress` (a bar by default, False for none, or a function of stage, done and of); and arguments of the
-            pipeline: `height`, `guidance_scale`, ..., here or together as `pipe_kwargs`, where also those go that
-            its call does not name (`**kwargs`).
+            `confidence`, `certify`, `groups`, `reference_steps`, `effort`, `times`, `matrix`, `fit`, `name`; of runs:
+            `seed` (the noise of prompt number k is drawn with seed + k), `batch_size` (as many as fit are fastest),
+            `cache_dir` (a folder or a `Cache` where full runs are kept, so that another target costs seconds),
+            `ranks`, `progress` (a bar by default, False for none, or a function of stage, done and of); and arguments
+            of the pipeline: `height`, `guidance_scale`, ..., here or together as `pipe_kwargs`, where also those go
+            that its call does not name (`**kwargs`).
 
     Returns:
         The schedule, the same on all ranks; `save` it, or `attach` it.
@@ -236,9 +259,12 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
         schedule = fit_method(setup, prompts, measurement.profile, goal.method, budget, goal.params)
     else:
         calls_made = calls_for(measurement.profile.steps, goal.budget, goal.speed)
-        schedule = fit_schedule(setup, prompts, measurement, calls_made, goal.fit)
+        fitted = fit_own_times if goal.times == "own" else fit_schedule
+        schedule = fitted(setup, prompts, measurement, calls_made, goal.fit, goal.effort)
     if goal.name:
         schedule = schedule.model_copy(update={"name": goal.name})
     if len(held_out):
         schedule = validate(setup, held_out, schedule, refine=refine, target=target, groups=goal.groups)
+    if goal.matrix:
+        schedule = measure_matrix(setup, held_out, schedule, None if goal.matrix is True else goal.matrix)
     return schedule

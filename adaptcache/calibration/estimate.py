@@ -14,10 +14,10 @@ from ..hooks import SchedulerStep, StepHook
 from ..profiling.measure import PERTURBED
 from ..runs import PromptSet, Setup
 from ..step import Step
-from .fit import TRUST
+from .search import EFFORT, judges_for
 
-PLANS = (1, len(TRUST) + 1)  # that are matched: by each degree of trust, and even steps; some are the same
-LIKELY = 3
+PLANS = (1, 2)  # that are matched on all prompts: what the search began with and what it found, which may be the same
+LIKELY = 2
 PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
 
 
@@ -30,25 +30,30 @@ class Size:
         calls: Steps that are computed.
         prompts: Calibration prompts.
         held_out: Held-out prompts.
+        effort: Full runs of one prompt that the search of the plan may cost.
     """
 
     steps: int
     calls: int
     prompts: int
     held_out: int = 0
+    effort: float = EFFORT
 
     def passes(self, plans: int = LIKELY) -> dict[str, int]:
         """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
 
         Arguments:
-            plans: How many are matched.
+            plans: How many are matched on all prompts. Searching and matching may cost less: beginnings are shared.
         """
         stages = {
             "full runs": self.prompts * self.steps,
             "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
+            f"searching {self.calls} calls": int(self.effort * self.steps),
             f"matching {self.calls} calls": plans * self.prompts * self.calls,
             "held-out, full": self.held_out * self.steps,
             "held-out, by schedule": self.held_out * self.calls,
+            "precision floor": min(2, self.held_out) * self.steps * (self.held_out > 1),
+            "held-out, fewer steps": self.held_out * self.calls,
         }
         return {stage: count for stage, count in stages.items() if count}
 
@@ -118,7 +123,7 @@ class StepTimer(StepHook):
         return sum(skipped) / len(skipped) if skipped else 0.0
 
 
-def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int) -> Estimate:
+def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, effort: float = EFFORT) -> Estimate:
     """Times three short runs, of four computed steps each, and returns what a calibration like this will cost.
 
     Arguments:
@@ -126,8 +131,9 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int) 
         prompts: Calibration prompts.
         held_out: Held-out prompts.
         calls: Steps that are computed.
+        effort: Full runs of one prompt that the search of the plan may cost.
     """
-    size = Size(setup.call.num_inference_steps, calls, len(prompts), len(held_out))
+    size = Size(setup.call.num_inference_steps, calls, len(prompts), len(held_out), effort)
     few, many = prompts[:PERTURBED], prompts[: setup.batch_size]
     timed_run(setup, few, decode=False)  # loads, compiles and picks its kernels
     small, around_small, _ = timed_run(setup, few, decode=False)
@@ -144,12 +150,15 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int) 
         return sum(each)
 
     def total(plans: int) -> float:
-        pairs = n * (n - 1) / 2
+        pairs, judges = n * (n - 1) / 2, judges_for(effort, size.prompts)
+        searched = effort * n / (judges * calls)  # plans
         return (
             runs(size.prompts, n, around_small)
             + (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds)
+            + searched * runs(judges, calls, around_small, PREVIEWS * skip)
             + plans * runs(size.prompts, calls, around_small, PREVIEWS * skip)
-            + runs(size.held_out, n, around) + runs(size.held_out, calls, around)
+            + runs(size.held_out, n, around) + 2 * runs(size.held_out, calls, around)
+            + runs(min(2, size.held_out), n, around)
         ) / setup.ranks.size  # fmt: skip
 
     runs_kept = n * large.kept // len(many) * size.prompts

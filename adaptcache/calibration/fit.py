@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..fitting.plan import best_plan, even_plan
 from ..policies.plan import Plan
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -13,9 +14,11 @@ from ..runs import PromptSet, Setup
 from ..schedule.format import Denoiser, Grid, Kernel
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .match import Fit, match
+from .match import Fit, Matching, match
+from .refine import refine
+from .search import EFFORT, search_plan
 
-TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # exponents of the measured sensitivity
+SEARCHED = 0.3  # of a large effort, that goes into the plan; the rest goes into its weights
 
 
 def fit_schedule(
@@ -24,38 +27,39 @@ def fit_schedule(
     measurement: Measurement,
     calls: int,
     fit: Fit = Fit(),  # noqa: B008 - frozen
+    effort: float = EFFORT,
 ) -> Schedule:
-    """Plans `calls` computed steps and matches the weights of the others.
+    """Plans `calls` computed steps and matches their weights.
 
-    Several plans are matched, and the one is taken whose runs end closest to the reference.
+    The plan that the search found is compared with that it began with on all prompts.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: The prompts of the measurement.
+        measurement: What full runs on these prompts gave.
+        calls: How many steps are computed.
+        fit: What the forecast may use.
+        effort: Full runs of one prompt that the search of the plan may cost.
     """
     profile = measurement.profile
     times = tuple(map(float, profile.times))
-    plans, matchings = sorted(plans_for(profile, calls)), []
-    for number, plan in enumerate(plans):
+    found = search_plan(setup, prompts, measurement, calls, fit, min(effort, max(EFFORT, SEARCHED * effort)))
+    plans, matchings = list(dict.fromkeys((found.plan, found.start))), list[Matching]()
+    for number, plan in enumerate(plans):  # a few prompts may have been wrong about them
         report = setup.stage(f"matching {calls} calls", len(plans) * len(times), number * len(times))
-        matchings.append(match(setup, prompts, plan, measurement, fit, report))
-        report(len(times))  # the last steps may have been computed ones
-    best = min(range(len(plans)), key=lambda number: matchings[number].error)
-    policy = Plan.of(plans[best], times).with_signals(matchings[best].seen)
-    rule = Rule(policy=policy, forecast=matchings[best].forecast)
-    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
+        matchings.append(match(setup, prompts, plan, measurement, fit, report, matchings[0] if matchings else None))
+        report(len(times))  # the last steps may have no weights
+    best = min(matchings, key=lambda matching: matching.error)
+    refined = 0.0
+    if setup.ranks.size == 1:
+        best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - found.cost)
+        refined = best.cost
+    rule = Rule(policy=Plan.of(best.plan, times).with_signals(best.seen), forecast=best.forecast)
+    cost = found.cost + sum(matching.cost for matching in matchings) + refined
+    gain = 10 * math.log10(matchings[-1].error / best.error)
+    spent = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
+    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": spent}
     return build_schedule(setup, profile, (rule,), about)
-
-
-def plans_for(profile: Profile, calls: int) -> dict[tuple[int, ...], str]:
-    """Returns the plans that are worth matching, each with where it comes from.
-
-    The sensitivity of a step was measured without matching, which undoes much of an early error. So it is
-    trusted in several degrees. With few calls in a rough run errors do not add up as planning assumes, and
-    nothing beats even steps: these are always among them.
-    """
-    errors, plans = profile.errors, dict[tuple[int, ...], str]()
-    for trust in TRUST:
-        plan = best_plan(errors, profile.sensitivity**trust, calls)
-        plans.setdefault(tuple(plan), f"planner, trust {trust:g}")
-    plans.setdefault(tuple(even_plan(profile.steps, calls)), "even steps")
-    return plans
 
 
 def build_schedule(
@@ -64,6 +68,7 @@ def build_schedule(
     rules: tuple[Rule, ...],
     about: Mapping[str, Any] | None = None,
     name: str = "",
+    full: Profile | None = None,
 ) -> Schedule:
     """Returns fitted rules as a schedule: with the kernel, and with what they were fitted on.
 
@@ -73,21 +78,24 @@ def build_schedule(
         rules: What was fitted.
         about: What the provenance says besides.
         name: What it is called. A plan has a name by itself.
+        full: What was measured of the full run, where the times of `profile` are a schedule's own.
     """
     times, policy = tuple(map(float, profile.times)), rules[0].policy
     denoiser, scheduler, kind, made = setup.engine.describe(setup.call)
     if not name:
         assert isinstance(policy, Plan)
-        name = f"{kind}-{len(times)}-{len(times) / len(policy.steps(times)):.3g}x"
-    kernel = Kernel(
+        steps = len((full or profile).times)
+        name = f"{kind}-{steps}-{steps / len(policy.steps(times)):.3g}x{'-own' if full else ''}"
+    grid = Grid(scheduler=scheduler, times=times, full=tuple(map(float, full.times)) if full else None)
+    kernel = None if full else Kernel(
         times=times,
         gram=tuple(map(tuple, profile.kernel.tolist())),
         sensitivity=tuple(profile.sensitivity.tolist()),
-    )
+    )  # fmt: skip
     return Schedule(
         name=name,
         denoiser=Denoiser(**denoiser),
-        grid=Grid(scheduler=scheduler, times=times),
+        grid=grid,
         rules=rules,
         kernel=kernel,
         made={**made, **profile.about, **(about or {})},

@@ -90,7 +90,7 @@ class NormalEquations:
 
     @classmethod
     def of(
-        cls, step: SchedulerStep, features: Sequence[Tensor], target: Tensor, prompts: PromptSet
+        cls, step: SchedulerStep, past: tuple[int, ...], features: Sequence[Tensor], target: Tensor, prompts: PromptSet
     ) -> NormalEquations:
         """Returns the inner products, each sample divided by the energy of its target."""
         for feature in (*features, target):
@@ -102,10 +102,7 @@ class NormalEquations:
             energy = float(b @ b) or 1.0
             gram += (a @ a.T).cpu().numpy() / energy
             moment += (a @ b).cpu().numpy() / energy
-        index, past = step.step.index, step.step.past
-        if step.computed and index not in past:  # where a second scheduler steps, it is there already
-            past = (index, *past)
-        return cls(index, step.track, past, gram, moment)
+        return cls(step.step.index, step.track, past, gram, moment)
 
 
 def solve(given: Sequence[NormalEquations], profile: Profile, fit: Fit) -> Array:
@@ -137,8 +134,14 @@ def target_output(step: SchedulerStep, y: Tensor) -> Tensor | None:
     return (y.to(zero) - zero) / slope.mean()
 
 
+Path = dict[tuple[int, int], tuple[Tensor | None, Tensor]]  # by track and step: computed output, and what was given
+
+
 class MatchingHook(StepHook):
     """Follows a plan with one batch of prompts, and meets the others wherever a forecast is due.
+
+    Where another plan begins alike, its path is replayed, without a call of the denoiser after the first: its computed
+    outputs before step `start`, and what was given to the sampler before step `weighed`.
 
     Arguments:
         plan: The numbers of the computed steps.
@@ -155,8 +158,15 @@ class MatchingHook(StepHook):
         self, plan: Sequence[int], fitted: Sequence[int], fit: Fit, reference: Trajectory, prompts: PromptSet,
         meet: Callable[[NormalEquations], Array],
     ) -> None:  # fmt: skip
-        self.plan, self.fitted, self.fit = set(plan), set(fitted), fit
+        self.plan, self.fitted, self.fit = sorted(plan, reverse=True), set(fitted), fit
+        self.path: Path = {}
+        self.start, self.weighed, self.begun = 0, 0, self.path
         self.reference, self.prompts, self.meet = reference, prompts, meet
+        self.rows: Sequence[
+            Sequence[Sequence[float]]
+        ] = ()  # by track and step: weights to run by, where these are known
+        self.forced = False  # whether calls were made that the plan does not have
+        self.final: list[Tensor] = []  # the latents that each track ends at
         self.signals: Sequence[tuple[float, ...]] = ()  # of each computed step after the first: its innovation
         self.innovations: list[Array] = []  # likewise, in decades
         self.errors: list[float] = []  # of the final latents: squared, over the energy of the reference's
@@ -168,29 +178,49 @@ class MatchingHook(StepHook):
         self.history = History(self.fit.history, "past_x" in self.fit.features)
 
     def should_compute(self, step: Step) -> bool:
-        return step.index in self.plan
+        return step.index in self.plan and step.index >= self.start
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        index, key, lead = step.step.index, (step.track, 0), self.reference.lead
-        track = self.reference.at(step.track)
+        index, track = step.step.index, step.track
         if step.made:
+            self.forced = True
             return step.u
-        if step.computed and track == lead >= step.track and (before := len(step.step.past)):
-            outputs = [step.u, *self.history.streams[key].past]
-            seen = compute_signals([self.signals[before - 1]], outputs)
+        own, given = self.begun[track, index] if index < self.start else (step.u, None)
+        given = given if index < self.weighed else None
+        if index in self.plan:
+            assert own is not None
+            own = own.to(step.u)
+            self._record(step, own)
+        if given is None:
+            given = self._weigh(step) if index in self.fitted else step.u
+        self.path[track, index] = own.cpu() if own is not None and index in self.plan else None, given.cpu()
+        return given.to(step.u)
+
+    def _record(self, step: SchedulerStep, own: Tensor) -> None:
+        """Notes a computed output, and how unforeseen it was."""
+        before = sum(index < step.step.index for index in self.plan)
+        key, lead = (step.track, 0), self.reference.lead
+        if self.reference.at(step.track) == lead >= step.track and before:
+            seen = compute_signals([self.signals[before - 1]], [own, *self.history.streams[key].past])
             self.innovations.append(seen[:, 0].double().cpu().numpy())
-        self.history.record(key, step)
-        if index not in self.fitted:
-            return step.u
+        self.history.keep(key, step.x, own)
+
+    def _weigh(self, step: SchedulerStep) -> Tensor:
+        """Returns the weighted sum with the common weights of this step."""
+        index, track, key = step.step.index, self.reference.at(step.track), (step.track, 0)
+        if self.rows:
+            return self.history.combine(split_row(self.rows[track][index], self.fit.features), key, step.x)
         target = target_output(step, self.reference.y[track][index]) if self.reference.alike else None
         if target is None:  # fit the output itself, without undoing earlier errors
             target = self.reference.u[track][index]
         features = self.history.features(key, step.x, self.fit.features)
-        weights = self.meet(NormalEquations.of(step, features, target, self.prompts))
+        past = tuple(computed for computed in self.plan if computed <= index)
+        weights = self.meet(NormalEquations.of(step, past, features, target, self.prompts))
         return self.history.combine(split_row(weights.tolist(), self.fit.features), key, step.x)
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:
+            self.final.append(latents.cpu())
             made, samples = latents.cpu(), len(self.prompts)
             truth = self.reference.y[self.reference.at(step.track)][-1]
             pairs = ((part(made, k, samples), part(truth, k, samples)) for k in range(samples))
@@ -210,11 +240,21 @@ class Matching:
             over calibration prompts and tracks, as what people look at is the mean of decibels.
         seen: What the runs showed at each computed step after the first, for a guard: an innovation as
             weights of outputs, newest first, and that of each prompt in decades.
+        cost: Denoiser calls that were made, in full runs of one prompt.
+        plan: The plan.
+        times: The times of its steps.
+        forced: Whether calls were made that the plan does not have: then no other run can begin like these.
+        paths: How the runs of this rank's batches went.
     """
 
     forecast: Matched
     error: float
     seen: list[tuple[tuple[float, ...], Array]] = field(compare=False)
+    cost: float = 0.0
+    plan: tuple[int, ...] = ()
+    times: tuple[float, ...] = ()
+    forced: bool = False
+    paths: list[Path] = field(default_factory=list, compare=False, repr=False)
 
 
 def match(
@@ -224,6 +264,7 @@ def match(
     measurement: Measurement,
     fit: Fit = Fit(),
     progress: Callable[[int], None] = lambda done: None,
+    begun: Matching | None = None,
 ) -> Matching:
     """Fits the weights of one plan.
 
@@ -234,6 +275,7 @@ def match(
         measurement: What full runs on these prompts gave; the profile has the open-loop weights.
         fit: What the forecast may use.
         progress: Called with the number of steps done after each forecast.
+        begun: Of another plan on the same prompts: where both begin alike, nothing is computed again.
 
     Returns:
         The forecast, and the error its runs end with.
@@ -241,13 +283,22 @@ def match(
     profile, runs, ranks = measurement.profile, measurement.runs, setup.ranks
     lead = max(ranks.exchange(runs[0].lead if runs else 0))
     if not all(ranks.exchange(all(run.alike for run in runs))):
-        fit = replace(fit, features=())
+        fit, begun = replace(fit, features=()), None  # where shapes change, calls are made that no plan has
     if not profile.noisy:
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     jobs = setup.batches(prompts)
     own = ranks.own(len(jobs))
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
     table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(min(tracks, TRACKS))]
+    times, start, weighed = tuple(map(float, profile.times)), 0, 0
+    if begun and begun.forced:
+        begun = None
+    if begun:
+        start = weighed = min(set(plan) ^ set(begun.plan), default=profile.steps)
+        if moved := [i for i, (a, b) in enumerate(zip(times, begun.times, strict=True)) if a != b]:
+            start, weighed = min(start, moved[0]), min(start, moved[0] - 1)  # the step before leads there
+        for track, rows in enumerate(begun.forecast.table[0]):
+            table[track][:weighed] = rows[:weighed]
 
     def solve_together(mine: list[NormalEquations]) -> Array:
         given = in_order(ranks.exchange(mine))
@@ -264,10 +315,15 @@ def match(
     hooks: list[MatchingHook] = []
     for member, number in enumerate(own):
         hooks.append(MatchingHook(plan, fitted, fit, runs[member], jobs[number], partial(meet, team, member)))
-        hooks[-1].signals = signals
+        hooks[-1].signals, hooks[-1].start, hooks[-1].weighed = signals, start, weighed
+        hooks[-1].own_times = times if measurement.own else ()
+        if begun:
+            hooks[-1].begun = begun.paths[member]
+    cost: list[float] = []
 
     def follow(hook: MatchingHook) -> None:
-        setup.run(hook, hook.prompts)
+        made = setup.run(hook, hook.prompts)
+        cost.append(made.computed * len(hook.prompts) / profile.steps)
         if not all(map(math.isfinite, hook.errors)):
             raise ValueError(
                 f"by the plan {list(plan)} the runs from prompt {hook.prompts.first} on end in no finite latents"
@@ -277,7 +333,7 @@ def match(
         with fork_rng():
             team.run([partial(follow, hook) for hook in hooks])
     else:  # more ranks than batches: this one only listens
-        for _ in range(len(fitted) * (tracks - lead)):
+        for _ in range(sum(index >= weighed for index in fitted) * (tracks - lead)):
             solve_together([])
     for index in sorted(set(range(profile.steps)) - set(plan)):  # computed all the same, or a scheduler never stepped
         for rows in table:
@@ -290,7 +346,10 @@ def match(
     innovations = in_order(ranks.exchange([hook.innovations for hook in hooks]))
     seen = map(np.concatenate, zip(*innovations, strict=True))
     error = float(np.exp(np.log(np.maximum(ends, EXACT)).mean()))
-    return Matching(forecast, error, list(zip(signals, seen, strict=True)))
+    paid = sum(itertools.chain(*ranks.exchange(sorted(cost))))
+    paths = [hook.path for hook in hooks]
+    forced = any(ranks.exchange(any(hook.forced for hook in hooks)))
+    return Matching(forecast, error, list(zip(signals, seen, strict=True)), paid, tuple(plan), times, forced, paths)
 
 
 def columns(fit: Fit, outputs: int) -> int:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..schedule.schedule import Schedule
 
 FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
+EFFORT = 12.0  # as `calibration.search` has it, which needs torch
 
 
 def calibrate(
@@ -66,6 +67,13 @@ def calibrate(
     certify: Annotated[
         bool, Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
+    effort: Annotated[
+        float, Option(help="Full runs of one prompt that a search of the plan costs at most.", min=0)
+    ] = EFFORT,
+    matrix: Annotated[
+        bool, Option("--matrix", help="Measure it at other steps, guidance and sizes too: evidence.matrix.")
+    ] = False,
+    times: Annotated[str, Option(help="'own' noise levels, a step a call; or steps of the 'grid'.")] = "grid",
     seed: Seed = 0,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -138,6 +146,7 @@ def calibrate(
                 f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
                 f"seed{seed}" if seed else None, "certified" if certify else None,
                 *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
+                f"effort{effort:g}" if effort != EFFORT else None, "own" if times == "own" else None,
             )  # fmt: skip
         eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"
@@ -152,23 +161,24 @@ def calibrate(
                 "seed": seed, "cache": cache_of_runs, "ranks": ranks, "progress": False, "pipe_kwargs": preset.call,
                 "batch_size": batch_size or min(preset.batch_size, share),
             }  # fmt: skip
-            calls = calls_for(steps, budget, speed)
-            found = _estimate(pipe, calibration, known.held_out[:eval_on], calls, steps, options)
+            asked = calls_for(steps, budget, speed), effort
+            found = _estimate(pipe, calibration, known.held_out[:eval_on], asked, steps, options)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
         first = ""
         if not (method or budgets):
-            first = announce(steps, calls_for(steps, budget, speed), len(calibration), len(known.held_out[:eval_on]))
+            size = len(calibration), len(known.held_out[:eval_on]), effort
+            first = announce(steps, calls_for(steps, budget, speed), *size)
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
                 method=method, params={"site": site} if per_instance else None, gears=budgets,
                 min_psnr=min_psnr, max_failure_rate=max_failure_rate,
                 confidence=confidence, certify=certify, groups=known.groups[:eval_on],
-                reference_steps=reference_steps, name=name, seed=seed, cache=cache_of_runs, ranks=ranks,
-                batch_size=batch_size or min(preset.batch_size, share), pipe_kwargs=preset.call,
-                progress=report,
+                reference_steps=reference_steps, effort=effort, times=times, matrix=matrix, name=name, seed=seed,
+                cache=cache_of_runs, ranks=ranks, batch_size=batch_size or min(preset.batch_size, share),
+                pipe_kwargs=preset.call, progress=report,
             )  # fmt: skip
         said = wrote(target)
         if ranks.rank == 0:
@@ -177,11 +187,11 @@ def calibrate(
         _print(schedule, target, said, json)
 
 
-def announce(steps: int, calls: int, prompts: int, held_out: int) -> str:
+def announce(steps: int, calls: int, prompts: int, held_out: int, effort: float) -> str:
     """Returns what a calibration is about to run, without what it may find in the cache."""
     from ..calibration.estimate import Size
 
-    passes = sum(Size(steps, calls, prompts, held_out).passes().values())
+    passes = sum(Size(steps, calls, prompts, held_out, effort).passes().values())
     return (
         f"{counted(prompts, 'prompt')} to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as "
         f"many as {counted(-(-passes // steps), 'full run')} of one prompt; what is kept of before is not run again"
@@ -189,7 +199,7 @@ def announce(steps: int, calls: int, prompts: int, held_out: int) -> str:
 
 
 def _estimate(
-    pipe: Any, prompts: Sequence[Any], held_out: Sequence[Any], calls: int, steps: int, options: dict[str, Any]
+    pipe: Any, prompts: Sequence[Any], held_out: Sequence[Any], goal: tuple[int, float], steps: int, options: Any
 ) -> Estimate:
     from ..calibration.estimate import estimate
     from ..engines import make_setup
@@ -199,7 +209,7 @@ def _estimate(
     first = PromptSet.of(prompts)
     for given in (first, PromptSet.of(held_out, len(first))):
         setup.engine.preflight(setup.call, given)
-    return estimate(setup, first, PromptSet.of(held_out, len(first)), calls)
+    return estimate(setup, first, PromptSet.of(held_out, len(first)), *goal)
 
 
 def _print_estimate(found: Estimate, json: bool) -> None:

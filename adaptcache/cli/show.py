@@ -53,13 +53,14 @@ def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
     from rich.text import Text
 
-    rule, times = schedule.rules[0], schedule.grid.times
+    rule, times, full = schedule.rules[0], schedule.grid.times, schedule.grid.full
     view = new_table("", "says")
     view.show_header = False
     view.add_row("schedule", Text(schedule.name, "bold"))
     fitted = f"{schedule.denoiser.class_name}  {schedule.denoiser.checkpoint}"
     view.add_row("fitted on", "no model" if schedule.from_theory else fitted)
     grid = f"{len(times)} of {schedule.grid.scheduler}"
+    grid = f"{len(times)} of its own, instead of {len(full)} of {schedule.grid.scheduler}" if full else grid
     grid += f", t from {times[0]:.3f} to {times[-1]:.3f}" if times else ""
     view.add_row("steps", grid if times else "any: nothing was fitted")
     for one in schedule.rules if rule.site != "step" else ():
@@ -68,6 +69,9 @@ def describe(schedule: Schedule) -> None:
     view.add_row("forecast", ", ".join(f"{k} {v}" for k, v in rule.forecast.model_dump(exclude={"table"}).items()))
     if schedule.corrects:
         view.add_row("computed steps", "the sampler gets weighted outputs there too, after the first skipped step")
+    if isinstance(search := schedule.made.get("search"), dict) and {"plans", "gain_db", "full_runs"} <= search.keys():
+        cost = f"{search['plans']} plans tried, {search['full_runs']} full runs of one prompt"
+        view.add_row("plan search", f"{search['gain_db']} dB over the planner's proposals: {cost}")
     add_evidence(view, schedule)
     cure = "attach(pipe, speed=...) makes one for any grid" if schedule.from_theory else "it has no kernel"
     view.add_row("other grids", "planned anew from its kernel" if schedule.kernel else f"refused: {cure}")
@@ -117,6 +121,15 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
             f"{mean} on {seen.n} held-out prompts (5th percentile {low})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
+        if plain := seen.baseline:
+            mean, low = format_psnr(plain.psnr["mean"]), format_psnr(plain.psnr["p05"])
+            view.add_row("as few steps", f"{mean} with {plain.steps} plain steps (5th percentile {low}), same prompts")
+        if (floor := seen.precision_floor) is not None:
+            view.add_row("precision floor", f"{format_psnr(floor)}: full runs against themselves in another batch")
+        for cell in seen.matrix or ():
+            changed = ", ".join(f"{name} {value}" for name, value in cell.changed.items())
+            few = f", {format_psnr(cell.baseline.psnr['mean'])} with as few steps" if cell.baseline else ""
+            view.add_row(f"at {changed}", f"{format_psnr(cell.psnr['mean'])} on {cell.n} prompts{few}")
         if seen.certificate:
             view.add_row("certificate", seen.certificate.sentence)
         if seen.verdict:

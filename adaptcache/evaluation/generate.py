@@ -33,6 +33,13 @@ class TimedHook(StepHook):
         self.follows_views, self.follows_loops = self.inner.follows_views, self.inner.follows_loops
         self.reads_input = self.inner.reads_input
 
+    @property
+    def own_times(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.inner.own_times
+
+    def on_grid(self, times: tuple[float, ...]) -> None:
+        self.inner.on_grid(times)
+
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         return self.inner.install(gate)
 

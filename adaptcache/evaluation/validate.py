@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from ..errors import is_out_of_memory
 from ..forecasts.extrapolate import Extrapolate
 from ..policies.plan import Plan
 from ..runs import PromptSet, Setup
-from ..schedule.format import Certificate, Evidence
+from ..schedule.format import Baseline, Certificate, Evidence
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
-from .generate import check_images, generate, reference_batch
+from .generate import Generation, check_images, generate, reference_batch
 from .metrics import CEILING, psnr, summary
 
 FEW = 8  # steps of a run in which there is little to skip
@@ -36,17 +38,19 @@ def validate(
         target: What they should show; where they do not, the schedule computes everything.
         groups: The subject of each prompt, for the certificate.
     """
-    jobs = setup.batches(prompts)
+    jobs, steps = setup.batches(prompts), setup.call.num_inference_steps
     truth: dict[int, list[np.ndarray]] = {}  # of this rank's batches
 
     def full(number: int) -> None:
         truth[number] = reference_batch(setup, jobs[number], refine)
 
-    def planned(number: int) -> tuple[list[float], float, int]:
-        made = generate(setup, jobs[number], schedule)
-        check_images(made.images, jobs[number].first, "the run by the schedule")
+    def score(number: int, made: Generation, run: str) -> tuple[list[float], float, int]:
+        check_images(made.images, jobs[number].first, run)
         values = [psnr(a, b) for a, b in zip(made.images, truth[number], strict=True)]
-        return values, made.calls, made.steps
+        return values, made.calls, schedule.grid.steps if schedule.grid.full else made.steps
+
+    def planned(number: int) -> tuple[list[float], float, int]:
+        return score(number, generate(setup, jobs[number], schedule), "the run by the schedule")
 
     def report(stage: str) -> Callable[[int], None]:
         count = setup.stage(stage, len(prompts))
@@ -56,7 +60,19 @@ def validate(
     results = setup.ranks.each(len(jobs), planned, report("held-out, by schedule"))
     values = [value for found, _, _ in results for value in found]
     calls = int(sum(calls for _, calls, _ in results)) // len(jobs)
-    evidence = evidence_of(values, calls, results[0][2])
+    floor = setup.ranks.first(precision_floor(setup, prompts, truth, refine) if setup.ranks.rank == 0 else None)
+    fewer = replace(setup, call=replace(setup.call, num_inference_steps=max(1, round(calls * steps / results[0][2]))))
+
+    def plain(number: int) -> tuple[list[float], float, int]:
+        return score(number, generate(fewer, jobs[number]), f"the run of {fewer.call.num_inference_steps} steps")
+
+    baseline = None
+    if calls < results[0][2]:
+        rows = setup.ranks.each(len(jobs), plain, report("held-out, fewer steps"))
+        if rows[0][1] < results[0][2]:  # a call that names its own timesteps does not take fewer
+            worth = summary([value for found, _, _ in rows for value in found])
+            baseline = Baseline(steps=round(rows[0][1]), psnr=worth)
+    evidence = evidence_of(values, calls, results[0][2], baseline=baseline, precision_floor=floor)
     if target is None:
         return schedule.model_copy(update={"evidence": evidence})
     found = certify(
@@ -71,17 +87,50 @@ def validate(
     return schedule.model_copy(update={"evidence": evidence.model_copy(update={"certificate": found})})
 
 
+def precision_floor(
+    setup: Setup, prompts: PromptSet, truth: Mapping[int, Sequence[np.ndarray]], refine: int = 1
+) -> float | None:
+    """Returns decibels of two full runs against themselves in a batch of another size; None where there are not two.
+
+    Rounding differs there and nothing else does, so no schedule can be told from the full run above that.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: The first two of them are run again: alone if they were in one batch, else together.
+        truth: The images of the full runs, by batch.
+        refine: Steps of the full runs in each step of the grid.
+    """
+    known = [image for number in sorted(truth)[:2] for image in truth[number]][:2]
+    if len(known) < 2 or (setup.batch_size == 1 and 1 not in truth):
+        return None
+    other = replace(setup, batch_size=2 if setup.batch_size == 1 else 1)
+    try:
+        again = generate(other, prompts[:2], refine=refine, stage="precision floor").images
+    except Exception as error:
+        if is_out_of_memory(error):  # of two at a time
+            return None
+        raise
+    return float(np.mean([psnr(a, b) for a, b in zip(again, known, strict=True)]))
+
+
 def evidence_of(values: list[float], calls: float, steps: int, **more: object) -> Evidence:
     """Returns the evidence of held-out prompts.
 
     Arguments:
         calls: Steps whose denoiser is called, of a run; the mean where prompts differ.
-        more: A certificate, a verdict.
+        more: A certificate, a baseline, ...
     """
-    return Evidence(
+    evidence = Evidence(
         prompts=f"{len(values)} held-out", n=len(values), calls=(round(calls), steps),
         psnr=summary(values), speed=steps / calls, **more,
     )  # fmt: skip
+    if evidence.lead is None or min(evidence.lead.values()) >= 0:
+        return evidence
+    plain = evidence.baseline
+    assert plain
+    own, few = (f"{worth['mean']:.1f} dB (5th percentile {worth['p05']:.1f})" for worth in (evidence.psnr, plain.psnr))
+    verdict = f"Do not cache: {plain.steps} plain steps keep {few} of the full run, this schedule {own}."
+    return evidence.model_copy(update={"verdict": verdict})
 
 
 def compute_all(schedule: Schedule, failed: Certificate) -> Schedule:

@@ -78,7 +78,8 @@ def _data(schedules: Mapping[str, Any]) -> str:
 
 
 def _body(schedules: Mapping[str, Any], repo: str, plot: str | None) -> str:
-    rows = ["| name | steps | calls | PSNR, mean | 5th percentile | prompts |", "|---|---|---|---|---|---|"]
+    heads = ("name", "steps", "calls", "PSNR, mean", "5th percentile", "as few plain steps", "prompts")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     rows += [_row(name, schedule) for name, schedule in sorted(schedules.items())]
     first = min(schedules)
     shows = "Quality over the share of calls, and the computed steps of each schedule"
@@ -88,19 +89,21 @@ def _body(schedules: Mapping[str, Any], repo: str, plot: str | None) -> str:
         plot=f"\n![{shows}]({plot})\n" if plot else "",
         repo=repo,
         name=f', name="{first}"' if first else "",
-        steps=len(schedules[first].grid.times),
+        steps=schedules[first].grid.steps,
         details="\n".join(_details(name, schedule) for name, schedule in sorted(schedules.items())),
     )
 
 
 def _row(name: str, schedule: Any) -> str:
     seen = schedule.evidence
-    cells = [f"`{name}`" if name else "(default)", str(len(schedule.grid.times))]
+    cells = [f"`{name}`" if name else "(default)", str(schedule.grid.steps)]
     if seen is None:
-        cells += ["", str(schedule.made.get("evidence") or "not measured"), "", ""]
+        cells += ["", str(schedule.made.get("evidence") or "not measured"), "", "", ""]
     else:
         quality = (format_psnr(seen.psnr[key]) for key in ("mean", "p05"))
-        cells += [str(seen.calls[0]), *quality, _cell(seen.prompts)]
+        plain = seen.baseline.psnr if seen.baseline else {}
+        few = f"{format_psnr(plain['mean'])} ({format_psnr(plain['p05'])})" if plain else ""
+        cells += [str(seen.calls[0]), *quality, few, _cell(seen.prompts)]
     return f"| {' | '.join(cells)} |"
 
 

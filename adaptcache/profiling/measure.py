@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import feed
+from ..distributed import ALONE, Ranks
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
 from ..runs import PromptSet, Setup
@@ -36,18 +37,22 @@ class Measurement:
         profile: Statistics, sensitivities included.
         runs: The reference trajectories, one a batch; of several ranks, each has those of its own batches.
         refine: Steps of the reference in each step of the grid.
+        own: Whether the times are a schedule's own, and the runs where the full ones came by at these.
     """
 
     profile: Profile
     runs: list[Trajectory]
     refine: int = 1
+    own: bool = False
 
-    def head(self, count: int, batch_size: int) -> Measurement:
+    def head(self, count: int, batch_size: int, ranks: Ranks = ALONE) -> Measurement:
         """Returns what was measured on the first `count` prompts, in runs of `batch_size`."""
         profile, every = self.profile, len(self.profile.gram)
         names = ("gram", "magnitude", "change_in", "change_out", "sensitivities")
         runs: list[Trajectory] = []
-        for first, run in zip(range(0, every, batch_size), self.runs, strict=True):
+        firsts = range(0, every, batch_size)
+        for number, run in zip(ranks.own(len(firsts)), self.runs, strict=True):
+            first = firsts[number]
             samples = min(batch_size, every - first)
             if first < count:
                 runs.append(run.head(min(samples, count - first), of=samples))

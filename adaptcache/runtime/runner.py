@@ -60,6 +60,7 @@ class Runner(StepHook):
         self.bands: SignalSpecs | None = None
         self.deviations, self.prompts = torch.zeros(()), 0  # sum over the prompts since attach, and their number
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
+        self.on_full_grid = True  # whether a schedule with own times stands for the steps that it was fitted on
         self.state: Any = None
         self.original = schedule
         self.follows_views = schedule.rules[0].site == "step"  # sites inside tell branches apart only
@@ -74,6 +75,24 @@ class Runner(StepHook):
         self.account = Account(self.gear)
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
+    @property
+    def own_times(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.schedule.grid.times if self.schedule.grid.full else ()
+
+    def on_grid(self, times: tuple[float, ...]) -> None:
+        full = self.schedule.grid.full
+        assert full
+        if self.strict and not same_grid(times, full):
+            raise ScheduleError(f"{self._elsewhere(times)}; calibrate for these, or attach with strict=False")
+        self.on_full_grid = same_grid(times, full)
+        if not self.on_full_grid:
+            warnings.warn(f"{self._elsewhere(times)}: its own are taken, evidence extrapolated", stacklevel=2)
+
+    def _elsewhere(self, times: tuple[float, ...]) -> str:
+        """Returns the words for a run on another grid than that of the calibration."""
+        grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
+        return f"{self.schedule.name} was fitted on {self.schedule.grid.steps} other steps, this run has {grid}"
+
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
             undo.callback(self.sites.clear)
@@ -84,6 +103,11 @@ class Runner(StepHook):
             return undo.pop_all()
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
+        if self.own_times and not same_grid(times, self.own_times):
+            raise ScheduleError(
+                f"{self.schedule.name} has {len(self.own_times)} times of its own, and this run begins or ends within "
+                "them (strength, denoising_end?): calibrate on the grid (times='grid')"
+            )
         if times not in self.rules:
             if len(self.rules) >= GRIDS:
                 del self.rules[next(iter(self.rules))]
@@ -95,7 +119,7 @@ class Runner(StepHook):
             self.evidence = known if self.schedule.grid.times else "none"
         elif not self.schedule.made.get("several_loops"):
             self._not_measured("runs its denoising loop several times in one call")
-        if not (self._is_fitted(times) and self.measured):
+        if not (self._is_fitted(times) and self.measured and self.on_full_grid):
             self.evidence = "extrapolated"
         self.bands = self._bands(times)
         self.state = self.rule.policy.init(times)
@@ -155,13 +179,11 @@ class Runner(StepHook):
         rule = self.schedule.rules[0]
         if self._is_fitted(times):
             return rule
-        grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
-        fitted = f"{self.schedule.name} was fitted on {len(self.schedule.grid.times)} other steps"
         if self.strict:
-            raise ScheduleError(f"{fitted}, this run has {grid}; calibrate for these, or attach with strict=False")
+            raise ScheduleError(f"{self._elsewhere(times)}; calibrate for these, or attach with strict=False")
         anew = replan(self.schedule, times)
         how = "its rule is used as it is" if anew is rule else "planned anew"
-        warnings.warn(f"{fitted}, this run has {grid}: {how}, evidence extrapolated", stacklevel=2)
+        warnings.warn(f"{self._elsewhere(times)}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
     def should_compute(self, step: Step) -> bool:

@@ -1,13 +1,13 @@
 """What the parts of a schedule are made of: their base, and the types of their fields."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from ..fitting.kernel import Array, resample_kernel
-from ..limits import KERNEL_STEPS, STEPS, Brief, check_falling, check_name
+from ..limits import KERNEL_STEPS, STEPS, Brief, check_falling, check_name, check_plain
 from ..step import NEAR
 
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -61,11 +61,24 @@ class Denoiser(Part):
 class Grid(Part):
     """The steps it was fitted on: the scheduler's class, and N times in [0, 1], falling.
 
-    Both are empty where nothing was fitted: the schedule runs on any grid.
+    Both are empty where nothing was fitted: the schedule runs on any grid. Where the times are the schedule's own, a
+    run has them instead of those of the full run, `full`, which the pipeline is called with.
     """
 
     scheduler: Line = ""
     times: Annotated[tuple[Time, ...], Field(max_length=STEPS), AfterValidator(check_falling)] = ()
+    full: Times | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps a pipeline is called with."""
+        return len(self.full or self.times)
+
+    @model_validator(mode="after")
+    def _has_own_times(self) -> Self:
+        if self.full and not self.times:
+            raise ValueError("own times are missing")
+        return self
 
 
 class Kernel(Part):
@@ -154,6 +167,36 @@ class Certificate(Part):
         return self.sentence
 
 
+class Baseline(Part):
+    """What as many plain steps as the schedule makes calls are worth, on the same prompts.
+
+    Arguments:
+        steps: How many steps.
+        psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
+    """
+
+    steps: Count
+    psnr: Summary
+
+
+class Cell(Part):
+    """What was measured under other arguments of the call than those of the calibration.
+
+    Arguments:
+        changed: The arguments that differ.
+        n: How many held-out prompts.
+        calls: Steps whose denoiser is called, of all steps.
+        psnr: Decibels against the full run under the same arguments, with the same noise.
+        baseline: The same of as many plain steps.
+    """
+
+    changed: Annotated[dict[str, Any], AfterValidator(check_plain)]
+    n: Count
+    calls: tuple[Count, Count]
+    psnr: Summary
+    baseline: Baseline | None = None
+
+
 class Evidence(Part):
     """What was measured on prompts that were not used for fitting.
 
@@ -165,7 +208,11 @@ class Evidence(Part):
         ssim: The same for structural similarity, where it was measured.
         speed: All steps over computed steps.
         certificate: What was tested of a quality target.
-        verdict: Why nothing is skipped, where that is the result.
+        verdict: Why nothing is skipped, or should be, where that is the result.
+        baseline: What as many plain steps are worth.
+        precision_floor: Decibels of full runs against themselves in batches of another size: rounding hides what is
+            above. None where that was not measured.
+        matrix: What was measured under other arguments.
     """
 
     prompts: Line
@@ -176,3 +223,12 @@ class Evidence(Part):
     speed: FiniteFloat
     certificate: Certificate | None = None
     verdict: Line | None = None
+    baseline: Baseline | None = None
+    precision_floor: FiniteFloat | None = None
+    matrix: Annotated[tuple[Cell, ...], Field(max_length=64)] | None = None
+
+    @property
+    def lead(self) -> dict[str, float] | None:
+        """Decibels over as many plain steps, of the mean and of the 5th percentile."""
+        plain = self.baseline
+        return {key: value - plain.psnr[key] for key, value in self.psnr.items()} if plain else None

@@ -29,7 +29,7 @@ from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
-FORMATS = 1, 2  # 2 has weights at computed steps
+FORMATS = 1, 2  # 2 has weights at computed steps, own times, and in the evidence baseline, precision floor and matrix
 THEORY = "from theory, not measured on this model"  # the evidence of instant schedules
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
@@ -79,6 +79,8 @@ class Schedule(Part):
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
         n = len(self.grid.times)
+        if self.grid.full and self.rules[0].steps(self.grid.times) != list(range(n)):
+            raise ValueError("a schedule with own times computes at all of them")
         for rule in self.rules:
             if not isinstance(rule.forecast, Matched):
                 continue
@@ -106,7 +108,9 @@ class Schedule(Part):
     @property
     def format(self) -> int:
         """The oldest version of the format that can say this."""
-        return 2 if self.corrects else 1
+        seen = self.evidence
+        more = seen and (seen.baseline or seen.precision_floor or seen.matrix)
+        return 2 if self.corrects or self.grid.full or more else 1
 
     @model_validator(mode="before")
     @classmethod
@@ -173,7 +177,7 @@ class Schedule(Part):
         rule, plans = self.rules[0], self.plans
         yield "rule", f"{rule.site}: {rule.policy.type}, {rule.forecast.type}"
         if plans:
-            yield "calls", f"{', '.join(str(len(plan)) for plan in plans)} of {len(self.grid.times)}"
+            yield "calls", f"{', '.join(str(len(plan)) for plan in plans)} of {self.grid.steps}"
         elif self.evidence:
             yield "calls", "{} of {}".format(*self.evidence.calls)
         if self.denoiser.class_name:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from ..calibration.fit import TRUST
+from ..calibration.search import TRUST
 from ..forecasts.matched import Feature
 
 FEATURES: dict[str, tuple[Feature, ...]] = {

@@ -21,7 +21,7 @@ from warnings import catch_warnings
 import numpy as np
 
 from ..cache import Cache
-from ..calibration.fit import plans_for
+from ..calibration.search import plans_for
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
@@ -127,7 +127,7 @@ def is_drawn(trial: Any) -> bool:
 
 @dataclass(eq=False)
 class MoveSampler(optuna.samplers.RandomSampler):
-    """Draws what `calibrate` chooses from, then moves from the best trials, for some numbers of calls."""
+    """Draws what `calibrate` begins with, then moves from the best trials, for some numbers of calls."""
 
     profile: Profile
     target: Target
@@ -142,7 +142,7 @@ class MoveSampler(optuna.samplers.RandomSampler):
         self.starts = functools.cache(self.starts)  # type: ignore[method-assign]
 
     def starts(self, calls: int) -> list[Candidate]:
-        """Returns what is tried first: all plans that `calibrate` chooses from."""
+        """Returns what is tried first: all plans that `calibrate` begins with."""
         return [Candidate(plan, origin=origin) for plan, origin in plans_for(self.profile, calls).items()]
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -191,7 +191,7 @@ class MoveSampler(optuna.samplers.RandomSampler):
         than the prompts that select; then these fewest, and one less.
         """
         choices, wanted = self.choices, self.target.min_psnr
-        if wanted is None:  # what `calibrate` chooses from comes first
+        if wanted is None:  # what `calibrate` begins with comes first
             pending = [calls for calls in choices if not taken.issuperset(self.starts(calls))]
             return pending[:1] or list(choices)
         best = {at: found[0].value for at, calls in enumerate(choices) if (found := leaders(trials, calls))}
@@ -289,7 +289,7 @@ class Search:
             raise optuna.TrialPruned(str(reason)) if isinstance(reason, ValueError) else reason from None
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
-        """Returns the decibels of all select prompts; only what `calibrate` chooses from is never pruned."""
+        """Returns the decibels of all select prompts; only what `calibrate` begins with is never pruned."""
         calls, values = len(candidate.plan), list[float]()
         may_prune = candidate not in self.sampler.starts(calls)
         rule, error = self.evaluator.fit(candidate)

@@ -96,7 +96,7 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     sampler = MoveSampler(evaluator.measurement.profile, target, choices, trials, setup.call.seed)
     needed = 1 if target.quality else sum(len(sampler.starts(calls)) for calls in choices)
     if trials < needed:
-        raise ValueError(f"the first {needed} trials are what calibrate chooses from, got {trials} trials")
+        raise ValueError(f"the first {needed} trials are what calibrate begins with, got {trials} trials")
     return Search(study, evaluator, sampler, own, held_out)
 
 

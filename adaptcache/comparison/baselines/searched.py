@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ...engines.diffusers.sampler import FLOW, is_flow, sampler
+from ...engines.diffusers.sampler import FLOW, is_flow, sampler, set_levels
 from ...hooks import SchedulerStep, StepHook
 from ..trial import latent_error, run_latents
 from .base import Baseline, Case, Params, Ready, with_scheduler
@@ -105,9 +104,7 @@ def with_levels(scheduler: Any, levels: Sequence[float]) -> Any:
         @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
-            own = torch.tensor(levels, dtype=torch.float32)
-            self.sigmas = torch.cat([own.to(self.sigmas), self.sigmas[-1:]])
-            self.timesteps = (own * self.config.num_train_timesteps).to(self.timesteps.device)
+            set_levels(self, levels)
 
     Fixed.__name__ = base.__name__
     scheduler.__class__ = Fixed

@@ -58,8 +58,12 @@ def graded(
     found += _other_cache(pipe)
     if call is not None:
         found += _call(schedule, pipe, call)
-    if steps is not None and len(schedule.grid.times) not in (0, steps):
-        found.append(Finding("steps", *_replanned(schedule, f"{len(schedule.grid.times)} steps", f"{steps}")))
+    if steps is not None and schedule.grid.steps not in (0, steps):
+        if schedule.grid.full:
+            says = f"was fitted on {schedule.grid.steps} steps, not {steps}: its own times there were not measured"
+            found.append(Finding("steps", Grade.WARNED, says))
+        else:
+            found.append(Finding("steps", *_replanned(schedule, f"{schedule.grid.steps} steps", f"{steps}")))
     return sorted(found, key=lambda finding: -finding.grade)
 
 

@@ -42,6 +42,7 @@ from .components import (
 )
 from .grid import Position, number_of, times_of
 from .placeholders import OutputPlaceholders
+from .sampler import set_levels
 from .watch import callers, check_plain, watch
 
 __all__ = ["Gate", "LoopCalls"]
@@ -422,6 +423,9 @@ class Gate:
     def timesteps_set(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a loop is about to begin."""
         self._announced = True
+        if self.hook.own_times and scheduler.timesteps is not None:
+            self.hook.on_grid(times_of(scheduler))
+            set_levels(scheduler, self.hook.own_times)
         if (loop := self.loop) is None or loop.decided:
             self.finish()
             self.loop = Loop([scheduler], groups_of(self.denoisers))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+
+from ...errors import ScheduleError
 
 __all__ = ["FLOW", "sampler", "with_sampler"]
 
@@ -77,6 +82,24 @@ def flow_samplers() -> list[str]:
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler belongs to a flow-matching model."""
     return type(scheduler).__name__ == FLOW or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def set_levels(scheduler: Any, levels: Sequence[float]) -> None:
+    """Lets a flow-matching scheduler step through noise levels in (0, 1], and then to its last one.
+
+    Raises:
+        ScheduleError: It is another one, or its steps add noise or go the other way.
+    """
+    config = scheduler.config
+    if not is_flow(scheduler) or config.get("stochastic_sampling") or config.get("invert_sigmas"):
+        raise ScheduleError(
+            f"{type(scheduler).__name__} cannot step through noise levels of a schedule's own: that takes a "
+            f"flow-matching sampler that adds no noise, such as {FLOW}; calibrate on the grid (times='grid')"
+        )
+    own = torch.tensor(tuple(levels), dtype=torch.float32)
+    scheduler.sigmas = torch.cat([own.to(scheduler.sigmas), scheduler.sigmas[-1:]])
+    scheduler.timesteps = (own * config.num_train_timesteps).to(scheduler.timesteps.device)
+    scheduler.num_inference_steps = len(own)
 
 
 def shift_of(scheduler: Any) -> tuple[float, bool]:

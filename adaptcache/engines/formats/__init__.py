@@ -80,6 +80,11 @@ def export(
             )
         exported = teacache.write_with(form, schedule)
     else:
+        if schedule.grid.full and form is not table.FORMAT:
+            raise ScheduleError(
+                f"{schedule.name} has times of its own, which {engine} does not take: export a table, or calibrate on "
+                "the grid"
+            )
         if model and form.models and model not in form.models:
             raise ScheduleError(
                 f"{engine} follows a plan for {', '.join(form.models)} only; {schedule.name} is for {model}"

@@ -196,6 +196,8 @@ class ReusePlanner:
     def __init__(self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None) -> None:
         self.schedule, self.gear = resolve_gear(schedule, gear, guard=False)
         native = len(schedule.grid.times)
+        if schedule.grid.full and steps not in (None, native):
+            raise ScheduleError(f"{schedule.name} has {native} times of its own and goes on no other grid")
         if not (steps or native):
             raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
         self.steps = steps or native

@@ -1,0 +1,145 @@
+"""Schedules with noise levels of their own: a run is as many steps as calls, and their times lie anywhere.
+
+The steps between two calls are one linear map of latents and outputs, so a planned run is a run of fewer steps whose
+sampler gets weighted outputs; and then nothing holds its times to the grid. Where the full run is at a time of no step
+of it is known: Euler's sampler goes straight from step to step. So the same trajectory matching serves, and the times
+are searched by the error it ends with, from those of the plan that was found on the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ScheduleError
+from ..policies.plan import Plan
+from ..profile import Profile
+from ..profiling.measure import Measurement
+from ..profiling.reference import Trajectory
+from ..profiling.statistics import statistics_of
+from ..runs import PromptSet, Setup
+from ..schedule.rule import Rule
+from ..schedule.schedule import Schedule
+from .fit import build_schedule
+from .match import Fit, Matching, match
+from .refine import refine
+from .search import EFFORT, judges_for, search_plan
+
+SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
+SIZE, LEAST, WIDER = (
+    0.3,
+    0.02,
+    1.5,
+)  # of a move, as a share of the gap that it goes into: at first, at least, after a gain
+EULER = "FlowMatchEulerDiscreteScheduler"
+
+Times = tuple[float, ...]
+
+
+def through(run: Trajectory, times: Times) -> Trajectory:
+    """Returns a full run of Euler's sampler as one that stops at other times, which fall from its first one."""
+    ends, u, x, y = (*run.times, 0.0), list[list[Tensor]](), list[list[Tensor]](), list[list[Tensor]]()
+
+    def at(time: float, befores: Sequence[Tensor], last: Tensor) -> Tensor:
+        """Returns the latents at a time."""
+        step = min(max(sum(end >= time for end in ends) - 1, 0), len(run.times) - 1)
+        share = (ends[step] - time) / (ends[step] - ends[step + 1])
+        after = befores[step + 1] if step + 1 < len(befores) else last
+        return befores[step] + (after - befores[step]) * share
+
+    for befores, landed in zip(run.x, run.y, strict=True):
+        stops = [at(time, befores, landed[-1]) for time in times] + [landed[-1]]
+        x.append(stops[:-1])
+        y.append(stops[1:])
+        gaps = [b - a for a, b in zip(times, (*times[1:], 0.0), strict=True)]
+        u.append([(b - a) / gap for a, b, gap in zip(stops, stops[1:], gaps, strict=False)])
+    return Trajectory(times, u, x, y)
+
+
+def measured_at(setup: Setup, prompts: PromptSet, measurement: Measurement, times: Times) -> Measurement:
+    """Returns what full runs show at other times."""
+    runs = [through(run, times) for run in measurement.runs]
+    jobs = zip(runs, setup.batches(prompts), strict=True)
+    rows = [row for run, batch in jobs for row in statistics_of(run, batch)]
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), **arrays)
+    return Measurement(profile, runs, refine=max(2, measurement.refine), own=True)
+
+
+def fit_own_times(
+    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT
+) -> Schedule:
+    """Searches `calls` times and matches the weights of all of them.
+
+    Arguments:
+        setup: Who runs, in one process.
+        prompts: The prompts of the measurement.
+        measurement: What full runs on these prompts gave.
+        calls: How many steps a run has.
+        fit: What the forecasts may use.
+        effort: Full runs of one prompt that the search may cost.
+
+    Raises:
+        ScheduleError: The sampler is none of those that go straight from step to step.
+    """
+    scheduler = setup.engine.describe(setup.call)[1]
+    alike = all(run.alike and run.lead == 0 for run in measurement.runs)
+    if scheduler != EULER or measurement.profile.noisy or not alike:
+        raise ScheduleError(
+            f"own times need full runs of a {EULER} that adds no noise, this is a {scheduler}: calibrate on the grid"
+        )
+    full, steps = tuple(map(float, measurement.profile.times)), measurement.profile.steps
+    plan = search_plan(setup, prompts, measurement, calls, fit, min(EFFORT / 2, SHARES[0] * effort))
+    total, effort = effort, max(min(effort, EFFORT), SHARES[1] * effort)
+    judges = judges_for(effort, len(prompts))
+    few, spent = measurement.head(judges, setup.batch_size), plan.cost
+    report = setup.stage(f"searching {calls} times", max(round(effort - spent), 1))
+
+    def judge(times: Times, who: int, begun: Matching | None = None) -> Matching:
+        source = few if who == judges else measurement
+        here = measured_at(setup, prompts[:who], source, times)
+        found = match(setup, prompts[:who], range(calls), here, fit, begun=begun)
+        # Costs are counted in runs of as many steps as calls.
+        return replace(found, cost=found.cost * calls / steps)
+
+    start, first = (tuple(full[step] for step in steps) for steps in (plan.plan, plan.start))
+    best = judge(start, judges)
+    spent += best.cost
+    tried, sizes = 1, dict.fromkeys(((m, way) for m in range(1, calls) for way in (-1, 1)), SIZE)
+    queue = sorted(sizes, key=lambda key: -key[0])  # late ones cost least
+    while queue and max(sizes.values()) > LEAST:
+        m, way = key = queue.pop(0)
+        price = judges * (calls - m + 1) / steps
+        if spent + price > effort:
+            if spent + 2 * judges / steps > effort:
+                break
+            continue
+        around = (best.times[m - 1], *best.times[m:], 0.0)
+        gap = around[0] - around[1] if way > 0 else around[1] - around[2]
+        times = (*best.times[:m], best.times[m] + way * sizes[key] * gap, *best.times[m + 1 :])
+        found = judge(times, judges, best)
+        spent, tried = spent + found.cost, tried + 1
+        report(round(spent - plan.cost))
+        gains = found.error < best.error
+        best = found if gains else best
+        sizes[key] *= WIDER if gains else 0.5
+        sizes[key] = min(sizes[key], 0.8)
+        queue.insert(0, key) if gains else queue.append(key)
+    report(max(round(effort - plan.cost), 1))
+    ends = [judge(times, len(prompts)) for times in dict.fromkeys((best.times, start, first))]
+    spent += sum(end.cost for end in ends)
+    final = min(ends, key=lambda end: end.error)
+    here = measured_at(setup, prompts, measurement, final.times)
+    final = refine(setup, prompts, here, replace(final, cost=0.0), fit, (total - spent) * steps / calls)
+    spent += final.cost * calls / steps
+    rule = Rule(policy=Plan.of(range(calls), final.times).with_signals(final.seen), forecast=final.forecast)
+    gain = 10 * math.log10(ends[-1].error / final.error)
+    search = {"plans": plan.tried + tried, "full_runs": round(spent, 1), "gain_db": round(gain, 2)}
+    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": search}
+    profile = measured_at(setup, prompts[:1], measurement.head(1, setup.batch_size), final.times).profile
+    return build_schedule(setup, profile, (rule,), about, full=measurement.profile)
