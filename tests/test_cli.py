@@ -75,7 +75,7 @@ def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch
         (("calibrate", "--speed", "0.5"), "speed must be in [1, 28]"),
         (("calibrate", "--steps", "0"), "'--steps': Input should be greater than or equal to 1. Try"),
         (("generate", "-p", "pizza", "--steps", "-4"), "'--steps'"),
-        (("calibrate", "--steps", "1", "--speed", "1"), "nothing can be skipped in a run of one step"),
+        (("calibrate", "--steps", "1", "--speed", "1"), "nothing can be skipped in 1 step; take 2 or more"),
         (("calibrate", "--prompts", "none.txt"), "no prompt file none.txt"),
         (("calibrate", "--prompts", "empty.txt"), "empty.txt has no prompts"),
         (("calibrate", "--model", "emojy-flux"), "Did you mean emoji-flux"),

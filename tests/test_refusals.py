@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import diffusers
 import pytest
+import torch
 
 import adaptcache
 from adaptcache.engines.diffusers.gate import Gate
@@ -13,7 +14,7 @@ from adaptcache.profiling.reference import Recorder
 from adaptcache.runs import PromptSet
 from tests.calls import Call
 from tests.pipelines.setup import Setup, noise, prompts
-from tests.pipelines.table import built, generated, planned
+from tests.pipelines.table import built, generated, planned, same
 from tests.pipelines.video import unipc, wan_transformer
 
 
@@ -64,13 +65,17 @@ def test_a_scheduler_whose_step_takes_no_model_output_is_refused_at_once():
     assert type(setup.pipe.scheduler) is Odd and type(setup.pipe) is diffusers.StableDiffusionPipeline
 
 
-def test_a_pipeline_that_steps_only_copies_of_its_scheduler_is_refused_at_the_second_step():
-    setup = frame_by_frame()
-    classes = type(setup.pipe), type(setup.pipe.scheduler)
-    with pytest.raises(AttachError, match="before each step of its own scheduler"):
-        record(Call(setup.steps, setup.call).of(setup.pipe), PromptSet.of(setup.prompts[:1]))
-    assert (type(setup.pipe), type(setup.pipe.scheduler)) == classes
-    assert generated(setup)[0].isfinite().all()
+def test_a_pipeline_that_steps_a_copy_of_its_scheduler_for_each_frame_is_followed():
+    setup = replace(frame_by_frame(), steps=6)
+    plain, classes = generated(setup), (type(setup.pipe), type(setup.pipe.scheduler))
+    everything, planned_ones = planned(setup, range(6)), planned(setup, [0, 1, 3])
+    with adaptcache.attach(setup.pipe, everything):
+        assert same(generated(setup), plain)
+    with adaptcache.attach(setup.pipe, planned_ones) as handle:
+        cached = generated(setup)[0]
+        assert cached.isfinite().all() and not torch.equal(cached, plain[0])
+        assert handle.report().computed == [0, 1, 3]
+    assert (type(setup.pipe), type(setup.pipe.scheduler)) == classes and same(generated(setup), plain)
 
 
 def test_a_pipeline_that_does_not_use_its_scheduler_is_not_run_in_silence():

@@ -161,7 +161,7 @@ def refine(
     room = int((effort * steps / ITERATIONS - tested) / each)
     sample = min(max(SAMPLE, min(room, 3 * len(prompts) // 4)), len(prompts))
     price = (sample * each + tested) / steps
-    if matching.forced or not all(run.alike and run.lead == 0 for run in measurement.runs):
+    if not columns or matching.forced or not all(run.alike and run.lead == 0 for run in measurement.runs):
         return matching
     if price + len(prompts) * len(plan) / steps > effort:
         return matching
