@@ -46,7 +46,7 @@ def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter
         )
         seconds = time.perf_counter() - since
     branches = tally.stages["full runs"] // (len(first) * preset.steps)
-    plans = tally.stages[f"matching {calls} calls"] // (len(first) * calls * branches)
+    plans = -(-tally.stages[f"matching {calls} calls"] // (len(first) * calls * branches))  # beginnings are shared
     return found, tally.stages, seconds, peak_memory(), (plans, branches)
 
 

@@ -55,6 +55,39 @@ def test_another_guidance_is_seen_in_a_call_of_a_subclass():
         assert handle.report().evidence == "extrapolated"
 
 
+def timed(call):
+    """What people write to time a pipeline, without `functools.wraps`."""
+
+    def inner(*args, **kwargs):
+        return call(*args, **kwargs)
+
+    return inner
+
+
+class Timed(diffusers.FluxPipeline):
+    __call__ = timed(diffusers.FluxPipeline.__call__)
+
+
+class Renamed(diffusers.FluxPipeline):
+    """Names some arguments of its own, and hands the others on."""
+
+    def __call__(self, quality="high", **options):
+        options.setdefault("num_inference_steps", {"high": 9, "low": 3}[quality])
+        return super().__call__(**options)
+
+
+@pytest.mark.parametrize("kind", [Timed, Renamed])
+def test_a_call_that_names_little_is_calibrated_as_its_base_is_and_followed(kind):
+    setup = built("Flux")
+    other = kind(**setup.pipe.components)
+    other.set_progress_bar_config(disable=True)
+    schedule = calibrated(other, setup.prompts, **CALL)
+    assert schedule.rules == calibrated(setup.pipe, setup.prompts, **CALL).rules
+    with adaptcache.attach(other, schedule) as handle, counted(other) as calls:
+        other(**setup.prompts[0], **CALL, num_inference_steps=6, output_type="latent")
+        assert len(calls) == handle.report().made == 3 and handle.report().evidence == "calibrated"
+
+
 @pytest.fixture
 def modular():
     """A modular pipeline without the blocks that make embeddings and images."""
