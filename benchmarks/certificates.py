@@ -27,7 +27,7 @@ def draw(subjects: int, variants: int, draws: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(draws, subjects, 1))
     own = rng.normal(size=(draws, subjects, variants))
-    return np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * own
+    return np.asarray(np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * own)
 
 
 def target_of(variants: int, grouped: bool) -> float:

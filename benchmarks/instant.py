@@ -42,7 +42,7 @@ SETTINGS = ("plain", "guided", "shift 3", "50 steps", "DPM++ 2M")
 SPEEDS = (2.0, 2.8, 4.0)
 
 
-class CosineODE(EDMDPMSolverMultistepScheduler):
+class CosineODE(EDMDPMSolverMultistepScheduler):  # type: ignore[misc]
     """The deterministic sampler for `tones`, whose own one adds noise."""
 
     def precondition_noise(self, sigma: Any) -> torch.Tensor:
@@ -234,7 +234,7 @@ def print_times() -> None:
     """Prints what making a schedule costs."""
     for steps in (28, 50, 1000):
         since = time.perf_counter()
-        Schedule.instant(np.linspace(1, 1 / steps, steps), 2)
+        Schedule.instant(np.linspace(1, 1 / steps, steps).tolist(), 2)
         print(f"{steps} steps at 2x: {time.perf_counter() - since:.2f} s")
 
 

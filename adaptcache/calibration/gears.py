@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.certify import Certificate, QualityTarget, certify
+from ..evaluation.certify import QualityTarget, certify
 from ..evaluation.generate import check_images, reference_images
 from ..evaluation.metrics import psnr
 from ..evaluation.validate import compute_all, evidence_of
@@ -25,6 +25,7 @@ from ..profiling.measure import Measurement
 from ..profiling.reference import Replay
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
+from ..schedule.format import Certificate
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .fit import build_schedule
@@ -200,7 +201,11 @@ def evaluate_gears(
     ends, seen = [], []
     for gear, own in enumerate(rows):
         report = setup.stage(f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts))
-        quiet = replace(setup, progress=lambda stage, done, of, report=report: report(done))
+
+        def tell(stage: str, done: int, of: int, report: Callable[[int], None] = report) -> None:
+            report(done)
+
+        quiet = replace(setup, progress=tell)
         images, signals = record_signals(quiet, prompts, schedule, gear, own)
         check_images(images, prompts.first, f"gear {gear}")
         ends.append([psnr(a, b) for a, b in zip(images, truth, strict=True)])

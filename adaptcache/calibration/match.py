@@ -336,11 +336,11 @@ def match(
         for _ in range(sum(index >= weighed for index in fitted) * (tracks - lead)):
             solve_together([])
     for index in sorted(set(range(profile.steps)) - set(plan)):  # computed all the same, or a scheduler never stepped
-        for rows in table:
-            if not rows[index]:
+        for own_rows in table:
+            if not own_rows[index]:
                 known = [at for at in reversed(plan) if at < index][: fit.history]
                 known_row = fit_open_loop(profile.gram.mean(axis=0), index, known)
-                rows[index] = table[lead][index] or (*map(float, known_row), *[0.0] * columns(fit, len(known)))
+                own_rows[index] = table[lead][index] or (*map(float, known_row), *[0.0] * columns(fit, len(known)))
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
     ends = np.concatenate(in_order(ranks.exchange([hook.errors for hook in hooks])))
     innovations = in_order(ranks.exchange([hook.innovations for hook in hooks]))

@@ -42,7 +42,7 @@ def cheapest_rows(errors: Array, weights: Array, seconds: Array, budget: float) 
         return [_cheapest(cost[k], price * float(seconds[k])) for k in range(count)]
 
     def spent(rows: list[list[int]]) -> float:
-        return sum(len(row) * s for row, s in zip(rows, seconds, strict=True)) / (steps * float(seconds.sum()))
+        return float(np.dot([len(row) for row in rows], seconds) / (steps * seconds.sum()))
 
     return _within(rows_at, spent, budget)
 

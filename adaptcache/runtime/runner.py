@@ -62,6 +62,7 @@ class Runner(StepHook):
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.on_full_grid = True  # whether a schedule with own times stands for the steps that it was fitted on
         self.state: Any = None
+        self.x: Tensor | None = None  # what entered the denoiser at this step, where a policy looks at it
         self.original = schedule
         self.follows_views = schedule.rules[0].site == "step"  # sites inside tell branches apart only
         self.follow(gear)
@@ -155,8 +156,9 @@ class Runner(StepHook):
     def _bands(self, times: tuple[float, ...]) -> SignalSpecs | None:
         """Returns the bands of innovations on this grid, by gear and computed step after the first."""
         policy = self.original.rules[0].policy
-        known = isinstance(policy, Plan) and not self.sites and self._is_fitted(times)
-        return policy.signal_specs if known else None  # type: ignore[union-attr]
+        if not isinstance(policy, Plan) or self.sites or not self._is_fitted(times):
+            return None
+        return policy.signal_specs
 
     def unlike(self) -> str:
         """Returns how the last call differed from those of the calibration prompts. Syncs the device once."""

@@ -46,6 +46,7 @@ class SiteDecision:
 
     def __init__(self, rule: Rule, instance: int = 0, leader: "SiteDecision | None" = None) -> None:
         self.rule, self.instance, self.leader = rule, instance, leader
+        self.state: Any = None
         self.made: list[bool] = []  # of the last run, by step: it is asked for after the end
         self.on_run_end()
 

@@ -136,7 +136,8 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
             f"{type(pipe).__name__} has {what}: "
             "adaptcache works on pipelines that call a denoiser once or more for each scheduler step"
         )
-    for kind in map(type, schedulers.values()):
+    for scheduler in schedulers.values():
+        kind: Any = type(scheduler)
         takes = inspect.signature(kind.step).parameters
         if missing := [name for name in ("model_output", "timestep", "sample") if name not in takes]:
             raise AttachError(

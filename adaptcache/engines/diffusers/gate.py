@@ -574,7 +574,7 @@ class Gate:
             raise LoopError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
         for rows in (loop.record.calls, loop.record.names):
             last: list[Any] = rows.pop()
-            rows[-1] += last  # type: ignore[arg-type]
+            rows[-1] += last
         loop.view = track.view
 
     def finish(self) -> None:
