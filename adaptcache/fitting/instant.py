@@ -253,7 +253,7 @@ def lean_fit(features: Array, target: Array, ridge: float) -> Array:
     return solve_ridge(features @ features.T, features @ target, prior, ridge)
 
 
-def balance(toy: Toy, plan: Sequence[int], history: int, correct: bool) -> Array:
+def balance(toy: Toy, plan: Sequence[int], history: int) -> Array:
     """Returns the emphasis with which the sum of the worlds' decibels is the least: the inverse of their errors.
 
     Without, a rough world would have its say alone. The gradient of the sum of logarithms is that of a sum of squares
@@ -261,7 +261,7 @@ def balance(toy: Toy, plan: Sequence[int], history: int, correct: bool) -> Array
     """
     emphasis = np.ones(len(toy.first))
     for _ in range(2):
-        emphasis = 1 / (match(toy.emphasised(emphasis), plan, history, correct).errors + EXACT)
+        emphasis = 1 / (match(toy.emphasised(emphasis), plan, history).errors + EXACT)
         emphasis /= emphasis.max()
     return emphasis
 
@@ -290,9 +290,7 @@ def rising(wanted: Array, steps: int) -> tuple[int, ...]:
     return tuple(plan)
 
 
-def search_plan(
-    toy: Toy, calls: int, history: int = 4, correct: bool = True, tried: int = TRIED
-) -> tuple[tuple[int, ...], Array]:
+def search_plan(toy: Toy, calls: int, history: int = 4, tried: int = TRIED) -> tuple[tuple[int, ...], Array]:
     """Searches the plan whose matched run ends closest to the full one, in the world where it ends farthest.
 
     Starts from plans of several densities at both ends and moves one call at a time, the best two in turn.
@@ -301,19 +299,18 @@ def search_plan(
         toy: The worlds; a sketch will do.
         calls: How many steps are computed, from 1 to N.
         history: As for `match`.
-        correct: As for `match`.
         tried: How many plans are looked at.
 
     Returns:
         The plan, and the emphasis of the worlds with which it was matched, with shape (W,).
     """
     n = len(toy.sampler)
-    emphasis = balance(toy, spread_steps(n, calls, 1.8, 1.5), history, correct)
+    emphasis = balance(toy, spread_steps(n, calls, 1.8, 1.5), history)
     heard, known = toy.emphasised(emphasis), dict[tuple[int, ...], float]()
 
     def cost(plan: tuple[int, ...]) -> float:
         if plan not in known:
-            known[plan] = float(np.log(match(heard, plan, history, correct).errors.max() + EXACT))
+            known[plan] = float(np.log(match(heard, plan, history).errors.max() + EXACT))
         return known[plan]
 
     starts = {spread_steps(n, calls, early, late) for early in (1, 1.4, 2, 3) for late in (1, 1.5, 2.5)}
@@ -348,7 +345,7 @@ def move_calls(plan: tuple[int, ...], steps: int, cost: Cost) -> tuple[int, ...]
 
 
 def plan_coarsely(
-    sampler: AffineSampler, calls: int, worlds: Sequence[World], guidance: float, variance: float, correct: bool
+    sampler: AffineSampler, calls: int, worlds: Sequence[World], guidance: float, variance: float
 ) -> tuple[int, ...]:
     """Plans a long grid on a coarser one, and takes over how the calls are spread.
 
@@ -357,7 +354,7 @@ def plan_coarsely(
     n = len(sampler)
     thin = sampler.fewer(min(FINE, max(48, 3 * calls)))
     few = max(2, min(len(thin) - 1, round(calls * len(thin) / n))) if calls * 3 > FINE else calls
-    plan, _ = search_plan(build_toy(thin, worlds, guidance, variance, SKETCH), few, correct=correct)
+    plan, _ = search_plan(build_toy(thin, worlds, guidance, variance, SKETCH), few)
     place = np.interp(np.arange(calls) * len(plan) / calls, np.arange(len(plan) + 1), [*plan, len(thin)])
     return rising(place * n / len(thin), n)
 
@@ -370,7 +367,6 @@ def instant(
     variance: float = 1.0,
     worlds: Sequence[World] = PRIOR,
     history: int = 4,
-    correct: bool = True,
     plan: Sequence[int] | None = None,
 ) -> Instant:
     """Makes plan and weights from theory: half a second for 50 steps.
@@ -382,7 +378,6 @@ def instant(
         variance: The mean square of the data, in the units of the latents; about 1 for the latents of most models.
         worlds: What may be expected of a model.
         history: How many computed outputs are used at most, 1 to 6.
-        correct: Whether computed steps have weights too.
         plan: The numbers of the computed steps, where they are known; else they are searched.
 
     Raises:
@@ -402,14 +397,14 @@ def instant(
     if plan is not None and (len(plan) != calls or plan[0] != 0 or (np.diff(plan) <= 0).any() or plan[-1] >= n):
         raise ValueError(f"a plan of {calls} calls has as many rising step numbers from 0 to {n - 1}, got {plan}")
     if plan is None and n > FINE:
-        plan = plan_coarsely(sampler, calls, worlds, guidance, variance, correct)
+        plan = plan_coarsely(sampler, calls, worlds, guidance, variance)
     if plan is None:
         toy = build_toy(sampler, worlds, guidance, variance, SKETCH)
-        plan, _ = search_plan(toy, calls, history, correct)
+        plan, _ = search_plan(toy, calls, history)
     found = tuple(map(int, plan))
     toy, few = build_toys((sampler, sampler.fewer(calls)), worlds, guidance, variance, SKETCH if n > FINE else None)
-    heard = toy.emphasised(balance(toy, found, history, correct))
-    return Instant(found, match(heard, found, history, correct, looks=True), toy.errors(few.reference[-1]))
+    heard = toy.emphasised(balance(toy, found, history))
+    return Instant(found, match(heard, found, history, looks=True), toy.errors(few.reference[-1]))
 
 
 def find_instant(sampler: AffineSampler, calls: int, *, lead: float = LEAD, **options: object) -> Instant:
