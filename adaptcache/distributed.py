@@ -187,7 +187,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Joins the processes that torchrun or `accelerate launch` started; one process alone joins nobody.
+    """Joins the processes that torchrun or `accelerate launch` started; one process stays alone.
 
     An error inside ends all ranks: it is raised where it happened, and as `RankError` on the others. Of
     several the lowest rank raises its own.

@@ -24,7 +24,7 @@ class Step:
         track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
         instance: Which block or layer of the site, where each decides for itself.
         x: What enters the site, or what the policy reads there instead (`Policy.signal`); None where
-            nobody reads it. With shape (B, *).
+            no policy reads it. With shape (B, *).
         groups: The process groups that run the denoiser together, and have to decide alike.
     """
 

@@ -89,6 +89,14 @@ class AffineSampler:
         levels = np.stack([self.alphas, self.sigmas], 1)
         return float((np.abs(self.follow_point() - levels).max(1) / np.abs(levels).max(1)).max())
 
+    def check(self) -> None:
+        """Raises a `ValueError` where the noise levels or the kind of prediction were read wrongly."""
+        if not (missed := self.missed()) < LANDS:
+            raise ValueError(
+                f"its steps end {missed:.2g} of the latents away from where its noise levels and the kind of its "
+                "prediction say"
+            )
+
     def fewer(self, calls: int) -> AffineSampler:
         """Returns about the same sampler with fewer steps, for comparison: of first order, or DPM++ 2M."""
         falls = np.append(True, np.diff(self.sigmas / np.maximum(self.alphas + self.sigmas, FLAT)) < 0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ScheduleError
-from ...fitting.affine import LANDS, AffineSampler, data_weights
+from ...fitting.affine import AffineSampler, data_weights
 from ...fitting.kernel import Array
 from ...schedule.instant import InstantRequest
 from .gate import Run
@@ -72,13 +72,8 @@ def read_run(run: Run, speed: float) -> InstantRequest:
         sampler = AffineSampler(np.append(alphas, 1.0), np.append(sigmas, 0.0), data, rows[1:])
         alpha, sigma = sampler.follow_point()[-1]
         sampler = AffineSampler(np.append(alphas, alpha), np.append(sigmas, max(sigma, 0.0)), data, rows[1:])
-        missed = sampler.missed()
+        sampler.check()
     except ValueError as error:
         raise ScheduleError(f"no instant schedule for {name}: {error}; calibrate instead") from None
-    if not missed < LANDS:
-        raise ScheduleError(
-            f"no instant schedule for {name}: its steps end {missed:.2g} of the latents away from where its noise "
-            "levels say; calibrate instead"
-        )
     times, guidance = times_of(run.sampling, levels), max(1.0, float(getattr(run.guider, "cfg", 1.0)))
     return InstantRequest(times, speed, sampler, guidance, scheduler=f"ComfyUI {name}")

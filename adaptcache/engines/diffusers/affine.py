@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import ScheduleError
-from ...fitting.affine import LANDS, AffineSampler, data_weights, trace_steps
+from ...fitting.affine import AffineSampler, data_weights, trace_steps
 from ...fitting.kernel import Array
 from ...runs import fork_rng
 from ...schedule.instant import InstantRequest
@@ -90,14 +90,9 @@ def read_sampler(scheduler: Any, begin: int = 0) -> AffineSampler:
         )
     try:
         sampler = with_end(alphas, sigmas, output_weights(scheduler, alphas, sigmas), maps)
-        missed = sampler.missed()
+        sampler.check()
     except ValueError as error:
         raise ScheduleError(f"no instant schedule for {name}: {error}; calibrate instead") from None
-    if not missed < LANDS:
-        raise ScheduleError(
-            f"no instant schedule for {name}: its steps end {missed:.2g} of the latents away from where its noise "
-            "levels and the kind of its prediction say; calibrate instead"
-        )
     return sampler
 
 
