@@ -58,6 +58,7 @@ class Runner(StepHook):
         self.evidence = "calibrated"  # of the call under way, or of the last one
         self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
         self.bands: SignalSpecs | None = None
+        self.branches: Sequence[float] = ()  # of each step as calibrated, on the grid of this run
         self.deviations, self.prompts = torch.zeros(()), 0  # sum over the prompts since attach, and their number
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.on_full_grid = True  # whether a schedule with own times stands for the steps that it was fitted on
@@ -120,7 +121,9 @@ class Runner(StepHook):
             self.evidence = known if self.schedule.grid.times else "none"
         elif not self.schedule.made.get("several_loops"):
             self._not_measured("runs its denoising loop several times in one call")
-        if not (self._is_fitted(times) and self.measured and self.on_full_grid):
+        fitted = self._is_fitted(times)
+        self.branches = (self.original.made.get("branches") or ()) if fitted else ()
+        if not (fitted and self.measured and self.on_full_grid):
             self.evidence = "extrapolated"
         self.bands = self._bands(times)
         self.state = self.rule.policy.init(times)
@@ -226,12 +229,10 @@ class Runner(StepHook):
 
     def _check_branches(self, step: SchedulerStep) -> None:
         """Looks whether guidance is on as it was: a negative prompt may switch it, whatever its argument is called."""
-        known, index = self.original.made.get("branches") or (), step.step.index
-        if step.track or not self._is_fitted(step.step.times) or index >= len(known):
-            return
-        if step.branches != known[index]:
+        index = step.step.index
+        if step.track == 0 and index < len(self.branches) and step.branches != self.branches[index]:
             self._not_measured(
-                f"calls its denoiser with {step.branches:g} branches at step {index}, not {known[index]:g}"
+                f"calls its denoiser with {step.branches:g} branches at step {index}, not {self.branches[index]:g}"
             )
 
     def _compare(self, step: SchedulerStep, specs: Sequence[SignalSpec]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ...schedule.findings import Finding, Grade
+from ...schedule.findings import Finding, Grade, too_strong
 from ...schedule.schedule import Schedule
 from .gate import Run
 from .grid import name_of, prediction_of
@@ -13,7 +13,6 @@ from .identity import denoiser_class, fingerprint
 
 __all__ = ["cache_on", "compare_model", "compare_run", "knows_plain", "other_cache", "parts_of", "scheduler_name"]
 
-FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 SAME = {  # samplers, and the schedulers of diffusers that take the same steps: of flow-matching models, and of others
     "ddim": ("", "DDIMScheduler"),
     "ddpm": ("", "DDPMScheduler"),
@@ -153,7 +152,7 @@ def _call(schedule: Schedule, run: Run) -> Iterator[Finding]:
         if abs(here[name] - value) <= 1e-6:
             continue
         says = f"was fitted at another guidance: {name} {value:g} and now {here[name]:g}"
-        if name == "cfg" and max(1.0, here[name]) > FARTHEST * max(1.0, value):
+        if name == "cfg" and too_strong(value, here[name]):
             says += "; as many plain steps are better there: calibrate at this cfg"
             yield Finding("guidance", Grade.REFUSED, says)
         else:
