@@ -64,7 +64,7 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; warnin
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 schedules: $(VENV)/.installed ## fit the schedules that ship again
-	for model in emoji-flux-64 emoji-flux; do for speed in 2 2.8 4 5.6; do \
+	for model in emoji-flux emoji-flux-32; do for speed in 2 2.8 4 5.6; do \
 		$(BIN)/adaptcache calibrate --model $$model --speed $$speed || exit; done; done
 	$(BIN)/adaptcache calibrate --model emoji-wan --speed 2
 	$(BIN)/adaptcache calibrate --model tones --speed 2

@@ -134,12 +134,12 @@ def tried(pipe: Any, schedule: Schedule, place: Place, arguments: Mapping[str, A
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--schedule", type=Path, default=Path("schedules/emoji-flux-28-2.8x.json"))
+    parser.add_argument("--schedule", type=Path, default=Path("schedules/emoji-flux-32-28-2.8x.json"))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--only", help="Rows whose name has this in it.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # what the report says is what is looked at
-    preset, schedule = resolve("emoji-flux"), Schedule.load(options.schedule)
+    preset, schedule = resolve("emoji-flux-32"), Schedule.load(options.schedule)
     columns = ("where", "calls", "schedule, dB", "plain steps, dB", "evidence", "unlike, alone", "together")
     print("|", " | ".join(columns), "|", flush=True)
     print("|" + "---|" * len(columns))

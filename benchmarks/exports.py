@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--write", action="store_true", help="put the table into docs/engines.md")
     arguments = parser.parse_args()
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     known = read_prompts(preset.prompts)
     pipe = preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
@@ -110,7 +110,7 @@ def main() -> None:
         return generate(pipe, preset, prompts, len(known.calibration))
 
     full = run()
-    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("emoji-flux-*.json")), key=fewest_last)
+    schedules = sorted(map(Schedule.load, (ROOT / "schedules").glob("emoji-flux-32-*.json")), key=fewest_last)
     table = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
     for schedule in schedules:
         for engine in ENGINES:

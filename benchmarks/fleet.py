@@ -44,7 +44,7 @@ def main() -> None:
     for name, value in (("prompts", 4), ("held-out", 2), ("steps", 28), ("calls", 10), ("trials", 6)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    preset, known = resolve("emoji-flux"), read_prompts("emoji-32")
+    preset, known = resolve("emoji-flux-32"), read_prompts("emoji-32")
     pipe = preset.load_pipeline("cpu")
     tally = Tally(pipe.transformer)
     prompts, held_out = known.calibration[: given.prompts], known.held_out[: given.held_out]

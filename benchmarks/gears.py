@@ -56,7 +56,7 @@ class PlanRuns:
     """The demo model, its full runs, and what plans gave: from the cache, or run."""
 
     def __init__(self, cache: Path, guidance: float) -> None:
-        preset, known = resolve("emoji-flux"), read_prompts("emoji-varied")
+        preset, known = resolve("emoji-flux-32"), read_prompts("emoji-varied")
         pipe_kwargs, prompts = dict(preset.call), list[Any]([*known.calibration, *known.held_out][:PROMPTS])
         if guidance > 1:
             pipe_kwargs["true_cfg_scale"] = guidance

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.3, 0.7, 1.5])
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # that the weights are others is the point
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     pipe, prompts = preset.load_pipeline("cpu"), read_prompts(preset.prompts).held_out[: options.prompts]
     pipe.set_progress_bar_config(disable=True)
 
@@ -55,7 +55,7 @@ def main() -> None:
         shake(pipe, level)
         full, cells, alarms = [made(number) for number in range(len(prompts))], list[str](), 0
         for name, guard in tried:
-            schedule = Schedule.load(Path("schedules") / f"emoji-flux-28-{name}.json")
+            schedule = Schedule.load(Path("schedules") / f"emoji-flux-32-28-{name}.json")
             rows = []
             with adaptcache.attach(pipe, schedule, guard=guard) as handle:
                 for number, truth in enumerate(full):

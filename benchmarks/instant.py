@@ -37,7 +37,7 @@ from adaptcache.runs import PromptSet, Setup
 from adaptcache.runtime.instant import InstantRunner
 from adaptcache.schedule.instant import InstantRequest
 
-MODELS = ("emoji-flux", "emoji-flux-64", "emoji-wan", "tones")
+MODELS = ("emoji-flux-32", "emoji-flux", "emoji-wan", "tones")
 SETTINGS = ("plain", "guided", "shift 3", "50 steps", "DPM++ 2M")
 SPEEDS = (2.0, 2.8, 4.0)
 

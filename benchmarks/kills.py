@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads of a pool do not live on in a fork, which would wait for them
     studies.BEAT, studies.GRACE = 1, 3  # seconds: who was killed is not waited for
-    preset, rng = resolve("emoji-flux"), np.random.default_rng(options.seed)
+    preset, rng = resolve("emoji-flux-32"), np.random.default_rng(options.seed)
     known = read_prompts(preset.prompts)
     prompts = [*known.calibration[:6], *known.held_out[:3]]
     pipe = Pipe() if options.toy else preset.load_pipeline("cpu")

@@ -34,7 +34,7 @@ from adaptcache.schedule.schedule import Schedule
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="emoji-flux")
+    parser.add_argument("--model", default="emoji-flux-32")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--budget", type=float, help="fit to this fraction; methods with nothing to fit are left out")
     parser.add_argument("--calibration", type=int, default=8)

@@ -26,7 +26,7 @@ FINEST = 10  # steps of the exact run in each step
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="emoji-flux")
+    parser.add_argument("--model", default="emoji-flux-32")
     parser.add_argument("--calls", type=int, nargs="+", default=[14, 10, 7])
     parser.add_argument("--eval-on", type=int, default=32)
     options = parser.parse_args()

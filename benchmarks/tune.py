@@ -184,7 +184,7 @@ METHODS = {
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="emoji-flux")
+    parser.add_argument("--model", default="emoji-flux-32")
     parser.add_argument("--prompts", help="a prompt set instead of the model's own: emoji-varied has 80 to fit on")
     parser.add_argument("--speeds", type=float, nargs="+", default=[2.8, 5.6, 4, 2])
     parser.add_argument("--trials", type=int, default=40)

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads of a pool do not live on in a fork, which would wait for them
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     prompts, pipe = (
         list(read_prompts(preset.prompts).calibration[: options.prompts]),
         preset.load_pipeline("cpu"),

@@ -48,7 +48,7 @@ def test_calibrate_show_and_generate_work_together(run: Run, tmp_path: Path) -> 
 def test_models_lists_the_presets(run: Run) -> None:
     code, out, _ = run("models", "--json")
     assert code == 0
-    assert {"emoji-flux", "flux", "flux-schnell"} <= {preset["name"] for preset in json.loads(out)}
+    assert {"emoji-flux-32", "flux", "flux-schnell"} <= {preset["name"] for preset in json.loads(out)}
 
 
 @pytest.mark.parametrize("verb", ["", "calibrate", "generate", "evaluate", "show", "models", "demo"])
@@ -78,7 +78,7 @@ def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch
         (("calibrate", "--steps", "1", "--speed", "1"), "nothing can be skipped in 1 step; take 2 or more"),
         (("calibrate", "--prompts", "none.txt"), "no prompt file none.txt"),
         (("calibrate", "--prompts", "empty.txt"), "empty.txt has no prompts"),
-        (("calibrate", "--model", "emojy-flux"), "Did you mean emoji-flux"),
+        (("calibrate", "--model", "emojy-flux"), "Did you mean emoji-flux-32"),
         (
             ("calibrate", "--model", "black-forest-labs/FLUX.1-dev", "--device", "cpu"),
             "black-forest-labs/FLUX.1-dev",

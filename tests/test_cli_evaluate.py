@@ -13,7 +13,7 @@ from PIL import Image
 from adaptcache.presets import resolve
 from adaptcache.schedule.schedule import Schedule
 
-SHIPPED = str(Path(__file__).parent.parent / "schedules" / "emoji-flux-28-4x.json")
+SHIPPED = str(Path(__file__).parent.parent / "schedules" / "emoji-flux-32-28-4x.json")
 SMALL = ("--set", "height=32", "--set", "width=32", "--set", "guidance_scale=1.0")
 QUICK = ("--eval-on", "1", "--steps", "8")
 
@@ -22,7 +22,7 @@ QUICK = ("--eval-on", "1", "--steps", "8")
 def fine_tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with other weights, saved to a folder."""
     folder = tmp_path_factory.mktemp("models") / "fine-tune"
-    pipe = resolve("emoji-flux").load_pipeline("cpu")
+    pipe = resolve("emoji-flux-32").load_pipeline("cpu")
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in pipe.transformer.parameters():

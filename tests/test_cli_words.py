@@ -56,7 +56,7 @@ def test_a_shell_completes_verbs_and_options(monkeypatch: pytest.MonkeyPatch) ->
 
     assert completed("adaptcache ge") == ["generate"]
     assert completed("adaptcache calibrate --ev") == ["--eval-on"]
-    assert completed("adaptcache calibrate --model emoji-f") == ["emoji-flux", "emoji-flux-64"]
+    assert completed("adaptcache calibrate --model emoji-f") == ["emoji-flux", "emoji-flux-32"]
     assert completed("adaptcache calibrate --method mag") == ["magcache"]
     assert completed("adaptcache compare --prompts aud") == ["audio"]
 
@@ -74,11 +74,11 @@ def test_what_is_not_default_is_in_the_name_and_what_is_replaced_is_said(run: Ru
     (tmp_path / "mine.txt").write_text("a cat\na dog\na fox\n")
     words = ("calibrate", "--speed", "2", *QUICK, "--set", "height=32", "--prompts", "mine.txt")
     code, out, _ = run(*words, "--eval-on", "1")
-    name = "schedules/emoji-flux-64-4-2x-height=32-mine-fit2-eval1.json"
+    name = "schedules/emoji-flux-4-2x-height=32-mine-fit2-eval1.json"
     assert code == 0 and f"wrote {name}" in out and (tmp_path / name).is_file()
     assert f"replaced {name}" in run(*words, "--eval-on", "1")[1]
     code, out, _ = run(*words, "--eval-on", "0", "--seed", "3", "--json")
-    assert json.loads(out)["schedule"] == "schedules/emoji-flux-64-4-2x-height=32-mine-fit2-eval0-seed3.json"
+    assert json.loads(out)["schedule"] == "schedules/emoji-flux-4-2x-height=32-mine-fit2-eval0-seed3.json"
     assert len(list((tmp_path / "schedules").iterdir())) == 2
 
     assert "wrote schedules/" in run("report", name)[1] and "replaced schedules/" in run("report", name)[1]
@@ -129,10 +129,8 @@ def test_a_schedule_is_run_on_what_it_was_fitted_on_where_a_preset_knows_that() 
         return find_model(given, [made.model_copy(update={"denoiser": denoiser})]).name
 
     assert on("emoji-wan") == "emoji-wan" and on("black-forest-labs/FLUX.1-dev") == "flux"
-    assert (
-        on("stranger/model") == on("") == find_model(None, []).name == "emoji-flux-64"
-    )  # nothing of strangers is run
-    assert on("emoji-wan", "emoji-flux") == "emoji-flux"
+    assert on("stranger/model") == on("") == find_model(None, []).name == "emoji-flux"  # nothing of strangers is run
+    assert on("emoji-wan", "emoji-flux-32") == "emoji-flux-32"
 
 
 def test_a_report_without_a_browser_says_so_in_one_line(
@@ -144,4 +142,4 @@ def test_a_report_without_a_browser_says_so_in_one_line(
     code, out, err = run("report", "s.json", "t.json", "--open")
     assert code == 0 and out == "wrote s-and-by-hand.html\n"
     assert err == f"no browser was found: open {tmp_path / 's-and-by-hand.html'} in one\n"
-    refused(run("report", "s.json", "--model", "emoji-flux"), "--model is what --pictures runs")
+    refused(run("report", "s.json", "--model", "emoji-flux-32"), "--model is what --pictures runs")

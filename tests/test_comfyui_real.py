@@ -44,7 +44,7 @@ class World:
 
     def __init__(self) -> None:
         sys.path[:0] = [path for path in [os.environ.get("COMFYUI_SITE")] if path]
-        self.preset = resolve("emoji-flux")
+        self.preset = resolve("emoji-flux-32")
         self.pipe = self.preset.load_pipeline("cpu")
         self.pipe.set_progress_bar_config(disable=True)
         boot()
@@ -174,7 +174,7 @@ def test_a_full_run_is_that_of_diffusers_and_schedules_that_ship_are_worth_the_s
 
     full = [(world.image(demo, text, 50 + k, sigmas=exact), there(k, text)) for k, text in enumerate(texts)]
     assert min(psnr(*pair) for pair in full) >= 100  # where `psnr` ends
-    for path in sorted((ROOT / "schedules").glob("emoji-flux-28-*.json")):
+    for path in sorted((ROOT / "schedules").glob("emoji-flux-32-28-*.json")):
         schedule = Schedule.load(path)
         applied = Applied(demo, schedule)
         here = [psnr(world.image(applied.model, t, 50 + k, sigmas=exact), full[k][0]) for k, t in enumerate(texts)]
@@ -186,7 +186,7 @@ def test_a_full_run_is_that_of_diffusers_and_schedules_that_ship_are_worth_the_s
 
 
 def test_every_sampler_makes_the_planned_calls_or_says_why_not(world: World, demo: Any) -> None:
-    schedule = Schedule.load(ROOT / "schedules" / "emoji-flux-28-2.8x.json")
+    schedule = Schedule.load(ROOT / "schedules" / "emoji-flux-32-28-2.8x.json")
     text, calls = world.prompt("pizza"), []
     handle = demo.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
     for name in world.samplers.SAMPLER_NAMES:
@@ -243,7 +243,7 @@ def test_a_schedule_that_was_made_here_runs_in_diffusers(world: World, demo: Any
 
 def test_cancelled_and_broken_runs_leave_the_model_clean(world: World, demo: Any) -> None:
     management = sys.modules["comfy.model_management"]
-    text, schedule = world.prompt("pizza"), Schedule.load(ROOT / "schedules" / "emoji-flux-28-2.8x.json")
+    text, schedule = world.prompt("pizza"), Schedule.load(ROOT / "schedules" / "emoji-flux-32-28-2.8x.json")
     applied = Applied(demo, schedule)
     full, ours = world.sample(demo, text, 1), world.sample(applied.model, text, 1)
 
@@ -268,7 +268,7 @@ def test_cancelled_and_broken_runs_leave_the_model_clean(world: World, demo: Any
 
 
 def test_image_to_image_batches_and_masks_run(world: World, demo: Any) -> None:
-    schedule = Schedule.load(ROOT / "schedules" / "emoji-flux-28-2.8x.json")
+    schedule = Schedule.load(ROOT / "schedules" / "emoji-flux-32-28-2.8x.json")
     applied, text = Applied(demo, schedule), world.prompt("pizza")
     start = world.sample(demo, text, 5)
     sigmas = world.samplers.KSampler(demo, STEPS, "cpu", "euler", "simple", 0.6).sigmas

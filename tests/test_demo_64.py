@@ -23,7 +23,7 @@ from calibration.demo_64.muon import Muon
 from calibration.demo_64.sheet import generate
 from calibration.demo_64.train import Trainer
 
-WEIGHTS = calibration_folder() / "demo" / "emoji-flux-64"
+WEIGHTS = calibration_folder() / "demo" / "emoji-flux"
 PROMPTS = read_prompts("emoji-64")
 
 
@@ -153,7 +153,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(model, tmp_path):
 
 
 def test_seeds_differ_and_few_steps_fail():
-    pipe = resolve("emoji-flux-64").load_pipeline("cpu")
+    pipe = resolve("emoji-flux").load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
     prompts = list(PROMPTS.held_out[:4])
     full, few, other = (np.asarray(generate(pipe, prompts, *how, output_type="np")) for how in ((28,), (5,), (28, 9)))

@@ -187,7 +187,7 @@ def test_the_player_lands_where_the_demo_model_lands() -> None:
     from adaptcache.presets import resolve
 
     shipped = Schedule.load(SHIPPED[0])
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     pipe = preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
     u, x = [], []

@@ -37,7 +37,7 @@ def test_each_command_ends_as_it_is_recorded(
     (tmp_path / "mine.txt").write_text("".join(f"{prompt} background\n" for prompt in PROMPTS))
     (tmp_path / "notes.txt").write_text("not a schedule\n")
     if mark == "!":  # made by a command before
-        shutil.copy(tmp_path / "schedules" / "emoji-flux-28-2x.json", tmp_path / "s2.json")
+        shutil.copy(tmp_path / "schedules" / "emoji-flux-32-28-2x.json", tmp_path / "s2.json")
     monkeypatch.chdir(tmp_path)
     wrong = []
     for words, _, last in (one for one in RECORD if one[1] == mark):

@@ -116,14 +116,14 @@ def test_intervals_and_gates_are_fitted_to_the_budget():
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("teacache", "sencache", "l2p", "pab")],
 )  # fmt: skip
 def test_the_command_line_fits_a_published_method(method, monkeypatch, tmp_path, capsys):
-    words = "--model emoji-flux --steps 4 --fit-on 1 --eval-on 1 --budget 0.5 --out s.json".split()
+    words = "--model emoji-flux-32 --steps 4 --fit-on 1 --eval-on 1 --budget 0.5 --out s.json".split()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["adaptcache", "calibrate", "--method", method, *words])
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code, capsys.readouterr().err
     schedule = Schedule.load(tmp_path / "s.json")
-    assert schedule.name == f"emoji-flux-4-{method}-2x-fit1-eval1" and schedule.evidence.n == 1
+    assert schedule.name == f"emoji-flux-32-4-{method}-2x-fit1-eval1" and schedule.evidence.n == 1
     assert {rule.policy.type for rule in schedule.rules} == {METHODS[method].policy}
 
 

@@ -129,7 +129,7 @@ NOISY = [
 @pytest.mark.parametrize("scheduler", NOISY, ids=lambda s: type(s).__name__)
 def test_where_the_sampler_adds_noise_the_latents_of_computed_steps_help(scheduler: Any) -> None:
     """On the demo model: a random denoiser does not tell noise from pictures."""
-    preset = Preset.load("emoji-flux")
+    preset = Preset.load("emoji-flux-32")
     pipe, known = preset.load_pipeline("cpu"), read_prompts(preset.prompts)
     pipe.scheduler = scheduler
     call, prompts = Call(10, preset.call), known.calibration[:8]

@@ -133,7 +133,7 @@ def test_taylorseer_of_every_attention_is_that_of_diffusers(order):
 @pytest.fixture(scope="module")
 def emoji():
     """The demo model, its call and a held-out prompt."""
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     pipe = preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe, Call(preset.steps, preset.call), read_prompts(preset.prompts).held_out[:1]
@@ -212,7 +212,7 @@ def test_the_demo_model_runs_as_with_cache_dit(emoji, order):
         steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=False,
     )  # fmt: skip
     forecaster = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
-    other = resolve("emoji-flux").load_pipeline("cpu")
+    other = resolve("emoji-flux-32").load_pipeline("cpu")
     cache_dit.enable_cache(other, cache_config=config, calibrator_config=forecaster)
     peer = call(other, prompts)
     apart = float((made - peer).norm() / (made - full).norm())

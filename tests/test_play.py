@@ -59,7 +59,7 @@ def test_without_gradio_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")
 def test_the_page_works_in_a_browser_and_asks_nobody_else(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
-    words = [sys.executable, "-m", "adaptcache", "play", "--model", "emoji-flux", "--steps", "6"]
+    words = [sys.executable, "-m", "adaptcache", "play", "--model", "emoji-flux-32", "--steps", "6"]
     environment = {**os.environ, "ADAPTCACHE_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     served = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     try:

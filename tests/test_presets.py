@@ -83,7 +83,7 @@ def test_every_preset_has_its_file_name_and_says_what_it_is(name):
 
 
 def test_the_promised_presets_are_there():
-    flux, schnell, emoji = map(Preset.load, ("flux", "flux-schnell", "emoji-flux"))
+    flux, schnell, emoji = map(Preset.load, ("flux", "flux-schnell", "emoji-flux-32"))
     assert (flux.checkpoint, flux.steps, flux.call["guidance_scale"]) == (
         "black-forest-labs/FLUX.1-dev",
         28,
@@ -93,7 +93,7 @@ def test_the_promised_presets_are_there():
     assert (emoji.steps, emoji.call["height"], emoji.folder) == (
         28,
         32,
-        calibration_folder() / "demo" / "emoji-flux",
+        calibration_folder() / "demo" / "emoji-flux-32",
     )
     assert flux.folder is None and flux.gated and not emoji.gated
 
@@ -185,8 +185,8 @@ def test_a_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_a_preset_is_about_gives_that_preset():
     assert resolve("black-forest-labs/FLUX.1-dev") == Preset.load("flux")
-    emoji = Preset.load("emoji-flux")
-    assert resolve("demo/emoji-flux") == emoji
+    emoji = Preset.load("emoji-flux-32")
+    assert resolve("demo/emoji-flux-32") == emoji
     assert resolve(str(emoji.folder)) == emoji
 
 
@@ -216,7 +216,7 @@ def test_a_folder_gets_defaults_and_its_own_name(saved, monkeypatch):
 
 @pytest.mark.parametrize("model", ["fluks", "FLUX", "flux-schnel"])
 def test_a_misspelt_name_gets_the_nearest_one_and_the_list(model):
-    with pytest.raises(LookupError, match=r"Did you mean .*flux.*one of: .*emoji-flux.*wan2\.1"):
+    with pytest.raises(LookupError, match=r"Did you mean .*flux.*one of: .*emoji-flux-32.*wan2\.1"):
         resolve(model)
 
 

@@ -37,7 +37,7 @@ def test_the_example_prints_what_its_comments_say(monkeypatch: pytest.MonkeyPatc
 def test_the_table_has_the_numbers_of_the_schedules_that_ship(speed: str) -> None:
     (row,) = re.findall(rf"^\| \*\*adaptcache, {re.escape(speed)}x\*\* \|(.*)$", TEXT, re.M)
     calls, _, mean, low, _ = (cell.strip(" *") for cell in row.strip("|").split("|")[:5])
-    seen = Schedule.load(ROOT / "schedules" / f"emoji-flux-64-28-{speed}x.json").evidence
+    seen = Schedule.load(ROOT / "schedules" / f"emoji-flux-28-{speed}x.json").evidence
     assert seen and seen.calls == (int(calls), 28)
     assert (seen.psnr["mean"], seen.psnr["p05"]) == pytest.approx((float(mean), float(low)), abs=0.06)
 

@@ -14,7 +14,7 @@ from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts
 from tests.calls import Call
 
-PRESET = resolve("emoji-flux")
+PRESET = resolve("emoji-flux-32")
 assert PRESET.folder
 PATH = PRESET.folder.parent / SCORER
 PROMPTS = read_prompts(PRESET.prompts)

@@ -60,5 +60,5 @@ def test_images_are_not_written_as_sound(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["adaptcache", "generate", "-p", "x", "--out", "a.wav"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and "emoji-flux-64 makes no sound" in capsys.readouterr().err
+    assert end.value.code == 2 and "emoji-flux makes no sound" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

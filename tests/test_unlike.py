@@ -10,13 +10,13 @@ from adaptcache.presets import read_prompts, resolve
 from adaptcache.schedule.schedule import Schedule
 
 COUNT = 12
-SHIPPED = Path(__file__).parents[1] / "schedules" / "emoji-flux-28-4x.json"
+SHIPPED = Path(__file__).parents[1] / "schedules" / "emoji-flux-32-28-4x.json"
 
 
 @pytest.fixture(scope="module")
 def demo():
     """The demo model, its call, and a shipped schedule."""
-    preset = resolve("emoji-flux")
+    preset = resolve("emoji-flux-32")
     pipe = preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe, dict(preset.call), Schedule.load(SHIPPED)

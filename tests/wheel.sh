@@ -38,7 +38,7 @@ PYTHON
 "$adaptcache" --version
 "$adaptcache" models > /dev/null
 "$adaptcache" demo --help > /dev/null
-schedule=$("$place/venv/bin/python" -c 'import adaptcache, pathlib; print(pathlib.Path(adaptcache.__file__).parent / "schedules/emoji-flux-28-4x.json")')
+schedule=$("$place/venv/bin/python" -c 'import adaptcache, pathlib; print(pathlib.Path(adaptcache.__file__).parent / "schedules/emoji-flux-32-28-4x.json")')
 "$adaptcache" show "$schedule" > /dev/null
 "$adaptcache" push "$schedule" ./shared > /dev/null  # its card has no plot without matplotlib
 refused "adaptcache-diffusers[report]" "$adaptcache" report "$schedule" --out page.html

@@ -96,8 +96,8 @@ def calibrate(
       adaptcache calibrate                                  # the demo model, 2.8x
       adaptcache calibrate --model flux --speed 2.8
       adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
-      adaptcache calibrate --model emoji-flux --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied
-      adaptcache calibrate --model emoji-flux --speed 4 --min-psnr 40 --certify --prompts emoji-varied
+      adaptcache calibrate --model emoji-flux-32 --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied
+      adaptcache calibrate --model emoji-flux-32 --speed 4 --min-psnr 40 --certify --prompts emoji-varied
       adaptcache calibrate --per-instance --steps 8 --budget 0.7    # a plan for each block, for few steps
       adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
       adaptcache calibrate --model flux --offload group --dry-run    # a 24 GB card: what it costs there

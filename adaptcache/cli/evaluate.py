@@ -40,7 +40,7 @@ def evaluate(
 
     \b
     Examples:
-      adaptcache evaluate --schedule schedules/emoji-flux-64-28-4x.json
+      adaptcache evaluate --schedule schedules/emoji-flux-28-4x.json
       adaptcache evaluate --model ./my-fine-tune -s flux.json -s user/flux-schedules --prompts mine.txt
       adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --eval-on 8 --out scores.png
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import Source, load_pipeline, load_schedule, wrote
+from .files import Source, find_model, load_pipeline, load_schedule, wrote
 from .options import Device
 from .screen import out, print_json, progress
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..engines.formats import Exported
+    from ..presets import Preset
     from ..runs import PromptSet, Setup
 
 
@@ -40,8 +41,9 @@ def export(
         int, typer.Option(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
     ] = 0,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="What to measure on: a preset, a folder or a hub id.")
-    ] = "emoji-flux",
+        str | None,
+        typer.Option("--model", "-m", help="What to measure on. \\[default: the model it was fitted on]"),
+    ] = None,
     device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
 ) -> None:
@@ -72,7 +74,7 @@ def export(
     if eval_on and (find_format(engine).apply is None or exported.plan is None):
         raise LookupError(f"--eval-on measures {' and '.join(measurable)}; {engine} does not run here")
     exported.save(path)
-    quality = measure_on_preset(exported, model, device, eval_on) if eval_on else None
+    quality = measure_on_preset(exported, find_model(model, [given]), device, eval_on) if eval_on else None
     plan = exported.plan
     if json:
         print_json(
@@ -94,14 +96,13 @@ def export(
     out.print(said)
 
 
-def measure_on_preset(exported: Exported, model: str, device: str | None, count: int) -> dict[str, float]:
+def measure_on_preset(exported: Exported, preset: Preset, device: str | None, count: int) -> dict[str, float]:
     """Measures an export on held-out prompts of a preset."""
     from ..engines.diffusers.engine import DiffusersEngine
-    from ..presets import read_prompts, resolve
+    from ..presets import read_prompts
     from ..runs import PipelineCall, PromptSet, Setup
 
     assert exported.plan is not None
-    preset = resolve(model)
     prompts = read_prompts(preset.prompts)
     pipe, call = load_pipeline(preset, device), PipelineCall(exported.plan.steps, preset.call)
     pipe.set_progress_bar_config(disable=True)  # one bar for all runs is enough

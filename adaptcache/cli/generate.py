@@ -39,7 +39,7 @@ def generate(
 
     Example:
 
-      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-64-28-4x.json --compare
+      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-4x.json --compare
       adaptcache generate -p "pizza noto style blue background" --speed 2 --compare
     """
     import time

@@ -9,7 +9,7 @@ from typer import Option
 
 from ..limits import STEPS
 
-DEMO = "emoji-flux-64"  # what is run where no model is named
+DEMO = "emoji-flux"  # what is run where no model is named
 
 
 def complete_models(begun: str) -> list[str]:

@@ -31,8 +31,8 @@ def report(
 
     \b
     Examples:
-      adaptcache report schedules/emoji-flux-64-28-4x.json --pictures --open
-      adaptcache report schedules/emoji-flux-64-28-2x.json schedules/emoji-flux-64-28-4x.json --pictures
+      adaptcache report schedules/emoji-flux-28-4x.json --pictures --open
+      adaptcache report schedules/emoji-flux-28-2x.json schedules/emoji-flux-28-4x.json --pictures
       adaptcache report mine.json --model ./my-fine-tune --pictures
     """
     from ..files import check_writable

@@ -29,8 +29,8 @@ def show(
 
     \b
     Examples:
-      adaptcache show schedules/emoji-flux-64-28-4x.json
-      adaptcache show emoji-flux-28-front.front.json --pick 10 --out ten.json
+      adaptcache show schedules/emoji-flux-28-4x.json
+      adaptcache show emoji-flux-32-28-front.front.json --pick 10 --out ten.json
     """
     from .front import holds_front, show_front
 

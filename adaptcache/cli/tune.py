@@ -61,7 +61,7 @@ def tune(
     Examples:
       adaptcache tune --speed 2.8                           # the demo model
       adaptcache tune --max-latency 1.8s --model flux --workers 2
-      adaptcache tune --model emoji-flux --min-psnr 35 --max-failure-rate 0.05 --prompts emoji-varied --eval-on 320
+      adaptcache tune --model emoji-flux-32 --min-psnr 35 --max-failure-rate 0.05 --prompts emoji-varied --eval-on 320
       adaptcache tune --plot front.png                      # the whole front
     """
     from ..files import check_writable

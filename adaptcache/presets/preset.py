@@ -36,7 +36,7 @@ class Preset(BaseModel):
     # the name of the TOML file, or the last part of the folder or hub id
     name: Annotated[str, AfterValidator(check_name)]
     about: str = ""  # one line for people
-    # a hub id, a folder, or a folder below `calibration/` ("demo/emoji-flux")
+    # a hub id, a folder, or a folder below `calibration/` ("demo/emoji-flux-32")
     checkpoint: Annotated[str, Field(max_length=4096)]
     # a pipeline class of diffusers; "DiffusionPipeline" asks the checkpoint
     pipeline: Annotated[str, Field(pattern=r"^[A-Z]\w*$", max_length=200)] = "DiffusionPipeline"

@@ -47,7 +47,7 @@ class Schedule(Part):
         made: Where it came from: versions, seed, call. Read back only to say what differs.
 
     Example:
-        >>> schedule = Schedule.load("schedules/emoji-flux-28-2.8x.json")
+        >>> schedule = Schedule.load("schedules/emoji-flux-32-28-2.8x.json")
         >>> with adaptcache.attach(pipe, schedule):
         ...     image = pipe("a lighthouse").images[0]
     """

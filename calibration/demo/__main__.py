@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", type=Path, metavar="FOLDER", help="train a smaller one into FOLDER")
     options = training_options(parser, STEPS)
-    shipped = HERE / "emoji-flux"
+    shipped = HERE / "emoji-flux-32"
     if options.small:
         folder, sheet, work, size = options.small, options.small.with_suffix(".png"), WORK / "small", SMALL
         vae = AutoencoderKL.from_pretrained(shipped / "vae", dtype=torch.float32)

@@ -46,7 +46,7 @@ def load_drawings() -> tuple[list[str], torch.Tensor]:
 @torch.no_grad()
 def through_vae(pictures: torch.Tensor) -> torch.Tensor:
     """Encode and decode pictures with shape (n, 3, 32, 32): generated ones look like that."""
-    vae = AutoencoderKL.from_pretrained(HERE / "emoji-flux" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(HERE / "emoji-flux-32" / "vae", torch_dtype=torch.float32)
     parts = [vae(part).sample for part in pictures.split(128)]
     return torch.cat(parts).clamp(-1, 1)
 

@@ -77,7 +77,7 @@ def main() -> None:
     """Draw the sheet of the folder next to this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--guidance", type=float, default=1.0)
-    options = sheet_options(parser, HERE / "emoji-flux", OUTPUT)
+    options = sheet_options(parser, HERE / "emoji-flux-32", OUTPUT)
     draw_sheet(options.folder, options.output, options.guidance)
 
 

@@ -13,7 +13,7 @@ from ..demo.options import export_folder
 from .model import TextToImage, load_tokenizers
 
 WORK = Path(__file__).parent / ".work"
-FOLDER = HERE / "emoji-flux-64"  # where the preset looks
+FOLDER = HERE / "emoji-flux"  # where the preset looks
 
 
 def export_checkpoint(work: Path, folder: Path) -> int:
