@@ -17,10 +17,11 @@ def training_options(parser: argparse.ArgumentParser, steps: int) -> argparse.Na
     return options
 
 
-def sheet_options(parser: argparse.ArgumentParser, folder: Path, output: Path) -> argparse.Namespace:
-    """Read `--folder` and `--output` next to what the parser has."""
+def sheet_options(parser: argparse.ArgumentParser, folder: Path, output: Path, schedule: Path) -> argparse.Namespace:
+    """Read `--folder`, `--output` and `--schedule` next to what the parser has."""
     parser.add_argument("--folder", type=Path, default=folder)
     parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--schedule", type=Path, default=schedule, help="what draws the lower of two pictures")
     return parser.parse_args()
 
 
