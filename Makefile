@@ -13,7 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz soak kills comfyui-test check contracts audit format docs support schedules demo-model demo-model-64 video-model \
+.PHONY: help demo test slow fuzz soak kills comfyui-test stranger check contracts audit format docs support schedules demo-model demo-model-64 video-model \
 	sound-model notebooks wheel wheel-test clean
 
 help: ## list the targets
@@ -37,14 +37,18 @@ soak: $(VENV)/.installed ## 10,000 short runs on one pipeline, or SOAK=number of
 kills: $(VENV)/.installed ## kill a calibration 30 times on its way, or KILLS=number of times
 	$(BIN)/python -m tests.kills $(KILLS)
 
-contracts: $(VENV)/.installed ## test the plug-ins with the classes of the serving engines' wheels (40 MB, nothing they need)
+contracts: $(VENV)/.installed ## test plug-ins and exports with the engines' own wheels (40 MB), and with checkouts: SOURCES=folder
 	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest build/wheels \
 		sglang==0.5.23 vllm-omni==0.30.0 cache-dit==1.5.3 xfuser==0.7.0
 	for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/engines; done
-	PYTHONPATH=build/engines $(BIN)/python -m pytest tests/test_serving.py tests/test_export_engines.py
+	PYTHONPATH=build/engines $(BIN)/python -m pytest -rs tests/test_serving.py tests/test_export_engines.py \
+		tests/test_export_sources.py
 
 comfyui-test: $(VENV)/.installed ## run the engine and the nodes in a ComfyUI of yours: COMFYUI_PATH=folder
 	$(BIN)/python -m pytest -rs tests/test_comfyui.py tests/test_comfyui_real.py
+
+stranger: $(VENV)/.installed ## walk the path of docs/comfyui.md in a copy of your ComfyUI, with an environment of its own (6 GB)
+	$(BIN)/python -m tests.stranger
 
 audit: $(VENV)/.installed-dev ## look the pinned versions up among known vulnerabilities (needs the network)
 	$(PYTHON) -m venv build/audit

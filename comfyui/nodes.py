@@ -21,6 +21,8 @@ from adaptcache.limits import check_name
 from adaptcache.runs import Job, PipelineCall, PromptSet
 from adaptcache.schedule.schedule import Schedule
 
+from .demo import DemoModel
+
 FOLDER = "adaptcache"  # below `models`
 NONE = "(none yet: calibrate, or put one into models/adaptcache)"
 
@@ -293,6 +295,7 @@ NODES = {
     "AdaptcachePrompts": (Prompts, "Prompts (adaptcache)"),
     "AdaptcacheCalibrate": (Calibrate, "Calibrate Schedule (adaptcache)"),
     "AdaptcacheCompare": (Compare, "Compare Schedule (adaptcache)"),
+    "AdaptcacheDemoModel": (DemoModel, "Demo Model (adaptcache)"),
     "AdaptcacheReport": (Report, "Schedule Report (adaptcache)"),
 }
 NODE_CLASS_MAPPINGS = {name: kind for name, (kind, _) in NODES.items()}

@@ -49,10 +49,12 @@ class World:
         self.pipe.set_progress_bar_config(disable=True)
         boot()
         importlib.import_module("comfy.sample")
-        for name in ("samplers", "utils", "model_base", "model_patcher", "supported_models", "latent_formats"):
+        for name in ("samplers", "model_base", "model_patcher", "supported_models", "latent_formats"):
             setattr(self, name, importlib.import_module(f"comfy.{name}"))
         self.prompts = read_prompts("emoji-32")
         self.empty = torch.zeros(1, 4, 16, 16)
+        load_pack()
+        self.pack = importlib.import_module("adaptcache_nodes.demo")
 
     def patcher(self, config: Any, latent: type, kind: type, seed: int | None = None) -> Any:
         config.latent_format = latent()
@@ -65,42 +67,13 @@ class World:
         return self.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
     def demo(self) -> Any:
-        vae = self.pipe.vae.config
-
-        class Latents(self.latent_formats.LatentFormat):  # type: ignore[name-defined]
-            latent_channels = 4
-
-            def process_in(self, x: Tensor) -> Tensor:
-                return (x - vae.shift_factor) * vae.scaling_factor
-
-            def process_out(self, x: Tensor) -> Tensor:
-                return x / vae.scaling_factor + vae.shift_factor
-
-        unet = {
-            "image_model": "flux", "in_channels": 4, "out_channels": 4, "vec_in_dim": 128, "context_in_dim": 128,
-            "hidden_size": 160, "mlp_ratio": 4.0, "num_heads": 5, "depth": 3, "depth_single_blocks": 6,
-            "axes_dim": [4, 14, 14], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": False,
-            "txt_ids_dims": [], "dtype": torch.float32,
-        }  # fmt: skip
-        config = self.supported_models.FluxSchnell(unet)
-        config.sampling_settings = {"shift": 0.0}
-        made = self.patcher(config, Latents, self.model_base.Flux)
-        own, names = made.model.diffusion_model.state_dict(), self.utils.flux_to_diffusers(unet)
-        for name, value in self.pipe.transformer.state_dict().items():
-            target = names[name]
-            where, offset, change = (target, None, None) if isinstance(target, str) else (*target, None)[:3]
-            place = own[where] if offset is None else own[where].narrow(*offset)
-            place.copy_(change(value) if change else value)
-        return made
+        return self.pack.model_of(self.pipe)
 
     def prompt(self, text: str) -> Any:
-        with torch.no_grad():
-            embeds, pooled, _ = self.pipe.encode_prompt(text, text, max_sequence_length=16)
-        return [[embeds, {"pooled_output": pooled}]]
+        return self.pack.Clip(self.pipe, 16).encode_from_tokens_scheduled(text)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return (self.pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+        return self.pack.Vae(self.pipe).decode(latents)
 
     def sigmas(self, model: Any, sampler: str = "euler", steps: int = STEPS) -> Tensor:
         return self.samplers.KSampler(model, steps, "cpu", sampler, "simple").sigmas
@@ -370,13 +343,6 @@ def test_an_instant_schedule_is_better_than_reuse_on_the_demo_model(world: World
     assert applied.report().evidence == "theory" and psnr(made, full) > psnr(few, full)
 
 
-class Vae:
-    """A VAE of ComfyUI, as far as nodes see it."""
-
-    def __init__(self, world: World) -> None:
-        self.decode = world.decode
-
-
 def test_the_nodes_take_a_stranger_from_prompts_to_a_faster_workflow(
     world: World, demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,8 +350,8 @@ def test_the_nodes_take_a_stranger_from_prompts_to_a_faster_workflow(
     texts = [*world.prompts.calibration[:4], world.prompts.held_out[0]]
     given = {
         "model": demo, "positive": [world.prompt(text) for text in texts], "negative": world.prompt(""),
-        "vae": Vae(world), "latent_image": {"samples": world.empty}, "steps": 12, "sampler_name": "euler",
-        "scheduler": "simple", "cfg": 1.0, "denoise": 1.0, "seed": 3, "speed": 2.0, "held_out": 1, "name": "mine",
+        "vae": world.pack.Vae(world.pipe), "latent_image": {"samples": world.empty}, "steps": 12, "cfg": 1.0,
+        "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "seed": 3, "speed": 2.0, "held_out": 1, "name": "mine",
     }  # fmt: skip
     sigmas = world.sigmas(demo, steps=12)
     with torch.inference_mode():  # as ComfyUI runs nodes

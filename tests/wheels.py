@@ -21,6 +21,9 @@ from typing import Any
 class Base:
     """What a class that comes from a stand-in comes from."""
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
     def __init_subclass__(cls, **_: Any) -> None:
         pass
 

@@ -8,7 +8,7 @@ from ...policies.polynomial import Polynomial
 from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings
 from .teacache import FITTED_ON, constant, read_polynomial
 
-VERSION = "of 2026-11, read and not run"
+VERSION = "of 2026-11 (aaedbf9)"
 THRESHOLD = 0.2
 
 
