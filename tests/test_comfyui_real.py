@@ -351,7 +351,8 @@ def test_the_nodes_take_a_stranger_from_prompts_to_a_faster_workflow(
     given = {
         "model": demo, "positive": [world.prompt(text) for text in texts], "negative": world.prompt(""),
         "vae": world.pack.Vae(world.pipe), "latent_image": {"samples": world.empty}, "steps": 12, "cfg": 1.0,
-        "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "seed": 3, "speed": 2.0, "held_out": 1, "name": "mine",
+        "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "seed": 3, "speed": 2.0, "held_out": 1,
+        "name": "mine",
     }  # fmt: skip
     sigmas = world.sigmas(demo, steps=12)
     with torch.inference_mode():  # as ComfyUI runs nodes

@@ -219,6 +219,6 @@ def test_tensorrt_llm_computes_every_nth_step_and_the_last(calls: int) -> None:
         backend = module.TeaCacheBackend(SimpleNamespace(**config))
         backend.enable(denoiser)
         backend.refresh(STEPS)
-        for step in range(STEPS):
+        for step in range(STEPS):  # noqa: B007 - read by the denoiser
             denoiser.forward(torch.zeros(1, 4))
         assert made == list(np.flatnonzero(exported.plan.computed))
