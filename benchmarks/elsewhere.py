@@ -3,7 +3,7 @@
 Runs the demo model by a shipped schedule on other kinds of prompts, with guidance, other numbers of steps, from an
 image and in bfloat16, one prompt a call. Prints decibels against the full run there (mean and 5th percentile), those
 of as many plain steps, and what the report says: its evidence, how many single runs it calls unlike the calibration
-prompts, and whether it does so of all of them together.
+prompts, whether it does so of all of them together, and what an instant schedule reaches with as many calls.
 """
 
 from __future__ import annotations
@@ -104,10 +104,12 @@ def tried(pipe: Any, schedule: Schedule, place: Place, arguments: Mapping[str, A
             for text in [*prompts[1:], prompts[0]]
         ]
     refused, values, plain, alone, report = False, list[float](), list[float](), 0, None
+    fulls = list[np.ndarray]()
     handle = adaptcache.attach(pipe, schedule)
     for number, image in enumerate(images):
         with handle.paused():
             full = made(number, place.steps, image)
+            fulls.append(full)
         try:
             cached = made(number, place.steps, image)
         except ScheduleError:
@@ -122,11 +124,18 @@ def tried(pipe: Any, schedule: Schedule, place: Place, arguments: Mapping[str, A
         plain.append(psnr(fewer, full))
     handle.close()
     assert report is not None
+    theory = list[float]()
+    with adaptcache.attach(pipe, speed=len(report.calls) / len(report.computed)) as instant:
+        for number, image in enumerate(images):
+            theory.append(psnr(made(number, place.steps, image), fulls[number]))
+    made_instant = len(instant.report().computed)
+    other = f", {made_instant} calls" * (made_instant != len(report.computed))
     says = f"refused; if allowed, {report.evidence}" if refused else report.evidence
-    ours, theirs = summary(values), summary(plain)
+    ours, theirs, toy = summary(values), summary(plain), summary(theory)
     return [
         place.name, f"{len(report.computed)} of {len(report.calls)}", f"{ours['mean']:.1f} ({ours['p05']:.1f})",
-        f"{theirs['mean']:.1f} ({theirs['p05']:.1f})", says, f"{alone} of {count}",
+        f"{theirs['mean']:.1f} ({theirs['p05']:.1f})", f"{toy['mean']:.1f} ({toy['p05']:.1f})" + other, says,
+        f"{alone} of {count}",
         "yes" if "together" in report.unlike or ("at " in report.unlike and alone > count / 2) else "no",
     ]  # fmt: skip
 
@@ -140,7 +149,16 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # what the report says is what is looked at
     preset, schedule = resolve("emoji-flux-32"), Schedule.load(options.schedule)
-    columns = ("where", "calls", "schedule, dB", "plain steps, dB", "evidence", "unlike, alone", "together")
+    columns = (
+        "where",
+        "calls",
+        "schedule, dB",
+        "plain steps, dB",
+        "instant, dB",
+        "evidence",
+        "unlike, alone",
+        "together",
+    )
     print("|", " | ".join(columns), "|", flush=True)
     print("|" + "---|" * len(columns))
     for place in PLACES:

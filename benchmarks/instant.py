@@ -1,18 +1,23 @@
 """Instant schedules on the demo models: `python -m benchmarks.instant`.
 
 For each model and setting (plain, guided, shift 3, 50 steps, DPM++ 2M) and each speed: mean PSNR in dB against the
-full run, on held-out prompts, of the instant schedule, of as many plain steps, and with `--calibrate` of a fitted one.
-`--kernels` compares theory's kernel with the measured one instead, `--time` tells what making a schedule costs.
+full run, on held-out prompts, of the instant schedule, of as many plain steps, with `--rivals` of the best of other
+methods that are fitted to nothing, each with all its settings tried on two calibration prompts, and with `--calibrate`
+of a fitted one. `--out` keeps rows in a file as they are made, and goes on where it ended. `--kernels` compares
+theory's kernel with the measured one instead, `--time` tells what making a schedule costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +28,13 @@ from rich.table import Table
 
 from adaptcache import Schedule, calibrate
 from adaptcache.cache import Cache
+from adaptcache.comparison.baselines import BASELINES
+from adaptcache.comparison.baselines import Case as Comparing
+from adaptcache.comparison.runner import ComparisonRunner, Tried, pick
+from adaptcache.comparison.trial import pipe_of
 from adaptcache.engines import make_setup
 from adaptcache.engines.diffusers.affine import read_run
+from adaptcache.engines.diffusers.engine import DiffusersEngine, twin
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.evaluation.generate import generate, reference_images
 from adaptcache.evaluation.metrics import psnr
@@ -40,6 +50,11 @@ from adaptcache.schedule.instant import InstantRequest
 MODELS = ("emoji-flux-32", "emoji-flux", "emoji-wan", "tones")
 SETTINGS = ("plain", "guided", "shift 3", "50 steps", "DPM++ 2M")
 SPEEDS = (2.0, 2.8, 4.0)
+SWEPT = 2  # calibration prompts that settings of rivals are chosen on
+RIVALS = (
+    "AB2", "DPM++ 2M", "UniPC", "AYS", "TaylorSeer lite", "HiCache", "MagCache", "TeaCache", "EasyCache",
+    "FirstBlockCache",
+)  # fmt: skip
 
 
 class CosineODE(EDMDPMSolverMultistepScheduler):  # type: ignore[misc]
@@ -129,23 +144,76 @@ def cases(model: str, folder: str | None, count: int, settings: list[str]) -> It
         yield Case(model, setting, setup, known.calibration, prompts)
 
 
-def rows_of(case: Case, speeds: list[float], calibrated: int) -> Iterator[list[str]]:
-    """Yields the rows of a case: a line a speed."""
-    steps = case.setup.call.num_inference_steps
+Row = dict[str, Any]
+
+
+def measure_theory(case: Case, speeds: list[float]) -> Iterator[Row]:
+    """Yields what instant schedules and as many plain steps reach, in dB: a row a speed."""
     for speed in speeds:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             worth, planned, calls = case.instant(speed)
         few = case.score(reference_images(case.fewer(calls), case.prompts))
-        made = f"{calls} of {steps}" + f" (planned {planned})" * (planned != calls)
-        row = [case.model, case.setting, f"{speed:g}x", made, f"{worth:.1f}", f"{few:.1f}", f"{worth - few:+.1f}"]
-        if calibrated:
+        yield {"speed": speed, "calls": calls, "planned": planned, "instant": worth, "fewer": few}
+
+
+def measure_calibrated(case: Case, rows: list[Row], count: int) -> Iterator[Row]:
+    """Yields what schedules reach that are fitted to so many prompts, with as many calls."""
+    steps, known = case.setup.call.num_inference_steps, dict[int, float]()
+    for row in rows:
+        if (calls := row["calls"]) not in known:
             fitted = calibrate(
-                case.setup.engine, case.known[:calibrated], steps, budget=calls / steps, progress=False,
-                pipe_kwargs=case.setup.call.pipe_kwargs, batch_size=calibrated, cache_dir=case.setup.cache,
+                case.setup.engine, case.known[:count], steps, budget=calls / steps, progress=False,
+                pipe_kwargs=case.setup.call.pipe_kwargs, batch_size=count, cache_dir=case.setup.cache,
             )  # fmt: skip
-            row.append(f"{case.score(generate(case.setup, case.prompts, fitted).images):.1f}")
-        yield row
+            known[calls] = case.score(generate(case.setup, case.prompts, fitted).images)
+        yield {**row, "calibrated": known[calls]}
+
+
+def measure_rivals(case: Case, rows: list[Row]) -> Iterator[Row]:
+    """Yields what the best rival reaches with at most as many calls.
+
+    Each has all its settings tried on two calibration prompts; the three methods that are best there at a number of
+    calls are run on the held-out prompts, and the best one there is told.
+    """
+    budgets = tuple(sorted({row["calls"] for row in rows}))
+    engine = DiffusersEngine(twin(pipe_of(case.setup)), exclusive=True)
+    comparing = Comparing(replace(case.setup, engine=engine), PromptSet(case.known[:SWEPT]), budgets)
+    runner = ComparisonRunner(comparing, case.prompts)
+    found = dict[str, list[Tried]]()
+    for name in RIVALS:
+        if BASELINES[name].find_obstacle(comparing) is None:
+            try:
+                found[name] = runner.choose_settings(BASELINES[name], budgets)[0]
+            except Exception as error:  # another's code on this model
+                print(case.model, case.setting, name, f"broke: {error}"[:200], flush=True)
+    best = dict[int, tuple[float, str]]()
+    for calls in budgets:
+        chosen = [(one.quality, name, one) for name in found if (one := pick(BASELINES[name], found[name], calls))]
+        held_out = list[tuple[float, str]]()
+        for _, name, one in sorted(chosen, key=lambda entry: -entry[0])[:3]:
+            trial = runner.run(BASELINES[name], one.params, case.prompts)
+            if runner.count_calls(trial, runner.full)[0] <= calls * 1.05:
+                held_out.append((case.score(trial.images), f"{name} {brief(one.params)}"))
+        best[calls] = max(held_out, default=(float("nan"), "none"))
+    tried = sum(map(len, found.values()))
+    for row in rows:
+        rival, who = best[row["calls"]]
+        yield {**row, "rival": rival, "who": who, "settings": tried, "methods": list(found)}
+
+
+def brief(params: Any) -> str:
+    """Returns a setting in few words."""
+    return " ".join(f"{name}={value}" for name, value in params.items() if not isinstance(value, (list, tuple)))[:60]
+
+
+def words_of(row: Row) -> list[str]:
+    """Returns a row of the table."""
+    made = f"{row['calls']} of {row['steps']}" + f" (planned {row['planned']})" * (row["planned"] != row["calls"])
+    lead = f"{row['instant'] - row['fewer']:+.1f}"
+    more = [f"{row[name]:.1f}" if name in row else "" for name in ("instant", "fewer", "rival", "calibrated")]
+    who = str(row.get("who", ""))
+    return [row["model"], row["setting"], f"{row['speed']:g}x", made, *more[:2], lead, more[2], who, more[3]]
 
 
 def correlations(gram: Array) -> Array:
@@ -247,6 +315,8 @@ def main() -> None:
     parser.add_argument("--emoji128", help="the folder of that model; its prompts lie beside it")
     parser.add_argument("--eval-on", type=int, default=8)
     parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="calibrate on N prompts too")
+    parser.add_argument("--rivals", action="store_true", help="sweep other methods too")
+    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
     parser.add_argument("--time", action="store_true", help="tell what making a schedule costs")
     parser.add_argument("--kernels", action="store_true", help="compare theory's kernels with the measured ones")
     parser.add_argument("--picture", help="where --kernels draws them")
@@ -258,15 +328,40 @@ def main() -> None:
         found = (cases(model, options.emoji128, options.eval_on, options.settings) for model in options.models)
         compare_kernels([case for several in found for case in several], options.picture)
         return
-    heads = ["model", "setting", "asked", "calls", "instant", "as few steps", "lead", "calibrated"]
-    title = f"PSNR in dB, mean of {options.eval_on} held-out prompts"
-    table = Table(*heads[: 7 + bool(options.calibrate)], title=title)
+    heads = ["model", "setting", "asked", "calls", "instant", "as few steps", "lead", "rival", "which", "calibrated"]
+    table = Table(*heads, title=f"PSNR in dB, mean of {options.eval_on} held-out prompts")
+    kept = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for row in kept:
+        rows.setdefault((row["model"], row["setting"]), []).append(row)
     for model in options.models:
-        for case in cases(model, options.emoji128, options.eval_on, options.settings):
-            for row in rows_of(case, options.speeds, options.calibrate):
-                table.add_row(*row)
-                print(*row, sep=" | ", flush=True)
-    Console().print(table)
+        for setting in options.settings:
+            known = rows.get((model, setting), [])
+            wanted = (
+                {"instant"} | {"rival"} & {options.rivals and "rival"} | {options.calibrate and "calibrated"} - {0}
+            )
+            if known and all(wanted <= row.keys() for row in known):
+                continue
+            for case in cases(model, options.emoji128, options.eval_on, [setting]):
+                about = {
+                    "model": model,
+                    "setting": setting,
+                    "steps": case.setup.call.num_inference_steps,
+                    "prompts": options.eval_on,
+                }
+                known = known or [about | row for row in measure_theory(case, options.speeds)]
+                if options.rivals and "rival" not in known[0]:
+                    known = list(measure_rivals(case, known))
+                if options.calibrate and "calibrated" not in known[0]:
+                    known = list(measure_calibrated(case, known, options.calibrate))
+                rows[model, setting] = known
+                options.out.write_text("".join(json.dumps(row) + "\n" for several in rows.values() for row in several))
+                for row in known:
+                    print(*words_of(row), sep=" | ", flush=True)
+    for several in rows.values():
+        for row in several:
+            table.add_row(*words_of(row))
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ import pytest
 import toy
 
 import adaptcache
+from adaptcache.fitting.affine import build_sampler
+from adaptcache.fitting.instant import instant
 from adaptcache.fitting.kernel import resample_kernel
 from adaptcache.forecasts.open_loop import OpenLoop
 from adaptcache.schedule import Kernel
+from adaptcache.schedule.instant import InstantRequest
 from adaptcache.schedule.replan import replan
 from adaptcache.step import Step
 
@@ -69,3 +72,26 @@ def test_a_schedule_planned_anew_for_more_steps_reaches_beyond_its_grid():
     assert rule.steps(times) and rule.steps(times)[0] == 0 and len(rule.steps(times)) == 15
     gram, _ = fitted.kernel.on_grid(times)
     assert gram[-1, -1] != pytest.approx(gram[-2, -2], rel=1e-12)
+
+
+def test_on_another_grid_the_weights_are_those_of_theory_where_it_holds():
+    fitted = adaptcache.calibrate(toy.Pipe(), toy.PROMPTS, steps=12, budget=0.5)
+    for steps, holds in ((30, True), (10, False)):  # with fewer calls than theory needs they are the kernel's
+        times = tuple((1 - np.arange(steps) / steps).tolist())
+        request = InstantRequest(times, 1.0, build_sampler(np.append(times, 0.0)))
+        alone, rule = replan(fitted, times), replan(fitted, times, request)
+        assert rule.policy == alone.policy
+        plan = rule.steps(times)
+        theory = instant(request.sampler, len(plan), plan=plan).matching.rows
+        rows = rule.forecast.table[0][0]
+        known = alone.forecast.table[0][0]
+        assert rows == (theory if holds else tuple((*row, 0.0, 0.0) if row else () for row in known))
+
+
+def test_an_attached_schedule_reads_the_sampler_of_another_grid():
+    pipe = toy.Pipe()
+    fitted = adaptcache.calibrate(pipe, toy.PROMPTS, steps=12, budget=0.5)
+    with adaptcache.attach(pipe, fitted) as handle, pytest.warns(UserWarning, match="planned anew"):
+        pipe(prompt=toy.PROMPTS[0], num_inference_steps=30)
+        ((times, rule),) = handle._runner.rules.items()
+    assert rule.policy == replan(fitted, times).policy and rule.forecast.features == ("x", "x0")

@@ -1,4 +1,4 @@
-"""The search of a plan: the planner's proposals, and moves from the best of them, judged by matching on a few prompts.
+"""The search of a plan: proposals of planner and theory, and moves from the best, judged by matching on a few prompts.
 
 What a plan is worth is the error that matched runs end with, which the planner's model knows roughly: it takes errors
 to add up. So the model only says in which order plans are tried. Two plans that begin alike share the runs up to the
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..fitting.instant import instant
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -109,6 +110,9 @@ def search_plan(
         return found
 
     proposals = list(plans_for(profile, calls))
+    if asked := measurement.request:
+        known = {"guidance": asked.guidance, "variance": asked.variance, "history": fit.history}
+        proposals = list(dict.fromkeys([*proposals, instant(asked.sampler, calls, **known).plan]))
     matched = [found for plan in proposals if (found := judge(plan, None))]
     if not matched:
         return Search(proposals[0], proposals[0], 0, 0.0)

@@ -96,7 +96,7 @@ def generate(
     """
     if isinstance(schedule, Schedule):
         setup.engine.check(schedule)
-        schedule = Runner(schedule, gear=gear)
+        schedule = Runner(schedule, gear=gear, read=getattr(setup.engine, "read_run", None))
     hook = TimedHook(schedule)
     images, total, calls, runs, steps = list[np.ndarray](), 0.0, 0, 0, 0
     for batch in setup.batches(prompts):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 
 from ..cache import feed
 from ..distributed import ALONE, Ranks
+from ..errors import ScheduleError
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
 from ..runs import PromptSet, Setup
+from ..schedule.instant import InstantRequest
 from .checkpoint import ProfileCheckpoint
-from .reference import Trajectory, run_reference
+from .reference import Replay, Trajectory, run_reference
 from .sensitivity import measure_sensitivity
 from .statistics import statistics_of
 
@@ -38,12 +42,14 @@ class Measurement:
         runs: The reference trajectories, one a batch; of several ranks, each has those of its own batches.
         refine: Steps of the reference in each step of the grid.
         own: Whether the times are a schedule's own, and the runs where the full ones came by at these.
+        request: What an instant schedule is made for in these runs; None where theory knows nothing of them.
     """
 
     profile: Profile
     runs: list[Trajectory]
     refine: int = 1
     own: bool = False
+    request: InstantRequest | None = None
 
     def head(self, count: int, batch_size: int, ranks: Ranks = ALONE) -> Measurement:
         """Returns what was measured on the first `count` prompts, in runs of `batch_size`."""
@@ -81,7 +87,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
         key = content_key(setup, prompts.prompts, prompts.first, refine)
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
-            return replace(found, refine=refine)
+            return replace(found, refine=refine, request=read_request(setup, prompts, found.runs, refine))
     recorded = record(setup, prompts, refine=refine, checkpoint=checkpoint)
     profile, runs = recorded.profile, recorded.runs
     if refine == 1:  # a finer reference's outputs cannot be replayed step by step
@@ -90,7 +96,37 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
         profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
     if checkpoint and ranks.rank == 0:
         checkpoint.save_profile(profile)
-    return Measurement(profile, runs, refine)
+    return Measurement(profile, runs, refine, request=read_request(setup, prompts, runs, refine))
+
+
+class SamplerReader(Replay):
+    """Replays a run, with one denoiser call, and reads its sampler."""
+
+    found: InstantRequest | None = None
+
+    def __init__(self, run: Trajectory, engine: Any) -> None:
+        super().__init__(run)
+        self.engine = engine
+
+    def install(self, gate: Any) -> AbstractContextManager[Any]:
+        self.gate = gate
+        return super().install(gate)
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        with suppress(ScheduleError):
+            self.found = self.engine.read_run(self.gate, 1.0)
+
+
+def read_request(setup: Setup, prompts: PromptSet, runs: Sequence[Trajectory], refine: int) -> InstantRequest | None:
+    """Returns what an instant schedule is made for in full runs; None where the sampler adds noise or is not known."""
+    if refine > 1 or not hasattr(setup.engine, "read_run"):
+        return None
+    found = None
+    if setup.ranks.rank == 0:
+        reader = SamplerReader(runs[0].head(1, of=min(setup.batch_size, len(prompts))), setup.engine)
+        setup.run(reader, prompts[:1])
+        found = reader.found if reader.found and reader.found.times == runs[0].times else None
+    return setup.ranks.first(found)
 
 
 def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> Measurement | None:

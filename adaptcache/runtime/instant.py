@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from ..cache import Cache
@@ -30,17 +29,13 @@ class InstantRunner(Runner):
     """
 
     def __init__(self, speed: float, read: Callable[[Any, float], InstantRequest], guard: bool = False) -> None:
-        self.speed, self.read, self.wants_guard = check_speed(speed), read, guard
-        self.gate: Any = None
+        self.speed, self.wants_guard = check_speed(speed), guard
         self.made: dict[str, Schedule] = {}
         rule = Rule(policy=Uniform(interval=1), forecast=Extrapolate())  # until the first run starts
-        super().__init__(Schedule(name=f"instant-{speed:g}x", rules=(rule,)))
-
-    def install(self, gate: Any) -> ExitStack:
-        self.gate = gate
-        return super().install(gate)
+        super().__init__(Schedule(name=f"instant-{speed:g}x", rules=(rule,)), read=read)
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
+        assert self.read is not None
         request = self.read(self.gate, self.speed)
         if request.key not in self.made:
             if len(self.made) >= KEPT:

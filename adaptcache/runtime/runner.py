@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..policies.plan import Plan, SignalSpecs
 from ..policies.signals import SPREAD, SignalSpec, compute_signals
 from ..schedule.format import same_grid
 from ..schedule.gears import resolve_gear
+from ..schedule.instant import InstantRequest
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
@@ -51,10 +52,16 @@ class Runner(StepHook):
         strict: Refuse grids it was not fitted on.
         gear: The gear to stay in; None leaves it to the policy.
         guard: Whether to compare innovations with their bands.
+        read: Returns what theory needs of a run, from what the hook was installed on and a speed, when the run starts;
+            for weights on other grids.
     """
 
-    def __init__(self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False) -> None:
-        self.strict, self.guard = strict, guard
+    def __init__(
+        self, schedule: Schedule, strict: bool = False, gear: int | None = None, guard: bool = False,
+        read: Callable[[Any, float], InstantRequest] | None = None,
+    ) -> None:  # fmt: skip
+        self.strict, self.guard, self.read = strict, guard, read
+        self.gate: Any = None
         self.evidence = "calibrated"  # of the call under way, or of the last one
         self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
         self.bands: SignalSpecs | None = None
@@ -96,6 +103,7 @@ class Runner(StepHook):
         return f"{self.schedule.name} was fitted on {self.schedule.grid.steps} other steps, this run has {grid}"
 
     def install(self, gate: Any) -> ExitStack:
+        self.gate = gate
         with ExitStack() as undo:
             undo.callback(self.sites.clear)
             if self.schedule.rules[0].site != "step":
@@ -186,7 +194,11 @@ class Runner(StepHook):
             return rule
         if self.strict:
             raise ScheduleError(f"{self._elsewhere(times)}; calibrate for these, or attach with strict=False")
-        anew = replan(self.schedule, times)
+        request = None
+        if self.read and self.schedule.kernel:
+            with suppress(ScheduleError):  # the sampler adds noise, or is none that theory knows
+                request = self.read(self.gate, 1.0)
+        anew = replan(self.schedule, times, request)
         how = "its rule is used as it is" if anew is rule else "planned anew"
         warnings.warn(f"{self._elsewhere(times)}: {how}, evidence extrapolated", stacklevel=2)
         return anew

@@ -63,6 +63,11 @@ class InstantRequest:
         return max(1, round(len(self.times) / self.speed))
 
     @property
+    def least(self) -> int:
+        """How many computed steps theory needs at least, to be better than as many plain steps."""
+        return min(len(self.times), CALLS if self.guidance == 1 else GUIDED_CALLS)
+
+    @property
     def key(self) -> str:
         """A digest of all that plan and weights depend on."""
         parts = (self.sampler.alphas, self.sampler.sigmas, self.sampler.data, self.sampler.maps, np.array(self.times))
@@ -97,9 +102,8 @@ def make_instant(request: InstantRequest) -> Schedule:
     Warns where the speed is less than what was asked for.
     """
     n = len(request.times)
-    least = min(n, CALLS if request.guidance == 1 else GUIDED_CALLS)
     options = {"guidance": request.guidance, "variance": request.variance}
-    made = find_instant(request.sampler, max(request.calls, least), **options)
+    made = find_instant(request.sampler, max(request.calls, request.least), **options)
     speed = n / len(made.plan)
     name = f"instant-{n}-{speed:.3g}x"
     if len(made.plan) > request.calls:

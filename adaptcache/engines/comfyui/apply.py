@@ -50,8 +50,9 @@ class Applied(Gate):
         self.strict = strict
         self._warned: set[str] = set()
         self._found: list[Finding] = []
-        self._starting: Run | None = None  # of an instant schedule: the run it is read from
-        self._runner = Runner(schedule, strict, gear, guard) if schedule else InstantRunner(speed, self._read, guard)  # type: ignore[arg-type]
+        self._runner = (
+            Runner(schedule, strict, gear, guard, self._read) if schedule else InstantRunner(speed, self._read, guard)  # type: ignore[arg-type]
+        )
         self._fitted, self._state = schedule, state_of(model)
         if schedule:
             self._found = list(compare_model(schedule, model))
@@ -65,14 +66,11 @@ class Applied(Gate):
         return self._runner.original
 
     def _read(self, gate: Any, speed: float) -> InstantRequest:
-        """Returns what an instant schedule is made for, and lets go of the run that it is read from."""
-        run, self._starting = self._starting, None
-        assert run is not None
-        return read_run(run, speed)
+        """Returns what theory needs of the run that is under way."""
+        return read_run([*self.loops.values()][-1].run, speed)
 
     def _before(self, run: Run, times: tuple[float, ...]) -> None:
         """Compares a run that is about to begin with what was calibrated; warns or refuses."""
-        self._starting = None if self._fitted else run
         model, fitted = run.guider.model_patcher, self._fitted
         if fitted and (state := state_of(model)) != self._state:  # a node after this one has changed it
             self._found, self._state = list(compare_model(fitted, model)), state

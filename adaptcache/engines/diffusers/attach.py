@@ -186,7 +186,7 @@ def attach(
             DeprecationWarning,
             stacklevel=2,
         )
-    return Handle(pipe, Runner(as_schedule(schedule), strict, gear, bool(guard)), allow)
+    return Handle(pipe, Runner(as_schedule(schedule), strict, gear, bool(guard), read_run), allow)
 
 
 def as_schedule(schedule: Any) -> Schedule:

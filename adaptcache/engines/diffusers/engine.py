@@ -18,6 +18,7 @@ from ...hooks import StepHook
 from ...runs import Job, Outcome, PipelineCall, PromptSet
 from ...schedule.findings import Finding
 from ...schedule.schedule import Schedule
+from .affine import read_run
 from .calls import call_pipeline, check_arguments, parameters_of, without_decoding
 from .compatibility import check_schedule, other_cache
 from .components import denoisers_of, find_guiders, find_schedulers, is_modular
@@ -39,6 +40,8 @@ class DiffusersEngine:
     def __init__(self, pipe: Any, *, exclusive: bool = False) -> None:
         self.pipe, self.exclusive = pipe, exclusive
         self.several_loops = False  # whether a call was seen to run several
+
+    read_run = staticmethod(read_run)
 
     def run(self, hook: StepHook, job: Job) -> Outcome:
         check_arguments(self.pipe, job.call.pipe_kwargs)
