@@ -27,7 +27,7 @@ from adaptcache.evaluation.metrics import psnr
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
-from adaptcache.schedule.methods import METHODS
+from adaptcache.schedule.methods import METHODS, published_sets
 from adaptcache.schedule.schedule import Schedule
 
 
@@ -60,8 +60,7 @@ def main() -> None:
                 profile = profile or measure(setup, fitted).profile
                 schedule = fit_method(setup, fitted, profile, name, given.budget or 0.5)
             else:
-                model = {"model": "flux"} if METHODS[name].needs == "model" else {}
-                schedule = Schedule.of(name, **model)
+                schedule = Schedule.of(name, **published_for(name, given.model))
             row = measured(setup, held_out, full, schedule, pipe, work)
         except (AttachError, ScheduleError, LookupError, ValueError) as error:
             print(name, error)
@@ -72,6 +71,14 @@ def main() -> None:
             with given.out.open("a") as file:
                 file.write(json.dumps([name, steps, given.budget, *row]) + "\n")
     Console(width=120).print(table)
+
+
+def published_for(name: str, model: str) -> dict[str, str]:
+    """Returns whose published numbers a method takes: those of a model of the same kind, or else the first."""
+    if METHODS[name].needs != "model":
+        return {}
+    sets = list(published_sets(METHODS[name].published))
+    return {"model": next((own for own in sets if own.split("-")[0].split("2.")[0] in model), sets[0])}
 
 
 def measured(setup: Any, prompts: PromptSet, full: Any, schedule: Schedule, pipe: Any, work: float) -> list[float]:
