@@ -21,7 +21,6 @@ from ..hooks import SchedulerStep, StepHook
 from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
-from ..policies.table import Table
 from ..profile import Profile
 from ..profiling.instances import measure_instances
 from ..profiling.layers import layer_errors
@@ -33,6 +32,7 @@ from ..schedule.schedule import Schedule
 from ..sites.tokens import cluster_tokens
 from ..step import TINY
 from .fit import build_schedule
+from .rows import build_table, search_rows
 
 FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
@@ -75,7 +75,13 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
 
 
 def fit_tables(
-    setup: Setup, prompts: PromptSet, profile: Profile, method: str, budget: float, sites: Sequence[str]
+    setup: Setup,
+    prompts: PromptSet,
+    profile: Profile,
+    method: str,
+    budget: float,
+    sites: Sequence[str],
+    trials: int = 0,
 ) -> tuple[Rule, ...]:
     """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
 
@@ -89,12 +95,13 @@ def fit_tables(
             planned (`cheapest_rows`), under a budget of measured time.
         budget: The fraction of the blocks, or of their time, that is computed.
         sites: "blocks", or types of layers.
+        trials: How many plans optuna runs; none takes the planner's as it is.
     """
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules = list[Rule]()
     for site in sites:
         try:
-            found = measure_instances(setup, prompts, site)
+            found = measure_instances(setup, prompts, site)  # type: ignore[arg-type]
         except AttachError:
             if site == sites[-1] and not rules:
                 raise
@@ -103,9 +110,11 @@ def fit_tables(
             rows = accumulated_rows(found.changes, budget)
         elif method == "profilingdit":
             rows = two_speed_rows(found.changes, budget)
+        elif trials:
+            rows = search_rows(setup, prompts, found, weights, budget, trials)
         else:
             rows = cheapest_rows(found.errors, weights, found.seconds, budget)
-        table = Table(rows=tuple("".join("01"[i in row] for i in range(profile.steps)) for row in rows))
+        table = build_table(rows, profile.steps)
         forecast: Forecast = Extrapolate(order=0)
         if find_method(method).forecast == "affine":
             wide = sum(profile.steps - len(row) for row in rows) * 2 * found.channels <= NUMBERS
@@ -170,7 +179,7 @@ class OutputHook(StepHook):
 
 
 def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule, groups: int) -> Rule:
-    """Returns HyCa's rule: k-means of the channels by how each changes in the first prompt's run, and their solvers."""
+    """Returns HyCa's rule: k-means of the channels by how each changes in one run, and the solvers of the groups."""
     hook = OutputHook()
     setup.run(hook, prompts[:1])
     runs = torch.stack(hook.outputs)[:, 0]  # (N, L, C) or (N, C, *)
@@ -218,7 +227,7 @@ def fit_method(
     chosen, own = find_method(method), dict(params or {})
     if chosen.policy == "table":
         sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
-        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites)
+        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites, own.get("trials", 0))
     elif chosen.forecast == "increment" or chosen.policy == "gate":
         rules = fit_layers(setup, prompts[:FEW], profile, method, budget, own)
     elif chosen.policy == "local-error" and chosen.site != "step":

@@ -60,8 +60,10 @@ class Channels(Forecast):
         table = np.array([weights_of(name, step, len(known.past)) for name in self.solvers])[list(self.groups)]
         shape = [-1 if at == axis else 1 for at in range(last.ndim)]
         columns = torch.from_numpy(table).float().to(last.device).T
-        total = sum(value.float() * column.view(shape) for value, column in zip(known.past, columns, strict=False))
-        return total.to(last.dtype)  # type: ignore[union-attr]
+        total = torch.zeros_like(last, dtype=torch.float32)
+        for value, column in zip(known.past, columns, strict=False):
+            total += value.float() * column.view(shape)
+        return total.to(last.dtype)
 
     @classmethod
     def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:

@@ -34,9 +34,9 @@ class Codebook(Policy):
     The rate is the relative L1 change of the output since the one before, over the steps between. One
     number is read back after each computed step, none at skipped ones. Until there are two outputs,
     everything is computed. With `each`, the mean over blocks or layers decides for all of them, as in AdaCache;
-    at the site `step` the whole output is looked at. With `frames`, the paper's regularisation by motion: from a tenth of
-    the run on and up to the last one the rate is multiplied by (m / 0.385)^8 and by ten times what that changed by since
-    the last computed step, both in sum, with m the relative L1 difference of neighbouring frames.
+    at the site `step` the whole output is looked at. With `frames`, the paper's regularisation by motion: between the
+    first and the last tenth of the run the rate is multiplied by (m / 0.385)^8 plus ten times what that changed by a
+    step since the last computed one, with m the relative L1 difference of neighbouring frames.
     """
 
     fitted: ClassVar[str] = "scale"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
+from ..schedule.rule import Site
 from ..sites.blocks import Streams, added_streams, find_streams, unpack_streams
 from ..sites.denoisers import IMAGE, find_layers, find_spec
 from ..sites.interceptor import ModuleInterceptor, find_compiled, is_compiled
@@ -35,6 +36,7 @@ class InstanceErrors:
         changes: Relative L1 change of what each gives since the step before, with shape (K, N); 0 at the first.
         seconds: How long each takes, with shape (K,).
         channels: The most channels any of them gives.
+        site: What they are.
     """
 
     names: tuple[str, ...]
@@ -42,6 +44,7 @@ class InstanceErrors:
     changes: np.ndarray
     seconds: np.ndarray
     channels: int
+    site: Site
 
 
 class WatchHook(StepHook):
@@ -154,7 +157,7 @@ def synchronise() -> None:
         torch.accelerator.synchronize()
 
 
-def measure_instances(setup: Setup, prompts: PromptSet, site: str, *, longest: int = 6) -> InstanceErrors:
+def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: int = 6) -> InstanceErrors:
     """Runs a pipeline in full and measures what reuse of each block or layer is off by.
 
     Arguments:
@@ -174,4 +177,4 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: str, *, longest: i
     for at, values in hook.changes.items():
         changes[at] = float(torch.stack(values).mean())
     seconds = np.array([float(np.median(hook.seconds[number])) for number in range(len(hook.names))])
-    return InstanceErrors(tuple(hook.names), errors, changes, seconds, hook.channels)
+    return InstanceErrors(tuple(hook.names), errors, changes, seconds, hook.channels, site)

@@ -19,6 +19,7 @@ from ..step import relative_change
 from .instances import WatchHook
 
 RIDGE = 1e-4  # relative to the mean of the diagonal
+LEAST, STRONG = 1e-7, 1.0  # likewise: of the spread of single channels, and of gates
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def fit_affine(
             table[number][index] = (float(xy.sum() / max(xx.sum(), 1e-30)),)
             continue
         spread = xx - x * x / count
-        ridge = RIDGE * spread.mean() + 1e-30  # towards a scale of one
+        ridge = LEAST * spread.mean() + 1e-30  # towards a scale of one
         scale = (xy - x * y / count + ridge) / (spread + ridge)
         table[number][index] = tuple(map(float, np.concatenate([scale, (y - scale * x) / count])))
     return tuple(map(tuple, table))
@@ -114,7 +115,7 @@ def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> li
         setup.run(hook, prompt)
     none = np.zeros((0, 0)), np.zeros((0, 0))
     return [
-        reduced_rank(*(part.cpu().numpy() for part in hook.sums[k]), rank) if k in hook.sums else none
+        reduced_rank(hook.sums[k][0].cpu().numpy(), hook.sums[k][1].cpu().numpy(), rank) if k in hook.sums else none
         for k in range(len(hook.names))
     ]
 
@@ -160,8 +161,8 @@ def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> li
         weights: What an error at each step does to the end result, with shape (N,).
 
     Returns:
-        By layer its weights (D,), with what it says of each input seen, and the error there, with shape (M,): the
-        logarithm of the relative change times the root of the step's weight.
+        By layer its weights and its bias (D + 1,), with what it says of each input seen, and the error there, with
+        shape (M,): the logarithm of the relative change times the root of the step's weight.
     """
     hook = GateHook(site)
     for prompt in prompts.batches(1):
@@ -172,10 +173,10 @@ def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> li
         x = np.array([value.float().cpu().numpy() for _, value, _ in seen], dtype=float)
         size = np.array([float(change) * weights[index] ** 0.5 for index, _, change in seen])
         y = np.log(np.maximum(size, 1e-12))
-        centred = np.concatenate([x, np.ones((len(x), 1))], 1)
+        centred = x - x.mean(0)
         gram = centred.T @ centred
-        ridge = RIDGE * np.trace(gram[:-1, :-1]) / max(len(gram) - 1, 1) * np.eye(len(gram))
-        ridge[-1, -1] = 0.0
-        solution = np.linalg.solve(gram + ridge + 1e-12 * np.eye(len(gram)), centred.T @ y)
-        found.append((solution, centred @ solution, y))
+        ridge = STRONG * np.trace(gram) / len(gram) + 1e-12  # far fewer samples than would tell all channels apart
+        weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), centred.T @ (y - y.mean()))
+        bias = y.mean() - x.mean(0) @ weight
+        found.append((np.append(weight, bias), x @ weight + bias, y))
     return found

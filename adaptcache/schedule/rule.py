@@ -41,7 +41,7 @@ Site = Literal[
 
 
 class TokenChoice(Part):
-    """Which tokens a feed-forward layer, or a whole denoiser, computes at a partial step; the others keep what they had.
+    """Which tokens a layer, or a whole denoiser, computes at a partial step; the others keep what they had.
 
     Arguments:
         ratio: The fraction of the tokens that is computed.
@@ -152,9 +152,9 @@ class Rule(Part):
         if (self.site in ("tokens", "regions")) != (self.tokens is not None):
             raise ValueError("the sites 'tokens' and 'regions' need `tokens`, a choice of them; no other site has any")
         if self.tokens and (self.site == "regions") != (self.tokens.score == "deviation"):
-            raise ValueError("tokens of the site 'regions' are chosen by their 'deviation', and those of no other site")
+            raise ValueError("the score 'deviation' is that of the site 'regions', and that of no other site")
         if self.site == "regions" and (self.forecast.type != "extrapolate" or self.forecast.depth > 1):
-            raise ValueError("regions that are not computed keep what they had: the forecast is 'extrapolate' of order 0")
+            raise ValueError("regions that are left out keep what they had: the forecast is 'extrapolate' of order 0")
         if self.site == "tokens" and (self.forecast.keeps_latents or self.forecast.signal != "none"):
             raise ValueError(f"the site 'tokens' forecasts from outputs alone, which {self.forecast.type!r} does not")
         if self.each and self.site not in ("blocks", "encoder", *LAYERS):

@@ -30,13 +30,15 @@ class AttentionTap(TorchFunctionMode):
             return func(*args, **kwargs)
         given = {**dict(zip(NAMES, args, strict=False)), **kwargs}
         rest = {name: value for name, value in given.items() if name not in NAMES}
-        return self.see(*(given[name] for name in NAMES), lambda q, k, v: func(q, k, v, *args[3:], **rest))
+        query, key, value = (given[name] for name in NAMES)
+        return self.see(query, key, value, lambda q, k, v: func(q, k, v, *args[3:], **rest))
 
 
 def influence(query: Tensor, key: Tensor) -> Tensor:
     """Returns how much attention each token gets, the mean over heads and queries; with shape (B, L)."""
     scores = query.float() @ key.float().transpose(-1, -2) / query.shape[-1] ** 0.5
-    return scores.softmax(-1).mean((1, 2))
+    attention: Tensor = scores.softmax(-1).mean((1, 2))
+    return attention
 
 
 def check_text_first(denoiser: nn.Module, instead: str) -> None:

@@ -85,9 +85,9 @@ class Regions(SiteHook):
             at = next(number)
             text = key.shape[2] - len(chosen)
             places = torch.cat([torch.arange(text, device=chosen.device), text + chosen])
-            pair = tuple(old.index_copy(2, places, new) for old, new in zip(known.pairs[at], (key, value), strict=True))
-            known.pairs[at] = pair  # type: ignore[assignment]
-            return attend(query, *pair)
+            keys, values = known.pairs[at]
+            known.pairs[at] = keys, values = keys.index_copy(2, places, key), values.index_copy(2, places, value)
+            return attend(query, keys, values)
 
         with AttentionTap(see):
             holes, (fresh, *rest) = split_tensors(original(**part))

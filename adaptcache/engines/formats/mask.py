@@ -89,7 +89,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the settings of an engine mean: a rule, or one for each of several sites, for how many steps (None: any)."""
+    """What the settings of an engine mean: a rule, or one for each site; for how many steps (None: any)."""
 
     rule: Rule
     steps: int | None = None
