@@ -54,6 +54,13 @@ TINY = 1e-30
 NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, schedulers compute in float32
 
 
+def nearest_entries(length: int, steps: int) -> list[int]:
+    """Returns which entry of a list of some length each of N steps takes: the ends stay ends."""
+    if steps == 1:
+        return [length - 1]
+    return [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
+
+
 def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Returns the first tensor of a call, which is the latents in all denoisers of diffusers.
 

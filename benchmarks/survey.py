@@ -2,15 +2,19 @@
 
 Runs each method of `adaptcache methods` with its own defaults or, with `--budget`, fitted to a budget on calibration
 prompts, and prints PSNR against the full run on held-out prompts, and the shares of denoiser calls, of
-multiplications in blocks, and of time (the two runs in turn) that are left.
+multiplications in blocks, and of time that are left. Time is that of the processor in denoising loops on one thread,
+so that other work on the machine does not count; the two runs are made in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,16 +22,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptcache.calibration.methods import fit_method
+from adaptcache.calibration.methods import count_frames, fit_method
 from adaptcache.comparison.trial import MacCounter
 from adaptcache.engines import make_setup
 from adaptcache.errors import AttachError, ScheduleError
+from adaptcache.evaluation import generate as generation
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
-from adaptcache.schedule.methods import METHODS
+from adaptcache.schedule.methods import METHODS, published_sets
 from adaptcache.schedule.schedule import Schedule
 
 
@@ -36,13 +41,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="emoji-flux-32")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--budget", type=float, help="fit to this fraction; methods with nothing to fit are left out")
+    parser.add_argument(
+        "--budget", type=float, nargs="+", help="fit to these fractions; methods with nothing to fit are left out"
+    )
+    parser.add_argument("--trials", type=int, default=0, help="plans for each block that optuna tries")
     parser.add_argument("--calibration", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--only", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, help="a file of rows, kept as they are made")
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # schedules without evidence are the point
+    torch.set_num_threads(1)
+    generation.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     preset = resolve(given.model)
     pipe = preset.load_pipeline()
     known = read_prompts(preset.prompts)
@@ -54,24 +64,38 @@ def main() -> None:
         full = generate(setup, held_out)
     work, profile = counter.work, None
     table = Table("method", "site", "dB", "5 % dB", "calls", "work", "time")
-    for name in given.only:
+    for name, budget in itertools.product(given.only, given.budget or [None]):
         try:
-            if given.budget or METHODS[name].needs == "profile":
+            if budget or METHODS[name].needs == "profile":
                 profile = profile or measure(setup, fitted).profile
-                schedule = fit_method(setup, fitted, profile, name, given.budget or 0.5)
+                params = {"trials": given.trials} if METHODS[name].policy == "table" else {}
+                schedule = fit_method(setup, fitted, profile, name, budget or 0.5, params)
             else:
-                model = {"model": "flux"} if METHODS[name].needs == "model" else {}
-                schedule = Schedule.of(name, **model)
+                schedule = Schedule.of(name, **published_for(name, given.model), **frames_for(name, setup, fitted))
             row = measured(setup, held_out, full, schedule, pipe, work)
         except (AttachError, ScheduleError, LookupError, ValueError) as error:
             print(name, error)
             continue
         table.add_row(name, METHODS[name].sites, *(f"{value:.2f}" for value in row))
-        print(name, *(f"{value:.2f}" for value in row), flush=True)
+        print(name, budget or "", *(f"{value:.2f}" for value in row), flush=True)
         if given.out:
             with given.out.open("a") as file:
-                file.write(json.dumps([name, steps, given.budget, *row]) + "\n")
+                file.write(json.dumps([name, steps, budget, *row]) + "\n")
     Console(width=120).print(table)
+
+
+def published_for(name: str, model: str) -> dict[str, str]:
+    """Returns whose published numbers a method takes: those of a model of the same kind, or else the first."""
+    if METHODS[name].needs != "model":
+        return {}
+    sets = list(published_sets(METHODS[name].published))
+    return {"model": next((own for own in sets if own.split("-")[0].split("2.")[0] in model), sets[0])}
+
+
+def frames_for(name: str, setup: Any, prompts: PromptSet) -> dict[str, int]:
+    """Returns of how many frames clips are, for methods that regularise by motion."""
+    frames = count_frames(setup, prompts) if METHODS[name].policy == "codebook" else None
+    return {} if frames is None else {"frames": frames}
 
 
 def measured(setup: Any, prompts: PromptSet, full: Any, schedule: Schedule, pipe: Any, work: float) -> list[float]:

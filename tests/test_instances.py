@@ -10,6 +10,7 @@ from torch import nn
 
 import adaptcache
 from adaptcache.calibration.methods import fit_tables
+from adaptcache.calibration.rows import build_table, search_rows
 from adaptcache.engines import make_setup
 from adaptcache.errors import AttachError
 from adaptcache.fitting.instances import accumulated_rows, cheapest_rows, interpolated_plan, two_speed_rows
@@ -298,6 +299,24 @@ def test_tables_are_fitted_to_errors_of_each_block_and_computed_by_budget(setup)
             sites = handle.report().sites
         assert len(sites) == sum(count if rule.site == "blocks" else len(rule.policy.rows) for rule in rules)
         assert sum(map(len, sites.values())) / (len(sites) * STEPS) <= 0.75
+
+
+def test_optuna_finds_rows_that_are_no_worse_in_runs_and_keeps_the_budget(setup):
+    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    prompts = PromptSet(tuple(setup.prompts[:1]))
+    found, weights = measure_instances(given, prompts, "blocks"), np.ones(STEPS)
+    plain = generated(setup)
+
+    def off(rows):
+        with adaptcache.attach(setup.pipe, schedule(build_table(rows, STEPS), each=True)):
+            return sum(float((a - b).square().sum()) for a, b in zip(generated(setup), plain, strict=True))
+
+    first = cheapest_rows(found.errors, weights, found.seconds, 0.6)
+    assert search_rows(given, prompts, found, weights, 0.6, 1) == first
+    best = search_rows(given, prompts, found, weights, 0.6, 6)
+    assert off(best) <= off(first) * 1.0001
+    spent = sum(len(row) * s for row, s in zip(best, found.seconds, strict=True))
+    assert spent <= 0.6 * STEPS * found.seconds.sum()
 
 
 def test_a_plan_for_each_block_is_calibrated_by_name_and_sites_that_are_not_there_are_refused(setup):

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..errors import AttachError
+from ..errors import AttachError, ScheduleError
 from ..fitting.instances import accumulated_rows, cheapest_rows, two_speed_rows
+from ..forecasts.affine import Affine
+from ..forecasts.base import Forecast
+from ..forecasts.channels import group_channels
 from ..forecasts.extrapolate import Extrapolate
+from ..forecasts.increment import Factors, Increment
+from ..hooks import SchedulerStep, StepHook
+from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
-from ..policies.table import Table
+from ..policies.replay import replay
 from ..profile import Profile
 from ..profiling.instances import measure_instances
 from ..profiling.layers import layer_errors
+from ..profiling.regressions import fit_affine, fit_gates, fit_increments
 from ..runs import PromptSet, Setup
 from ..schedule.methods import find_method, fit_rules
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
+from ..sites.tokens import cluster_tokens
+from ..step import TINY
 from .fit import build_schedule
+from .rows import build_table, search_rows
 
 FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
+NUMBERS = 60_000  # that are fitted and kept in a schedule: a megabyte holds no more
+RANK, CLUSTERS = 4, 4  # of ICC's matrices; groups of HyCa's channels
 
 
 def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool = False) -> tuple[Rule, ...]:
@@ -60,7 +75,13 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
 
 
 def fit_tables(
-    setup: Setup, prompts: PromptSet, profile: Profile, method: str, budget: float, sites: Sequence[str]
+    setup: Setup,
+    prompts: PromptSet,
+    profile: Profile,
+    method: str,
+    budget: float,
+    sites: Sequence[str],
+    trials: int = 0,
 ) -> tuple[Rule, ...]:
     """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
 
@@ -74,25 +95,111 @@ def fit_tables(
             planned (`cheapest_rows`), under a budget of measured time.
         budget: The fraction of the blocks, or of their time, that is computed.
         sites: "blocks", or types of layers.
+        trials: How many plans optuna runs; none takes the planner's as it is.
     """
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules = list[Rule]()
     for site in sites:
         try:
-            found = measure_instances(setup, prompts, site)
+            found = measure_instances(setup, prompts, site)  # type: ignore[arg-type]
         except AttachError:
             if site == sites[-1] and not rules:
                 raise
             continue
-        if method == "block-caching":
+        if method in ("block-caching", "eoc"):
             rows = accumulated_rows(found.changes, budget)
         elif method == "profilingdit":
             rows = two_speed_rows(found.changes, budget)
+        elif trials:
+            rows = search_rows(setup, prompts, found, weights, budget, trials)
         else:
             rows = cheapest_rows(found.errors, weights, found.seconds, budget)
-        table = Table(rows=tuple("".join("01"[i in row] for i in range(profile.steps)) for row in rows))
-        rules.append(Rule(site=site, policy=table, forecast=Extrapolate(order=0), each=True))
+        table = build_table(rows, profile.steps)
+        forecast: Forecast = Extrapolate(order=0)
+        if find_method(method).forecast == "affine":
+            wide = sum(profile.steps - len(row) for row in rows) * 2 * found.channels <= NUMBERS
+            forecast = Affine(rows=fit_affine(setup, prompts, site, rows, channels=wide and method != "eoc"))
+        rules.append(Rule(site=site, policy=table, forecast=forecast, each=True))
     return tuple(rules)
+
+
+def fit_layers(
+    setup: Setup, prompts: PromptSet, profile: Profile, name: str, budget: float, params: Mapping[str, Any]
+) -> tuple[Rule, ...]:
+    """Returns the rules of ICC and LazyDiT, whose layers are fitted to what enters them.
+
+    Raises:
+        ScheduleError: A schedule does not hold as many numbers.
+    """
+    method, rest = find_method(name), {key: value for key, value in params.items() if key != "rank"}
+    weights = profile.sensitivity * np.diagonal(profile.kernel)
+    rules, rank, held = list[Rule](), params.get("rank", RANK), 0
+    for rule in fit_rules(name, profile, budget=budget, **rest):
+        with suppress(AttachError):  # a type of layers that is not there
+            if method.forecast == "increment":
+                fitted = fit_increments(setup, prompts, rule.site, rank)
+                layers = tuple(Factors(down=tuple(map(tuple, a)), up=tuple(map(tuple, b))) for a, b in fitted)
+                held += sum(a.size + b.size for a, b in fitted)
+                rule = rule.model_copy(update={"forecast": Increment(layers=layers)})
+            else:
+                gates = fit_gates(setup, prompts, rule.site, weights)
+                level = float(np.quantile(np.concatenate([said for _, said, _ in gates]), 1 - budget))
+                linear = tuple(Linear(weights=tuple(w[:-1]), bias=float(w[-1]) - level) for w, *_ in gates)
+                held += sum(len(gate.weights) for gate in linear)
+                rule = rule.model_copy(update={"policy": Gate(gates=linear)})
+            rules.append(rule)
+    if not rules:
+        raise AttachError(f"no layers for {method.sites}: {name} has nothing to skip")
+    if held > NUMBERS:
+        raise ScheduleError(
+            f"{name} has {held:,} fitted numbers on this model, and a schedule holds {NUMBERS:,}: give a lower "
+            "rank, or one site" if method.forecast == "increment" else
+            f"{name} has {held:,} weights of gates on this model, and a schedule holds {NUMBERS:,}"
+        )  # fmt: skip
+    return tuple(rules)
+
+
+class OutputHook(StepHook):
+    """Keeps the guided outputs of a full run."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.config: Mapping[str, Any] = {}
+        self.entered: Tensor | None = None  # the latents before the first step
+
+    def install(self, gate: Any) -> AbstractContextManager[Any]:
+        self.config = getattr(gate.denoisers[0], "config", {})
+        return super().install(gate)
+
+    def model_output(self, step: SchedulerStep) -> Tensor:
+        if step.track == 0:
+            self.entered = step.x if self.entered is None else self.entered
+            self.outputs.append(step.u.detach().float().cpu())
+        return step.u
+
+
+def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule, groups: int) -> Rule:
+    """Returns HyCa's rule: k-means of the channels by how each changes in one run, and the solvers of the groups."""
+    hook = OutputHook()
+    setup.run(hook, prompts[:1])
+    runs = torch.stack(hook.outputs)[:, 0]  # (N, L, C) or (N, C, *)
+    u = runs.movedim(-1, 1).flatten(2) if runs.ndim == 3 else runs.flatten(2)  # (N, C, M)
+    dynamics = (u.diff(dim=0).norm(dim=2) / u.norm(dim=2).mean(0).clamp_min(TINY)).T  # (C, N - 1)
+    labels = cluster_tokens(dynamics[None], min(groups, len(dynamics)))[0].unique(return_inverse=True)[1]
+    plan = replay(rule.policy, profile)
+    forecast = group_channels(u.double().numpy(), profile.sensitivity, plan, labels.tolist())
+    return rule.model_copy(update={"forecast": forecast})
+
+
+def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
+    """Returns of how many frames the tokens of a denoiser are; None where its latents have none of their own."""
+    hook = OutputHook()
+    setup.run(hook, prompts[:1])
+    if hook.entered is None or hook.entered.ndim != 5:
+        return None
+    size = hook.config.get("patch_size_t") or hook.config.get("patch_size") or 1
+    patch = size[0] if isinstance(size, (tuple, list)) else size if hook.config.get("patch_size_t") else 1
+    return int(hook.entered.shape[2 if hook.entered.shape[1] == hook.config.get("in_channels") else 1]) // patch
 
 
 def fit_method(
@@ -120,12 +227,19 @@ def fit_method(
     chosen, own = find_method(method), dict(params or {})
     if chosen.policy == "table":
         sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
-        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites)
+        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites, own.get("trials", 0))
+    elif chosen.forecast == "increment" or chosen.policy == "gate":
+        rules = fit_layers(setup, prompts[:FEW], profile, method, budget, own)
     elif chosen.policy == "local-error" and chosen.site != "step":
         errors = layer_errors(
             setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)
         )
         rules = fit_thresholds(errors, budget, first=own.get("first", False))
     else:
+        if chosen.policy == "codebook" and "frames" not in own:
+            own["frames"] = count_frames(setup, prompts)
+        groups = own.pop("clusters", CLUSTERS)
         rules = fit_rules(method, profile, budget=budget, **own)
+        if chosen.forecast == "channels":
+            rules = (fit_channels(setup, prompts, profile, rules[0], groups),)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

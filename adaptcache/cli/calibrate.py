@@ -55,6 +55,10 @@ def calibrate(
         bool, Option("--per-instance", help="A plan for each block (--site blocks) or layer, by its measured time.")
     ] = False,
     site: Annotated[str, Option(help="With --per-instance: blocks, attention, cross-attention or mlp.")] = "blocks",
+    trials: Annotated[
+        int,
+        Option(help="With --per-instance: plans that optuna tries, in runs on the calibration prompts.", min=0),
+    ] = 0,
     reference_steps: Annotated[
         int | None, Option(help="Match a run of this many steps: corrects the sampler's error too.")
     ] = None,
@@ -114,8 +118,9 @@ def calibrate(
         if method:
             raise ValueError(f"--per-instance is a method of its own: leave --method {method} out")
         method = "planned-blocks"
-    elif site != "blocks":
-        raise ValueError(f"--site {site} goes with --per-instance; without it whole steps are skipped")
+    elif site != "blocks" or trials:
+        given = f"--site {site}" if site != "blocks" else f"--trials {trials}"
+        raise ValueError(f"{given} goes with --per-instance; without it whole steps are skipped")
     loading = Loading(offload, dtype, compile, lora or ())
     if dry_run and (method or gears or reference_steps):
         raise ValueError(
@@ -146,7 +151,8 @@ def calibrate(
                 f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
                 f"seed{seed}" if seed else None, "certified" if certify else None,
                 *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
-                f"effort{effort:g}" if effort != EFFORT else None, "own" if times == "own" else None,
+                f"trials{trials}" if trials else None, f"effort{effort:g}" if effort != EFFORT else None,
+                "own" if times == "own" else None,
             )  # fmt: skip
         eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"
@@ -173,7 +179,7 @@ def calibrate(
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
-                method=method, params={"site": site} if per_instance else None, gears=budgets,
+                method=method, params={"site": site, "trials": trials} if per_instance else None, gears=budgets,
                 min_psnr=min_psnr, max_failure_rate=max_failure_rate,
                 confidence=confidence, certify=certify, groups=known.groups[:eval_on],
                 reference_steps=reference_steps, effort=effort, times=times, matrix=matrix, name=name, seed=seed,

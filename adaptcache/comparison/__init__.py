@@ -17,8 +17,9 @@ from ..errors import suggest
 from ..evaluation.generate import reference_images
 from ..evaluation.validate import evidence_of
 from ..runs import Prompt, PromptSet, Setup
+from ..schedule.methods import METHODS
 from ..schedule.schedule import Schedule
-from .baselines import BASELINES, Case
+from .baselines import BASELINES, Case, find_baseline
 from .ours import OURS, Ours
 from .runner import FULL, ComparisonRunner, Cost, MethodResult, lead_over
 from .scorer import CaptionScore
@@ -64,15 +65,15 @@ class CompareOptions:
 
 
 def find_methods(names: Sequence[str]) -> list[str]:
-    """Returns the methods with these names, all of them where none is given.
+    """Returns the methods with these names, those that settings are known for where none is given.
 
     Raises:
         LookupError: There is no such method.
     """
-    known = [OURS, *BASELINES]
+    known = [OURS, *BASELINES, *METHODS]
     if unknown := sorted(set(names) - set(known)):
         raise LookupError(f"no method {unknown[0]}; {suggest(unknown[0], known)}")
-    return [name for name in known if not names or name in names]
+    return [name for name in known if name in names] or [OURS, *BASELINES]
 
 
 def compare(
@@ -117,7 +118,7 @@ def compare_methods(
 ) -> Comparison:
     """Compares methods at so many denoiser calls by budget."""
     names = find_methods(chosen.methods)
-    profiled, ours = [name for name in names if name != OURS and BASELINES[name].profiled], Ours()
+    profiled, ours = [name for name in names if name != OURS and find_baseline(name).profiled], Ours()
     if OURS in names or profiled:
         ours = Ours.fit(setup, prompts, allowed if OURS in names else {})
     alone = replace(setup, engine=DiffusersEngine(twin(pipe_of(setup)), exclusive=True))
@@ -141,7 +142,7 @@ def compare_methods(
         costs.append(Cost(OURS, work))
     for name in names:
         if name != OURS:
-            found, cost = runner.measure(BASELINES[name], allowed)
+            found, cost = runner.measure(find_baseline(name), allowed)
             results += found
             if cost:
                 own = profiling if name in profiled else {}

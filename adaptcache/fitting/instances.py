@@ -125,6 +125,27 @@ def _within(
     return rows
 
 
+def turning_plan(kernel: Array, calls: int) -> list[int]:
+    """Returns the steps at equal shares of how far the trajectory turns: computed where it bends, over the whole run.
+
+    Arguments:
+        kernel: Inner products of the outputs, with shape (N, N): the directions of the trajectory.
+        calls: How many steps to compute.
+
+    References:
+        | OmniCache (Chu et al., 2025), https://arxiv.org/abs/2508.16212
+    """
+    steps, length = len(kernel), np.sqrt(np.diagonal(kernel))
+    cosine = np.diagonal(kernel, 1) / np.maximum(length[1:] * length[:-1], 1e-30)
+    turned = np.concatenate([[0.0], np.cumsum(np.arccos(np.clip(cosine, -1.0, 1.0)))])
+    turned = turned / max(turned[-1], 1e-30) + 1e-9 * np.arange(steps)  # rises where nothing turns
+    plan = [0]
+    for number in range(1, calls):
+        wanted = turned[-1] * number / calls
+        plan.append(min(max(plan[-1] + 1, int(np.searchsorted(turned, wanted))), steps - calls + number))
+    return plan
+
+
 def interpolated_plan(safe: list[int], fast: list[int], calls: int) -> list[int]:
     """Returns a plan between two, by interpolation of their quantiles: OTCache's transport between budgets.
 

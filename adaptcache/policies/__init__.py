@@ -5,6 +5,7 @@ from .blockwise import Blockwise
 from .codebook import Codebook
 from .drift import Drift
 from .foresight import Foresight
+from .gate import Gate
 from .gears import Gears
 from .growing import Growing
 from .learned import Learned
@@ -28,7 +29,7 @@ __all__ = ["POLICIES", "Policy", "StaticPolicy"]
 POLICIES: dict[str, type[Policy]] = {
     kind.model_fields["type"].default: kind
     for kind in (
-        Blockwise, Codebook, Drift, Foresight, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan,
+        Blockwise, Codebook, Drift, Foresight, Gate, Gears, Growing, Learned, LocalError, Magnitude, Mask, Plan,
         Polynomial, Probe, Rank, Sensitivity, Spectral, Table, ThirdDifference, TransformRate, Uniform, Verify,
     )
 }  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import FailFast, Field, NonNegativeFloat
 
 from ..profile import Profile
+from ..step import nearest_entries
 from .base import StaticPolicy
-from .mask import nearest_entries
 
 # One bad entry is reported, not a million.
 Errors = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1), FailFast()]

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ..profile import Profile
+from ..step import nearest_entries
 from .base import StaticPolicy
-from .mask import nearest_entries
 
 
 class Magnitude(StaticPolicy):

@@ -9,15 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from ..profile import Profile
+from ..step import nearest_entries
 from .base import StaticPolicy
 from .plan import Plan
-
-
-def nearest_entries(length: int, steps: int) -> list[int]:
-    """Returns which entry of a list of some length each of N steps takes: the ends stay ends."""
-    if steps == 1:
-        return [length - 1]
-    return [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
 
 
 class Mask(StaticPolicy):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..fitting.instances import interpolated_plan
+from ..fitting.instances import interpolated_plan, turning_plan
 from ..fitting.kernel import Array, pair_errors
 from ..fitting.plan import best_plan, minmax_plan, reuse_costs
 from ..limits import GEARS, STEPS, check_falling
@@ -81,7 +81,7 @@ class Plan(StaticPolicy):
         profile: Profile,
         *,
         budget: float = 0.5,
-        planner: Literal["sum", "minmax"] = "sum",
+        planner: Literal["sum", "minmax", "turning"] = "sum",
         weighted: bool = True,
         between: tuple[float, float] | None = None,
         **params: Any,
@@ -90,7 +90,8 @@ class Plan(StaticPolicy):
 
         Arguments:
             planner: "sum" has the smallest sum of errors, forecast from the last two computed steps;
-                "minmax" the smallest worst skip, reused from the last one, as LeMiCa.
+                "minmax" the smallest worst skip, reused from the last one, as LeMiCa; "turning" computes at
+                equal shares of how far the trajectory turns.
             weighted: Whether errors count by what they do to the end result (the profile's sensitivity).
             between: Budgets of a safe and of a fast plan; the plan is interpolated between their quantiles, as
                 OTCache does (https://arxiv.org/abs/2606.31026), where the budget lies between them.
@@ -101,6 +102,8 @@ class Plan(StaticPolicy):
         if between and between[1] < budget < between[0]:
             safe, fast = (best_plan(errors, sensitivity, max(1, round(b * profile.steps))) for b in between)
             steps = interpolated_plan(safe, fast, calls)
+        elif planner == "turning":
+            steps = turning_plan(profile.kernel, calls)
         elif planner == "sum":
             steps = best_plan(errors, sensitivity, calls)
         else:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import FailFast, Field, StringConstraints, model_validator
 
 from ..profile import Profile
-from ..step import Step
+from ..step import Step, nearest_entries
 from .base import StaticPolicy
-from .mask import nearest_entries
 from .plan import Plan
 
 Row = Annotated[str, StringConstraints(pattern="^[01]+$", max_length=1024)]

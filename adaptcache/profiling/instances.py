@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
-from ..sites.blocks import added_streams, find_streams, unpack_streams
+from ..schedule.rule import Site
+from ..sites.blocks import Streams, added_streams, find_streams, unpack_streams
 from ..sites.denoisers import IMAGE, find_layers, find_spec
 from ..sites.interceptor import ModuleInterceptor, find_compiled, is_compiled
 from ..sites.outputs import split_tensors
-from ..step import TINY, relative_change
+from ..step import TINY, entering, relative_change
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,24 @@ class InstanceErrors:
             block there, with shape (K, N, L). Infinite where there is no such step.
         changes: Relative L1 change of what each gives since the step before, with shape (K, N); 0 at the first.
         seconds: How long each takes, with shape (K,).
+        channels: The most channels any of them gives.
+        site: What they are.
     """
 
     names: tuple[str, ...]
     errors: np.ndarray
     changes: np.ndarray
     seconds: np.ndarray
+    channels: int
+    site: Site
 
 
-class InstanceHook(StepHook):
-    """Compares what each block or layer gives in full runs; sums stay on the device until they are asked for."""
+class WatchHook(StepHook):
+    """Follows what each block or layer of a denoiser is given and gives, in full runs."""
 
-    def __init__(self, site: str, longest: int) -> None:
-        self.site, self.longest, self.steps = site, longest, 0
+    def __init__(self, site: str) -> None:
+        self.site, self.steps = site, 0
         self.names: list[str] = []
-        self.kept: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
-        self.sums: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
-        self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        self.seconds: dict[int, list[float]] = defaultdict(list)
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
@@ -80,31 +81,73 @@ class InstanceHook(StepHook):
     def call(
         self, gate: Any, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        """A block or layer was called: times it, and compares what it gives with what it gave before."""
+        """A block or layer was called."""
         if (here := gate.here()) is None:
             return original(*args, **kwargs)
-        synchronise()
-        start = time.perf_counter()
-        output = original(*args, **kwargs)
-        synchronise()
-        self.seconds[number].append(time.perf_counter() - start)
+        output = self.compute(number, original, args, kwargs)
         step, branch = here
         if self.spec:
             left = unpack_streams(self.spec, output)
-            given, leaves = added_streams(find_streams(self.spec, module, args, kwargs), left)[IMAGE], left[IMAGE]
+            given, leaves = added_streams(find_streams(self.spec, module, args, kwargs), left), left
         else:
-            given = leaves = split_tensors(output)[1][0]
-        energy = leaves.float().pow(2).mean().clamp_min(TINY)
-        past = self.kept[branch, number]
-        for index, old in past:
-            if old.shape == given.shape and 0 < step.index - index <= self.longest:
-                error = (given.float() - old.float()).pow(2).mean() / energy
-                self.sums[number, index, step.index - index - 1].append(error)
-                if step.index - index == 1:
-                    self.changes[number, step.index].append(relative_change(given, old).mean())
-        past.insert(0, (step.index, given.detach().clone()))
-        del past[self.longest :]
+            given = leaves = dict(zip((IMAGE, *range(8)), split_tensors(output)[1], strict=False))
+        self.watch((branch, number), step.index, given, leaves, entering(args, kwargs))
         return output
+
+    def compute(self, number: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Makes the call."""
+        return original(*args, **kwargs)
+
+    def watch(
+        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
+    ) -> None:
+        """Notes what was seen at a step.
+
+        Arguments:
+            place: The branch, and the number of the block or layer.
+            given: What a block adds to each stream, or what a layer returns.
+            leaves: What leaves it.
+            entered: The first tensor that entered.
+        """
+        raise NotImplementedError
+
+
+class InstanceHook(WatchHook):
+    """Compares what each block or layer gives in full runs; sums stay on the device until they are asked for."""
+
+    def __init__(self, site: str, longest: int) -> None:
+        super().__init__(site)
+        self.longest, self.channels = longest, 0
+        self.kept: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
+        self.sums: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
+        self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.seconds: dict[int, list[float]] = defaultdict(list)
+
+    def compute(self, number: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        synchronise()
+        # On a CPU what else runs there is to make no difference.
+        clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
+        start = clock()
+        output = original(*args, **kwargs)
+        synchronise()
+        self.seconds[number].append(clock() - start)
+        return output
+
+    def watch(
+        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
+    ) -> None:
+        new, number = given[IMAGE], place[1]
+        self.channels = max(self.channels, new.shape[-1 if new.ndim == 3 else 1])
+        energy = leaves[IMAGE].float().pow(2).mean().clamp_min(TINY)
+        past = self.kept[place]
+        for before, old in past:
+            if old.shape == new.shape and 0 < index - before <= self.longest:
+                error = (new.float() - old.float()).pow(2).mean() / energy
+                self.sums[number, before, index - before - 1].append(error)
+                if index - before == 1:
+                    self.changes[number, index].append(relative_change(new, old).mean())
+        past.insert(0, (index, new.detach().clone()))
+        del past[self.longest :]
 
     def on_run_end(self) -> None:
         self.kept.clear()
@@ -116,7 +159,7 @@ def synchronise() -> None:
         torch.accelerator.synchronize()
 
 
-def measure_instances(setup: Setup, prompts: PromptSet, site: str, *, longest: int = 6) -> InstanceErrors:
+def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: int = 6) -> InstanceErrors:
     """Runs a pipeline in full and measures what reuse of each block or layer is off by.
 
     Arguments:
@@ -136,4 +179,4 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: str, *, longest: i
     for at, values in hook.changes.items():
         changes[at] = float(torch.stack(values).mean())
     seconds = np.array([float(np.median(hook.seconds[number])) for number in range(len(hook.names))])
-    return InstanceErrors(tuple(hook.names), errors, changes, seconds)
+    return InstanceErrors(tuple(hook.names), errors, changes, seconds, hook.channels, site)

@@ -39,6 +39,8 @@ class Method:
     more: Sequence[Mapping[str, Any]] = ()
     fits: Sequence[str] = ("threshold", "interval")  # defaults that a profile replaces
     note: str = ""  # how it differs here from what was published
+    # where it was checked: against another code, golden masks, its decisions written out as a loop, a closed form
+    checked: str = ""
 
     @property
     def parts(self) -> list["Method"]:

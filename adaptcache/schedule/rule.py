@@ -35,23 +35,25 @@ Site = Literal[
     "cross-attention",
     "mlp",
     "tokens",
+    "regions",
     "guidance",
 ]
 
 
 class TokenChoice(Part):
-    """Which tokens a feed-forward layer computes at a partial step; the others keep what they had.
+    """Which tokens a layer, or a whole denoiser, computes at a partial step; the others keep what they had.
 
     Arguments:
         ratio: The fraction of the tokens that is computed.
         score: Those come first whose input changed most since they were computed ("change"), whose output is largest
-            ("norm"), or one of each cluster of similar outputs ("cluster").
+            ("norm"), which get most attention ("attention"), or one of each cluster of similar outputs ("cluster").
+            At the site "regions": those whose last output deviates most over its channels ("deviation").
         freshness: What each partial step that a token was left out adds to its score.
         spread: How much of the change of its cluster's computed token a token takes over.
     """
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
-    score: Literal["change", "norm", "cluster"] = "change"
+    score: Literal["change", "norm", "attention", "cluster", "deviation"] = "change"
     freshness: Annotated[float, Field(ge=0)] = 0.25
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
 
@@ -147,12 +149,14 @@ class Rule(Part):
             )
         if self.site == "deep" and (self.tail or self.span or self.output or reads):
             raise ValueError("the site 'deep' has a head and no tail, no span and no signal but the input")
-        if (self.site == "tokens") != (self.tokens is not None):
-            raise ValueError("the site 'tokens' needs `tokens`, a choice of them, and no other site has any")
-        if self.site == "tokens" and (self.forecast.type != "extrapolate" or self.forecast.depth > 1):
-            raise ValueError(
-                "tokens that are not computed keep what they had: the forecast is 'extrapolate' of order 0"
-            )
+        if (self.site in ("tokens", "regions")) != (self.tokens is not None):
+            raise ValueError("the sites 'tokens' and 'regions' need `tokens`, a choice of them; no other site has any")
+        if self.tokens and (self.site == "regions") != (self.tokens.score == "deviation"):
+            raise ValueError("the score 'deviation' is that of the site 'regions', and that of no other site")
+        if self.site == "regions" and (self.forecast.type != "extrapolate" or self.forecast.depth > 1):
+            raise ValueError("regions that are left out keep what they had: the forecast is 'extrapolate' of order 0")
+        if self.site == "tokens" and (self.forecast.keeps_latents or self.forecast.signal != "none"):
+            raise ValueError(f"the site 'tokens' forecasts from outputs alone, which {self.forecast.type!r} does not")
         if self.each and self.site not in ("blocks", "encoder", *LAYERS):
             raise ValueError(f"the site {self.site!r} is one: `each` is for 'blocks' and types of layers")
         if self.each and (self.head or self.tail or self.span or reads):
@@ -161,7 +165,8 @@ class Rule(Part):
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
         if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):
             raise ValueError(f"the span {self.span} has to rise, and goes with no head and no tail")
-        if self.site not in ("step", "blocks") and (self.forecast.keeps_latents or self.matched):
+        inputs = self.forecast.keeps_latents and not (self.forecast.type == "increment" and self.site in LAYERS)
+        if self.site not in ("step", "blocks") and (inputs or self.matched):
             raise ValueError(
                 f"the site {self.site!r} keeps what left it and not what entered, which the forecast "
                 f"{self.forecast.type!r} is made of; use 'extrapolate', 'taylor' or another one"

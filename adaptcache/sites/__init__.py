@@ -15,6 +15,7 @@ from .guidance import Guidance
 from .hook import Gate, SiteDecision, SiteHook
 from .interceptor import is_compiled
 from .layers import Layers
+from .regions import Regions
 from .tokens import Tokens
 
 __all__ = ["SiteHook", "check_compiled", "find_sites"]
@@ -39,6 +40,8 @@ def build_sites(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> lis
             return [Deep(denoiser, gate, rule)]
         case "tokens":
             return [Tokens(denoiser, gate, rule)]
+        case "regions":
+            return [Regions(denoiser, gate, rule)]
     return [Layers(denoiser, gate, rule)]
 
 

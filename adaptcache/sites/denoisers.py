@@ -59,6 +59,12 @@ DENOISERS: dict[str, DenoiserSpec] = {
 }
 
 
+# Denoisers whose joint attention has the text before the image.
+TEXT_FIRST = {
+    "ChromaTransformer2DModel", "CogVideoXTransformer3DModel", "Flux2Transformer2DModel", "FluxTransformer2DModel",
+    "QwenImageTransformer2DModel",
+}  # fmt: skip
+
 # Attributes that hold blocks, those first that tell most: of two lists that run one after the other, both.
 STACKS = (
     BOTH, ("double_stream_blocks", "single_stream_blocks"), ("transformer_blocks",), ("blocks",), ("layers",),

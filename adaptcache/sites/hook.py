@@ -159,17 +159,20 @@ class SiteHook:
         self.shapes[key] = shape
         self.past[key] = (self.step.index, *self.past[key])[: self.history.depth]
         for name, output in outputs.items():
-            self.history.keep((key, name), entered[name] if entered else None, output, self.step.x)
+            self.history.keep((key, name), entered.get(name) if entered else None, output, self.step.x)
 
-    def keep_output(self, key: Hashable, output: Any, shape: torch.Size | None) -> list[Tensor]:
-        """Notes what a module returned at a computed step, and returns its tensors."""
+    def keep_output(
+        self, key: Hashable, output: Any, shape: torch.Size | None, entered: Tensor | None = None
+    ) -> list[Tensor]:
+        """Notes what a module returned at a computed step, and what entered it; returns its tensors."""
         self.holes[key], found = split_tensors(output)
-        self.keep(key, dict(enumerate(found)), shape)
+        self.keep(key, dict(enumerate(found)), shape, None if entered is None else {0: entered})
         return found
 
-    def forecast_output(self, key: Hashable) -> Any:
-        """Returns what is used instead of what a module returned."""
-        return join_tensors(self.holes[key], (self.forecast(key, number) for number in itertools.count()))
+    def forecast_output(self, key: Hashable, entered: Tensor | None = None) -> Any:
+        """Returns what is used instead of what a module returned; its first tensor goes with what entered."""
+        own = (self.forecast(key, number, None if number else entered) for number in itertools.count())
+        return join_tensors(self.holes[key], own)
 
     def forecast(self, key: Hashable, name: Hashable, entered: Tensor | None = None) -> Tensor:
         """Returns what is used instead of an output."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schedule.rule import Rule
+from ..step import entering
 from .denoisers import find_layers
 from .hook import Gate, SiteHook
 from .outputs import first_shape, join_tensors, split_tensors, take_half
@@ -59,7 +60,11 @@ class Layers(SiteHook):
 
     def skip(self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Returns what a layer gives at a skipped step."""
-        return self.forecast_output(key)
+        return self.forecast_output(key, self.entered(args, kwargs))
+
+    def entered(self, args: Any, kwargs: Any) -> Tensor | None:
+        """Returns what enters a layer, for forecasts that are made of it."""
+        return entering(args, kwargs) if self.rule.forecast.keeps_latents else None
 
     def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
@@ -67,7 +72,7 @@ class Layers(SiteHook):
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
             streams = [stream for name, stream in self.history.streams.items() if name[0] == key]  # type: ignore[index]
             for stream in streams:
-                stream.past = take_half(stream.past, known[0])
+                stream.past, stream.past_x = (take_half(rows, known[0]) for rows in (stream.past, stream.past_x))
                 stream.past_signal = [None] * len(stream.past_signal)  # of both halves
             self.shapes[key] = shape
             halved = join_tensors(self.holes[key], [stream.past[0] for stream in streams])
@@ -81,4 +86,4 @@ class Layers(SiteHook):
         shape = first_shape(args, kwargs)
         if self.gate.half is False and shape:
             output, shape = take_half(output, shape[0]), torch.Size((shape[0] // 2, *shape[1:]))
-        return self.keep_output(key, output, shape)
+        return self.keep_output(key, output, shape, self.entered(args, kwargs))

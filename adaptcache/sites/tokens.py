@@ -9,8 +9,11 @@ References:
     | ClusCa (Zheng et al., 2025), https://arxiv.org/abs/2509.10312
 """
 
+import re
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +22,13 @@ from torch import Tensor, nn
 from ..errors import AttachError
 from ..schedule.rule import Rule
 from ..step import TINY
+from .attention import AttentionTap, check_text_first, influence
 from .hook import Gate
 from .layers import Layers
 from .outputs import first_shape
 
 ROUNDS = 5  # of k-means
+TEXT_NAME = re.compile(r"context|txt|text|encoder")  # of a layer for the text alone
 SAME = 0.02  # relative: a token alone gives what it gives among others, to the rounding of half precision
 
 
@@ -34,6 +39,7 @@ class LayerTokens:
     inputs: Tensor  # at the step at which each token was computed last, with shape (B, L, D)
     outputs: Tensor  # with shape (B, L, E)
     ages: Tensor  # partial steps since then, with shape (B, L)
+    attention: Tensor | None = None  # how much of it each token got, over the mean, with shape (B, L)
     groups: Tensor | None = None  # the cluster of each token, with shape (B, L)
 
 
@@ -44,6 +50,36 @@ class Tokens(Layers):
         super().__init__(denoiser, gate, rule)
         if not self.parts:
             raise AttachError(f"{type(denoiser).__name__} has no feed-forward layers for the site 'tokens'")
+        self.attends = rule.tokens is not None and rule.tokens.score == "attention"
+
+    def install(self, undo: ExitStack) -> None:
+        super().install(undo)
+        if self.attends:
+            around = self.gate.within.get(id(self.denoiser))
+            self.gate.within[id(self.denoiser)] = partial(self.call_denoiser, around)
+            undo.callback(self.gate.within.pop, id(self.denoiser), None)
+
+    def call_denoiser(self, around: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser was called: watches its attention."""
+        self.influence: Tensor | None = None
+        with AttentionTap(self.attended):
+            return around(original, *args, **kwargs) if around else original(*args, **kwargs)
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """Notes how much attention tokens get, where they attend to one another."""
+        if query.shape[2] == key.shape[2]:
+            self.influence = influence(query, key)
+        return attend(query, key, value)
+
+    def attention_to(self, name: str, x: Tensor) -> Tensor:
+        """Returns how much attention the tokens of a layer got in the last call before it, over their mean."""
+        found = self.influence
+        if found is None:  # a layer that comes before any attention
+            return x.new_ones(x.shape[:2]).float()
+        if found.shape[1] != x.shape[1]:
+            check_text_first(self.denoiser, "tokens cannot be scored by 'attention'; use the score 'change'")
+            found = found[:, : x.shape[1]] if TEXT_NAME.search(name) else found[:, -x.shape[1] :]
+        return found / found.mean(1, keepdim=True)
 
     def on_run_end(self) -> None:
         super().on_run_end()
@@ -56,7 +92,10 @@ class Tokens(Layers):
         self.gate.skipped()
         x = (*args, *kwargs.values())[0]
         more = kwargs if args else dict(list(kwargs.items())[1:])
-        return self.refresh(self.known[key], x, lambda chosen: original(chosen, *args[1:], **more))
+        known = self.known[key]
+        if self.rule.forecast.depth > 1:  # the others follow their own forecast
+            known.outputs = self.forecast(key, 0)
+        return self.refresh(known, x, lambda chosen: original(chosen, *args[1:], **more))
 
     def learn(
         self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any, output: Any
@@ -75,8 +114,9 @@ class Tokens(Layers):
         chosen = self.rule.tokens
         assert chosen is not None
         groups = cluster_tokens(output, chosen.count(x.shape[1])) if chosen.score == "cluster" else None
-        self.known[key] = LayerTokens(x.clone(), output.clone(), x.new_zeros(x.shape[:2]), groups)
-        return [output]
+        attention = self.attention_to(name, x) if self.attends else None
+        self.known[key] = LayerTokens(x.clone(), output.clone(), x.new_zeros(x.shape[:2]), attention, groups)
+        return self.keep_output(key, output, x.shape) if self.rule.forecast.depth > 1 else [output]
 
     def is_tokenwise(self, x: Tensor, output: Any, original: Callable[..., Any]) -> bool:
         """Whether the first token gives alone what it gives among all; tried once a layer and run."""
@@ -93,6 +133,9 @@ class Tokens(Layers):
         match tokens.score:
             case "change" | "cluster":
                 score = change / known.inputs.float().norm(dim=-1).clamp_min(TINY)
+            case "attention":
+                assert known.attention is not None
+                score = known.attention
             case "norm":
                 score = known.outputs.float().norm(dim=-1)
                 score = score / score.mean(1, keepdim=True)

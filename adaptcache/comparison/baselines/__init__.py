@@ -8,9 +8,9 @@ from .diffusers_caches import FasterCache, FirstBlock, MagCache, Pyramid, Sea, T
 from .samplers import DPM, UNIPC, AdamsBashforth, Fewer
 from .searched import SEARCHED
 from .teacache import TeaCache
-from .zoo import DiCache, EasyCache, HiCache, Learned, SeaHere
+from .zoo import DiCache, EasyCache, HiCache, Learned, NamedMethod, SeaHere
 
-__all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready"]
+__all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready", "find_baseline"]
 
 ALL: tuple[Baseline, ...] = (
     Fewer(), AdamsBashforth(), UNIPC, DPM, *SEARCHED, AlignYourSteps(), MagCache(), FirstBlock(), TaylorSeer(),
@@ -19,3 +19,8 @@ ALL: tuple[Baseline, ...] = (
 )  # fmt: skip
 
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in ALL}
+
+
+def find_baseline(name: str) -> Baseline:
+    """Returns a baseline: one that has its settings swept, or a method of `adaptcache methods` by its name there."""
+    return BASELINES.get(name) or NamedMethod(name)

@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from ...calibration.methods import fit_method
 from ...errors import AttachError
 from ...fitting.kernel import pair_errors
 from ...fitting.plan import best_plan
 from ...forecasts.matched import Matched
+from ...policies import POLICIES
 from ...policies.plan import Plan
 from ...policies.uniform import Uniform
 from ...runtime.runner import Runner
 from ...schedule.format import Grid
-from ...schedule.methods import build_rules
+from ...schedule.methods import METHODS, build_rules
 from ...schedule.rule import Rule
 from ...schedule.schedule import Schedule
 from ...sites.denoisers import find_spec
@@ -21,6 +23,7 @@ from .base import Baseline, Case, Params, Ready, even_steps, nearest_plans, plan
 from .diffusers_caches import SEA_THRESHOLDS
 
 NEAR = 2  # plans tried for each budget
+SHARES = 1.0, 0.85, 0.7  # of a budget, that named methods are fitted to
 
 
 class RuleBaseline(Baseline):
@@ -51,6 +54,34 @@ class RuleBaseline(Baseline):
 def build_runner(rule: Rule, times: tuple[float, ...] = ()) -> Runner:
     """Returns the hook that follows a rule, on the grid it was fitted on if it was."""
     return Runner(Schedule(name="baseline", grid=Grid(times=times), rules=(rule,)), gear=0)
+
+
+class NamedMethod(Baseline):
+    """A method of `adaptcache methods` by its name there, fitted to the budget on the calibration prompts.
+
+    Arguments:
+        name: A key of METHODS.
+    """
+
+    package = "adaptcache"
+    about = "our zoo, fitted to the budget"
+    profiled = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # type: ignore[misc]
+        self.per_prompt = not POLICIES[METHODS[name].policy].static  # type: ignore[misc]
+        self.fitted: dict[float, Schedule] = {}
+
+    def propose(self, case: Case) -> list[Params]:
+        """Returns the budgets, and some below them, as a run may spend more than its calibration."""
+        budgets = [calls / case.steps * share for calls in case.calls for share in SHARES]
+        for budget in budgets:
+            self.fitted[budget] = fit_method(case.setup, case.prompts, case.profile, self.name, budget)
+        return [{"budget": budget} for budget in budgets]
+
+    @contextmanager
+    def apply(self, case: Case, params: Params) -> Iterator[Ready]:
+        yield Ready(case.setup.call, Runner(self.fitted[params["budget"]], gear=0))
 
 
 class EasyCache(RuleBaseline):

@@ -14,6 +14,7 @@ from . import (
     diffusers,
     lightx2v,
     lists,
+    routers,
     sglang,
     table,
     teacache,
@@ -30,7 +31,7 @@ FORMATS: dict[str, Format] = {
     for form in (
         diffusers.FORMAT, cache_dit.FORMAT, sglang.FORMAT, xdit.FORMAT, vllm_omni.FORMAT, tensorrt_llm.FORMAT,
         lightx2v.FORMAT, comfyui_magcache.FORMAT, comfyui_teacache.FORMAT, table.FORMAT,
-        lists.SD_CPP, lists.BUDCACHE, lists.SMOOTHCACHE, lists.MASK,
+        lists.SD_CPP, lists.BUDCACHE, lists.SMOOTHCACHE, lists.MASK, routers.L2C, routers.HARMONICA, routers.ECAD,
     )
 }  # fmt: skip
 

@@ -89,11 +89,12 @@ class Exported:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the settings of an engine mean: a rule, for how many steps (None: any), at which times."""
+    """What the settings of an engine mean: a rule, or one for each site; for how many steps (None: any)."""
 
     rule: Rule
     steps: int | None = None
     times: tuple[float, ...] = ()
+    more: tuple[Rule, ...] = ()
 
 
 def check_steps(steps: float) -> int:

@@ -16,12 +16,16 @@ from ...schedule.format import Grid
 from ...schedule.schedule import LARGEST, Schedule
 from . import FORMATS, find_format
 from .mask import Settings
+from .routers import load_router
 
 LARGEST_YAML = 2**12  # bytes: it takes a hundred times as long as JSON
 
 
-def read_schedule(path: str | Path) -> Schedule:
+def read_schedule(path: str | Path, kind: str | None = None) -> Schedule:
     """Returns the schedule in a file: one of ours, or what the settings of another engine mean, on any grid.
+
+    Arguments:
+        kind: Whose settings they are, one of `FORMATS`; None looks at their keys.
 
     Raises:
         ScheduleError: It is neither.
@@ -30,11 +34,11 @@ def read_schedule(path: str | Path) -> Schedule:
     if isinstance(data, Mapping) and "rules" in data:
         return Schedule.load(path)
     try:
-        kind, settings = interpret(data)
+        kind, settings = interpret(data, kind=kind)
         return Schedule(
             name=Path(path).stem,
             grid=Grid(times=settings.times),
-            rules=(settings.rule,),
+            rules=(settings.rule, *settings.more),
             made={"imported": Path(path).name, "kind": kind},
         )
     except ValidationError as error:
@@ -49,6 +53,8 @@ def parse_settings(path: str | Path) -> Any:
     Raises:
         ScheduleError: The file cannot be read, or is none of these.
     """
+    if Path(path).suffix in (".pt", ".pth"):
+        return load_router(path)
     try:
         content = read_bytes(path, LARGEST)
         text = content.decode("utf-8")
