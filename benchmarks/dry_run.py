@@ -2,7 +2,8 @@
 
     python -m benchmarks.dry_run --models emoji-flux-32 emoji-wan tones --prompts 8 --held-out 4
 
-Each model is calibrated in a process of its own, as peak memory only ever grows.
+Each model is calibrated in a process of its own, as peak memory only ever grows. Seconds are those that the process
+had a core for, by its one thread, so that what else runs on the machine counts less.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import multiprocessing
 import tempfile
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 import adaptcache
 from adaptcache.cache import Cache
+from adaptcache.calibration import estimate as estimates
 from adaptcache.calibration.calibrate import calls_for
-from adaptcache.calibration.estimate import LIKELY, Estimate, estimate, peak_memory
+from adaptcache.calibration.estimate import Estimate, estimate, peak_memory
 from adaptcache.engines import make_setup
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.presets import read_prompts, resolve
@@ -26,8 +31,23 @@ from adaptcache.runs import PromptSet
 from .fleet import Tally
 
 
-def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter[str], float, int, tuple[int, int]]:
-    """Returns what was estimated; passes by stage, seconds and bytes of the calibration; plans and branches."""
+class Clock(Tally):
+    """Counts seconds by stage too."""
+
+    def __init__(self, denoiser: Any) -> None:
+        super().__init__(denoiser)
+        self.seconds, self.since = Counter[str](), time.process_time()
+
+    def progress(self, stage: str, done: int, of: int) -> None:
+        super().progress(stage, done, of)
+        self.seconds[stage] += time.process_time() - self.since  # type: ignore[assignment]
+        self.since = time.process_time()
+
+
+def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter[str], Counter[str], int]:
+    """Returns what was estimated; passes and seconds by stage, and bytes, of the calibration."""
+    torch.set_num_threads(1)
+    estimates.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     preset = resolve(model)
     known, pipe = read_prompts(preset.prompts), preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
@@ -39,15 +59,11 @@ def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter
         setup, _ = make_setup(pipe, preset.steps, options)
         calls = calls_for(preset.steps, speed=2.8)
         found = estimate(setup, PromptSet.of(first), PromptSet.of(rest, len(first)), calls)
-        tally = Tally(denoisers_of(pipe)[0])
-        since = time.perf_counter()
+        clock = Clock(denoisers_of(pipe)[0])
         adaptcache.calibrate(
-            pipe, first, preset.steps, speed=2.8, eval_prompts=rest, **options | {"progress": tally.progress}
+            pipe, first, preset.steps, speed=2.8, eval_prompts=rest, **options | {"progress": clock.progress}
         )
-        seconds = time.perf_counter() - since
-    branches = tally.stages["full runs"] // (len(first) * preset.steps)
-    plans = -(-tally.stages[f"matching {calls} calls"] // (len(first) * calls * branches))  # beginnings are shared
-    return found, tally.stages, seconds, peak_memory(), (plans, branches)
+    return found, clock.stages, clock.seconds, peak_memory()
 
 
 def main() -> None:
@@ -58,22 +74,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    heads = ("passes", "counted", "plans", "said s", "took s", "said MB", "had MB")
-    print(f"{'model':12} {' '.join(f'{head:>8}' for head in heads)}")
+    print(f"{'':32} {'passes':>7} {'counted':>7} {'said s':>8} {'took s':>8}")
     for model in given.models:
         with context.Pool(1) as pool:
-            found, stages, seconds, memory, (plans, branches) = pool.apply(
-                measured, (model, given.prompts, given.held_out)
-            )
-        likely, least, most = found.seconds
-        said = likely + (plans - LIKELY) * (most - least) / 5  # for as many plans as there were
-        passes = branches * sum(found.size.passes(plans).values())
-        print(
-            f"{model:12} {passes:8} {sum(stages.values()):8} {plans:8} {said:8.1f} {seconds:8.1f} "
-            f"{found.memory / 1e6:8.0f} {memory / 1e6:8.0f}",
-            flush=True,
-        )
-        print(f"{'':12} {dict(stages)}", flush=True)
+            found, stages, seconds, memory = pool.apply(measured, (model, given.prompts, given.held_out))
+        passes = found.size.passes()
+        branches = stages["full runs"] // passes["full runs"]
+        rows = [(s, passes[s] * branches, stages[s], said, seconds[s]) for s, said in found.stages.items()]
+        total = (sum(passes.values()) * branches, sum(stages.values()), found.seconds[0], sum(seconds.values()))
+        for stage, *values in (*rows, (model, *total)):
+            print(f"{stage:32} {values[0]:7} {values[1]:7} {values[2]:8.1f} {values[3]:8.1f}")
+        print(f"{'':32} {found.memory / 1e6:.0f} MB said, {memory / 1e6:.0f} MB had", flush=True)
 
 
 if __name__ == "__main__":

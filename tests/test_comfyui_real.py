@@ -258,6 +258,18 @@ def test_image_to_image_batches_and_masks_run(world: World, demo: Any) -> None:
     assert torch.allclose(kept[..., :7], start[..., :7], atol=1e-4)
 
 
+def test_clones_of_one_model_keep_their_schedules_apart(world: World, demo: Any) -> None:
+    text, folder = world.prompt("pizza"), ROOT / "schedules"
+    clones = [Applied(demo, Schedule.load(folder / f"emoji-flux-32-28-{speed}x.json")) for speed in (2, 4)]
+    clones.append(Applied(demo, speed=2.0))
+    alone = [world.sample(demo, text, 1), *(world.sample(one.model, text, 1) for one in clones)]
+    assert [one.report().made for one in clones[:2]] == [14, 7]
+    for _ in range(2):  # in turn, in one graph
+        made = [world.sample(demo, text, 1), *(world.sample(one.model, text, 1) for one in clones)]
+        assert all(torch.equal(*pair) for pair in zip(made, alone, strict=True))
+    assert not torch.equal(alone[1], alone[2])
+
+
 def test_lora_before_and_after_and_the_caches_of_comfyui_are_told(world: World) -> None:
     model = world.demo()
     schedule = calibrated(world, model, few=2)

@@ -110,4 +110,5 @@ def test_a_dry_run_prints_and_writes_nothing(run: Run, tmp_path: Path) -> None:
 def test_options_that_are_none_are_refused(run: Run) -> None:
     refused(run("calibrate", "--offload", "disk"), "--offload is one of none, model, group, got 'disk'")
     refused(run("generate", "-p", "a", "--dtype", "int8"), "--dtype is one of float32, float16, bfloat16, got 'int8'")
-    refused(run("calibrate", "--dry-run", "--gears", "0.2,0.5", "--min-psnr", "30"), "--dry-run counts schedules")
+    for more in (("--gears", "0.2,0.5", "--min-psnr", "30"), ("--matrix",), ("--times", "own")):
+        refused(run("calibrate", "--dry-run", *more), "--dry-run counts schedules")

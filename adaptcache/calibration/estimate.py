@@ -18,6 +18,7 @@ from .search import EFFORT, judges_for
 
 PLANS = (1, 2)  # that are matched on all prompts: what the search began with and what it found, which may be the same
 LIKELY = 2
+HEAP = 64 * 2**20  # bytes that thousands of runs leave in pieces: 30 to 150 MB were measured
 PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
 
 
@@ -45,10 +46,11 @@ class Size:
         Arguments:
             plans: How many are matched on all prompts. Searching and matching may cost less: beginnings are shared.
         """
+        judges = judges_for(self.effort, self.prompts)
         stages = {
             "full runs": self.prompts * self.steps,
             "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
-            f"searching {self.calls} calls": int(self.effort * self.steps),
+            f"searching {self.calls} calls": int(self.effort * self.steps / judges) * judges,
             f"matching {self.calls} calls": plans * self.prompts * self.calls,
             "held-out, full": self.held_out * self.steps,
             "held-out, by schedule": self.held_out * self.calls,
@@ -65,6 +67,7 @@ class Estimate:
     Arguments:
         size: How large it is.
         seconds: For the likely number of plans, for one, and for the most.
+        stages: The first of these by stage.
         step: Seconds of a step of one batch.
         disk: Bytes of the full runs that are kept.
         memory: Bytes that the process has at its peak.
@@ -73,6 +76,7 @@ class Estimate:
 
     size: Size
     seconds: tuple[float, float, float]
+    stages: dict[str, float]
     step: float
     disk: int
     memory: int
@@ -149,26 +153,33 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         each = (outside + computed * (base + slopes * samples) + (n - computed) * idle for samples in batches)
         return sum(each)
 
-    def total(plans: int) -> float:
+    def stages(plans: int) -> dict[str, float]:
         pairs, judges = n * (n - 1) / 2, judges_for(effort, size.prompts)
         searched = effort * n / (judges * calls)  # plans
-        return (
-            runs(size.prompts, n, around_small)
-            + (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds)
-            + searched * runs(judges, calls, around_small, PREVIEWS * skip)
-            + plans * runs(size.prompts, calls, around_small, PREVIEWS * skip)
-            + runs(size.held_out, n, around) + 2 * runs(size.held_out, calls, around)
-            + runs(min(2, size.held_out), n, around)
-        ) / setup.ranks.size  # fmt: skip
+        matched = PREVIEWS * skip
+        seconds = (
+            runs(size.prompts, n, around_small),
+            (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
+            searched * runs(judges, calls, around_small, matched),
+            plans * runs(size.prompts, calls, around_small, matched),
+            runs(size.held_out, n, around),
+            runs(size.held_out, calls, around),
+            runs(2 * (size.held_out > 1), n, around),
+            runs(size.held_out, calls, around, 0.0),
+        )
+        return dict(zip(size.passes(plans), (value / setup.ranks.size for value in seconds if value), strict=True))
 
+    likely = stages(LIKELY)
     runs_kept = n * large.kept // len(many) * size.prompts
     images = image * size.held_out
+    paths = int(LIKELY * runs_kept * (n + calls) / (3 * n))  # how the runs of matched plans went
     return Estimate(
         size,
-        (total(LIKELY), total(PLANS[0]), total(PLANS[1])),
+        (sum(likely.values()), *(sum(stages(plans).values()) for plans in PLANS)),  # type: ignore[arg-type]
+        likely,
         large.pass_seconds,
         runs_kept + images if setup.cache else 0,
-        peak_memory() + runs_kept + 2 * images,
+        peak_memory() + runs_kept + paths + 2 * images + HEAP,
         device_memory(),
     )
 

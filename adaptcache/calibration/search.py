@@ -8,6 +8,7 @@ first difference, and the calls that are made for it are counted.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,7 +103,8 @@ def search_plan(
         alike = min(set(plan) ^ set(begun.plan)) if begun else 0
         price = judges * (sum(step >= alike for step in plan) + (alike > 0)) / profile.steps
         tried.add(plan)
-        if spent + price > effort:
+        left = math.floor((effort - spent - price) * profile.steps / judges + 1e-9)  # calls of each judge
+        if left < 0 or left == 1:  # which no move could use: what was announced is spent to the last call
             return None
         found = match(setup, prompts[:judges], plan, few, fit, begun=begun)
         spent, matchings = spent + found.cost, matchings + 1

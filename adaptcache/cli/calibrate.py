@@ -122,9 +122,10 @@ def calibrate(
         given = f"--site {site}" if site != "blocks" else f"--trials {trials}"
         raise ValueError(f"{given} goes with --per-instance; without it whole steps are skipped")
     loading = Loading(offload, dtype, compile, lora or ())
-    if dry_run and (method or gears or reference_steps):
+    if dry_run and (method or gears or reference_steps or matrix or times == "own"):
         raise ValueError(
-            "--dry-run counts schedules for a speed or a budget: leave --method, --gears and --reference-steps out"
+            "--dry-run counts schedules for a speed or a budget: leave --method, --gears, --reference-steps, --matrix "
+            "and --times own out"
         )
     if method:
         find_method(method)
@@ -233,7 +234,9 @@ def _print_estimate(found: Estimate, json: bool) -> None:
         })  # fmt: skip
     for stage, count in {**stages, "in all": sum(stages.values())}.items():
         out.print(f"{stage:26} {count:>9,} passes of the denoiser")
-    out.print(f"\nmatching is of {LIKELY} plans here; there are {PLANS[0]} to {PLANS[1]}, as the full runs will tell")
+    out.print(
+        f"\nsearching and matching are at most that; {PLANS[0]} or {PLANS[1]} plans are matched, as will be found"
+    )
     minutes = f"{likely / 60:.1f} minutes ({least / 60:.1f} to {most / 60:.1f})"
     out.print(f"{minutes}, by {found.step:.3g} s a step of one batch")
     used = [f"{decimal(found.memory)} of memory"]
