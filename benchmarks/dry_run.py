@@ -47,7 +47,7 @@ class Clock(Tally):
 def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter[str], Counter[str], int]:
     """Returns what was estimated; passes and seconds by stage, and bytes, of the calibration."""
     torch.set_num_threads(1)
-    estimates.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+    estimates.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment, attr-defined]
     preset = resolve(model)
     known, pipe = read_prompts(preset.prompts), preset.load_pipeline("cpu")
     pipe.set_progress_bar_config(disable=True)
