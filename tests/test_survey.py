@@ -28,7 +28,7 @@ from adaptcache.policies.gate import Gate, Linear
 from adaptcache.policies.table import Table
 from adaptcache.policies.uniform import Uniform
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.regressions import fit_affine, reduced_rank
+from adaptcache.profiling.regressions import fit_affine, fit_positions, reduced_rank
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.rule import Rule, TokenChoice
@@ -415,6 +415,41 @@ def test_clusters_follow_their_own_forecast_and_their_proxy_s_error():
     made = tokens.refresh(known, moved, lambda chosen: chosen * 2)
     # proxies are computed: 10 and 14; they differ from their forecasts, 2 and 8, by 8 and 6: so do the others
     assert made.flatten().tolist() == [10.0, 4.0 + 8.0, 6.0 + 6.0, 14.0]
+
+
+def test_duca_computes_tokens_at_every_second_partial_step_and_tokencache_those_whose_positions_change(setup):
+    sizes, choice = [], TokenChoice(ratio=0.5, score="norm", every=2)
+    layer = setup.pipe.transformer.transformer_blocks[0].ff
+    rule = Rule(site="tokens", policy=Uniform(interval=4), forecast=Extrapolate(order=0), tokens=choice)
+    hook = layer.register_forward_hook(lambda module, args, out: sizes.append(args[0].shape[1]))
+    with adaptcache.attach(setup.pipe, Schedule(name="duca", rules=(rule,))):
+        generated(setup)
+    length, seen = sizes[0], list(sizes)
+    assert seen == [length, 1, round(length / 2), length, round(length / 2)]  # one is the trial of a token
+    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    prompts = PromptSet(tuple(setup.prompts[:1]))
+    outputs = []
+    hook.remove()
+    hook = layer.register_forward_hook(lambda module, args, out: outputs.append(out))
+    scores = {len(row): row for row in fit_positions(given, prompts)}
+    hook.remove()
+    assert set(scores) >= {length} and np.mean(scores[length]) == pytest.approx(1.0)
+    schedule = fit_method(given, prompts, measure(given, prompts).profile, "tokencache", 0.5)
+    assert schedule.rules[-1].tokens.scores == tuple(scores.values())
+    with adaptcache.attach(setup.pipe, schedule):
+        assert all(value.isfinite().all() for value in generated(setup))
+
+
+def test_positions_of_the_highest_scores_are_computed():
+    tokens = Tokens.__new__(Tokens)
+    choice = TokenChoice(ratio=0.5, score="position", freshness=0.0, scores=((1.0, 2.0), (0.5, 0.1, 3.0, 1.0)))
+    tokens.decision = SimpleNamespace(rule=SimpleNamespace(tokens=choice))
+    known = LayerTokens(torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), torch.zeros(1, 4))
+    made = tokens.refresh(known, torch.ones(1, 4, 1), lambda chosen: chosen)
+    assert made.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
+    with pytest.raises(AttachError, match="of 2, 4 positions, and a layer has 3"):
+        known = LayerTokens(torch.zeros(1, 3, 1), torch.zeros(1, 3, 1), torch.zeros(1, 3))
+        tokens.refresh(known, torch.ones(1, 3, 1), lambda chosen: chosen)
 
 
 class Here:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -24,8 +25,9 @@ from ..policies.replay import replay
 from ..profile import Profile
 from ..profiling.instances import measure_instances
 from ..profiling.layers import layer_errors
-from ..profiling.regressions import fit_affine, fit_gates, fit_increments
+from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
+from ..runtime.runner import Runner
 from ..schedule.methods import find_method, fit_rules
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
@@ -38,6 +40,7 @@ FEW = 8  # prompts for the errors of layers, which are means over layers too: th
 NEVER = 1e9  # no error is as large
 NUMBERS = 60_000  # that are fitted and kept in a schedule: a megabyte holds no more
 RANK, CLUSTERS = 4, 4  # of ICC's matrices; groups of HyCa's channels
+HALVINGS = 6  # runs of all prompts that the threshold of gates takes
 
 
 def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool = False) -> tuple[Rule, ...]:
@@ -156,7 +159,38 @@ def fit_layers(
             "rank, or one site" if method.forecast == "increment" else
             f"{name} has {held:,} weights of gates on this model, and a schedule holds {NUMBERS:,}"
         )  # fmt: skip
-    return tuple(rules)
+    return spend(setup, prompts, tuple(rules), budget) if method.policy == "gate" else tuple(rules)
+
+
+class SiteCounter(Runner):
+    """Counts at how many steps each site is computed."""
+
+    computed: tuple[int, ...] = ()
+
+    def on_run_end(self) -> None:
+        super().on_run_end()
+        self.computed += tuple(map(len, self.site_steps().values()))
+
+
+def spend(setup: Setup, prompts: PromptSet, rules: tuple[Rule, ...], budget: float) -> tuple[Rule, ...]:
+    """Returns the rules with the threshold by which runs compute a fraction of their layers: bisection of its logit.
+
+    Gates see other inputs where layers are skipped than in full runs, and the worst sample of a batch decides.
+    """
+    low, high = -8.0, 8.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        threshold = 1 / (1 + math.exp(-middle))
+        rules = tuple(
+            rule.model_copy(update={"policy": rule.policy.model_copy(update={"threshold": threshold})})
+            for rule in rules
+        )
+        counter = SiteCounter(Schedule(name="gates", rules=rules), gear=0)
+        for batch in prompts.batches(setup.batch_size):
+            setup.run(counter, batch)
+        share = np.mean(counter.computed) / setup.call.num_inference_steps
+        low, high = (middle, high) if share > budget else (low, middle)
+    return rules
 
 
 class OutputHook(StepHook):
@@ -189,6 +223,13 @@ def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule,
     plan = replay(rule.policy, profile)
     forecast = group_channels(u.double().numpy(), profile.sensitivity, plan, labels.tolist())
     return rule.model_copy(update={"forecast": forecast})
+
+
+def with_scores(rule: Rule, scores: tuple[tuple[float, ...], ...]) -> Rule:
+    """Returns a rule for tokens with scores of their positions; another one as it is."""
+    if rule.tokens is None:
+        return rule
+    return rule.model_copy(update={"tokens": rule.tokens.model_copy(update={"scores": scores})})
 
 
 def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
@@ -240,6 +281,9 @@ def fit_method(
             own["frames"] = count_frames(setup, prompts)
         groups = own.pop("clusters", CLUSTERS)
         rules = fit_rules(method, profile, budget=budget, **own)
+        if any(rule.tokens and rule.tokens.score == "position" for rule in rules):
+            scores = fit_positions(setup, prompts[:FEW])
+            rules = tuple(with_scores(rule, scores) for rule in rules)
         if chosen.forecast == "channels":
             rules = (fit_channels(setup, prompts, profile, rules[0], groups),)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

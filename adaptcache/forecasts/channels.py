@@ -33,8 +33,8 @@ class Channels(Forecast):
 
     type: Literal["channels"] = "channels"
     # by channel, the number of its solver; a single number is for all of them
-    groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=4096), FailFast()] = (0,)
-    solvers: Annotated[tuple[Solver, ...], Field(min_length=1, max_length=64)] = ("taylor-2",)  # by group
+    groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=4096), FailFast()]
+    solvers: Annotated[tuple[Solver, ...], Field(min_length=1, max_length=64)]  # by group
 
     @model_validator(mode="after")
     def _groups_have_solvers(self) -> Self:

@@ -15,7 +15,7 @@ from ..policies.gate import pool
 from ..runs import PromptSet, Setup
 from ..sites.blocks import Streams
 from ..sites.denoisers import IMAGE
-from ..step import relative_change
+from ..step import TINY, relative_change
 from .instances import WatchHook
 
 RIDGE = 1e-4  # relative to the mean of the diagonal
@@ -132,6 +132,35 @@ def reduced_rank(xx: Array, xy: Array, rank: int) -> tuple[Array, Array]:
     _, directions = np.linalg.eigh(solution.T @ xx @ solution)
     up = directions[:, ::-1][:, :rank].T
     return np.asarray((solution @ up.T).T), np.asarray(up)
+
+
+class PositionHook(WatchHook):
+    """Sums by how much each token of the layers of one length has changed since the step before, over its size."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(site)
+        self.kept: dict[Any, Tensor] = {}
+        self.sums: dict[int, Any] = defaultdict(float)  # by length, with shape (L,)
+
+    def watch(
+        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
+    ) -> None:
+        new = given[IMAGE].detach().float()
+        old, self.kept[place] = self.kept.get(place), new.clone()
+        if old is not None and new.ndim == 3 and old.shape == new.shape:
+            change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(TINY)
+            self.sums[new.shape[1]] = self.sums[new.shape[1]] + change.mean(0)
+
+    def on_run_end(self) -> None:
+        self.kept.clear()
+
+
+def fit_positions(setup: Setup, prompts: PromptSet) -> tuple[tuple[float, ...], ...]:
+    """Returns the mean relative change of each token in feed-forward layers, over the mean of all; a row a length."""
+    hook = PositionHook("mlp")
+    for prompt in prompts.batches(1):
+        setup.run(hook, prompt)
+    return tuple(tuple((sums / sums.mean()).cpu().tolist()) for sums in hook.sums.values())
 
 
 class GateHook(WatchHook):

@@ -118,6 +118,9 @@ def _build_rule(name: str, method: Method, params: Mapping[str, Any]) -> Rule:
         for key, field_ in kind.model_fields.items()
         if field_.is_required() and key not in params
     ]
+    choice = params.get("tokens")
+    if isinstance(choice, Mapping) and choice.get("score") == "position" and not choice.get("scores"):
+        missing.append("scores")
     if missing:
         cure = "fit it: `adaptcache calibrate --method`" if method.needs == "profile" else "give it"
         have = f", or a model: {', '.join(published_sets(method.published))}" if method.published else ""

@@ -46,16 +46,21 @@ class TokenChoice(Part):
     Arguments:
         ratio: The fraction of the tokens that is computed.
         score: Those come first whose input changed most since they were computed ("change"), whose output is largest
-            ("norm"), which get most attention ("attention"), or one of each cluster of similar outputs ("cluster").
+            ("norm"), which get most attention ("attention"), whose positions have the highest of `scores`
+            ("position"), or one of each cluster of similar outputs ("cluster").
             At the site "regions": those whose last output deviates most over its channels ("deviation").
         freshness: What each partial step that a token was left out adds to its score.
         spread: How much of the change of its cluster's computed token a token takes over.
+        every: At every so many partial steps tokens are computed; between them all keep what they had.
+        scores: Of each position, for sequences of the lengths of these rows.
     """
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
-    score: Literal["change", "norm", "attention", "cluster", "deviation"] = "change"
+    score: Literal["change", "norm", "attention", "position", "cluster", "deviation"] = "change"
     freshness: Annotated[float, Field(ge=0)] = 0.25
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
+    every: Annotated[int, Field(ge=1)] = 1
+    scores: Annotated[tuple[Annotated[tuple[FiniteFloat, ...], Field(max_length=4096)], ...], Field(max_length=8)] = ()
 
     def count(self, tokens: int) -> int:
         """Returns how many of so many tokens are computed."""

@@ -84,6 +84,7 @@ class Tokens(Layers):
     def on_run_end(self) -> None:
         super().on_run_end()
         self.known: dict[Hashable, LayerTokens] = {}
+        self.full: dict[Hashable, int] = {}  # the last step with all tokens
 
     def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
         return key in self.known and self.known[key].inputs.shape == first_shape(args, kwargs)
@@ -92,7 +93,11 @@ class Tokens(Layers):
         self.gate.skipped()
         x = (*args, *kwargs.values())[0]
         more = kwargs if args else dict(list(kwargs.items())[1:])
-        known = self.known[key]
+        known, tokens = self.known[key], self.rule.tokens
+        assert tokens is not None
+        if (self.step.index - self.full[key]) % tokens.every:
+            known.ages = known.ages + 1
+            return known.outputs
         if self.rule.forecast.depth > 1:  # the others follow their own forecast
             known.outputs = self.forecast(key, 0)
         return self.refresh(known, x, lambda chosen: original(chosen, *args[1:], **more))
@@ -115,6 +120,7 @@ class Tokens(Layers):
         assert chosen is not None
         groups = cluster_tokens(output, chosen.count(x.shape[1])) if chosen.score == "cluster" else None
         attention = self.attention_to(name, x) if self.attends else None
+        self.full[key] = self.step.index
         self.known[key] = LayerTokens(x.clone(), output.clone(), x.new_zeros(x.shape[:2]), attention, groups)
         return self.keep_output(key, output, x.shape) if self.rule.forecast.depth > 1 else [output]
 
@@ -136,6 +142,14 @@ class Tokens(Layers):
             case "attention":
                 assert known.attention is not None
                 score = known.attention
+            case "position":
+                rows = [row for row in tokens.scores if len(row) == x.shape[1]]
+                if not rows:
+                    lengths = ", ".join(str(len(row)) for row in tokens.scores)
+                    raise AttachError(
+                        f"scores are of {lengths} positions, and a layer has {x.shape[1]}: fit them anew"
+                    )
+                score = torch.tensor(rows[0], device=x.device).expand(x.shape[:2])
             case "norm":
                 score = known.outputs.float().norm(dim=-1)
                 score = score / score.mean(1, keepdim=True)
