@@ -19,6 +19,7 @@ from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
+from ..step import TINY
 
 RANGE = 3.0  # decades that the weight of a block may go up or down
 
@@ -74,9 +75,9 @@ def search_rows(
         kept.append(rows)
         table = build_table(rows, len(weights))
         rule = Rule(site=found.site, policy=table, forecast=Extrapolate(order=0), each=True)
-        error = float((end(Runner(Schedule(name="trial", rules=(rule,)), gear=0)) - full).square().mean())
+        off = (end(Runner(Schedule(name="trial", rules=(rule,)), gear=0)) - full).flatten(1).square().mean(1)
         setup.progress("plans for each block", len(kept), trials)
-        return float(np.log(max(error, 1e-30)))
+        return float(off.clamp_min(TINY).log().mean())  # decibels: no single prompt decides
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
