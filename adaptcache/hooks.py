@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .errors import LoopError
 from .step import Step
 
 
@@ -27,6 +28,8 @@ class SchedulerStep:
         branches: How many samples the denoiser was called with for each of the latents: 2 with guidance.
         made: Whether the denoiser was called though it was to be skipped, as the call had another shape than any
             before (key-value caches): `u` is true then, and no part of what the plan builds on.
+        cond: With the shape of `u`, what the denoiser gave with the prompt, where guidance made `u` of that and of
+            one output more, and the hook reads it.
     """
 
     step: Step
@@ -37,6 +40,21 @@ class SchedulerStep:
     u: Tensor
     branches = 1.0  # no arguments, so that those of subclasses stay where they are
     made = False
+    cond: Tensor | None = None
+
+    @property
+    def with_prompt(self) -> Tensor:
+        """What the denoiser gave with the prompt: `cond`, or `u` where nothing guides.
+
+        Raises:
+            LoopError: It cannot be told from what else the denoiser gave.
+        """
+        if self.cond is None and self.branches != 1:
+            raise LoopError(
+                "the schedule uses the output with the prompt, which cannot be told among the "
+                f"{self.branches:g} of step {self.step.index}: calibrate on calls like this, or with --no-branches"
+            )
+        return self.u if self.cond is None else self.cond
 
     def preview(self, u: Tensor) -> Tensor:
         """Returns where a copy of the scheduler lands with the model output `u`, in the dtype of `u`.
@@ -54,12 +72,14 @@ class StepHook:
         follows_loops: Whether it copes with several loops in one call; otherwise the engine ends the call after the
             one that it follows: the first one, or a longer one after it (a draft comes first, say).
         reads_input: Whether `should_compute` looks at what enters the denoiser (`Step.x`).
+        reads_branches: Whether `model_output` looks at the output with the prompt (`SchedulerStep.cond`).
     """
 
     own_times: tuple[float, ...] = ()  # that a run has instead of those of its grid
     follows_views = True
     follows_loops = True
     reads_input = False
+    reads_branches = False
 
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         """Installs what the hook needs inside of the denoisers, until the context is closed."""

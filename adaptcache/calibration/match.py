@@ -25,7 +25,7 @@ from torch import Tensor
 from ..fitting.kernel import Array, fit_open_loop, solve_ridge
 from ..fitting.signals import signal_rows
 from ..forecasts.history import History
-from ..forecasts.matched import Feature, Matched, split_row
+from ..forecasts.matched import LISTED, Feature, Matched, split_row
 from ..hooks import SchedulerStep, StepHook
 from ..limits import TRACKS
 from ..policies.signals import compute_signals
@@ -51,14 +51,14 @@ class Fit:
 
     Arguments:
         history: How many computed outputs are used, 1 to 6.
-        features: What is used besides, as in `Matched`; "past_x" only where the sampler adds noise, as
-            elsewhere it says what the others say.
+        features: What is used besides, as in `Matched`; "past_x" only where the sampler adds noise, as elsewhere it
+            says what the others say; "past_c" only where guidance makes each output of two.
         ridge: Pull towards the open-loop weights, relative to each feature's energy.
         correct: Whether computed steps after a skipped one get weights too, pulled towards their own output.
     """
 
     history: int = 4
-    features: tuple[Feature, ...] = ("past_x", "x", "x0")
+    features: tuple[Feature, ...] = ("past_x", "past_c", "x", "x0")
     ridge: float = 1e-5
     correct: bool = True
 
@@ -108,9 +108,12 @@ class NormalEquations:
 def solve(given: Sequence[NormalEquations], profile: Profile, fit: Fit) -> Array:
     """Returns the weights for what all batches gave at a meeting, pulled towards the open-loop ones."""
     index, known = given[0].index, list(given[0].past[: fit.history])
-    latents = {"past_x": known, "x": [index], "x0": [0]}
+    latents = {"past_x": known, "past_c": [], "x": [index], "x0": [0]}
     sources = known + [profile.steps + at for name in fit.features for at in latents[name]]
     prior = fit_open_loop(profile.gram.mean(axis=0), index, sources)
+    if "past_c" in fit.features:  # the guided outputs tell nearly all
+        before = len(known) * (1 + ("past_x" in fit.features))
+        prior = np.insert(prior, [before] * len(known), 0.0)
     gram = np.sum([equations.gram for equations in given], axis=0)
     moment = np.sum([equations.moment for equations in given], axis=0)
     return solve_ridge(gram, moment, prior, fit.ridge)
@@ -134,7 +137,8 @@ def target_output(step: SchedulerStep, y: Tensor) -> Tensor | None:
     return (y.to(zero) - zero) / slope.mean()
 
 
-Path = dict[tuple[int, int], tuple[Tensor | None, Tensor]]  # by track and step: computed output, and what was given
+# By track and step: computed output, what was given, and the output with the prompt.
+Path = dict[tuple[int, int], tuple[Tensor | None, Tensor, Tensor | None]]
 
 
 class MatchingHook(StepHook):
@@ -159,6 +163,7 @@ class MatchingHook(StepHook):
         meet: Callable[[NormalEquations], Array],
     ) -> None:  # fmt: skip
         self.plan, self.fitted, self.fit = sorted(plan, reverse=True), set(fitted), fit
+        self.reads_branches = "past_c" in fit.features
         self.path: Path = {}
         self.start, self.weighed, self.begun = 0, 0, self.path
         self.reference, self.prompts, self.meet = reference, prompts, meet
@@ -185,25 +190,28 @@ class MatchingHook(StepHook):
         if step.made:
             self.forced = True
             return step.u
-        own, given = self.begun[track, index] if index < self.start else (step.u, None)
+        own, given, cond = self.begun[track, index] if index < self.start else (step.u, None, None)
         given = given if index < self.weighed else None
         if index in self.plan:
             assert own is not None
             own = own.to(step.u)
-            self._record(step, own)
+            if self.reads_branches:
+                cond = step.with_prompt if cond is None else cond.to(step.u)
+            self._record(step, own, cond)
         if given is None:
             given = self._weigh(step) if index in self.fitted else step.u
-        self.path[track, index] = own.cpu() if own is not None and index in self.plan else None, given.cpu()
+        own, cond = (v.cpu() if v is not None and index in self.plan else None for v in (own, cond))
+        self.path[track, index] = own, given.cpu(), cond
         return given.to(step.u)
 
-    def _record(self, step: SchedulerStep, own: Tensor) -> None:
+    def _record(self, step: SchedulerStep, own: Tensor, cond: Tensor | None) -> None:
         """Notes a computed output, and how unforeseen it was."""
         before = sum(index < step.step.index for index in self.plan)
         key, lead = (step.track, 0), self.reference.lead
         if self.reference.at(step.track) == lead >= step.track and before:
             seen = compute_signals([self.signals[before - 1]], [own, *self.history.streams[key].past])
             self.innovations.append(seen[:, 0].double().cpu().numpy())
-        self.history.keep(key, step.x, own)
+        self.history.keep(key, step.x, own, cond=cond)
 
     def _weigh(self, step: SchedulerStep) -> Tensor:
         """Returns the weighted sum with the common weights of this step."""
@@ -286,6 +294,8 @@ def match(
         fit, begun = replace(fit, features=()), None  # where shapes change, calls are made that no plan has
     if not profile.noisy:
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
+    if not all(ranks.exchange(all(run.guided for run in runs))):
+        fit = replace(fit, features=tuple(name for name in fit.features if name != "past_c"))
     jobs = setup.batches(prompts)
     own = ranks.own(len(jobs))
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
@@ -354,7 +364,7 @@ def match(
 
 def columns(fit: Fit, outputs: int) -> int:
     """Returns how many weights a row has besides those of its outputs."""
-    return sum(outputs if name == "past_x" else 1 for name in fit.features)
+    return sum(outputs if name in LISTED else 1 for name in fit.features)
 
 
 def meet(team: Lockstep[NormalEquations, Array], member: int, given: NormalEquations) -> Array:

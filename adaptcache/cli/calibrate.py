@@ -77,6 +77,10 @@ def calibrate(
     matrix: Annotated[
         bool, Option("--matrix", help="Measure it at other steps, guidance and sizes too: evidence.matrix.")
     ] = False,
+    branches: Annotated[
+        bool,
+        Option(help="With guidance, use the output with the prompt too; other engines show the guided one alone."),
+    ] = True,
     times: Annotated[str, Option(help="'own' noise levels, a step a call; or steps of the 'grid'.")] = "grid",
     seed: Seed = 0,
     batch_size: BatchSize = None,
@@ -109,6 +113,7 @@ def calibrate(
     """
     from ..calibration.calibrate import calibrate as fit_schedule
     from ..calibration.calibrate import calls_for
+    from ..calibration.match import Fit
     from ..distributed import joined
     from ..files import check_writable
     from ..presets import read_prompts, resolve
@@ -154,6 +159,7 @@ def calibrate(
                 *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
                 f"trials{trials}" if trials else None, f"effort{effort:g}" if effort != EFFORT else None,
                 "own" if times == "own" else None,
+                None if branches else "no-branches",
             )  # fmt: skip
         eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"
@@ -184,6 +190,7 @@ def calibrate(
                 min_psnr=min_psnr, max_failure_rate=max_failure_rate,
                 confidence=confidence, certify=certify, groups=known.groups[:eval_on],
                 reference_steps=reference_steps, effort=effort, times=times, matrix=matrix, name=name, seed=seed,
+                fit=Fit() if branches else Fit(features=("past_x", "x", "x0")),
                 cache=cache_of_runs, ranks=ranks, batch_size=batch_size or min(preset.batch_size, share),
                 pipe_kwargs=preset.call, progress=report,
             )  # fmt: skip

@@ -20,7 +20,7 @@ from ..errors import LoopError, ScheduleError
 from ..hooks import SchedulerStep
 from ..hub import CONFIG
 from ..runtime.runner import Runner
-from ..schedule.findings import too_strong
+from ..schedule.findings import ONE_OUTPUT, too_strong
 from ..schedule.format import same_grid
 from ..schedule.schedule import Schedule
 from ..step import Step
@@ -84,6 +84,8 @@ def load_schedules(source: str) -> list[Schedule]:
                 f"{schedule.name} skips parts of the denoiser ({', '.join(sites)}), and serving engines whole steps "
                 "only: calibrate one for the site 'step'"
             )
+        if schedule.reads_branches:
+            raise ScheduleError(f"{schedule.name} {ONE_OUTPUT.format(where='serving engines')}")
     return found
 
 

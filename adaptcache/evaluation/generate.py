@@ -31,7 +31,7 @@ class TimedHook(StepHook):
     def __init__(self, inner: StepHook | None = None) -> None:
         self.inner, self.seconds = inner or StepHook(), 0.0
         self.follows_views, self.follows_loops = self.inner.follows_views, self.inner.follows_loops
-        self.reads_input = self.inner.reads_input
+        self.reads_input, self.reads_branches = self.inner.reads_input, self.inner.reads_branches
 
     @property
     def own_times(self) -> tuple[float, ...]:  # type: ignore[override]

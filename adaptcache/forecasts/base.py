@@ -22,6 +22,7 @@ class Weights:
     x: float = 0.0  # of the latents before the step
     x0: float = 0.0  # of the latents before the first step
     past_x: tuple[float, ...] = ()  # of the latents before the steps of `past`
+    past_c: tuple[float, ...] = ()  # of the outputs with the prompt at these steps, before guidance
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Known:
     past_x: Sequence[Tensor] = ()  # what entered it at the steps of `past`, for forecasts that keep it
     signal: Tensor | None = None  # of this step, for forecasts that read one
     past_signal: Sequence[Tensor | None] = ()  # of the steps of `past`
+    past_c: Sequence[Tensor] = ()  # with the prompt at these steps, before guidance, for forecasts that keep it
 
 
 def weighted_sum(weights: Weights, known: Known) -> Tensor:
     """Returns the forecast, summed in float32, in the dtype of the outputs, with shape (B, *)."""
     pairs = [*zip(weights.past, known.past, strict=False), (weights.x, known.x), (weights.x0, known.x0)]
-    pairs += zip(weights.past_x, known.past_x, strict=False)
+    pairs += [*zip(weights.past_x, known.past_x, strict=False), *zip(weights.past_c, known.past_c, strict=False)]
     (first, tensor), *rest = [pair for pair in pairs if pair[0]] or [(0.0, known.past[0])]
     total = tensor.to(torch.float32, copy=True).mul_(first)
     for weight, tensor in rest:
@@ -62,6 +64,11 @@ class Forecast(ABC, Brief):
     @property
     def keeps_latents(self) -> bool:
         """Whether what entered the site at those steps has to be kept too."""
+        return False
+
+    @property
+    def keeps_branches(self) -> bool:
+        """Whether the outputs of the branch with the prompt have to be kept too."""
         return False
 
     @property

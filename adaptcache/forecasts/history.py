@@ -17,6 +17,7 @@ class StreamHistory:
     past: list[Tensor] = field(default_factory=list)
     past_x: list[Tensor] = field(default_factory=list)
     past_signal: list[Tensor | None] = field(default_factory=list)
+    past_c: list[Tensor] = field(default_factory=list)
 
 
 class History:
@@ -33,8 +34,10 @@ class History:
         self.depth, self.latents = depth, latents
         self.streams: dict[Hashable, StreamHistory] = {}
 
-    def keep(self, key: Hashable, x: Tensor | None, output: Tensor, signal: Tensor | None = None) -> None:
-        """Notes a computed step; without what entered, for sites whose forecasts do not need it."""
+    def keep(
+        self, key: Hashable, x: Tensor | None, output: Tensor, signal: Tensor | None = None, cond: Tensor | None = None
+    ) -> None:
+        """Notes a computed step; without what entered, or what guidance began with, where no forecast needs it."""
         if key not in self.streams:
             self.streams[key] = StreamHistory(None if x is None else x.clone())
         stream = self.streams[key]
@@ -43,7 +46,9 @@ class History:
         stream.past_signal.insert(0, signal)
         if self.latents and x is not None:
             stream.past_x.insert(0, x.clone())
-        for values in (stream.past, stream.past_x, stream.past_signal):
+        if cond is not None:
+            stream.past_c.insert(0, cond.clone())
+        for values in (stream.past, stream.past_x, stream.past_signal, stream.past_c):
             del values[self.depth :]
 
     def drop(self, key: Hashable) -> None:
@@ -55,7 +60,8 @@ class History:
         stream = self.streams[key]
         last = stream.past[0]
         x0 = last if stream.x0 is None else stream.x0
-        return Known(stream.past, last if x is None else x, x0, stream.past_x, signal, stream.past_signal)
+        entered = last if x is None else x
+        return Known(stream.past, entered, x0, stream.past_x, signal, stream.past_signal, stream.past_c)
 
     def record(self, key: Hashable, step: SchedulerStep, signal: Tensor | None = None) -> None:
         """Notes what there is to keep of a step."""
@@ -65,7 +71,7 @@ class History:
     def features(self, key: Hashable, x: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Returns the outputs, newest first, then what is named as in `Matched`; each with shape (B, *)."""
         known = self.known(key, x)
-        named = {"x": [known.x], "x0": [known.x0], "past_x": known.past_x}
+        named = {"x": [known.x], "x0": [known.x0], "past_x": known.past_x, "past_c": known.past_c}
         return [*known.past, *(value for name in names for value in named[name])]
 
     def combine(self, weights: Weights, key: Hashable, x: Tensor) -> Tensor:

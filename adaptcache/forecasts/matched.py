@@ -18,8 +18,9 @@ from ..profile import Profile
 from ..step import Step
 from .base import Forecast, Weights
 
-Feature = Literal["x", "x0", "past_x"]
-Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=14)]
+Feature = Literal["x", "x0", "past_x", "past_c"]
+LISTED: tuple[Feature, ...] = "past_x", "past_c"  # features with a weight for each output
+Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=20)]
 Track = Annotated[tuple[Row, ...], Field(max_length=STEPS)]
 Gear = Annotated[tuple[Track, ...], Field(min_length=1, max_length=TRACKS)]
 
@@ -30,8 +31,10 @@ class Matched(Forecast):
     Arguments:
         history: How many computed outputs are used.
         features: What is used besides: "past_x" (the latents before the steps of these outputs; if it is
-            named, then first), "x" (before the step), "x0" (before the first step). Samplers that add noise
+            named, then first), "past_c", "x" (before the step), "x0" (before the first step). Samplers that add noise
             need "past_x": an output holds noise that later latents do not, and these tell which part that is.
+            "past_c" (the outputs with the prompt alone, before guidance) tells the branches apart, which age
+            differently.
         table: By gear, track and step: the weights of the last computed outputs, newest first, then
             those of the features. At a computed step its own output is the newest; an empty row there leaves it
             as it is.
@@ -39,17 +42,17 @@ class Matched(Forecast):
 
     type: Literal["matched"] = "matched"
     history: Annotated[int, Field(ge=1, le=6)] = 4
-    features: Annotated[tuple[Feature, ...], Field(max_length=3)] = ("x", "x0")
+    features: Annotated[tuple[Feature, ...], Field(max_length=4)] = ("x", "x0")
     table: Annotated[tuple[Gear, ...], Field(min_length=1, max_length=GEARS)]
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"the features {', '.join(self.features)} name one twice")
-        if "past_x" in self.features[1:]:
-            raise ValueError("the feature past_x has to be the first")
-        each = 1 + ("past_x" in self.features)  # weights of an output, with the latents before it
-        rest = len(self.features) + 1 - each
+        listed = [name for name in LISTED if name in self.features]
+        if list(self.features[: len(listed)]) != listed:
+            raise ValueError(f"the feature{'s' * (len(listed) > 1)} {' and '.join(listed)} has to be the first")
+        each, rest = 1 + len(listed), len(self.features) - len(listed)  # weights of an output, and others
         for row in (row for gear in self.table for track in gear for row in track if row):
             if len(row) not in range(rest + each, rest + each * self.history + 1, each):
                 raise ValueError(
@@ -65,6 +68,10 @@ class Matched(Forecast):
     @property
     def keeps_latents(self) -> bool:
         return "past_x" in self.features
+
+    @property
+    def keeps_branches(self) -> bool:
+        return "past_c" in self.features
 
     def row(self, step: Step) -> Row:
         """Returns the row of a step."""
@@ -86,8 +93,9 @@ class Matched(Forecast):
 
 def split_row(row: Sequence[float], features: Sequence[Feature]) -> Weights:
     """Returns a row of the table by name: outputs first, then the features in their order."""
-    others = [name for name in features if name != "past_x"]
+    listed, others = ([name for name in features if (name in LISTED) == flag] for flag in (True, False))
     first, rest = row[: len(row) - len(others)], row[len(row) - len(others) :]
-    outputs = len(first) // 2 if "past_x" in features else len(first)
+    size = len(first) // (1 + len(listed))
+    parts = [tuple(first[start : start + size]) for start in range(0, len(first), size)]
     found = dict(zip(others, rest, strict=True))
-    return Weights(tuple(first[:outputs]), found.get("x", 0.0), found.get("x0", 0.0), tuple(first[outputs:]))
+    return Weights(parts[0], found.get("x", 0.0), found.get("x0", 0.0), **dict(zip(listed, parts[1:], strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ class Trajectory:
         x: The latents before each step, N tensors with shape (B, *).
         y: Where the scheduler landed, N tensors with shape (B, *).
         branches: How many samples the denoiser was called with for each of the latents, N numbers.
+        guided: Whether the output with the prompt was there at each step, beside the guided one.
     """
 
     times: tuple[float, ...] = ()
@@ -30,6 +31,7 @@ class Trajectory:
     x: list[list[Tensor]] = field(default_factory=list)
     y: list[list[Tensor]] = field(default_factory=list)
     branches: list[float] = field(default_factory=list)
+    guided: bool = False
 
     @property
     def lead(self) -> int:
@@ -53,7 +55,7 @@ class Trajectory:
         def cut(tracks: list[list[Tensor]]) -> list[list[Tensor]]:
             return [[value[: len(value) * samples // of] for value in track] for track in tracks]
 
-        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y), self.branches)
+        return Trajectory(self.times, cut(self.u), cut(self.x), cut(self.y), self.branches, self.guided)
 
 
 class Recorder(StepHook):
@@ -65,13 +67,14 @@ class Recorder(StepHook):
     """
 
     follows_views = follows_loops = False
+    reads_branches = True
 
     def __init__(self, stride: int = 1, prompts: PromptSet | None = None) -> None:
         self.stride, self.prompts = stride, prompts or PromptSet(("",))
         self.run = Trajectory()
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
-        self.run = Trajectory(times[:: self.stride])
+        self.run = Trajectory(times[:: self.stride], guided=True)
 
     def model_output(self, step: SchedulerStep) -> Tensor:
         if step.step.index % self.stride == 0:
@@ -79,6 +82,7 @@ class Recorder(StepHook):
             self._keep(self.run.x, step, step.x, "the latents before the step")
             if step.track == 0:
                 self.run.branches.append(step.branches)
+                self.run.guided &= step.cond is not None
         return step.u
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
@@ -127,7 +131,7 @@ def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory
         )
     if (taken := len(run.y[run.lead])) < len(run.times):
         if taken == len(run.times) - 1 and run.times[-1] == 0:  # a grid that names its end too
-            return Trajectory(run.times[:-1], run.u, run.x, run.y, run.branches[: len(run.times) - 1])
+            return replace(run, times=run.times[:-1], branches=run.branches[: len(run.times) - 1])
         raise ValueError(
             f"the run stopped after {taken} of {len(run.times)} steps (denoising_end?): calibrate on whole runs"
         )

@@ -81,6 +81,7 @@ class Runner(StepHook):
         """Follows one gear from the next run on, or the one that is chosen on the way."""
         self.schedule, self.gear = resolve_gear(self.original, gear, self.guard)
         self.reads_input = self.follows_views and self.schedule.rules[0].signal != "none"
+        self.reads_branches = self.schedule.rules[0].forecast.keeps_branches
         self.account = Account(self.gear)
         self.rules: dict[tuple[float, ...], Rule] = {}  # by grid: planned anew once, not at every run
 
@@ -227,7 +228,8 @@ class Runner(StepHook):
         where = replace(step.step, gear=gear, track=step.track, x=self.x)
         forecast = self.rule.forecast
         if step.computed:
-            self.history.keep(key, step.x, step.u, self.x)
+            cond = step.with_prompt if forecast.keeps_branches else None
+            self.history.keep(key, step.x, step.u, self.x, cond)
         if step.computed and key == (0, 0):
             self.rule.policy.observe(self.state, where, step.u)
         if step.computed and not (forecast.corrects(where) and self._follows(where)):

@@ -7,6 +7,10 @@ from typing import Any
 
 from .schedule import Schedule
 
+ONE_OUTPUT = (
+    "uses the output with the prompt beside the guided one, and {where} cannot tell these apart: calibrate there, or "
+    "with --no-branches (fit=Fit(features=('past_x', 'x', 'x0')))"
+)
 FARTHEST = 2.0  # times the calibrated guidance: beyond, a schedule was worse than as many plain steps
 
 

@@ -39,7 +39,7 @@ def replan(schedule: Schedule, times: tuple[float, ...], request: InstantRequest
     errors = pair_errors(gram)
     gears: list[Gear] = []
     tables, history = [], rule.forecast.history
-    if rule.forecast.features != ("x", "x0") or len(rule.forecast.table[0]) > 1:
+    if set(rule.forecast.features) - {"past_c"} != {"x", "x0"} or len(rule.forecast.table[0]) > 1:
         request = None
     for gear in rule.policy.gears:
         steps = best_plan(errors, sensitivity, max(1, round(gear.budget * len(times))))

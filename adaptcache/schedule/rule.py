@@ -170,6 +170,10 @@ class Rule(Part):
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
         if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):
             raise ValueError(f"the span {self.span} has to rise, and goes with no head and no tail")
+        if self.site != "step" and self.forecast.keeps_branches:
+            raise ValueError(
+                f"the feature past_c is an output of the denoiser: use it at the site 'step', not {self.site!r}"
+            )
         inputs = self.forecast.keeps_latents and not (self.forecast.type == "increment" and self.site in LAYERS)
         if self.site not in ("step", "blocks") and (inputs or self.matched):
             raise ValueError(

@@ -29,7 +29,9 @@ from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
-FORMATS = 1, 2  # 2 has weights at computed steps, own times, and in the evidence baseline, precision floor and matrix
+# 2 has weights at computed steps, own times, and in the evidence baseline, precision floor and matrix; 3 has forecasts
+# that use what guidance is made of.
+FORMATS = 1, 2, 3
 THEORY = "from theory, not measured on this model"  # the evidence of instant schedules
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
@@ -106,10 +108,17 @@ class Schedule(Part):
         )
 
     @property
+    def reads_branches(self) -> bool:
+        """Whether its forecast uses the outputs with the prompt too, before guidance."""
+        return any(rule.forecast.keeps_branches for rule in self.rules)
+
+    @property
     def format(self) -> int:
         """The oldest version of the format that can say this."""
         seen = self.evidence
         more = seen and (seen.baseline or seen.precision_floor or seen.matrix)
+        if self.reads_branches:
+            return 3
         return 2 if self.corrects or self.grid.full or more else 1
 
     @model_validator(mode="before")

@@ -10,7 +10,8 @@ from ..calibration.search import TRUST
 from ..forecasts.matched import Feature
 
 FEATURES: dict[str, tuple[Feature, ...]] = {
-    "past_x+x+x0": ("past_x", "x", "x0"), "past_x+x": ("past_x", "x"), "x": ("x",), "x0": ("x0",), "none": (),
+    "past_x+x+x0": ("past_x", "past_c", "x", "x0"),  # what a pipeline does not have is left out
+    "past_x+x": ("past_x", "x"), "x": ("x",), "x0": ("x0",), "none": (),
 }  # fmt: skip
 MOVES = {"shift": 0.55, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.11}
 SPACE: dict[str, list[Any]] = {

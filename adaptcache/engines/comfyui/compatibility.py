@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ...schedule.findings import Finding, Grade, too_strong
+from ...schedule.findings import ONE_OUTPUT, Finding, Grade, too_strong
 from ...schedule.schedule import Schedule
 from .gate import Run
 from .grid import name_of, prediction_of
@@ -59,6 +59,8 @@ def compare_model(schedule: Schedule, model: Any) -> Iterator[Finding]:
     if sites:
         says = f"skips at the site {', '.join(sites)}; in ComfyUI whole steps are skipped: calibrate for the site step"
         yield Finding("site", Grade.REFUSED, says)
+    if schedule.reads_branches:
+        yield Finding("branches", Grade.REFUSED, ONE_OUTPUT.format(where="ComfyUI"))
     yield from _denoiser(schedule, model)
     yield from _prediction(schedule, model)
 

@@ -31,6 +31,7 @@ from ...distributed import Groups, groups_of
 from ...errors import AttachError, LoopError
 from ...hooks import SchedulerStep, StepHook
 from ...sites.interceptor import ModuleInterceptor
+from ...sites.outputs import split_tensors
 from ...step import Step, entering, samples_in
 from .components import (
     TIMES,
@@ -130,6 +131,7 @@ class Loop:
         branch: The number of the denoiser call under way among those of its view.
         sides: How many calls of ControlNets this view had.
         samples: How many samples its denoiser calls had, all together.
+        first: What the first of them returned, where the hook reads that.
         stepped: Whether a scheduler has stepped since the last denoiser call.
         outputs: What branches returned last.
         graph: Whether gradients are kept through the run: what the scheduler landed on requires them.
@@ -149,6 +151,7 @@ class Loop:
     branch: int = -1
     sides: int = 0
     samples: int = 0
+    first: Tensor | None = None
     stepped: bool = False
     outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
     graph: bool = False
@@ -167,6 +170,15 @@ class Loop:
     def begin_view(self, view: int) -> None:
         """The first denoiser call of a view is about to be made."""
         self.view, self.branch, self.sides, self.samples, self.stepped = view, -1, 0, 0, False
+        self.first = None
+
+    def cond(self, u: Tensor) -> Tensor | None:
+        """Returns what guidance made `u` of, beside one output more: the output of the first of two calls, or the
+        second half of that of a batch of both. None where it was otherwise."""
+        if self.first is None or self.samples != 2 * len(u):
+            return None
+        output = self.first.chunk(2)[1] if self.branch == 0 else self.first
+        return output.reshape(u.shape) if self.branch < 2 and output.numel() == u.numel() else None
 
     def same_time(self, args: Any, kwargs: Any) -> bool:
         """Whether a denoiser call after a step is for another view at the same time. Syncs once a loop at most."""
@@ -479,6 +491,8 @@ class Gate:
             return found[0]
         output = original(*args, **kwargs)
         loop.outputs.keep(key, args, kwargs, output)
+        if self.hook.reads_branches and number == 0 and not side:
+            loop.first = first_output(output)
         return output
 
     def scheduler_called(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
@@ -500,6 +514,7 @@ class Gate:
         )  # fmt: skip
         step.scheduler, step.method, step.bound = scheduler, method, bound
         step.branches = loop.samples / max(1, len(step.x))
+        step.cond = loop.cond(step.u) if computed and track.number == 0 else None
         step.made = not computed and all(loop.record.calls[index])
         self.stepping = True
         try:
@@ -610,6 +625,13 @@ def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | No
 
 def _is_time(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim <= 1
+
+
+def first_output(output: Any) -> Tensor:
+    """Returns a copy of the first tensor that a call returned, as others work in place; a list has one a sample."""
+    listed = isinstance(value := output[0] if isinstance(output, tuple) else output, list)
+    tensors = split_tensors(value)[1]
+    return torch.stack(tensors) if listed and len({t.shape for t in tensors}) == 1 else tensors[0].clone()
 
 
 def largest(time: Tensor) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import AttachError, LoopError, ScheduleError
 from ...forecasts.base import Forecast
 from ...forecasts.history import History
+from ...schedule.findings import ONE_OUTPUT
 from ...schedule.gears import resolve_gear
 from ...step import Step, entering
 from .attach import as_schedule
@@ -240,6 +241,8 @@ def hook(transformer: nn.Module, schedule: Any, *, gear: int = 0, linear: bool =
         raise ScheduleError(
             f"{schedule.name} has no plan of whole steps on a grid of its own, which this hook follows: attach instead"
         )
+    if schedule.reads_branches:
+        raise ScheduleError(f"{schedule.name} {ONE_OUTPUT.format(where='a hook in the denoiser')}; or attach")
     if type(rule.forecast).combine is not Forecast.combine:
         raise ScheduleError(f"the forecast {rule.forecast.type!r} is no weighted sum of outputs and latents: attach")
     call = made.get("call") or {}

@@ -7,6 +7,7 @@ from ...errors import ScheduleError
 from ...forecasts.base import Forecast
 from ...forecasts.matched import Matched
 from ...policies.plan import Plan
+from ...schedule.findings import ONE_OUTPUT
 from ...schedule.replan import replan
 from ...schedule.rule import Rule
 from ...step import Step
@@ -26,6 +27,8 @@ def write(planner: ReusePlanner) -> Exported:
             f"{schedule.name} has no table: its forecast ({forecast.type!r} at the site {rule.site!r}) is no "
             "weighted sum of model outputs and latents; calibrate one with matched weights"
         )
+    if forecast.keeps_branches:
+        raise ScheduleError(f"{schedule.name} has no table: it {ONE_OUTPUT.format(where='a table')}")
     plan = computed_steps(schedule.model_copy(update={"rules": (rule,)}), gear, times)
     if planner.asked not in (None, len(plan)):
         raise ScheduleError(f"a table has the plan of the schedule, {len(plan)} calls: leave out the calls")
