@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,7 @@ class SchedulerStep:
     u: Tensor
     branches = 1.0  # no arguments, so that those of subclasses stay where they are
     made = False
-    cond: Tensor | None = None
+    cond: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def with_prompt(self) -> Tensor:

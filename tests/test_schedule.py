@@ -94,7 +94,7 @@ def test_what_is_no_schedule_is_refused(content: str, complaint: str, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 3}, "has format 3, this adaptcache reads 1 and 2"),
+        ({"format": 4}, "has format 4, this adaptcache reads 1 to 3"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"grid": {"scheduler": "S", "times": [0.5, 0.9]}}, "must fall"),
         ({"grid": {"scheduler": "S", "times": [7.0]}}, "less than or equal to 1"),

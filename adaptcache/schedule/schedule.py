@@ -257,7 +257,7 @@ class Schedule(Part):
             raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; {cure}")
         if (version := data.get("format")) not in FORMATS or isinstance(version, bool):
             raise ScheduleError(
-                f"{path} has format {str(version)[:40]}, this adaptcache reads {' and '.join(map(str, FORMATS))}: "
+                f"{path} has format {str(version)[:40]}, this adaptcache reads {FORMATS[0]} to {FORMATS[-1]}: "
                 "update adaptcache, or calibrate again"
             )
         try:
