@@ -1,6 +1,6 @@
 """What `calibrate --dry-run` says beside what a calibration takes: passes, seconds, memory.
 
-    python -m benchmarks.dry_run --models emoji-flux-32 emoji-wan tones --prompts 8 --held-out 4
+    python -m benchmarks.dry_run --models emoji-flux emoji-wan tones --prompts 8 --held-out 4
 
 Each model is calibrated in a process of its own, as peak memory only ever grows. Seconds are those that the process
 had a core for, by its one thread, so that what else runs on the machine counts less.
@@ -69,7 +69,7 @@ def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["emoji-flux-32", "emoji-wan", "tones"])
+    parser.add_argument("--models", nargs="+", default=["emoji-flux", "emoji-flux-32", "emoji-wan", "tones"])
     for name, value in (("prompts", 8), ("held-out", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()

@@ -50,6 +50,7 @@ class Size:
         stages = {
             "full runs": self.prompts * self.steps,
             "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
+            "reading the sampler": 1,
             f"searching {self.calls} calls": int(self.effort * self.steps / judges) * judges,
             f"matching {self.calls} calls": plans * self.prompts * self.calls,
             "held-out, full": self.held_out * self.steps,
@@ -160,6 +161,7 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         seconds = (
             runs(size.prompts, n, around_small),
             (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
+            runs(1, 1, around_small),
             searched * runs(judges, calls, around_small, matched),
             plans * runs(size.prompts, calls, around_small, matched),
             runs(size.held_out, n, around),

@@ -124,7 +124,9 @@ def read_request(setup: Setup, prompts: PromptSet, runs: Sequence[Trajectory], r
     found = None
     if setup.ranks.rank == 0:
         reader = SamplerReader(runs[0].head(1, of=min(setup.batch_size, len(prompts))), setup.engine)
+        report = setup.stage("reading the sampler", 1)
         setup.run(reader, prompts[:1])
+        report(1)
         found = reader.found if reader.found and reader.found.times == runs[0].times else None
     return setup.ranks.first(found)
 
