@@ -124,6 +124,15 @@ def test_an_engine_makes_the_planned_calls_and_lands_where_attach_does(
     assert "request r computed 4 of 8 steps (calibrated)" in served.lines[-2]
 
 
+def test_an_instant_schedule_is_served_like_any_other(served: Served, tmp_path: Path) -> None:
+    pipe, run = recorded(steps=20)
+    schedule = Schedule.instant([1 - i / 20 for i in range(20)], 2, sampler="euler")
+    expected, _ = attached(pipe, schedule, steps=20)
+    served.start(schedule.save(tmp_path / "instant.json"), run)
+    torch.testing.assert_close(served(run), expected, atol=1e-5, rtol=1e-5)
+    assert served.calls == 10 and "request r computed 10 of 20 steps (theory)" in served.lines[-2]
+
+
 def test_without_a_schedule_for_the_model_all_is_computed_and_counted(served: Served, tmp_path: Path) -> None:
     pipe, run = recorded()
     other = fitted(pipe).denoiser.model_copy(update={"class_name": "WanTransformer3DModel"})

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..fitting.instant import instant
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -112,9 +111,8 @@ def search_plan(
         return found
 
     proposals = list(plans_for(profile, calls))
-    if asked := measurement.request:
-        known = {"guidance": asked.guidance, "variance": asked.variance, "history": fit.history}
-        proposals = list(dict.fromkeys([*proposals, instant(asked.sampler, calls, **known).plan]))
+    if measurement.request:
+        proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
     matched = [found for plan in proposals if (found := judge(plan, None))]
     if not matched:
         return Search(proposals[0], proposals[0], 0, 0.0)

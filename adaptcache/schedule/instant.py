@@ -13,7 +13,7 @@ import numpy as np
 from ..cache import Cache
 from ..errors import ScheduleError
 from ..fitting.affine import AffineSampler, build_sampler
-from ..fitting.instant import Instant, find_instant
+from ..fitting.instant import Instant, find_instant, instant
 from ..fitting.worlds import PRIOR
 from ..forecasts.matched import Matched
 from ..limits import STEPS
@@ -66,6 +66,10 @@ class InstantRequest:
     def least(self) -> int:
         """How many computed steps theory needs at least, to be better than as many plain steps."""
         return min(len(self.times), CALLS if self.guidance == 1 else GUIDED_CALLS)
+
+    def make(self, calls: int, history: int = 4, plan: Sequence[int] | None = None) -> Instant:
+        """Returns plan and weights for a number of calls, or the weights of a plan."""
+        return instant(self.sampler, calls, guidance=self.guidance, variance=self.variance, history=history, plan=plan)
 
     @property
     def key(self) -> str:

@@ -1,7 +1,6 @@
 """Plans a schedule anew for a grid it was not fitted on, from the kernel it carries, with weights from theory."""
 
 from ..errors import ScheduleError
-from ..fitting.instant import instant
 from ..fitting.kernel import fit_open_loop_table, pair_errors
 from ..fitting.plan import best_plan
 from ..forecasts.matched import Matched
@@ -45,8 +44,7 @@ def replan(schedule: Schedule, times: tuple[float, ...], request: InstantRequest
         steps = best_plan(errors, sensitivity, max(1, round(gear.budget * len(times))))
         gears.extend(Plan.of(steps, times).gears)
         if request and len(steps) >= request.least:
-            known = {"guidance": request.guidance, "variance": request.variance}
-            rows = instant(request.sampler, len(steps), plan=steps, history=history, **known).matching.rows
+            rows = request.make(len(steps), history, steps).matching.rows
         else:
             rows = fit_open_loop_table(gram, steps, history)
             rows = tuple((*row, 0.0, 0.0) if row and request else row for row in rows)
