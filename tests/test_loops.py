@@ -1,5 +1,7 @@
 """One call of a pipeline with several denoising loops: FreeInit, clips made in segments."""
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -14,7 +16,7 @@ from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from tests.pipelines.flux import flux_parts, flux_prompts
 from tests.pipelines.setup import Setup, noise
-from tests.pipelines.table import counted
+from tests.pipelines.table import built, counted, generated
 from tests.pipelines.unet import sd_parts
 
 STEPS, LOOPS = 6, 3
@@ -159,7 +161,7 @@ def test_the_first_loop_of_a_call_is_calibrated_on_and_the_whole_call_is_measure
     asked = {"segments": 2} if isinstance(setup.pipe, Segments) else {}
     schedule = adaptcache.calibrate(
         setup.pipe, setup.prompts[:2], STEPS, budget=0.5, pipe_kwargs={**setup.call, **asked}, progress=False,
-        eval_prompts=setup.prompts[2:],
+        effort=0, eval_prompts=setup.prompts[2:],
     )  # fmt: skip
     loops = asked.get("segments", LOOPS)
     assert schedule.made["several_loops"] and schedule.evidence.calls == (3 * loops, STEPS * loops)
@@ -167,6 +169,39 @@ def test_the_first_loop_of_a_call_is_calibrated_on_and_the_whole_call_is_measure
         run(setup, **asked)
     report = handle.report()
     assert report.evidence == "calibrated" and report.made == len(calls) == report.skipped
+
+
+def test_each_loop_of_a_call_has_a_plan_of_its_own_and_those_after_the_last_go_by_the_last():
+    setup = segments()
+    setup.pipe.set_progress_bar_config(disable=True)
+    asked = {"pipe_kwargs": {"segments": 2}, "budget": 0.5, "progress": False}
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, **asked)
+    rules = [plan.rules[0] for plan in schedule.loops]
+    assert len(rules) == 2 and rules[0] == schedule.rules[0]
+    assert [rule.forecast for rule in rules[:1]] != [rule.forecast for rule in rules[1:]]
+    assert Schedule.model_validate_json(schedule.model_dump_json(by_alias=True, exclude_none=True)) == schedule
+    swapped = schedule.model_copy(update={"loops": schedule.loops[:1]})
+    made = []
+    for one in (schedule, swapped):
+        with adaptcache.attach(setup.pipe, one) as handle:
+            made.append(run(setup, segments=3).images)
+            assert handle.report().made == 3 * STEPS // 2
+    assert not torch.equal(*made)
+
+
+def test_the_loops_of_a_pyramid_have_a_plan_for_each_of_their_grids():
+    setup = built("HeliosPyramidPipeline")
+    setup = replace(setup, call={**setup.call, "pyramid_num_inference_steps_list": [3, 4, 3]})
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], setup.steps, budget=0.5, pipe_kwargs=setup.call, effort=0, progress=False
+    )
+    assert len({plan.grid.times for plan in schedule.loops}) == 3
+    with counted(setup.pipe) as every:
+        full = generated(setup, sample=2)
+    with adaptcache.attach(setup.pipe, schedule, strict=True) as handle, counted(setup.pipe) as calls:
+        made = generated(setup, sample=2)
+    assert handle.report().evidence == "calibrated" and len(calls) < 0.7 * len(every)
+    assert all(float((a - b).square().mean() / b.var()) < 0.1 for a, b in zip(made, full, strict=True))
 
 
 def test_of_loops_on_several_grids_the_longest_is_calibrated_on():

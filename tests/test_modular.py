@@ -1,5 +1,7 @@
 """Modular pipelines do all that classic ones do: one that is made of the same parts gives the same schedule."""
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -7,6 +9,7 @@ from diffusers import guiders
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 
 import adaptcache
+from adaptcache.comparison.baselines.diffusers_caches import FirstBlock
 from adaptcache.engines.diffusers.calls import named_inputs
 from adaptcache.errors import AttachError, ScheduleError
 from tests.pipelines.setup import noise
@@ -159,6 +162,14 @@ def test_what_blocks_do_not_take_is_refused_and_a_state_is_read_like_arguments()
         state.set(key, value)
     given = named_inputs(pipe, {"state": state, "num_inference_steps": STEPS, "output": "latents"})
     assert given.keys() == {*prompts[2], "height", "width", "num_inference_steps"} and given["height"] == 32
+
+
+def test_diffusers_caches_are_not_compared_where_modular_pipelines_do_not_clear_them():
+    setup = built("Flux")
+    for pipe, obstacle in ((setup.pipe, None), (modular(diffusers.FluxAutoBlocks, setup.pipe), "does not clear")):
+        case = SimpleNamespace(pipe=pipe, denoisers=[setup.pipe.transformer])
+        found = FirstBlock().find_obstacle(case)
+        assert found is None if obstacle is None else obstacle in found
 
 
 def test_only_held_out_runs_are_decoded():

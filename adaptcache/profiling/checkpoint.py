@@ -32,7 +32,7 @@ class ProfileCheckpoint:
         try:
             assert tensors is not None
             times = tuple(map(float, tensors.pop("times")))
-            branches = tensors.pop("branches").tolist()
+            branches, left = tensors.pop("branches").tolist(), int(tensors.pop("left", torch.zeros(1)))
             tracks: dict[str, list[list[torch.Tensor]]] = {"u": [], "x": [], "y": []}
             for name in sorted(name for name in tensors if name[:2] in ("u.", "x.", "y.")):
                 tracks[name[0]].append(list(tensors.pop(name)))
@@ -40,7 +40,7 @@ class ProfileCheckpoint:
         except (AssertionError, ValueError, KeyError, StopIteration):
             return None
         rows = [{name: stacked[k].numpy() for name, stacked in tensors.items()} for k in range(samples)]
-        return Trajectory(times, **tracks, branches=branches), rows
+        return Trajectory(times, **tracks, branches=branches, left=left), rows
 
     def save(self, number: int, run: Trajectory, rows: Rows) -> None:
         """Keeps a batch."""
@@ -52,6 +52,7 @@ class ProfileCheckpoint:
         tensors |= {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         tensors["times"] = torch.tensor(run.times, dtype=torch.float64)
         tensors["branches"] = torch.tensor(run.branches, dtype=torch.float64)
+        tensors |= {"left": torch.tensor([run.left])} if run.left else {}
         self.cache.save(self.key, f"batch-{number:05d}", tensors)
 
     def runs(self, numbers: Iterable[int]) -> list[Trajectory] | None:
