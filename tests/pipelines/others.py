@@ -308,7 +308,8 @@ def ideogram4() -> Setup:
 def hunyuan_refiner() -> Setup:
     transformer = diffusers.HunyuanImageTransformer2DModel(
         in_channels=16, out_channels=8, num_attention_heads=2, attention_head_dim=16, num_layers=1,
-        num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1, 1), guidance_embeds=True, text_embed_dim=16, rope_axes_dim=(4, 6, 6),
+        num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1, 1), guidance_embeds=True, text_embed_dim=16,
+        rope_axes_dim=(4, 6, 6),
     )  # fmt: skip
     vae = diffusers.AutoencoderKLHunyuanImageRefiner(
         latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1, downsample_match_channel=False,
