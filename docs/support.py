@@ -35,8 +35,6 @@ NOT_BUILT = {  # why, of those that tiny random parts could make
     "Kandinsky6SRPipeline": "its video autoencoder and attention work at 512 px and more only",
     "LTX2DFRTemporalRefinePipeline": "needs the latents, keyframes and upsampler of a first pass by LTX2DFRPipeline",
     "RFD4ProteinaPipeline": "proteins: latents of atoms, stepped by two schedulers of their own, and no text or image",
-    "WanAnimate2DistilledModularPipeline": "needs a driving video and a reference image through three encoders",
-    "WanAnimate2ModularPipeline": "needs a driving video and a reference image through three encoders",
 }
 INTRODUCTION = """\
 # What adaptcache runs on

@@ -72,7 +72,9 @@ def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
     assert errors[0] > errors[1] > errors[2] == 0
 
 
-QUICK = ("Flux3ModularPipeline", "LTX2ImageToVideoPipeline", "QwenImageEditPlusPipeline", "WanImageToVideoPipeline")
+QUICK = (
+    "Cosmos3OmniModularPipeline", "Flux3ModularPipeline", "LTX2ImageToVideoPipeline", "QwenImageEditPlusPipeline",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

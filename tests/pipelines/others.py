@@ -27,6 +27,7 @@ from .modular import (
     SHIFTED,
     SIZE,
     cosmos3_transformer,
+    denoising,
     ernie_transformer,
     helios_transformer,
     hunyuan15_bad,
@@ -494,6 +495,25 @@ def wan_i2v() -> Setup:
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), branches=2, steps=8)
 
 
+def wan_animate2(name: str = "WanAnimate2ModularPipeline") -> Setup:
+    """Two segments, each of which reads the driving video into a key-value cache first."""
+    transformer = diffusers.WanAnimate2Transformer3DModel(
+        text_len=16, in_dim=12, dim=24, ffn_dim=32, freq_dim=16, text_dim=16, out_dim=4, num_heads=2, num_layers=1
+    )
+    pipe = denoising(name, transformer=transformer, vae=wan_vae(), scheduler=unipc())
+    call = SIZE | negative(5, 16, mask=False) | {
+        "segment_frame_length": 5, "num_segments": 2, "effective_segment": 4,
+        "reference_image_latents": noise(7, 8, 1, 8, 8), "driving_video_pixels": noise(6, 1, 3, 9, 64, 64),
+        "condition_clip_context": noise(5, 1, 5, 1280), "prompt_ref_embeds": noise(4, 1, 5, 16),
+    }  # fmt: skip
+    return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), branches=2)
+
+
+def wan_animate2_distilled() -> Setup:
+    setup = wan_animate2("WanAnimate2DistilledModularPipeline")
+    return Setup(setup.pipe, setup.call, setup.prompts)
+
+
 def lucy() -> Setup:
     transformer = diffusers.WanTransformer3DModel.from_config(wan_transformer().config, in_channels=8)
     pipe = diffusers.LucyEditPipeline(None, None, wan_vae(), EULER(), transformer, None)
@@ -620,6 +640,8 @@ OTHERS = {
     "StableDiffusionXLControlNetUnionImg2ImgPipeline": union_img2img,
     "StableDiffusionXLControlNetUnionInpaintPipeline": union_inpaint,
     "StableDiffusionXLControlNetUnionPipeline": union,
+    "WanAnimate2DistilledModularPipeline": wan_animate2_distilled,
+    "WanAnimate2ModularPipeline": wan_animate2,
     "WanImageToVideoPipeline": wan_i2v,
     "ZImageControlNetInpaintPipeline": z_control_inpaint,
     "ZImageControlNetPipeline": z_control,
