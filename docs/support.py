@@ -118,13 +118,14 @@ def pipeline_row(name: str) -> list[str]:
 def measured(name: str) -> dict[str, str]:
     """Measures one of the tiny pipelines that are not in the first table."""
     setup = built(name)
+    plain = generated(setup)
     with counted(setup.pipe) as every:
-        plain = generated(setup)
+        exact = same(generated(setup), plain)
     steps, made = len(grid_of(setup)), []
     for plan in (range(steps), [i for i in range(steps) if i % 3 != 2], range(0, steps, 2)):
         with adaptcache.attach(setup.pipe, planned(setup, plan)) as handle, counted(setup.pipe) as calls:
             found = generated(setup)
-        if len(plan) == steps and not (same(found, plain) or len(every) > steps * setup.branches):
+        if exact and len(plan) == steps and not (same(found, plain) or len(every) > steps * setup.branches):
             return {"verdict": "fails", "calls": "", "error": "", "why": "a plan of all steps changes the output"}
         made.append(len(calls))
     schedule = adaptcache.calibrate(

@@ -1,5 +1,6 @@
 """One call of a pipeline with several denoising loops: FreeInit, clips made in segments."""
 
+import functools
 from dataclasses import replace
 
 import diffusers
@@ -37,6 +38,24 @@ class Segments(diffusers.FluxPipeline):
             )  # fmt: skip
             if resets:  # ready for a next segment that never comes
                 self.scheduler.set_timesteps(num_inference_steps, mu=0.5)
+        return made
+
+
+class Cached(Segments):
+    """Calls its denoiser once more after each segment, as autoregressive pipelines do to fill a key-value cache."""
+
+    def __call__(
+        self, prompt_embeds=None, pooled_prompt_embeds=None, num_inference_steps=STEPS, generator=None,
+        output_type="latent", return_dict=True,
+    ):  # fmt: skip
+        given = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds, "segments": 1}
+        given |= {"generator": generator, "output_type": output_type, "return_dict": return_dict}
+        for _ in range(2):
+            last = {}
+            keep = functools.partial(lambda last, module, args, kwargs: last.update(kwargs), last)
+            with self.transformer.register_forward_pre_hook(keep, with_kwargs=True):
+                made = super().__call__(**given, num_inference_steps=num_inference_steps)
+            self.transformer(**last)
         return made
 
 
@@ -187,6 +206,17 @@ def test_each_loop_of_a_call_has_a_plan_of_its_own_and_those_after_the_last_go_b
             made.append(run(setup, segments=3).images)
             assert handle.report().made == 3 * STEPS // 2
     assert not torch.equal(*made)
+
+
+def test_calls_between_loops_are_made_and_are_no_loops_themselves():
+    torch.manual_seed(0)
+    setup = Setup(Cached(**flux_parts()), {}, flux_prompts())
+    setup.pipe.set_progress_bar_config(disable=True)
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, budget=0.5, effort=0, progress=False)
+    assert len(schedule.loops) == 2
+    with adaptcache.attach(setup.pipe, schedule, strict=True) as handle, counted(setup.pipe) as calls:
+        run(setup)
+    assert handle.report().evidence == "calibrated" and len(calls) == 2 * (STEPS // 2 + 1)
 
 
 def test_the_loops_of_a_pyramid_have_a_plan_for_each_of_their_grids():

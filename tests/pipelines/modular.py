@@ -200,7 +200,8 @@ def wan22_vace() -> Setup:
         for _ in range(2)
     ]  # fmt: skip
     parts = {"transformer": vace[0], "transformer_2": vace[1]}
-    return wan("Wan22VaceModularPipeline", parts=parts, conditioning_latents=noise(7, 1, 20, 2, 8, 8))
+    control = {"control_hidden_states": noise(7, 1, 20, 2, 8, 8), "control_hidden_states_scale": torch.ones(1)}
+    return wan("Wan22VaceModularPipeline", parts=parts, denoiser_input_fields=control)
 
 
 def wan_i2v() -> Setup:

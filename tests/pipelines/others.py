@@ -256,7 +256,7 @@ def longcat_transformer() -> Any:
 
 def longcat() -> Setup:
     pipe = diffusers.LongCatImagePipeline(
-        EULER(**SHIFTED), deep_autoencoder(16), None, None, Processor(), longcat_transformer()
+        EULER(**SHIFTED), deep_autoencoder(16), None, None, None, longcat_transformer()
     )
     embeds, ids = [noise(k, 1, 5, 16) for k in range(PROMPTS)], torch.zeros(5, 3)
     pipe = answering(pipe, "encode_prompt", lambda prompt, *a, **k: (embeds[len(prompt) % 3], ids))
@@ -363,7 +363,7 @@ def qwen_layered() -> Setup:
 def longcat_edit() -> Setup:
     pipeline_longcat_image_edit.calculate_dimensions = lambda *area: (64, 64)
     pipe = diffusers.LongCatImageEditPipeline(
-        EULER(**SHIFTED), deep_autoencoder(16), None, None, None, longcat_transformer()
+        EULER(**SHIFTED), deep_autoencoder(16), None, None, Processor(), longcat_transformer()
     )
     embeds, ids = [noise(k, 1, 5, 16) for k in range(PROMPTS)], torch.zeros(5, 3)
     pipe = answering(pipe, "encode_prompt", lambda prompt, *a, **k: (embeds[len(prompt) % 3], ids))
@@ -500,11 +500,12 @@ def wan_animate2(name: str = "WanAnimate2ModularPipeline") -> Setup:
     transformer = diffusers.WanAnimate2Transformer3DModel(
         text_len=16, in_dim=12, dim=24, ffn_dim=32, freq_dim=16, text_dim=16, out_dim=4, num_heads=2, num_layers=1
     )
-    pipe = denoising(name, transformer=transformer, vae=wan_vae(), scheduler=unipc())
+    pipe = denoising(name, transformer=transformer, vae=wan_vae(), scheduler=EULER(shift=3.0))
     call = SIZE | negative(5, 16, mask=False) | {
         "segment_frame_length": 5, "num_segments": 2, "effective_segment": 4,
         "reference_image_latents": noise(7, 8, 1, 8, 8), "driving_video_pixels": noise(6, 1, 3, 9, 64, 64),
         "condition_clip_context": noise(5, 1, 5, 1280), "prompt_ref_embeds": noise(4, 1, 5, 16),
+        "denoiser_input_fields": {"encoder_hidden_states_image": noise(5, 1, 5, 1280)},
     }  # fmt: skip
     return Setup(pipe, call, prompts(prompt_embeds=(5, 16)), branches=2)
 
