@@ -32,9 +32,9 @@ INNER = re.compile(r"self\.(\w*pipe\w*) = \w+Pipeline\(")
 VERDICTS = ("works", "fails", "refused", "deprecated", "not built here")
 BUDGETS = (0.34, 0.67)
 NOT_BUILT = {  # why, of those that tiny random parts could make
-    "Kandinsky6SRPipeline": "its video autoencoder and attention work at 512 px and more only",
+    "Kandinsky6SRPipeline": "no tiny parts here: it upscales a decoded video tile by tile",
     "LTX2DFRTemporalRefinePipeline": "needs the latents, keyframes and upsampler of a first pass by LTX2DFRPipeline",
-    "RFD4ProteinaPipeline": "proteins: latents of atoms, stepped by two schedulers of their own, and no text or image",
+    "RFD4ProteinaPipeline": "no tiny parts here: proteins, their latents stepped by two schedulers",
 }
 INTRODUCTION = """\
 # What adaptcache runs on

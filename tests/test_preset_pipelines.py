@@ -114,7 +114,7 @@ def test_a_preset_loads_calibrates_and_runs_a_pipeline_of_its_class(
     with adaptcache.attach(pipe, schedule, strict=True) as handle:
         cached = generated(run, sample=1)
     report = handle.report()
-    assert report.evidence == "calibrated" and report.made == report.skipped
+    assert report.evidence == "calibrated" and 0 <= report.made - report.skipped <= setup.branches
     assert all(tensor.isfinite().all() for tensor in cached)
     errors = [(a.float() - b.float()).square().mean() / b.float().var() for a, b in zip(cached, full, strict=True)]
     assert 0 < max(errors) < 0.2

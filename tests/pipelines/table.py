@@ -64,9 +64,8 @@ def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any)
     if not (is_modular(pipe) or takes_latent(pipe)):
         own["output_type"] = "np"
     if is_modular(pipe):
-        own["output"] = next(
-            one.name for one in pipe.blocks.intermediate_outputs if one.name in ("latents", "latent_chunks")
-        )
+        made = {one.name for one in pipe.blocks.intermediate_outputs}
+        own["output"] = next(name for name in ("segment_frames", "latent_chunks", "latents") if name in made)
     with fork_rng():
         torch.manual_seed(sample)  # some schedulers take no generator
         given = own | dict(setup.call) | arguments | dict(setup.prompts[sample])
