@@ -16,6 +16,7 @@ from ..errors import ScheduleError
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
 from ..runs import PromptSet, Setup
+from ..schedule.format import same_grid
 from ..schedule.instant import InstantRequest
 from .checkpoint import ProfileCheckpoint
 from .reference import Replay, Trajectory, run_reference
@@ -111,6 +112,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
 class SamplerReader(Replay):
     """Replays a run, with one denoiser call, and reads its sampler."""
 
+    follows_loops = False
     found: InstantRequest | None = None
 
     def __init__(self, run: Trajectory, engine: Any) -> None:
@@ -120,6 +122,9 @@ class SamplerReader(Replay):
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         self.gate = gate
         return super().install(gate)
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.trajectory.times)], self.trajectory.times)
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         with suppress(ScheduleError):
