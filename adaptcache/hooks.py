@@ -70,11 +70,12 @@ class StepHook:
     Arguments:
         follows_views: Whether it keeps the views of one time apart; the engine refuses them otherwise.
         follows_loops: Whether it copes with several loops in one call; otherwise the engine ends the call after the
-            one that it follows: the first one, or a longer one after it (a draft comes first, say).
+            one that it follows: number `loop`, or the first one, or a longer one after it (a draft comes first, say).
         reads_input: Whether `should_compute` looks at what enters the denoiser (`Step.x`).
         reads_branches: Whether `model_output` looks at the output with the prompt (`SchedulerStep.cond`).
     """
 
+    loop: int | None = None  # which loop of a call it follows, from 0, if it follows one
     own_times: tuple[float, ...] = ()  # that a run has instead of those of its grid
     follows_views = True
     follows_loops = True

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 STEPS = 1024  # of a grid
 KERNEL_STEPS = 256  # of a kernel: its size is their square, and planning takes their cube
-GEARS, TRACKS, PROMPTS = 16, 8, 4096
+GEARS, TRACKS, LOOPS, PROMPTS = 16, 8, 8, 4096
 NAME, TEXT = 200, 10_000  # characters
 DEPTH, VALUES = 12, 10_000  # of what is only kept: provenance, arguments of a call
 NODES = 10_000  # lists, tables, texts and words: each can be an error of its own, numbers in a row are few

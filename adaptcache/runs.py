@@ -124,6 +124,7 @@ class Outcome:
     # (channels, samples). Empty where the job did not ask for them.
     images: list[np.ndarray]
     calls: tuple[tuple[bool, ...], ...]  # denoiser calls by step and branch, of all loops: True where one was made
+    loops: int = 1  # how many denoising loops the call had
 
     @property
     def computed(self) -> int:
@@ -167,6 +168,7 @@ class Setup:
     cache: Cache | None = None  # where full runs are kept; None keeps none
     ranks: Ranks = ALONE  # the processes that share the work
     progress: Progress = silent  # called with the stage, what is done, and of how much
+    loop: int | None = None  # which loop of a call is measured; None: the first one, or a longer one after it
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -178,6 +180,7 @@ class Setup:
         Raises:
             MemoryError: Or `torch.OutOfMemoryError`, with a note that names what helps.
         """
+        hook.loop = None if hook.follows_loops else self.loop
         try:
             return self.engine.run(hook, Job(self.call, prompts, decode, refine))
         except Exception as error:

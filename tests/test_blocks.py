@@ -314,6 +314,15 @@ class _Unknown(torch.nn.Module):
         return [x], {}
 
 
+class _Handing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = _Swapping()
+
+    def forward(self, hidden_states, encoder_hidden_states, temb=None):
+        return self.block(hidden_states, encoder_hidden_states, temb)
+
+
 class _Stack(torch.nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -323,6 +332,7 @@ class _Stack(torch.nn.Module):
 def test_blocks_of_a_class_that_nobody_listed_are_found_by_structure():
     spec = find_spec(_Stack(_Swapping))
     assert spec.blocks == ("layers",) and spec.streams == ("encoder_hidden_states", "hidden_states")
+    assert find_spec(_Stack(_Handing)) == spec
     plain = find_spec(_Stack(_Plain))
     assert plain.streams == ("hidden_states",) and plain.named == {"hidden_states": "x"}
     with pytest.raises(AttachError, match=r"what _Unknown take and return cannot be told.*use the site 'step'"):

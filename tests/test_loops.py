@@ -1,5 +1,8 @@
 """One call of a pipeline with several denoising loops: FreeInit, clips made in segments."""
 
+import functools
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -14,7 +17,7 @@ from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from tests.pipelines.flux import flux_parts, flux_prompts
 from tests.pipelines.setup import Setup, noise
-from tests.pipelines.table import counted
+from tests.pipelines.table import built, counted, generated
 from tests.pipelines.unet import sd_parts
 
 STEPS, LOOPS = 6, 3
@@ -35,6 +38,24 @@ class Segments(diffusers.FluxPipeline):
             )  # fmt: skip
             if resets:  # ready for a next segment that never comes
                 self.scheduler.set_timesteps(num_inference_steps, mu=0.5)
+        return made
+
+
+class Cached(Segments):
+    """Calls its denoiser once more after each segment, as autoregressive pipelines do to fill a key-value cache."""
+
+    def __call__(
+        self, prompt_embeds=None, pooled_prompt_embeds=None, num_inference_steps=STEPS, generator=None,
+        output_type="latent", return_dict=True,
+    ):  # fmt: skip
+        given = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds, "segments": 1}
+        given |= {"generator": generator, "output_type": output_type, "return_dict": return_dict}
+        for _ in range(2):
+            last = {}
+            keep = functools.partial(lambda last, module, args, kwargs: last.update(kwargs), last)
+            with self.transformer.register_forward_pre_hook(keep, with_kwargs=True):
+                made = super().__call__(**given, num_inference_steps=num_inference_steps)
+            self.transformer(**last)
         return made
 
 
@@ -159,7 +180,7 @@ def test_the_first_loop_of_a_call_is_calibrated_on_and_the_whole_call_is_measure
     asked = {"segments": 2} if isinstance(setup.pipe, Segments) else {}
     schedule = adaptcache.calibrate(
         setup.pipe, setup.prompts[:2], STEPS, budget=0.5, pipe_kwargs={**setup.call, **asked}, progress=False,
-        eval_prompts=setup.prompts[2:],
+        effort=0, eval_prompts=setup.prompts[2:],
     )  # fmt: skip
     loops = asked.get("segments", LOOPS)
     assert schedule.made["several_loops"] and schedule.evidence.calls == (3 * loops, STEPS * loops)
@@ -167,6 +188,50 @@ def test_the_first_loop_of_a_call_is_calibrated_on_and_the_whole_call_is_measure
         run(setup, **asked)
     report = handle.report()
     assert report.evidence == "calibrated" and report.made == len(calls) == report.skipped
+
+
+def test_each_loop_of_a_call_has_a_plan_of_its_own_and_those_after_the_last_go_by_the_last():
+    setup = segments()
+    setup.pipe.set_progress_bar_config(disable=True)
+    asked = {"pipe_kwargs": {"segments": 2}, "budget": 0.5, "progress": False}
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, **asked)
+    rules = [plan.rules[0] for plan in schedule.loops]
+    assert len(rules) == 2 and rules[0] == schedule.rules[0]
+    assert [rule.forecast for rule in rules[:1]] != [rule.forecast for rule in rules[1:]]
+    assert Schedule.model_validate_json(schedule.model_dump_json(by_alias=True, exclude_none=True)) == schedule
+    swapped = schedule.model_copy(update={"loops": schedule.loops[:1]})
+    made = []
+    for one in (schedule, swapped):
+        with adaptcache.attach(setup.pipe, one) as handle:
+            made.append(run(setup, segments=3).images)
+            assert handle.report().made == 3 * STEPS // 2
+    assert not torch.equal(*made)
+
+
+def test_calls_between_loops_are_made_and_are_no_loops_themselves():
+    torch.manual_seed(0)
+    setup = Setup(Cached(**flux_parts()), {}, flux_prompts())
+    setup.pipe.set_progress_bar_config(disable=True)
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], STEPS, budget=0.5, effort=0, progress=False)
+    assert len(schedule.loops) == 2
+    with adaptcache.attach(setup.pipe, schedule, strict=True) as handle, counted(setup.pipe) as calls:
+        run(setup)
+    assert handle.report().evidence == "calibrated" and len(calls) == 2 * (STEPS // 2 + 1)
+
+
+def test_the_loops_of_a_pyramid_have_a_plan_for_each_of_their_grids():
+    setup = built("HeliosPyramidPipeline")
+    setup = replace(setup, call={**setup.call, "pyramid_num_inference_steps_list": [3, 4, 3]})
+    schedule = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:1], setup.steps, budget=0.5, pipe_kwargs=setup.call, effort=0, progress=False
+    )
+    assert len({plan.grid.times for plan in schedule.loops}) == 3
+    with counted(setup.pipe) as every:
+        full = generated(setup, sample=2)
+    with adaptcache.attach(setup.pipe, schedule, strict=True) as handle, counted(setup.pipe) as calls:
+        made = generated(setup, sample=2)
+    assert handle.report().evidence == "calibrated" and len(calls) < 0.7 * len(every)
+    assert all(float((a - b).square().mean() / b.var()) < 0.1 for a, b in zip(made, full, strict=True))
 
 
 def test_of_loops_on_several_grids_the_longest_is_calibrated_on():

@@ -1,5 +1,7 @@
 """Modular pipelines do all that classic ones do: one that is made of the same parts gives the same schedule."""
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -7,6 +9,7 @@ from diffusers import guiders
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 
 import adaptcache
+from adaptcache.comparison.baselines.diffusers_caches import FirstBlock
 from adaptcache.engines.diffusers.calls import named_inputs
 from adaptcache.errors import AttachError, ScheduleError
 from tests.pipelines.setup import noise
@@ -105,11 +108,15 @@ def test_a_modular_pipeline_measures_what_the_classic_one_does(name):
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_with_every_guider_half_of_the_calls_are_made_and_the_pipeline_stays_as_it_was(name):
-    if name == "frequency-decoupled":
+    if name == "frequency-decoupled":  # which wants outputs with height and width
         pytest.importorskip("kornia")
-    setup, size = built("Qwen-Image"), {"height": 64, "width": 64}
-    without = ("text_encoder", "vae_encoder", "controlnet_vae_encoder", "decode")
-    pipe = modular(diffusers.QwenImageAutoBlocks, setup.pipe, without, guider=GUIDERS[name]())
+        setup, size = built("ErnieImageModularPipeline"), {"height": 256, "width": 256}
+        pipe = setup.pipe
+        pipe.update_components(guider=GUIDERS[name]())
+    else:
+        setup, size = built("Qwen-Image"), {"height": 64, "width": 64}
+        without = ("text_encoder", "vae_encoder", "controlnet_vae_encoder", "decode")
+        pipe = modular(diffusers.QwenImageAutoBlocks, setup.pipe, without, guider=GUIDERS[name]())
     bad = {key: value for key, value in setup.call.items() if key.startswith("negative")}
     prompts = [row | bad for row in setup.prompts]
 
@@ -159,6 +166,14 @@ def test_what_blocks_do_not_take_is_refused_and_a_state_is_read_like_arguments()
         state.set(key, value)
     given = named_inputs(pipe, {"state": state, "num_inference_steps": STEPS, "output": "latents"})
     assert given.keys() == {*prompts[2], "height", "width", "num_inference_steps"} and given["height"] == 32
+
+
+def test_diffusers_caches_are_not_compared_where_modular_pipelines_do_not_clear_them():
+    setup = built("Flux")
+    for pipe, obstacle in ((setup.pipe, None), (modular(diffusers.FluxAutoBlocks, setup.pipe), "does not clear")):
+        case = SimpleNamespace(pipe=pipe, denoisers=[setup.pipe.transformer])
+        found = FirstBlock().find_obstacle(case)
+        assert found is None if obstacle is None else obstacle in found
 
 
 def test_only_held_out_runs_are_decoded():

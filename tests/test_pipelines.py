@@ -6,9 +6,10 @@ import adaptcache
 from adaptcache.cache import Cache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.evaluation.metrics import CEILING
+from docs.support import measured
 from tests.pipelines.audio import AUDIO
 from tests.pipelines.flux import FLUXES
-from tests.pipelines.table import TABLE, built, counted, generated, grid_of, planned, same
+from tests.pipelines.table import MORE, TABLE, built, counted, generated, grid_of, planned, same
 from tests.pipelines.unet import UNET
 
 FAST = ("Flux", "Stable Diffusion 1.5", "LTX-2", "Wan 2.2", "Z-Image", "ACE-Step")
@@ -69,6 +70,18 @@ def test_a_larger_budget_has_a_smaller_error_on_held_out_noise(name):
             made = generated(setup, sample=2)
         errors.append(sum(float((a - b).square().mean() / b.var()) for a, b in zip(made, truth, strict=True)))
     assert errors[0] > errors[1] > errors[2] == 0
+
+
+QUICK = (
+    "Cosmos3OmniModularPipeline", "Flux3ModularPipeline", "LTX2ImageToVideoPipeline", "QwenImageEditPlusPipeline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MORE]
+)
+def test_the_rest_of_what_diffusers_exports_is_exact_with_all_steps_and_calibrated_with_half_of_them(name):
+    assert measured(name)["verdict"] == "works"
 
 
 DECODES = [*FLUXES, *UNET, *AUDIO, "Stable Diffusion 3", "PixArt-Sigma", "DiT"]

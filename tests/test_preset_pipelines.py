@@ -17,7 +17,7 @@ from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.limits import KERNEL_STEPS
 from adaptcache.presets import Preset, names
 from tests.pipelines.setup import Setup, noise
-from tests.pipelines.table import TABLE, built, generated
+from tests.pipelines.table import MORE, TABLE, built, generated
 
 SIZES = {
     "height",
@@ -28,9 +28,7 @@ SIZES = {
     "audio_duration",
 }  # tiny here; all else is the preset's
 OF_ITS_OWN = {"wan2.2": "Wan 2.2"}  # two presets of one class
-# Without a tiny pipeline here: their arguments are checked against the call alone (`test_presets`).
-NOT_BUILT = ("hunyuan-video-1.5", "ideogram4", "krea2", "qwen-image-2.1", "stable-audio-3")
-BUILT = [name for name in names() if name not in NOT_BUILT]
+BUILT = names()
 FAST = ("flux", "flux-schnell", "sdxl", "sd3.5")
 STEPS = 8
 
@@ -43,11 +41,16 @@ def tiny(preset: Preset) -> Setup:
 @cache
 def by_class() -> dict[str, str]:
     """Returns the names of the tiny pipelines by class, the plainest of each."""
-    return {type(built(name).pipe).__name__: name for name in reversed(TABLE)}
+    return {name: name for name in MORE} | {type(built(name).pipe).__name__: name for name in reversed(TABLE)}
 
 
 def loaded(preset: Preset, setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Saves the pipeline and loads it by the preset; text encoders, which it has none of, are left out."""
+    """Saves the pipeline and loads it by the preset; text encoders, which it has none of, are left out.
+
+    Those that are made for a run only (blocks without texts; methods that answer) are taken as they are.
+    """
+    if preset.pipeline in MORE:
+        return setup.pipe.to(getattr(torch, preset.dtype if preset.dtype != "float16" else "float32"))
     kind = getattr(diffusers, preset.pipeline)
     missing = {name: part for name, part in setup.pipe.components.items() if part is None}
     original = kind.from_pretrained
@@ -89,7 +92,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 def test_every_preset_has_a_tiny_pipeline_of_its_class_and_steps_a_schedule_can_hold() -> None:
     presets = [Preset.load(name) for name in BUILT]
-    assert len(presets) >= 20 and {*NOT_BUILT} <= {*names()}
+    assert len(presets) >= 20
     assert {preset.pipeline for preset in presets} <= by_class().keys()
     assert all(preset.steps <= KERNEL_STEPS for preset in presets)
 
@@ -111,7 +114,7 @@ def test_a_preset_loads_calibrates_and_runs_a_pipeline_of_its_class(
     with adaptcache.attach(pipe, schedule, strict=True) as handle:
         cached = generated(run, sample=1)
     report = handle.report()
-    assert report.evidence == "calibrated" and report.made == report.skipped
+    assert report.evidence == "calibrated" and 0 <= report.made - report.skipped <= setup.branches
     assert all(tensor.isfinite().all() for tensor in cached)
     errors = [(a.float() - b.float()).square().mean() / b.float().var() for a, b in zip(cached, full, strict=True)]
     assert 0 < max(errors) < 0.2

@@ -9,12 +9,9 @@ import torch
 import adaptcache
 from adaptcache.engines.diffusers.gate import Gate
 from adaptcache.errors import AttachError
-from adaptcache.profiling.measure import record
 from adaptcache.profiling.reference import Recorder
-from adaptcache.runs import PromptSet
-from tests.calls import Call
 from tests.pipelines.setup import Setup, noise, prompts
-from tests.pipelines.table import built, generated, planned, same
+from tests.pipelines.table import built, counted, generated, grid_of, planned, same
 from tests.pipelines.video import unipc, wan_transformer
 
 
@@ -94,7 +91,7 @@ def test_a_pipeline_that_does_not_use_its_scheduler_is_not_run_in_silence():
     assert type(setup.pipe) is Own
 
 
-def test_a_run_that_stops_within_its_grid_is_cached_but_not_calibrated_on():
+def test_a_run_that_stops_within_its_grid_is_cached_and_calibrated_on():
     setup = built("SDXL")
     schedule = planned(setup, [0, 2])
     short = replace(setup, call={**setup.call, "denoising_end": 0.6})
@@ -102,8 +99,18 @@ def test_a_run_that_stops_within_its_grid_is_cached_but_not_calibrated_on():
         generated(short)
         assert handle.report().computed == [0, 2] and handle.report().skipped == 1
         assert handle._gate.run is None
-    with pytest.raises(ValueError, match="stopped after"):
-        record(Call(setup.steps, short.call).of(setup.pipe), PromptSet.of(setup.prompts[:1]))
+    fitted = adaptcache.calibrate(
+        setup.pipe, setup.prompts[:2], setup.steps, budget=0.5, pipe_kwargs=short.call, effort=0, progress=False
+    )
+    taken = len(grid_of(short))
+    assert taken == len(fitted.grid.times) == setup.steps - fitted.left < setup.steps
+    with adaptcache.attach(setup.pipe, fitted, strict=True) as handle, counted(setup.pipe) as calls:
+        generated(short)
+        assert handle.report().evidence == "calibrated" and len(calls) == round(taken / 2)
+    with adaptcache.attach(setup.pipe, fitted) as handle:
+        generated(setup)  # goes on to the end: what nothing was fitted to is computed
+    report = handle.report()
+    assert report.computed[-fitted.left :] == list(range(taken, setup.steps)) and report.evidence == "extrapolated"
 
 
 def test_both_experts_are_called_and_skipped():

@@ -19,7 +19,7 @@ from ..runs import Prompt, PromptSet, Setup
 from ..schedule.methods import find_method, find_name
 from ..schedule.rule import LAYERS
 from ..schedule.schedule import Schedule
-from .fit import fit_schedule
+from .fit import fit_loops, fit_schedule
 from .gears import GearOptions, calibrate_gears
 from .match import Fit
 from .methods import fit_method
@@ -261,6 +261,8 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
         calls_made = calls_for(measurement.profile.steps, goal.budget, goal.speed)
         fitted = fit_own_times if goal.times == "own" else fit_schedule
         schedule = fitted(setup, prompts, measurement, calls_made, goal.fit, goal.effort)
+        if schedule.made.get("several_loops") and goal.times == "grid" and refine == 1:
+            schedule = fit_loops(setup, prompts, schedule, goal.fit, goal.effort)
     if goal.name:
         schedule = schedule.model_copy(update={"name": goal.name})
     if len(held_out):

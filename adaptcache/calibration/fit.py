@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..hooks import StepHook
+from ..limits import LOOPS
 from ..policies.plan import Plan
 from ..profile import Profile
-from ..profiling.measure import Measurement
+from ..profiling.measure import Measurement, measure
 from ..runs import PromptSet, Setup
-from ..schedule.format import Denoiser, Grid, Kernel
+from ..schedule.format import Denoiser, Grid, Kernel, same_grid
 from ..schedule.rule import Rule
-from ..schedule.schedule import Schedule
+from ..schedule.schedule import LoopPlan, Schedule
 from .match import Fit, Matching, match
 from .refine import refine
 from .search import EFFORT, search_plan
@@ -60,6 +62,43 @@ def fit_schedule(
     spent = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": spent}
     return build_schedule(setup, profile, (rule,), about)
+
+
+class LoopGrids(StepHook):
+    """Notes the grids of all loops of a call."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[float, ...]] = []
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        self.grids.append(times)
+
+
+def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, effort: float = EFFORT) -> Schedule:
+    """Gives each loop of a call a plan of its own, with the budget of the one that a schedule was fitted to.
+
+    The chunks of an autoregressive clip are such loops: the first has nothing to go on from, later ones have. A loop
+    is measured and matched after full runs of those before it, so that it begins with what the full call has.
+
+    Arguments:
+        setup: Who runs, and how.
+        prompts: Calibration prompts.
+        schedule: What was fitted to one loop.
+        fit: What forecasts may use.
+        effort: Full runs of one prompt that the search of each plan may cost.
+    """
+    share = schedule.rules[0].policy.gears[0].budget if isinstance(schedule.rules[0].policy, Plan) else 1.0
+    setup.run(counter := LoopGrids(), prompts[:1])
+    plans: list[LoopPlan] = []
+    for number, times in enumerate(counter.grids[:LOOPS]):
+        one = schedule
+        if number or not same_grid(times, schedule.grid.times):
+            here = replace(setup, loop=number)
+            measurement = measure(here, prompts)
+            calls = max(1, round(share * measurement.profile.steps))
+            one = fit_schedule(here, prompts, measurement, calls, fit, effort)
+        plans.append(LoopPlan(grid=one.grid, rules=one.rules))
+    return schedule.model_copy(update={"loops": tuple(plans)})
 
 
 def build_schedule(

@@ -88,7 +88,7 @@ def fit_own_times(
         ScheduleError: The sampler is none of those that go straight from step to step.
     """
     scheduler = setup.engine.describe(setup.call)[1]
-    alike = all(run.alike and run.lead == 0 for run in measurement.runs)
+    alike = all(run.alike and run.lead == 0 and not run.left for run in measurement.runs)
     if scheduler != EULER or measurement.profile.noisy or not alike:
         raise ScheduleError(
             f"own times need full runs of a {EULER} that adds no noise, this is a {scheduler}: calibrate on the grid"

@@ -33,6 +33,7 @@ class ProfileCheckpoint:
             assert tensors is not None
             times = tuple(map(float, tensors.pop("times")))
             branches, guided = tensors.pop("branches").tolist(), bool(tensors.pop("guided"))
+            left = int(tensors.pop("left", torch.zeros(1)))
             tracks: dict[str, list[list[torch.Tensor]]] = {"u": [], "x": [], "y": []}
             for name in sorted(name for name in tensors if name[:2] in ("u.", "x.", "y.")):
                 tracks[name[0]].append(list(tensors.pop(name)))
@@ -40,7 +41,7 @@ class ProfileCheckpoint:
         except (AssertionError, ValueError, KeyError, StopIteration):
             return None
         rows = [{name: stacked[k].numpy() for name, stacked in tensors.items()} for k in range(samples)]
-        return Trajectory(times, **tracks, branches=branches, guided=guided), rows
+        return Trajectory(times, **tracks, branches=branches, guided=guided, left=left), rows
 
     def save(self, number: int, run: Trajectory, rows: Rows) -> None:
         """Keeps a batch."""
@@ -53,6 +54,7 @@ class ProfileCheckpoint:
         tensors["times"] = torch.tensor(run.times, dtype=torch.float64)
         tensors["guided"] = torch.tensor(run.guided)
         tensors["branches"] = torch.tensor(run.branches, dtype=torch.float64)
+        tensors |= {"left": torch.tensor([run.left])} if run.left else {}
         self.cache.save(self.key, f"batch-{number:05d}", tensors)
 
     def runs(self, numbers: Iterable[int]) -> list[Trajectory] | None:

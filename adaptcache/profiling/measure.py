@@ -16,6 +16,7 @@ from ..errors import ScheduleError
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
 from ..runs import PromptSet, Setup
+from ..schedule.format import same_grid
 from ..schedule.instant import InstantRequest
 from .checkpoint import ProfileCheckpoint
 from .reference import Replay, Trajectory, run_reference
@@ -29,7 +30,16 @@ LAYOUT = 7  # raise it when what is cached changes
 def content_key(setup: Setup, *more: Any) -> str:
     """Returns a digest of all that full runs depend on: the pipeline, its call, and what else is given."""
     digest = hashlib.sha256()
-    feed(digest, [LAYOUT, setup.engine.identity(setup.call), setup.batch_size, *more])
+    feed(
+        digest,
+        [
+            LAYOUT,
+            setup.engine.identity(setup.call),
+            setup.batch_size,
+            *more,
+            *([] if setup.loop is None else ["loop", setup.loop]),
+        ],
+    )
     return digest.hexdigest()[:24]
 
 
@@ -102,6 +112,7 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
 class SamplerReader(Replay):
     """Replays a run, with one denoiser call, and reads its sampler."""
 
+    follows_loops = False
     found: InstantRequest | None = None
 
     def __init__(self, run: Trajectory, engine: Any) -> None:
@@ -111,6 +122,9 @@ class SamplerReader(Replay):
     def install(self, gate: Any) -> AbstractContextManager[Any]:
         self.gate = gate
         return super().install(gate)
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.trajectory.times)], self.trajectory.times)
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         with suppress(ScheduleError):
@@ -146,7 +160,7 @@ def record(
     """Runs all prompts in full: a profile without sensitivities, and the trajectories of this rank's batches."""
     runs, jobs = list[Trajectory](), setup.batches(prompts)
 
-    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]], list[float]]:
+    def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]], list[float], int]:
         found = checkpoint.load(number) if checkpoint else None
         if found is None:
             run = run_reference(setup, jobs[number], refine)
@@ -154,18 +168,21 @@ def record(
             if checkpoint:
                 checkpoint.save(number, *found)
         runs.append(found[0])
-        return found[0].times, found[1], found[0].branches
+        return found[0].times, found[1], found[0].branches, found[0].left
 
     report = setup.stage("full runs", len(prompts))
     done = setup.ranks.each(len(jobs), work, lambda batches: report(batches * setup.batch_size))
-    for batch, (grid, _, _) in zip(jobs, done, strict=True):
+    for batch, (grid, _, _, _) in zip(jobs, done, strict=True):
         if grid != done[0][0]:
             raise ValueError(
                 f"prompt {batch.first} runs on another grid ({len(grid)} steps) than prompt {prompts.first} "
                 f"({len(done[0][0])}): calibrate with one size and one number of steps"
             )
-    rows = [row for _, known, _ in done for row in known]
-    about = {"branches": done[0][2]} if all(one[2] == done[0][2] for one in done) else {}
+    rows = [row for _, known, _, _ in done for row in known]
+    about: dict[str, Any] = {"branches": done[0][2]} if all(one[2] == done[0][2] for one in done) else {}
+    about |= {"left": done[0][3]} if done[0][3] else {}
+    names = sorted({name for row in prompts if not isinstance(row, str) for name in row})
+    about |= {"prompt_arguments": names} if names else {}
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
     profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)

@@ -27,6 +27,8 @@ class PerturbationHook(StepHook):
     Replayed steps cost no denoiser call: until then nothing differs from the reference.
     """
 
+    follows_loops = False
+
     def __init__(self, at: int, reference: Trajectory) -> None:
         self.at, self.reference = at, reference
         self.error, self.final = 0.0, 0.0  # squared and relative, of the forecast and of the end result

@@ -37,14 +37,16 @@ def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndar
             gram = joint_products(*([sample(tensor, k, samples) for tensor in tensors] for tensors in (u, x)))
             energy = np.diagonal(gram)[: len(u)].mean()
             if energy == 0:
-                raise ValueError(
-                    f"the denoiser's outputs for prompt {prompts.first + k} are zero at every step: nothing can be "
-                    "fitted to them; check the weights and the call"
-                )
+                continue  # latents that stand still (the sound of a pipeline that makes none)
             grams.append(gram / energy)
             # Generators: two outputs at a time are in float32.
             kinds = ((change, u), (change, x), (magnitude, u))
             curves.append([curve(part(tensor, k, samples) for tensor in values) for curve, values in kinds])
+        if not grams:
+            raise ValueError(
+                f"the denoiser's outputs for prompt {prompts.first + k} are zero at every step: nothing can be "
+                "fitted to them; check the weights and the call"
+            )
         change_out, change_in, ratio = np.mean(curves, axis=0)
         gram = np.mean(grams, axis=0)
         rows.append({"gram": gram, "magnitude": ratio, "change_in": change_in, "change_out": change_out})

@@ -17,12 +17,12 @@ from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
 from ..policies.plan import Plan, SignalSpecs
 from ..policies.signals import SPREAD, SignalSpec, compute_signals
-from ..schedule.format import same_grid
+from ..schedule.format import same_grid, same_run
 from ..schedule.gears import resolve_gear
 from ..schedule.instant import InstantRequest
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
-from ..schedule.schedule import Schedule
+from ..schedule.schedule import LoopPlan, Schedule
 from ..sites import SiteHook, check_compiled, find_sites
 from ..step import TINY, Step
 
@@ -119,12 +119,13 @@ class Runner(StepHook):
                 f"{self.schedule.name} has {len(self.own_times)} times of its own, and this run begins or ends within "
                 "them (strength, denoising_end?): calibrate on the grid (times='grid')"
             )
-        if times not in self.rules:
+        plan = self.schedule.loop_plan(self.loops, times)
+        if plan is None and times not in self.rules:
             if len(self.rules) >= GRIDS:
                 del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         self.loops += 1
-        self.rule = self.rules[times]
+        self.rule = plan.rules[0] if plan else self.rules[times]
         if self.loops == 1:
             known = "theory" if self.schedule.from_theory else "calibrated"
             self.evidence = known if self.schedule.grid.times else "none"
@@ -132,9 +133,9 @@ class Runner(StepHook):
             self._not_measured("runs its denoising loop several times in one call")
         fitted = self._is_fitted(times)
         self.branches = (self.original.made.get("branches") or ()) if fitted else ()
-        if not (fitted and self.measured and self.on_full_grid):
+        if not ((fitted or plan) and self.measured and self.on_full_grid):
             self.evidence = "extrapolated"
-        self.bands = self._bands(times)
+        self.bands = self._bands(times, plan)
         self.state = self.rule.policy.init(times)
         self.plan = set(self.rule.steps(times, self.gear) or ()) if self.rule.policy.static else None
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
@@ -165,10 +166,10 @@ class Runner(StepHook):
             )
         self.evidence = "extrapolated"
 
-    def _bands(self, times: tuple[float, ...]) -> SignalSpecs | None:
-        """Returns the bands of innovations on this grid, by gear and computed step after the first."""
-        policy = self.original.rules[0].policy
-        if not isinstance(policy, Plan) or self.sites or not self._is_fitted(times):
+    def _bands(self, times: tuple[float, ...], plan: LoopPlan | None) -> SignalSpecs | None:
+        """Returns the bands of innovations in this loop, by gear and computed step after the first."""
+        policy = (plan or self.original).rules[0].policy
+        if not isinstance(policy, Plan) or self.sites or not (plan or self._is_fitted(times)):
             return None
         return policy.signal_specs
 
@@ -187,7 +188,8 @@ class Runner(StepHook):
         return ""
 
     def _is_fitted(self, times: tuple[float, ...]) -> bool:
-        return not self.schedule.grid.times or same_grid(times, self.schedule.grid.times)
+        known = self.schedule.grid.times
+        return not known or same_run(times, known, self.schedule.left)
 
     def _rule(self, times: tuple[float, ...]) -> Rule:
         rule = self.schedule.rules[0]
@@ -209,7 +211,7 @@ class Runner(StepHook):
             if step.x is None:
                 raise AttachError(f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor")
             self.x = step.x.clone()  # policies compare it with that of later steps
-        if step.index == 0 or self.sites:  # inside of the denoiser it is decided there
+        if step.index == 0 or self.sites or self._beyond(step):  # inside of the denoiser it is decided there
             return True
         if self.plan is not None:
             return step.index in self.plan
@@ -217,7 +219,9 @@ class Runner(StepHook):
 
     def model_output(self, step: SchedulerStep) -> Tensor:
         self._check_branches(step)
-        if self.sites or step.made:
+        if beyond := self._beyond(step.step):
+            self._not_measured("goes on after the last step that was calibrated on")
+        if self.sites or step.made or beyond:
             return step.u
         key = (step.track, step.view)
         if step.view == 1:
@@ -235,6 +239,11 @@ class Runner(StepHook):
         if step.computed and not (forecast.corrects(where) and self._follows(where)):
             return step.u
         return forecast.combine(self.history.known(key, step.x, self.x), where)
+
+    def _beyond(self, step: Step) -> bool:
+        """Whether a step is one that the runs which were calibrated on did not take."""
+        left = self.schedule.left
+        return bool(left and step.times and step.index >= len(step.times) - left)
 
     def _follows(self, step: Step) -> bool:
         """Whether the steps computed so far, this one included, are those of the plan: a guard computes others."""

@@ -33,6 +33,11 @@ def same_grid(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(abs(s - t) < NEAR for s, t in zip(a, b, strict=True))
 
 
+def same_run(times: Sequence[float], grid: Sequence[float], left: int = 0) -> bool:
+    """Whether a run whose last `left` steps are not taken goes through the times of a grid."""
+    return same_grid(times[: len(times) - left], grid)
+
+
 class Part(Brief):
     """A part of a schedule: frozen, and unknown keys are errors."""
 

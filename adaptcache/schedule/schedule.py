@@ -24,8 +24,8 @@ from .. import hub
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
 from ..forecasts.matched import Matched
-from ..limits import check_plain, first_fault, parse_json, read_bytes
-from .format import Denoiser, Evidence, Grid, Kernel, Name, Part
+from ..limits import LOOPS, check_plain, first_fault, parse_json, read_bytes
+from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, same_run
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
@@ -36,6 +36,39 @@ THEORY = "from theory, not measured on this model"  # the evidence of instant sc
 LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
 
+class LoopPlan(Part):
+    """What one of several denoising loops of a call goes by: the chunks of a clip, the stages of a pyramid.
+
+    Arguments:
+        grid: The steps it was fitted on.
+        rules: What to do, by site.
+    """
+
+    grid: Grid
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        check_tables(self.grid, self.rules)
+        return self
+
+
+def check_tables(grid: Grid, rules: Sequence[Rule]) -> None:
+    """Raises where weights do not fit the grid and the plan."""
+    n = len(grid.times)
+    for rule in rules:
+        if not isinstance(rule.forecast, Matched):
+            continue
+        if not n:
+            raise ValueError("a matched forecast needs the grid that it was fitted on")
+        for gear, tracks in enumerate(rule.forecast.table):
+            skipped = set(range(n)) - set(rule.steps(grid.times, gear) or ())
+            if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
+                raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
+            if rule.site != "step" and any(rows[i] for rows in tracks for i in set(range(n)) - skipped):
+                raise ValueError(f"gear {gear}: computed steps have weights at the site 'step' alone")
+
+
 class Schedule(Part):
     """A fitted schedule.
 
@@ -44,6 +77,8 @@ class Schedule(Part):
         denoiser: What it was fitted on.
         grid: The steps it was fitted on.
         rules: What to do, by site.
+        loops: Where a call has several denoising loops: what each of them goes by, in order, instead of `grid` and
+            `rules`. Loops after the last one go by the last that has their grid.
         kernel: What is needed to plan anew for another grid.
         evidence: How good it is on held-out prompts.
         made: Where it came from: versions, seed, call. Read back only to say what differs.
@@ -58,6 +93,7 @@ class Schedule(Part):
     denoiser: Denoiser = Denoiser()
     grid: Grid = Grid()
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
+    loops: Annotated[tuple[LoopPlan, ...], Field(max_length=LOOPS)] = ()
     kernel: Kernel | None = None
     evidence: Evidence | None = None
     made: Annotated[dict[str, Any], AfterValidator(check_plain)] = Field(default_factory=dict)
@@ -83,18 +119,20 @@ class Schedule(Part):
         n = len(self.grid.times)
         if self.grid.full and self.rules[0].steps(self.grid.times) != list(range(n)):
             raise ValueError("a schedule with own times computes at all of them")
-        for rule in self.rules:
-            if not isinstance(rule.forecast, Matched):
-                continue
-            if not n:
-                raise ValueError("a matched forecast needs the grid that it was fitted on")
-            for gear, tracks in enumerate(rule.forecast.table):
-                skipped = set(range(n)) - set(rule.steps(self.grid.times, gear) or ())
-                if any(len(rows) != n or any(not rows[i] for i in skipped) for rows in tracks):
-                    raise ValueError(f"gear {gear}: weights are missing for some of the {n} steps")
-                if rule.site != "step" and any(rows[i] for rows in tracks for i in set(range(n)) - skipped):
-                    raise ValueError(f"gear {gear}: computed steps have weights at the site 'step' alone")
+        check_tables(self.grid, self.rules)
         return self
+
+    @property
+    def left(self) -> int:
+        """How many steps at the end of its grid the runs did not take that it was fitted on."""
+        left = self.made.get("left", 0)
+        return left if isinstance(left, int) and left > 0 else 0
+
+    def loop_plan(self, number: int, times: tuple[float, ...]) -> LoopPlan | None:
+        """Returns what the loop of a call with a number, from 0, goes by on a grid; None where nothing was fitted."""
+        own = self.loops[number : number + 1]
+        known = [plan for plan in (*own, *reversed(self.loops)) if same_run(times, plan.grid.times, self.left)]
+        return known[0] if known else None
 
     @property
     def corrects(self) -> bool:
@@ -119,7 +157,7 @@ class Schedule(Part):
         more = seen and (seen.baseline or seen.precision_floor or seen.matrix)
         if self.reads_branches:
             return 3
-        return 2 if self.corrects or self.grid.full or more else 1
+        return 2 if self.corrects or self.grid.full or self.loops or more else 1
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +171,8 @@ class Schedule(Part):
 
     @model_serializer(mode="wrap")
     def _with_format(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"format": self.format, **handler(self)}
+        data = handler(self)
+        return {"format": self.format, **{name: data[name] for name in data if name != "loops" or self.loops}}
 
     @property
     def gears(self) -> int:
@@ -189,6 +228,9 @@ class Schedule(Part):
             yield "calls", f"{', '.join(str(len(plan)) for plan in plans)} of {self.grid.steps}"
         elif self.evidence:
             yield "calls", "{} of {}".format(*self.evidence.calls)
+        if self.loops:
+            counts = (f"{len(plan.rules[0].steps(plan.grid.times) or ())}/{plan.grid.steps}" for plan in self.loops)
+            yield "loops", ", ".join(counts)
         if self.denoiser.class_name:
             yield "denoiser", self.denoiser.class_name[:100]
         if seen := self.evidence:

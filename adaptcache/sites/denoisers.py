@@ -84,7 +84,7 @@ def find_spec(denoiser: nn.Module) -> DenoiserSpec:
     reason = "it has no list of blocks"
     lists = {name: part for name, part in denoiser.named_children() if isinstance(part, nn.ModuleList) and len(part)}
     for stack in (stack for stack in STACKS if lists.keys() >= set(stack)):
-        found = [streams_of(type(block)) for name in stack for block in lists[name]]
+        found = [streams_of(type(unwrapped(block))) for name in stack for block in lists[name]]
         if all(one is not None and one == found[0] for one in found):
             streams, image = found[0]  # type: ignore[misc]
             return DenoiserSpec(stack, streams, named={} if image == IMAGE else {IMAGE: image})
@@ -114,6 +114,12 @@ def streams_of(kind: Any) -> tuple[tuple[str, ...], str] | None:
         return None
     places = {known.return_hidden_states_index: IMAGE, known.return_encoder_hidden_states_index: TEXT}
     return tuple(places[at] for at in sorted(at for at in places if at is not None)), image
+
+
+def unwrapped(block: nn.Module) -> nn.Module:
+    """Returns what a block only hands everything on to (HiDream), or the block."""
+    children = list(block.children())
+    return children[0] if len(children) == 1 and returned_names(type(block)) == [""] else block
 
 
 def returned_names(kind: Any) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.engines.diffusers.calls import parameters_of
-from adaptcache.engines.diffusers.components import denoisers_of
+from adaptcache.engines.diffusers.calls import call_classic, parameters_of, takes_latent
+from adaptcache.engines.diffusers.components import denoisers_of, is_modular
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.base import Forecast
 from adaptcache.forecasts.extrapolate import Extrapolate
@@ -27,23 +27,31 @@ from .audio import AUDIO
 from .flux import FLUXES
 from .image import IMAGE
 from .ltx import LTX
+from .modular import MODULAR
+from .others import OTHERS
 from .setup import Setup
 from .unet import UNET
 from .video import VIDEO
 
-__all__ = ["TABLE", "built", "counted", "generated", "grid_of", "planned", "same"]
+__all__ = ["MORE", "TABLE", "built", "counted", "generated", "grid_of", "planned", "same"]
 
 TABLE: dict[str, Callable[[], Setup]] = {**FLUXES, **IMAGE, **UNET, **VIDEO, **LTX, **AUDIO}
+MORE: dict[str, Callable[[], Setup]] = {**MODULAR, **OTHERS}  # by class: the rest of what diffusers exports
 
 
 def built(name: str) -> Setup:
     """Builds a pipeline of the table; always the same weights."""
     torch.manual_seed(0)
-    setup = TABLE[name]()
-    setup.pipe.set_progress_bar_config(disable=True)
+    setup = (TABLE | MORE)[name]()
+    if not is_modular(setup.pipe):
+        setup.pipe.set_progress_bar_config(disable=True)
     for part in setup.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
+    for denoiser in denoisers_of(setup.pipe) if name in MORE else ():
+        for weight in denoiser.parameters():
+            if weight.ndim > 1 and not weight.any():  # as it is initialised: it would answer nothing but zeros
+                torch.nn.init.normal_(weight, std=0.05)
     return setup
 
 
@@ -53,9 +61,15 @@ def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any)
     own |= {"generator": torch.Generator().manual_seed(sample), "num_inference_steps": setup.steps}
     names, any_other = parameters_of(pipe)
     own = {name: value for name, value in own.items() if any_other or name in names}
+    if not (is_modular(pipe) or takes_latent(pipe)):
+        own["output_type"] = "np"
+    if is_modular(pipe):
+        made = {one.name for one in pipe.blocks.intermediate_outputs}
+        own["output"] = next(name for name in ("segment_frames", "latent_chunks", "latents") if name in made)
     with fork_rng():
         torch.manual_seed(sample)  # some schedulers take no generator
-        return tensors(pipe(**own | dict(setup.call) | arguments | dict(setup.prompts[sample])))
+        given = own | dict(setup.call) | arguments | dict(setup.prompts[sample])
+        return tensors(pipe(**given) if is_modular(pipe) else call_classic(pipe, given))
 
 
 def tensors(value: Any) -> list[Tensor]:

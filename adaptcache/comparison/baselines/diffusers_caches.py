@@ -6,6 +6,7 @@ import inspect
 import io
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import diffusers
 import numpy as np
 
+from ...engines.diffusers.components import is_modular
 from ...hooks import StepHook
 from ...policies.magnitude import Magnitude
 from ...policies.uniform import Uniform
@@ -30,7 +32,15 @@ class DiffusersCache(Baseline):
     config: ClassVar[str]  # the class of its configuration
 
     def find_obstacle(self, case: Case) -> str | None:
-        return None if hasattr(case.denoisers[0], "enable_cache") else "this denoiser has no enable_cache"
+        if not hasattr(case.denoisers[0], "enable_cache"):
+            return "this denoiser has no enable_cache"
+        kind = type(case.pipe)
+        # Classic pipelines clear what these caches keep after each call, and say which branch they call.
+        if is_modular(case.pipe) and "_reset_stateful_cache" not in inspect.getsource(sys.modules[kind.__module__]):
+            return (
+                f"{kind.__name__} does not clear what it keeps between calls; the classic pipeline of the family does"
+            )
+        return None
 
     def build_config(self, case: Case, params: Params) -> Any:
         """Returns the configuration that `enable_cache` takes."""

@@ -20,10 +20,19 @@ from ...errors import AttachError
 from ...runs import SET_HERE, PipelineCall, Prompt, PromptSet, fork_rng
 from .components import find_denoisers, is_modular
 
-__all__ = ["call_pipeline", "check_arguments", "defaults_of", "named_inputs", "parameters_of", "without_decoding"]
+__all__ = [
+    "call_classic",
+    "call_pipeline",
+    "check_arguments",
+    "defaults_of",
+    "named_inputs",
+    "parameters_of",
+    "without_decoding",
+]
 
 OUTPUTS = ("images", "videos", "frames", "audio", "audios", "sound")  # what decoding blocks return
 LATENT = re.compile(r"""["']latent["']""")
+NO_LATENT: set[type] = set()  # pipelines that name the word, and fail to return latents (QwenImageLayeredPipeline)
 
 
 def parameters_of(pipe: Any) -> tuple[set[str], bool]:
@@ -95,10 +104,23 @@ def without_decoding(pipe: Any) -> Any:
 
 def takes_latent(pipe: Any) -> bool:
     """Whether a classic pipeline can return latents: whether its call, or that of a base class, names the word."""
+    if type(pipe) in NO_LATENT:
+        return False
     try:
         return any(LATENT.search(inspect.getsource(method)) for method in methods_of(pipe))
     except (OSError, TypeError):  # no source: as nearly all do
         return True
+
+
+def call_classic(pipe: Any, given: Mapping[str, Any]) -> Any:
+    """Calls a classic pipeline, decoded where it was asked for latents and does not know what to return then."""
+    try:
+        return pipe(**given)
+    except UnboundLocalError:
+        if given.get("output_type") != "latent":
+            raise
+        NO_LATENT.add(type(pipe))
+        return pipe(**{**given, "output_type": "np"})
 
 
 def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type: str = "latent") -> list[Any]:
@@ -127,7 +149,7 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
     with fork_rng():
         torch.manual_seed(seed)  # some schedulers take no generator
         if not is_modular(pipe):
-            return list(pipe(**given))
+            return list(call_classic(pipe, given))
         wanted = outputs_of(pipe) if decoded else ["latents"]
         # What decoding alone takes is not among the inputs of a pipeline that does not decode.
         found = pipe(**{name: value for name, value in given.items() if name in names}, output=wanted)

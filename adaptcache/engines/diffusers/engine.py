@@ -55,7 +55,7 @@ class DiffusersEngine:
             made = self._call(pipe, job)
         self.several_loops |= len(gate.done) > 1
         calls = tuple(tuple(branches) for loop in gate.done for branches in loop.calls)
-        return Outcome(list(np.asarray(made[0])) if job.decode else [], calls)
+        return Outcome(list(np.asarray(made[0])) if job.decode else [], calls, len(gate.done))
 
     def _call(self, pipe: Any, job: Job) -> list[Any]:
         """Calls a pipeline; ends the call where the hook follows one loop, and another one begins."""

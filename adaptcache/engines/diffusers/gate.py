@@ -257,6 +257,7 @@ class Gate:
         self.thread: int | None = None  # whose call is under way
         self.arguments: Mapping[str, Any] = {}  # of that call; empty outside of one
         self.followed = 0  # the steps of the loop of this call that the hook was told of last
+        self.stepped = 0  # loops of this call that are over and had steps: a call may only fill a key-value cache
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.apart = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
@@ -361,7 +362,7 @@ class Gate:
                 self.on_call(arguments)
                 self.thread, self.apart = threading.get_ident(), False
                 self.started, self._announced, self.done = next(self._starts), False, []
-                self.followed = 0
+                self.followed = self.stepped = 0
                 self._guard()
             yield
             if not nested:
@@ -452,7 +453,8 @@ class Gate:
             loop = self.loop = Loop(self._last)  # the same grid once more
         if self.followed and not loop.decided and not self.hook.follows_loops:
             # A hook that does not follow every grid has followed its own by now.
-            if len(times_of(loop.schedulers[0])) <= self.followed or not self.hook.follows(()):
+            shorter = len(times_of(loop.schedulers[0])) <= self.followed
+            if self.hook.loop is not None or shorter or not self.hook.follows(()):
                 self.loop = None
                 raise LoopDone
         side = id(module) in self._sides
@@ -571,7 +573,7 @@ class Gate:
         track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
         if len(loop.tracks) == 1:
             loop.times = times_of(scheduler)[track.position.begin :]
-            loop.told = self.hook.follows(loop.times)
+            loop.told = self.hook.loop in (None, self.stepped) and self.hook.follows(loop.times)
             if loop.told:
                 self.followed = len(loop.times)
                 self.hook.on_run_start(loop.times)
@@ -600,6 +602,7 @@ class Gate:
         if loop.decided:
             self._last = loop.schedulers
             self.done.append(loop.record)
+            self.stepped += bool(loop.tracks)
             if loop.told:
                 self.hook.on_run_end()
 
