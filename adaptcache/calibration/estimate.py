@@ -154,7 +154,7 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         return sum(each)
 
     def stages(plans: int) -> dict[str, float]:
-        pairs, judges = n * (n - 1) / 2, judges_for(effort, size.prompts)
+        pairs, judges = n * (n - 1) / 2, judges_for(effort, calls / n, size.prompts)
         searched = effort * n / (judges * calls)  # plans
         matched = PREVIEWS * skip
         seconds = (
