@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from ..runs import PromptSet, Setup
 from .match import Fit, Matching, match
 
 EFFORT = 12.0  # full runs of one prompt that a search may cost
-LEAST, PROPOSALS = 3, 6  # prompts that plans are judged on at least, and plans whose judging takes half of the effort
+LEAST, PROPOSALS = 3, 6  # prompts that judge at least, and plans whose judging takes a quarter of the effort
 FIRM = 10  # times the ridge where few prompts judge: fitted to these alone, weights hide what a plan lacks
 TRUST = (0.5, 0.25, 0.75, 0.0, 1.0)  # exponents of the measured sensitivity
 FARTHEST = 2  # steps that a call is moved by
@@ -146,7 +147,7 @@ def search_plan(
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))
     if asked := measurement.request:
-        options = {"guidance": asked.guidance, "variance": asked.variance, "history": fit.history}
+        options: dict[str, Any] = {"guidance": asked.guidance, "variance": asked.variance, "history": fit.history}
         proposals = list(dict.fromkeys([*proposals, instant(asked.sampler, calls, **options).plan]))
     near = [proposals[0], *moves(proposals[0], profile.steps)]
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
