@@ -180,8 +180,11 @@ def search_plan(
     rivals = [found for found in others if min(found.ends - best.ends) < 0]
     whole, price = dict[Steps, Matching](), len(prompts) * calls / profile.steps
     if rivals and spent + price <= effort:  # judges that disagree about where to begin are not enough
-        whole[best.plan] = one = match(setup, prompts, best.plan, measurement, fit)
+        counted = setup.stage(f"matching {calls} calls", 2 * profile.steps)
+        whole[best.plan] = one = match(setup, prompts, best.plan, measurement, fit, counted)
+        counted(profile.steps)
         whole[rivals[0].plan] = two = match(setup, prompts, rivals[0].plan, measurement, fit, begun=one)
+        report(round(spent + two.cost))
         spent, best = (spent + two.cost, best) if one.error <= two.error else (spent + one.cost, rivals[0])
     start = best
     while True:
