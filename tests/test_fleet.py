@@ -16,5 +16,5 @@ def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
     )  # fmt: skip
     expected = Size(STEPS, 4, 3, 2).passes()
     for stage, least in (("searching 4 calls", 1), ("matching 4 calls", 3 * 4)):  # plans that begin alike share that
-        assert least <= tally.stages.pop(stage) <= expected.pop(stage)
+        assert least <= tally.stages.pop(stage) <= expected.pop(stage) + 1  # that the sampler is read in
     assert dict(tally.stages) == expected and tally.open == 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import toy
 from conftest import CALL, STEPS, embedded, schedule_of
 from diffusers import (
     DDIMScheduler,
@@ -19,12 +21,14 @@ from diffusers import (
 )
 
 import adaptcache
-from adaptcache.calibration.fit import build_schedule, fit_schedule
+from adaptcache.calibration.fit import build_schedule, choose_plan, fit_schedule
 from adaptcache.calibration.match import Fit, match, target_output
-from adaptcache.calibration.search import moves, plans_for, search_plan
+from adaptcache.calibration.search import choose_judges, moves, plans_for, prompt_costs, search_plan
 from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.fitting.instant import instant
+from adaptcache.fitting.kernel import pair_errors
+from adaptcache.fitting.plan import plan_cost
 from adaptcache.forecasts.extrapolate import Extrapolate
 from adaptcache.policies.plan import Plan
 from adaptcache.presets import Preset
@@ -223,15 +227,51 @@ def test_a_search_finds_no_worse_plan_and_costs_no_more_than_it_may(pipe: FluxPi
     measured, fit = measure(setup, chosen), Fit()
     none = search_plan(setup, chosen, measured, 3, fit, effort=0.0)
     assert none.plan == none.start == next(iter(plans_for(measured.profile, 3))) and none.cost == none.tried == 0
-    found = search_plan(setup, chosen, measured, 3, fit, effort=20.0)
-    assert 0 < found.cost <= 20 and found.tried > 1
-    few = measured.head(2, 4)
+    found = search_plan(setup, chosen, measured, 3, fit, effort=8.0)
+    assert 0 < found.cost <= 8 and found.tried > 1 and len(found.judges) == 3
+    first = found.judges[0]
+    few, jury = replace(measured.head(3, 4, first=first), profile=measured.profile), chosen[first : first + 3]
+    firm = replace(fit, ridge=10 * fit.ridge)
     assert measured.request
-    begun = {*plans_for(measured.profile, 3), instant(measured.request.sampler, 3).plan}
-    best, start = (match(setup, chosen[:2], plan, few, fit).error for plan in (found.plan, found.start))
-    assert best <= start == min(match(setup, chosen[:2], plan, few, fit).error for plan in begun)
+    proposals = {*plans_for(measured.profile, 3), instant(measured.request.sampler, 3).plan}
+    ends = {plan: match(setup, jury, plan, few, firm).ends for plan in (found.plan, *proposals)}
+    assert ends[found.plan].mean() <= ends[found.start].mean()  # no move made it worse
+    if not found.whole:  # else all prompts have chosen between two
+        assert ends[found.start].mean() == min(ends[plan].mean() for plan in proposals)
     made = fit_schedule(setup, chosen, measured, 3, effort=2.0).made["search"]
-    assert made["full_runs"] <= 2 + 2 * 4 * 3 / STEPS and made["gain_db"] >= 0
+    assert made["full_runs"] <= 2 + 2 * 4 * 3 / STEPS
+
+
+def test_prompts_that_did_not_judge_decide_about_plans(pipe: FluxPipeline, prompts: list) -> None:
+    setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
+    best, compared, found = choose_plan(setup, chosen, measure(setup, chosen), 3, effort=8.0)
+    others = [number for number in range(4) if number not in found.judges]
+    assert len(others) == 1 and compared[0].plan == found.start
+    assert best.ends[others].mean() <= compared[0].ends[others].mean()  # never below the proposal
+    assert best.error == pytest.approx(np.exp(best.ends.mean()))
+
+
+def test_those_judge_who_say_what_all_say() -> None:
+    full = toy.profile(9)
+    odd = full.gram[0][::-1, ::-1] * np.geomspace(1, 100, len(full.gram[0]))[:, None]
+    profile = replace(full, gram=np.stack([(odd + odd.T) / 2 + 1e3 * np.eye(len(odd)), *[full.gram[0]] * 6]))
+    plans = list(plans_for(full, 3))
+    assert choose_judges(profile, plans, 2, 7) >= 1 and choose_judges(profile, plans, 7, 7) == 0
+    assert choose_judges(profile, plans, 2, 3) in (1, 3, 4)  # within one run, or from the beginning of one
+    errors, weights = pair_errors(full.gram[0], latents=True), full.sensitivity**0.5
+    for plan in plans:
+        assert prompt_costs(full, plan)[0] == pytest.approx(plan_cost(errors, weights, plan))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_what_was_measured_on_some_prompts_is_cut_out_of_any_runs(
+    pipe: FluxPipeline, prompts: list, batch: int
+) -> None:
+    setup, chosen = CALL.of(pipe, batch_size=batch), PromptSet.of(prompts[:4])
+    cut, alone = measure(setup, chosen).head(2, batch, first=2), record(setup, chosen[2:4])
+    assert len(cut.runs) == len(alone.runs) and cut.profile.gram.shape[0] == 2
+    for here, there in zip(cut.runs, alone.runs, strict=True):
+        torch.testing.assert_close(here.y[0][-1], there.y[0][-1])
 
 
 def test_calls_are_moved_alone_and_in_pairs_within_the_run() -> None:

@@ -18,17 +18,13 @@ from toy import Pipe
 
 import adaptcache
 from adaptcache.cache import Cache
-from adaptcache.calibration.fit import build_schedule
-from adaptcache.calibration.match import match
-from adaptcache.calibration.search import plans_for
+from adaptcache.calibration.fit import fit_schedule
 from adaptcache.engines import make_setup
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.fitting.plan import move_call, plan_cost
-from adaptcache.policies.plan import Plan
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
-from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.tuning import Tuned
 from adaptcache.tuning import study as studies
@@ -112,25 +108,18 @@ def test_the_tuned_schedule_is_what_its_front_says(flux: tuple[Tuned, list[Any]]
     assert found.schedule.evidence.psnr["mean"] == pytest.approx(np.mean(values), abs=1e-3)
 
 
-def best_start(pipe: Any, prompts: list[Any], steps: int, calls: int, **options: Any) -> Schedule:
-    """Returns the best of the plans that calibrating begins with, fitted to all prompts."""
+def calibrated(pipe: Any, prompts: list[Any], steps: int, calls: int, **options: Any) -> Schedule:
+    """Returns what calibrating on all prompts finds."""
     setup, _ = make_setup(pipe, steps, options)
     chosen = PromptSet.of(prompts)
-    measured = measure(setup, chosen)
-    times = tuple(map(float, measured.profile.times))
-    found = [match(setup, chosen, plan, measured) for plan in sorted(plans_for(measured.profile, calls))]
-    best = min(found, key=lambda one: one.error)
-    rule = Rule(policy=Plan.of(best.plan, times).with_signals(best.seen), forecast=best.forecast)
-    return build_schedule(setup, measured.profile, (rule,))
+    return fit_schedule(setup, chosen, measure(setup, chosen), calls)
 
 
-def test_it_is_what_calibrating_begins_with_or_surely_better_on_the_select_prompts(
-    flux: tuple[Tuned, list[Any]],
-) -> None:
+def test_it_is_what_calibrating_finds_or_surely_better_on_the_select_prompts(flux: tuple[Tuned, list[Any]]) -> None:
     found, prompts = flux
     (point,) = found.front.points
     options: dict[str, Any] = {"pipe_kwargs": CALL.arguments, "batch_size": 5, "progress": False}
-    start = best_start(tiny_flux(), prompts[:9], STEPS, 4, **options)
+    start = calibrated(tiny_flux(), prompts[:9], STEPS, 4, **options)
     plan = tuple(start.rules[0].policy.steps(start.grid.times))
     evaluator = begin(tiny_flux(), prompts[:9], STEPS, max_calls=4, **options).evaluator
     values = [value for rung in evaluator.judge(evaluator.fit(Candidate(plan))[0]) for value in rung]
@@ -139,11 +128,10 @@ def test_it_is_what_calibrating_begins_with_or_surely_better_on_the_select_promp
 
 
 @pytest.mark.parametrize("calls", [2, 3, 5])
-def test_with_no_trials_but_the_first_it_is_the_best_that_calibrating_begins_with(calls: int) -> None:
-    start = best_start(Pipe(), WORDS[:6], 8, calls, batch_size=3, progress=False)
-    needed = len(toy_search(None, speed=None, max_calls=calls).sampler.starts(calls))
-    found = toy_tuned(None, speed=None, max_calls=calls, trials=needed)
-    assert found.front.points[0].gain > 0 or found.schedule.rules == start.rules
+def test_with_no_trial_but_the_first_it_is_what_calibrating_finds(calls: int) -> None:
+    start = calibrated(Pipe(), WORDS[:6], 8, calls, batch_size=3, progress=False)
+    found = toy_tuned(None, speed=None, max_calls=calls, trials=1)
+    assert found.front.points[0].gain == 0 and found.schedule.rules == start.rules
 
 
 def test_the_whole_front_rises_and_its_points_run() -> None:
@@ -354,7 +342,7 @@ def test_a_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         ({"speed": None, "min_psnr": 120.0}, "nothing reaches 120 dB"),
         ({"trials": 0}, "trials must be above 0, got 0"),
-        ({"speed": None, "trials": 1}, r"the first \d+ trials are what calibrate begins with, got 1"),
+        ({"speed": None, "trials": 1}, r"the first \d+ trials are what calibrate finds, got 1"),
         ({"timeout": -1.0}, "timeout must be above 0, got -1"),
         ({"eval_prompts": WORDS[5:]}, "held-out prompt 0 is the same as calibration prompt 5"),
         ({"resume": True}, "nothing can be resumed from memory"),
@@ -392,13 +380,10 @@ def trial(number: int, candidate: Candidate, value: float | None, psnr: Any = ()
     return made
 
 
-def sampler_of(target: Target, choices: Any, steps: int = 28, starts: bool = False) -> MoveSampler:
+def sampler_of(target: Target, choices: Any, steps: int = 28) -> MoveSampler:
     from toy import profile
 
-    sampler = MoveSampler(profile(steps), target, choices, trials=99, seed=0)
-    if not starts:
-        sampler.starts = lambda calls: [Candidate(tuple(range(calls)))]  # type: ignore[method-assign]
-    return sampler
+    return MoveSampler(lambda calls: tuple(range(calls)), profile(steps), target, choices, trials=99, seed=0)
 
 
 def test_a_candidate_is_the_parameters_of_its_trial() -> None:
@@ -408,14 +393,14 @@ def test_a_candidate_is_the_parameters_of_its_trial() -> None:
     assert all(getattr(Candidate((0,)), name) in values for name, values in SPACE.items())
 
 
-def test_what_calibrate_chooses_from_is_tried_first_and_nothing_twice() -> None:
-    sampler, made = sampler_of(Target(speed=3), [4], 12, starts=True), list[Any]()
+def test_what_calibrate_finds_is_tried_first_and_nothing_twice() -> None:
+    sampler, made = sampler_of(Target(speed=3), [4], 12), list[Any]()
     for number in range(40):
         candidate = sampler.propose(number, made)
         assert candidate and len(candidate.plan) == 4 and candidate.plan[0] == 0
         made.append(trial(number, candidate, float(number % 7)))
     tried = [Candidate.suggest(one, 12) for one in made]
-    assert set(tried[: len(sampler.starts(4))]) == set(sampler.starts(4)) and len(set(tried)) == 40
+    assert tried[0] == sampler.start(4) and len(set(tried)) == 40
 
 
 def test_a_quality_is_looked_for_by_bisection() -> None:
@@ -483,8 +468,8 @@ def test_final_latents_that_are_far_off_end_a_trial_before_any_image() -> None:
     search.run()
     why = [one.user_attrs["why"] for one in search.finished if not one.intermediate_values]
     assert why and all("times as wrong as the best" in one for one in why)
-    starts = [one for one in search.finished if Candidate.suggest(one, 8) in search.sampler.starts(4)]
-    assert starts and all(one.state.name == "COMPLETE" for one in starts)  # these never are
+    starts = [one for one in search.finished if Candidate.suggest(one, 8) == search.sampler.start(4)]
+    assert starts and all(one.state.name == "COMPLETE" for one in starts)  # that never is
 
 
 def test_leaders_are_ranked_and_gains_have_an_error() -> None:

@@ -46,7 +46,7 @@ class Size:
         Arguments:
             plans: How many are matched on all prompts. Searching and matching may cost less: beginnings are shared.
         """
-        judges = judges_for(self.effort, self.prompts)
+        judges = judges_for(self.effort, self.calls / self.steps, self.prompts)
         stages = {
             "full runs": self.prompts * self.steps,
             "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
@@ -155,7 +155,7 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         return sum(each)
 
     def stages(plans: int) -> dict[str, float]:
-        pairs, judges = n * (n - 1) / 2, judges_for(effort, size.prompts)
+        pairs, judges = n * (n - 1) / 2, judges_for(effort, calls / n, size.prompts)
         searched = effort * n / (judges * calls)  # plans
         matched = PREVIEWS * skip
         seconds = (

@@ -18,9 +18,38 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import LoopPlan, Schedule
 from .match import Fit, Matching, match
 from .refine import refine
-from .search import EFFORT, search_plan
+from .search import EFFORT, Search, search_plan
 
 SEARCHED = 0.3  # of a large effort, that goes into the plan; the rest goes into its weights
+
+
+def choose_plan(
+    setup: Setup,
+    prompts: PromptSet,
+    measurement: Measurement,
+    calls: int,
+    fit: Fit = Fit(),  # noqa: B008 - frozen
+    effort: float = EFFORT,
+) -> tuple[Matching, list[Matching], Search]:
+    """Searches a plan of `calls` computed steps, and compares on all prompts what came of it.
+
+    The plan that the search found and that it began with are matched on all prompts. On those that did not judge, what
+    was found has to be better by more than the standard error of that. The arguments are those of `fit_schedule`.
+
+    Returns:
+        The best of them; all of them, beginning with that of the planner's proposals; and the search.
+    """
+    steps = measurement.profile.steps
+    found = search_plan(setup, prompts, measurement, calls, fit, min(effort, max(EFFORT, SEARCHED * effort)))
+    plans, matchings = list(dict.fromkeys((found.start, found.plan))), list[Matching]()
+    for number, plan in enumerate(plans):
+        report, first = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps), matchings[:1]
+        matchings.append(found.whole.get(plan) or match(setup, prompts, plan, measurement, fit, report, *first))
+        report(steps)  # the last steps may have no weights
+    unseen = [number for number in range(len(prompts)) if number not in found.judges] or found.judges
+    gains = matchings[0].ends[unseen] - matchings[-1].ends[unseen]
+    sure = gains.mean() > (gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0)
+    return matchings[-1 if sure else 0], matchings, found
 
 
 def fit_schedule(
@@ -33,32 +62,23 @@ def fit_schedule(
 ) -> Schedule:
     """Plans `calls` computed steps and matches their weights.
 
-    The plan that the search found is compared with that it began with on all prompts.
-
     Arguments:
         setup: Who runs, and how.
         prompts: The prompts of the measurement.
         measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
         fit: What the forecast may use.
-        effort: Full runs of one prompt that the search of the plan may cost.
+        effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
     """
     profile = measurement.profile
     times = tuple(map(float, profile.times))
-    found = search_plan(setup, prompts, measurement, calls, fit, min(effort, max(EFFORT, SEARCHED * effort)))
-    plans, matchings = list(dict.fromkeys((found.plan, found.start))), list[Matching]()
-    for number, plan in enumerate(plans):  # a few prompts may have been wrong about them
-        report = setup.stage(f"matching {calls} calls", len(plans) * len(times), number * len(times))
-        matchings.append(match(setup, prompts, plan, measurement, fit, report, matchings[0] if matchings else None))
-        report(len(times))  # the last steps may have no weights
-    best = min(matchings, key=lambda matching: matching.error)
-    refined = 0.0
+    best, compared, found = choose_plan(setup, prompts, measurement, calls, fit, effort)
+    cost = found.cost + sum(matching.cost for matching in compared)
     if setup.ranks.size == 1:
         best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - found.cost)
-        refined = best.cost
+        cost += best.cost
     rule = Rule(policy=Plan.of(best.plan, times).with_signals(best.seen), forecast=best.forecast)
-    cost = found.cost + sum(matching.cost for matching in matchings) + refined
-    gain = 10 * math.log10(matchings[-1].error / best.error)
+    gain = 10 * math.log10(compared[0].error / best.error)
     spent = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": spent}
     return build_schedule(setup, profile, (rule,), about)

@@ -253,6 +253,7 @@ class Matching:
         times: The times of its steps.
         forced: Whether calls were made that the plan does not have: then no other run can begin like these.
         paths: How the runs of this rank's batches went.
+        ends: The logarithms of the squared errors that `error` is the mean of, by prompt, for paired tests.
     """
 
     forecast: Matched
@@ -263,6 +264,7 @@ class Matching:
     times: tuple[float, ...] = ()
     forced: bool = False
     paths: list[Path] = field(default_factory=list, compare=False, repr=False)
+    ends: Array = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
 
 def match(
@@ -352,14 +354,17 @@ def match(
                 known_row = fit_open_loop(profile.gram.mean(axis=0), index, known)
                 own_rows[index] = table[lead][index] or (*map(float, known_row), *[0.0] * columns(fit, len(known)))
     forecast = Matched(history=fit.history, features=fit.features, table=(tuple(map(tuple, table)),))
-    ends = np.concatenate(in_order(ranks.exchange([hook.errors for hook in hooks])))
+    errors = in_order(ranks.exchange([hook.errors for hook in hooks]))
+    logs = (np.log(np.maximum(of_tracks, EXACT)) for of_tracks in errors)
+    ends = np.concatenate([log.reshape(-1, len(job)).mean(0) for log, job in zip(logs, jobs, strict=True)])
     innovations = in_order(ranks.exchange([hook.innovations for hook in hooks]))
     seen = map(np.concatenate, zip(*innovations, strict=True))
-    error = float(np.exp(np.log(np.maximum(ends, EXACT)).mean()))
+    error = float(np.exp(ends.mean()))
     paid = sum(itertools.chain(*ranks.exchange(sorted(cost))))
     paths = [hook.path for hook in hooks]
     forced = any(ranks.exchange(any(hook.forced for hook in hooks)))
-    return Matching(forecast, error, list(zip(signals, seen, strict=True)), paid, tuple(plan), times, forced, paths)
+    shown = list(zip(signals, seen, strict=True))
+    return Matching(forecast, error, shown, paid, tuple(plan), times, forced, paths, ends)
 
 
 def columns(fit: Fit, outputs: int) -> int:

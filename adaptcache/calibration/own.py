@@ -28,7 +28,7 @@ from ..schedule.schedule import Schedule
 from .fit import build_schedule
 from .match import Fit, Matching, match
 from .refine import refine
-from .search import EFFORT, judges_for, search_plan
+from .search import EFFORT, choose_judges, judges_for, plans_for, search_plan
 
 SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
 SIZE, LEAST, WIDER = (
@@ -96,33 +96,36 @@ def fit_own_times(
     full, steps = tuple(map(float, measurement.profile.times)), measurement.profile.steps
     plan = search_plan(setup, prompts, measurement, calls, fit, min(EFFORT / 2, SHARES[0] * effort))
     total, effort = effort, max(min(effort, EFFORT), SHARES[1] * effort)
-    judges = judges_for(effort, len(prompts))
-    few, spent = measurement.head(judges, setup.batch_size), plan.cost
+    count = judges_for(effort, calls / steps, len(prompts))
+    one = choose_judges(measurement.profile, plans_for(measurement.profile, calls), count, setup.batch_size)
+    everyone, jury = (prompts, measurement), (
+        prompts[one : one + count], measurement.head(count, setup.batch_size, first=one)
+    )  # fmt: skip
+    spent = plan.cost
     report = setup.stage(f"searching {calls} times", max(round(effort - spent), 1))
 
-    def judge(times: Times, who: int, begun: Matching | None = None) -> Matching:
-        source = few if who == judges else measurement
-        here = measured_at(setup, prompts[:who], source, times)
-        found = match(setup, prompts[:who], range(calls), here, fit, begun=begun)
+    def judge(times: Times, who: tuple[PromptSet, Measurement], begun: Matching | None = None) -> Matching:
+        here = measured_at(setup, *who, times)
+        found = match(setup, who[0], range(calls), here, fit, begun=begun)
         # Costs are counted in runs of as many steps as calls.
         return replace(found, cost=found.cost * calls / steps)
 
     start, first = (tuple(full[step] for step in steps) for steps in (plan.plan, plan.start))
-    best = judge(start, judges)
+    best = judge(start, jury)
     spent += best.cost
     tried, sizes = 1, dict.fromkeys(((m, way) for m in range(1, calls) for way in (-1, 1)), SIZE)
     queue = sorted(sizes, key=lambda key: -key[0])  # late ones cost least
     while queue and max(sizes.values()) > LEAST:
         m, way = key = queue.pop(0)
-        price = judges * (calls - m + 1) / steps
+        price = count * (calls - m + 1) / steps
         if spent + price > effort:
-            if spent + 2 * judges / steps > effort:
+            if spent + 2 * count / steps > effort:
                 break
             continue
         around = (best.times[m - 1], *best.times[m:], 0.0)
         gap = around[0] - around[1] if way > 0 else around[1] - around[2]
         times = (*best.times[:m], best.times[m] + way * sizes[key] * gap, *best.times[m + 1 :])
-        found = judge(times, judges, best)
+        found = judge(times, jury, best)
         spent, tried = spent + found.cost, tried + 1
         report(round(spent - plan.cost))
         gains = found.error < best.error
@@ -131,9 +134,10 @@ def fit_own_times(
         sizes[key] = min(sizes[key], 0.8)
         queue.insert(0, key) if gains else queue.append(key)
     report(max(round(effort - plan.cost), 1))
-    ends = [judge(times, len(prompts)) for times in dict.fromkeys((best.times, start, first))]
+    ends = [judge(times, everyone) for times in dict.fromkeys((best.times, start, first))]
     spent += sum(end.cost for end in ends)
-    final = min(ends, key=lambda end: end.error)
+    unseen = [k for k in range(len(prompts)) if k not in range(one, one + count)] or range(count)
+    final = min(ends, key=lambda end: float(end.ends[unseen].mean()))
     here = measured_at(setup, prompts, measurement, final.times)
     final = refine(setup, prompts, here, replace(final, cost=0.0), fit, (total - spent) * steps / calls)
     spent += final.cost * calls / steps

@@ -2,16 +2,21 @@
 
 What a plan is worth is the error that matched runs end with, which the planner's model knows roughly: it takes errors
 to add up. So the model only says in which order plans are tried. Two plans that begin alike share the runs up to the
-first difference, and the calls that are made for it are counted.
+first difference, and the calls that are made for it are counted. Prompts disagree about plans, so those judge that say
+what all of them would.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from ..fitting.kernel import Array, solve_ridge
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -19,9 +24,8 @@ from ..runs import PromptSet, Setup
 from .match import Fit, Matching, match
 
 EFFORT = 12.0  # full runs of one prompt that a search may cost
-JUDGES = (
-    2  # prompts that plans are judged on: many plans on a few find more than a few on many, until these are overfit
-)
+LEAST, PROPOSALS = 3, 6  # prompts that judge at least, and plans whose judging takes a quarter of the effort
+FIRM = 10  # times the ridge where few prompts judge: fitted to these alone, weights hide what a plan lacks
 TRUST = (0.5, 0.25, 0.75, 0.0, 1.0)  # exponents of the measured sensitivity
 FARTHEST = 2  # steps that a call is moved by
 
@@ -37,12 +41,16 @@ class Search:
         start: The best of those it began with.
         tried: How many plans were matched.
         cost: Denoiser calls made, in full runs of one prompt.
+        judges: The numbers of the prompts that judged.
+        whole: Plans that were matched on all prompts, as the judges disagreed about where to begin.
     """
 
     plan: Steps
     start: Steps
     tried: int
     cost: float
+    judges: Sequence[int]
+    whole: Mapping[Steps, Matching] = field(default_factory=dict, repr=False)
 
 
 def plans_for(profile: Profile, calls: int) -> dict[Steps, str]:
@@ -72,9 +80,51 @@ def moves(plan: Steps, steps: int) -> Iterator[Steps]:
                 yield tuple(moved)
 
 
-def judges_for(effort: float, prompts: int) -> int:
-    """Returns on how many prompts plans are judged."""
-    return min(JUDGES if effort < 2 * EFFORT else 2 * JUDGES, prompts)
+def judges_for(effort: float, budget: float, prompts: int) -> int:
+    """Returns on how many prompts plans of a budget are judged."""
+    return min(max(round(effort / (4 * PROPOSALS * budget)), LEAST), prompts)
+
+
+def choose_judges(profile: Profile, plans: Iterable[Steps], count: int, batch_size: int) -> int:
+    """Returns the first of `count` prompts in a row that say most nearly what all of them say of plans.
+
+    Prompts disagree about plans. Each one's own inner products tell what errors to expect, so those that judge for all
+    can be chosen before anything is run.
+    """
+    costs = np.log([prompt_costs(profile, plan) for plan in plans])  # (plans, prompts)
+    costs -= costs.mean(axis=0)
+    rows = range(costs.shape[1] - count + 1)
+    able = [first for first in rows if first % batch_size == 0 or first % batch_size + count <= batch_size]
+    return min(able, key=lambda first: np.square(costs[:, first : first + count].mean(1) - costs.mean(1)).sum())
+
+
+def prompt_costs(profile: Profile, plan: Sequence[int]) -> Array:
+    """Returns the sum of weighted forecast errors of a plan by prompt, with shape (P,)."""
+    gram, steps, latents = profile.gram, profile.steps, profile.gram.shape[-1] > profile.steps
+    total, weights = np.full(len(gram), np.finfo(float).tiny), profile.sensitivity ** TRUST[0]
+    for i in sorted(set(range(steps)) - set(plan)):
+        known = [step for step in reversed(plan) if step < i][:2]
+        sources = [*known, *(steps + step for step in (*known, 0, i) if latents)]
+        inner, moment = gram[:, sources][:, :, sources], gram[:, sources, i]
+        prior = np.zeros_like(moment)
+        prior[:, 0] = 1.0
+        w = solve_ridge(inner, moment, prior)
+        error = gram[:, i, i] - 2 * (w * moment).sum(1) + np.einsum("pk,pkl,pl->p", w, inner, w)
+        total += weights[i] * np.maximum(error, 0.0)
+    return total
+
+
+def plan_costs(errors: Array, sensitivity: Array, plan: Steps) -> list[float]:
+    """Returns the logarithm of what the planner expects of a plan, for each trust in the sensitivity."""
+    tiny = np.finfo(float).tiny
+    return [math.log(max(plan_cost(errors, sensitivity**trust, plan), tiny)) for trust in TRUST]
+
+
+def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
+    """Returns the number of the trust whose costs rise and fall most like what plans were worth."""
+    spread = np.array(costs) - np.mean(costs, axis=0)
+    norms = np.linalg.norm(spread, axis=0)
+    return int(np.argmax((np.array(ends) - np.mean(ends)) @ spread / np.where(norms > 0, norms, np.inf)))
 
 
 def search_plan(
@@ -84,44 +134,63 @@ def search_plan(
 
     Arguments:
         setup: Who runs, and who shares the batches.
-        prompts: The prompts of the measurement; the first few judge.
+        prompts: The prompts of the measurement; a few of them judge.
         measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
         fit: What the forecasts may use.
         effort: Full runs of one prompt that it may cost; the planner's first proposal costs nothing.
     """
-    profile, judges = measurement.profile, judges_for(effort, len(prompts))
-    errors, weights = profile.errors, profile.sensitivity ** TRUST[0]
-    few = measurement.head(judges, setup.batch_size, setup.ranks)
+    profile = measurement.profile
+    judges = judges_for(effort, calls / profile.steps, len(prompts))
+    costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
+    proposals = list(plans_for(profile, calls))
+    if measurement.request:
+        proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
+    near = [proposals[0], *moves(proposals[0], profile.steps)]
+    first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
+    few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
+    few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
     spent, matchings, report = 0.0, 0, setup.stage(f"searching {calls} calls", max(round(effort), 1))
-    tried = set[Steps]()
+    tried = dict[Steps, float]()  # with the logarithms of their errors; of those that cost too much: infinity
 
     def judge(plan: Steps, begun: Matching | None) -> Matching | None:
         """Returns what a plan is worth, or None where that costs more than is left."""
         nonlocal spent, matchings
         alike = min(set(plan) ^ set(begun.plan)) if begun else 0
         price = judges * (sum(step >= alike for step in plan) + (alike > 0)) / profile.steps
-        tried.add(plan)
+        tried[plan] = math.inf
         left = math.floor((effort - spent - price) * profile.steps / judges + 1e-9)  # calls of each judge
         if left < 0 or left == 1:  # which no move could use: what was announced is spent to the last call
             return None
-        found = match(setup, prompts[:judges], plan, few, fit, begun=begun)
-        spent, matchings = spent + found.cost, matchings + 1
+        found = match(setup, jury, plan, few, firm, begun=begun)
+        spent, matchings, tried[plan] = spent + found.cost, matchings + 1, math.log(found.error)
         report(round(spent))
         return found
 
-    proposals = list(plans_for(profile, calls))
-    if measurement.request:
-        proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
-    matched = [found for plan in proposals if (found := judge(plan, None))]
+    matched = list[Matching]()
+    for plan in proposals:
+        shared = max(matched, key=lambda found: min(set(plan) ^ set(found.plan)), default=None)
+        matched += filter(None, [judge(plan, shared)])
     if not matched:
-        return Search(proposals[0], proposals[0], 0, 0.0)
-    best = start = min(matched, key=lambda found: found.error)
+        return Search(proposals[0], proposals[0], 0, 0.0, range(first, first + judges))
+    best, *others = sorted(matched, key=lambda found: found.error)
+    rivals = [found for found in others if min(found.ends - best.ends) < 0]
+    whole, price = dict[Steps, Matching](), len(prompts) * calls / profile.steps
+    if rivals and spent + price <= effort:  # judges that disagree about where to begin are not enough
+        counted = setup.stage(f"matching {calls} calls", 2 * profile.steps)
+        whole[best.plan] = one = match(setup, prompts, best.plan, measurement, fit, counted)
+        counted(profile.steps)
+        whole[rivals[0].plan] = two = match(setup, prompts, rivals[0].plan, measurement, fit, begun=one)
+        report(round(spent + two.cost))
+        spent, best = (spent + two.cost, best) if one.error <= two.error else (spent + one.cost, rivals[0])
+    start = best
     while True:
-        near = sorted(set(moves(best.plan, profile.steps)) - tried, key=lambda plan: plan_cost(errors, weights, plan))
+        known = {plan: error for plan, error in tried.items() if error < math.inf}
+        trust = most_alike([costs(plan) for plan in known], list(known.values()))
+        near = sorted(set(moves(best.plan, profile.steps)) - set(tried), key=lambda plan: costs(plan)[trust])
         better = (found for plan in near if (found := judge(plan, best)) and found.error < best.error)
         if (found := next(better, None)) is None:
             break
         best = found
     report(max(round(effort), 1))
-    return Search(best.plan, start.plan, matchings, spent)
+    return Search(best.plan, start.plan, matchings, spent, range(first, first + judges), whole)

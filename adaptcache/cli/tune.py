@@ -53,7 +53,7 @@ def tune(
     json: Json = False,
     join: Annotated[bool, Option(hidden=True)] = False,  # a worker: makes trials, writes nothing
 ) -> None:
-    """Find the schedule for a target by trials, starting from what calibrate begins with.
+    """Find the schedule for a target by trials, starting from what calibrate finds.
 
     Each trial runs the model. A killed search continues with --resume. Writes a schedule and its front.
 

@@ -61,19 +61,25 @@ class Measurement:
     own: bool = False
     request: InstantRequest | None = None
 
-    def head(self, count: int, batch_size: int, ranks: Ranks = ALONE) -> Measurement:
-        """Returns what was measured on the first `count` prompts, in runs of `batch_size`."""
-        profile, every = self.profile, len(self.profile.gram)
+    def head(self, count: int, batch_size: int, ranks: Ranks = ALONE, first: int = 0) -> Measurement:
+        """Returns what was measured on `count` prompts, in runs of `batch_size`.
+
+        They are the first ones, or begin elsewhere: with a run, or with what one run has.
+        """
+        profile, every, last = self.profile, len(self.profile.gram), first + count
         names = ("gram", "magnitude", "change_in", "change_out", "sensitivities")
-        runs: list[Trajectory] = []
-        firsts = range(0, every, batch_size)
-        for number, run in zip(ranks.own(len(firsts)), self.runs, strict=True):
-            first = firsts[number]
-            samples = min(batch_size, every - first)
-            if first < count:
-                runs.append(run.head(min(samples, count - first), of=samples))
-        cut = {name: getattr(profile, name)[:count] for name in names}
-        return replace(self, profile=replace(profile, **cut), runs=runs)
+        parts = dict[int, Trajectory]()  # by the first prompt of a run
+        begins = range(0, every, batch_size)
+        for number, run in zip(ranks.own(len(begins)), self.runs, strict=True):
+            begin = begins[number]
+            end = min(begin + batch_size, every)
+            if (start := max(begin, first)) < (stop := min(end, last)):
+                parts[begin] = run.head(stop - start, of=end - begin, first=start - begin)
+        if first:  # another rank may have them
+            every_part = {begin: part for found in ranks.exchange(parts) for begin, part in found.items()}
+            parts = {n: sorted(every_part.items())[n][1] for n in ranks.own(len(every_part))}
+        cut = {name: getattr(profile, name)[first:last] for name in names}
+        return replace(self, profile=replace(profile, **cut), runs=list(parts.values()))
 
 
 def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement:

@@ -51,11 +51,12 @@ class Trajectory:
             u.shape == x.shape for us, xs in zip(self.u, self.x, strict=True) for u, x in zip(us, xs, strict=True)
         )
 
-    def head(self, samples: int, of: int) -> Trajectory:
-        """Returns the trajectory of the first samples of a batch."""
+    def head(self, samples: int, of: int, first: int = 0) -> Trajectory:
+        """Returns the trajectory of some samples of a batch, by default of the first ones."""
 
         def cut(tracks: list[list[Tensor]]) -> list[list[Tensor]]:
-            return [[value[: len(value) * samples // of] for value in track] for track in tracks]
+            last = first + samples
+            return [[v[first * len(v) // of : last * len(v) // of] for v in track] for track in tracks]
 
         return replace(self, u=cut(self.u), x=cut(self.x), y=cut(self.y))
 

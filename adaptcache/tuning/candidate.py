@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from ..calibration.search import TRUST
 from ..forecasts.matched import Feature
 
 FEATURES: dict[str, tuple[Feature, ...]] = {
@@ -15,7 +14,7 @@ FEATURES: dict[str, tuple[Feature, ...]] = {
 }  # fmt: skip
 MOVES = {"shift": 0.55, "shift two": 0.15, "swap": 0.1, "history": 0.05, "features": 0.04, "ridge": 0.11}
 SPACE: dict[str, list[Any]] = {
-    "origin": [*(f"planner, trust {trust:g}" for trust in TRUST), "even steps", *MOVES],
+    "origin": ["calibrate", *MOVES],
     "history": [1, 2, 3, 4, 5, 6], "features": list(FEATURES),
     "ridge": [1e-9, 1e-8, 1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1],
 }  # fmt: skip
@@ -29,7 +28,7 @@ class Candidate:
     history: int = 4
     features: str = "past_x+x+x0"
     ridge: float = 1e-5
-    origin: str = field(default="even steps", compare=False)
+    origin: str = field(default="calibrate", compare=False)
 
     @classmethod
     def suggest(cls, trial: Any, steps: int) -> Self:

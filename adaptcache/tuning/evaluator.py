@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from ..calibration.fit import build_schedule
+from ..calibration.fit import build_schedule, choose_plan
 from ..calibration.match import Fit, match
 from ..evaluation.generate import check_images, generate, reference_images
 from ..evaluation.metrics import psnr
@@ -48,6 +48,10 @@ class CandidateEvaluator:
         times = tuple(map(float, self.measurement.profile.times))
         rule = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
         return build_schedule(self.setup, self.measurement.profile, (rule,))
+
+    def choose_plan(self, calls: int) -> tuple[int, ...]:
+        """Returns the plan that `calibrate` finds."""
+        return choose_plan(self.setup, self.prompts, self.measurement, calls)[0].plan
 
     def fit(self, candidate: Candidate, everything: bool = False) -> tuple[Rule, float]:
         """Returns the rule of a candidate, fitted on the first half or everything, and its final error."""

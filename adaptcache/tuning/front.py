@@ -35,7 +35,7 @@ class Point(Part):
 
     calls: Annotated[int, Field(ge=1, le=4096)]  # steps whose denoiser is called
     select: Summary  # decibels on the select prompts, when it was fitted without them: mean and 5th percentile
-    gain: FiniteFloat = 0.0  # mean decibels more there than what `calibrate` begins with; 0 where that was taken
+    gain: FiniteFloat = 0.0  # mean decibels more there than what `calibrate` finds; 0 where that was taken
     origin: Line = ""  # how it was found
     schedule: Schedule  # fitted on all calibration prompts, with evidence from the held-out ones if there are any
 
@@ -103,7 +103,7 @@ class Tuned:
     schedule: Schedule  # the one that meets the target; of a whole front the slowest, which is the best
     front: Front  # all that are worth having: one point where the target fixes the calls
     sentence: str  # what was found, for people
-    # mean decibels more than what `calibrate` begins with, on held-out prompts, and their standard error; None
+    # mean decibels more than what `calibrate` finds, on held-out prompts, and their standard error; None
     # without them, and where the target fixes no number of calls
     gained: tuple[float, float] | None
     study: str  # the name of the study in the storage
@@ -169,16 +169,14 @@ def conclude(search: Search) -> Tuned:
 def find_winners(search: Search) -> list[tuple[Any, Any]]:
     """Returns the best trials by rising calls, each better than those before, beside that of `calibrate`.
 
-    The best of many noisy values was lucky too: it has to beat what `calibrate` begins with, the plan whose
-    runs end closest when it is fitted on all prompts, by more than two standard errors.
+    The best of many noisy values was lucky too: it has to beat what `calibrate` finds by more than two
+    standard errors.
     """
     found: list[tuple[Any, Any]] = []
     for calls in search.sampler.choices:
-        best, starts = leaders(search.finished, calls), search.sampler.starts(calls)
+        best = leaders(search.finished, calls)
         tried = {Candidate.suggest(trial, search.steps): trial for trial in best}
-        ends = {one: search.evaluator.fit(one, True)[1] for one in starts if one in tried}
-        if ends:
-            start = tried[min(ends, key=lambda candidate: (ends[candidate], candidate.plan))]
+        if best and (start := tried.get(search.sampler.start(calls))):
             mean, error = gain(psnr_of(best[0]), psnr_of(start))
             winner = best[0] if mean > SURE * error else start
             if not found or winner.value > found[-1][0].value:

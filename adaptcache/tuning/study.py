@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,7 +21,6 @@ from warnings import catch_warnings
 import numpy as np
 
 from ..cache import Cache
-from ..calibration.search import plans_for
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
@@ -127,8 +126,9 @@ def is_drawn(trial: Any) -> bool:
 
 @dataclass(eq=False)
 class MoveSampler(optuna.samplers.RandomSampler):
-    """Draws what `calibrate` begins with, then moves from the best trials, for some numbers of calls."""
+    """Draws the plan that `calibrate` finds, then moves from the best trials, for some numbers of calls."""
 
+    find: Callable[[int], tuple[int, ...]]  # that plan, for a number of calls
     profile: Profile
     target: Target
     choices: Sequence[int]
@@ -139,11 +139,11 @@ class MoveSampler(optuna.samplers.RandomSampler):
         super().__init__(self.seed)
         self.drawn: dict[int, dict[str, Any]] = {}  # by number of the trial
         self.errors, self.exhausted = self.profile.errors, False
-        self.starts = functools.cache(self.starts)  # type: ignore[method-assign]
+        self.find = functools.cache(self.find)
 
-    def starts(self, calls: int) -> list[Candidate]:
-        """Returns what is tried first: all plans that `calibrate` begins with."""
-        return [Candidate(plan, origin=origin) for plan, origin in plans_for(self.profile, calls).items()]
+    def start(self, calls: int) -> Candidate:
+        """Returns what is tried first."""
+        return Candidate(self.find(calls))
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         if trial.number not in self.drawn:
@@ -173,10 +173,9 @@ class MoveSampler(optuna.samplers.RandomSampler):
         rng, steps = np.random.default_rng([abs(self.seed), number]), self.profile.steps
         taken = {Candidate.suggest(trial, steps) for trial in trials}
         for calls in map(int, rng.permutation(self.next_calls(trials, taken))):
-            if pending := [start for start in self.starts(calls) if start not in taken]:
-                return pending[0]
-            parents = [Candidate.suggest(trial, steps) for trial in leaders(trials, calls)[:LEADERS]]
-            parents = parents or self.starts(calls)
+            if (start := self.start(calls)) not in taken:
+                return start
+            parents = [Candidate.suggest(trial, steps) for trial in leaders(trials, calls)[:LEADERS]] or [start]
             made = replace(parents[0], history=6, origin="history")  # nearly always better
             for _ in range(TRIES if calls < steps else 0):  # where nothing is skipped, all are one
                 if made not in taken:
@@ -191,8 +190,8 @@ class MoveSampler(optuna.samplers.RandomSampler):
         than the prompts that select; then these fewest, and one less.
         """
         choices, wanted = self.choices, self.target.min_psnr
-        if wanted is None:  # what `calibrate` begins with comes first
-            pending = [calls for calls in choices if not taken.issuperset(self.starts(calls))]
+        if wanted is None:  # what `calibrate` finds comes first
+            pending = [calls for calls in choices if self.start(calls) not in taken]
             return pending[:1] or list(choices)
         best = {at: found[0].value for at, calls in enumerate(choices) if (found := leaders(trials, calls))}
         high = min((at for at, value in best.items() if value >= wanted), default=len(choices))
@@ -289,9 +288,9 @@ class Search:
             raise optuna.TrialPruned(str(reason)) if isinstance(reason, ValueError) else reason from None
 
     def judge(self, trial: Any, candidate: Candidate) -> list[float]:
-        """Returns the decibels of all select prompts; only what `calibrate` begins with is never pruned."""
+        """Returns the decibels of all select prompts; only what `calibrate` finds is never pruned."""
         calls, values = len(candidate.plan), list[float]()
-        may_prune = candidate not in self.sampler.starts(calls)
+        may_prune = candidate != self.sampler.start(calls)
         rule, error = self.evaluator.fit(candidate)
         trial.set_user_attr("error", error)
         least = min((one.user_attrs["error"] for one in leaders(self.finished, calls)), default=math.inf)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .study import Search
 
 TRIALS = {"": 120, "min_psnr": 80}  # by target; 40 for others
-LAYOUT = 3  # raise it when trials of before mean something else
+LAYOUT = 4  # raise it when trials of before mean something else
 
 
 def tune(
@@ -93,10 +93,15 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
             study.set_user_attr("calls", find_calls(target.max_latency, evaluator))
         choices = (int(study.user_attrs["calls"]),)
     trials = own.trials or TRIALS.get(target.given, 40)
-    sampler = MoveSampler(evaluator.measurement.profile, target, choices, trials, setup.call.seed)
-    needed = 1 if target.quality else sum(len(sampler.starts(calls)) for calls in choices)
-    if trials < needed:
-        raise ValueError(f"the first {needed} trials are what calibrate begins with, got {trials} trials")
+    if trials < (needed := 1 if target.quality else len(choices)):
+        raise ValueError(f"the first {needed} trials are what calibrate finds, got {trials} trials")
+
+    def find(calls: int) -> tuple[int, ...]:
+        if (key := f"plan of {calls} calls") not in study.user_attrs:  # searched once
+            study.set_user_attr(key, evaluator.choose_plan(calls))
+        return tuple(study.user_attrs[key])
+
+    sampler = MoveSampler(find, evaluator.measurement.profile, target, choices, trials, setup.call.seed)
     return Search(study, evaluator, sampler, own, held_out)
 
 
