@@ -52,7 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # schedules without evidence are the point
     torch.set_num_threads(1)
-    generation.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+    generation.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment,attr-defined]
     preset = resolve(given.model)
     pipe = preset.load_pipeline()
     known = read_prompts(preset.prompts)

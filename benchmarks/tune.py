@@ -143,9 +143,8 @@ class Contest:
         """The same trials, drawn from anywhere."""
         search = self.searching("random", calls)
         own = search.sampler
-        sampler = RandomSampler(own.profile, own.target, own.choices, own.trials, own.seed)
+        sampler = RandomSampler(own.find, own.profile, own.target, own.choices, own.trials, own.seed)
         search.sampler = search.study.sampler = sampler
-        sampler.starts = lambda calls: []  # type: ignore[method-assign]
         search.run()
         best = leaders(search.finished, calls)[0]
         return self.finish(search, Candidate.suggest(best, search.steps))
