@@ -33,18 +33,19 @@ def choose_plan(
 ) -> tuple[Matching, list[Matching], Search]:
     """Searches a plan of `calls` computed steps, and compares on all prompts what came of it.
 
-    The plan that the search found and that it began with are matched on all prompts. On those that did not judge, what
-    was found has to be better by more than the standard error of that. The arguments are those of `fit_schedule`.
+    The plan that the search began with and the one that it found, or the second best, are matched on all prompts. On
+    those that did not judge, the second has to be better by more than the standard error of that. Each is matched from
+    its first step: what was announced is what is run. The arguments are those of `fit_schedule`.
 
     Returns:
         The best of them; all of them, beginning with that of the planner's proposals; and the search.
     """
     steps = measurement.profile.steps
     found = search_plan(setup, prompts, measurement, calls, fit, min(effort, max(EFFORT, SEARCHED * effort)))
-    plans, matchings = list(dict.fromkeys((found.start, found.plan))), list[Matching]()
+    plans, matchings = list(dict.fromkeys((found.start, found.plan, *found.judged)))[:2], list[Matching]()
     for number, plan in enumerate(plans):
-        report, first = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps), matchings[:1]
-        matchings.append(found.whole.get(plan) or match(setup, prompts, plan, measurement, fit, report, *first))
+        report = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps)
+        matchings.append(found.whole.get(plan) or match(setup, prompts, plan, measurement, fit, report))
         report(steps)  # the last steps may have no weights
     unseen = [number for number in range(len(prompts)) if number not in found.judges] or found.judges
     gains = matchings[0].ends[unseen] - matchings[-1].ends[unseen]

@@ -43,6 +43,7 @@ class Search:
         cost: Denoiser calls made, in full runs of one prompt.
         judges: The numbers of the prompts that judged.
         whole: Plans that were matched on all prompts, as the judges disagreed about where to begin.
+        judged: All plans that were matched, the best first.
     """
 
     plan: Steps
@@ -51,6 +52,7 @@ class Search:
     cost: float
     judges: Sequence[int]
     whole: Mapping[Steps, Matching] = field(default_factory=dict, repr=False)
+    judged: Sequence[Steps] = ()
 
 
 def plans_for(profile: Profile, calls: int) -> dict[Steps, str]:
@@ -184,13 +186,19 @@ def search_plan(
         report(round(spent + two.cost))
         spent, best = (spent + two.cost, best) if one.error <= two.error else (spent + one.cost, rivals[0])
     start = best
-    while True:
+    left = [best, *(found for found in matched if found is not best)]  # whose moves were not all tried
+    while left:  # from the best; when all its moves are tried, from the next, until what was announced is spent
+        base = min(left, key=lambda found: (found is not best, found.error))
         known = {plan: error for plan, error in tried.items() if error < math.inf}
         trust = most_alike([costs(plan) for plan in known], list(known.values()))
-        near = sorted(set(moves(best.plan, profile.steps)) - set(tried), key=lambda plan: costs(plan)[trust])
-        better = (found for plan in near if (found := judge(plan, best)) and found.error < best.error)
-        if (found := next(better, None)) is None:
-            break
-        best = found
+        near = sorted(set(moves(base.plan, profile.steps)) - set(tried), key=lambda plan: costs(plan)[trust])
+        for found in filter(None, (judge(plan, base) for plan in near)):
+            left = sorted([*left, found], key=lambda found: found.error)[:PROPOSALS]
+            if found.error < best.error:
+                best = found
+                break
+        else:
+            left = [found for found in left if found is not base]
     report(max(round(effort), 1))
-    return Search(best.plan, start.plan, matchings, spent, range(first, first + judges), whole)
+    judged = sorted((plan for plan in tried if tried[plan] < math.inf), key=tried.__getitem__)
+    return Search(best.plan, start.plan, matchings, spent, range(first, first + judges), whole, judged)
