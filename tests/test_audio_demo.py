@@ -144,7 +144,7 @@ def test_sounds_are_calibrated_and_generated_on_the_command_line(monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     run("calibrate", "--speed", "1.5", "--fit-on", "4", "--eval-on", "2", "--no-cache", "--out", "made.json")
     rule = json.loads((tmp_path / "made.json").read_text())["rules"][0]
-    assert rule["forecast"]["features"] == ["past_x", "x", "x0"]  # Stable Audio's sampler adds noise
+    assert rule["forecast"]["features"] == ["past_x", "past_c", "x", "x0"]  # Stable Audio's sampler adds noise
     asked = ("-s", "made.json", "-p", "flute playing low g held")
     worth = json.loads(run("generate", *asked, "--compare", "--json", "--out", "compared.png"))
     assert worth["calls"] == 6 and worth["psnr"] < 100  # how near is another test's question

@@ -23,7 +23,8 @@ class Trajectory:
         x: The latents before each step, N tensors with shape (B, *).
         y: Where the scheduler landed, N tensors with shape (B, *).
         branches: How many samples the denoiser was called with for each of the latents, N numbers.
-        guided: Whether the output with the prompt was there at each step, beside the guided one.
+        guided: Whether the output with the prompt was there at each step, beside the guided one, of all that the
+            run denoises.
         left: How many steps of its grid it left out at the end: some pipelines do (`denoising_end`).
     """
 
@@ -85,7 +86,7 @@ class Recorder(StepHook):
             self._keep(self.run.x, step, step.x, "the latents before the step")
             if step.track == 0:
                 self.run.branches.append(step.branches)
-                self.run.guided &= step.cond is not None
+            self.run.guided &= step.cond is not None
         return step.u
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
