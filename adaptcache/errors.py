@@ -18,7 +18,7 @@ class LoopError(AttachError, ValueError):
 
 def suggest(name: str, known: Collection[str]) -> str:
     """Returns which known names a misspelt one may stand for, or what names there are."""
-    by_case = {one.casefold(): one for one in known}
+    by_case = {one.casefold(): one for one in reversed([*known])}  # of names that differ in case only: the first
     near = [by_case[one] for one in difflib.get_close_matches(name.casefold(), by_case, 3, 0.5)]
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
