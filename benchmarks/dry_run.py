@@ -81,7 +81,7 @@ def main() -> None:
         passes = found.size.passes()
         branches = stages["full runs"] // passes["full runs"]
         rows = [(s, passes[s] * branches, stages[s], said, seconds[s]) for s, said in found.stages.items()]
-        total = (sum(passes.values()) * branches, sum(stages.values()), found.seconds[0], sum(seconds.values()))
+        total = (sum(passes.values()) * branches, sum(stages.values()), found.seconds, sum(seconds.values()))
         for stage, *values in (*rows, (model, *total)):
             print(f"{stage:32} {values[0]:7} {values[1]:7} {values[2]:8.1f} {values[3]:8.1f}")
         print(f"{'':32} {found.memory / 1e6:.0f} MB said, {memory / 1e6:.0f} MB had", flush=True)

@@ -15,6 +15,6 @@ def test_the_calls_of_a_calibration_are_those_of_the_formula() -> None:
         eval_prompts=prompts[3:], progress=tally.progress,
     )  # fmt: skip
     expected = Size(STEPS, 4, 3, 2).passes()
-    for stage, least in (("searching 4 calls", 1), ("matching 4 calls", 3 * 4)):  # plans that begin alike share that
-        assert least <= tally.stages.pop(stage) <= expected.pop(stage) + 1  # that the sampler is read in
+    left = expected.pop("searching 4 calls") - tally.stages.pop("searching 4 calls")
+    assert 0 <= left < 3  # what the three that judge cannot share
     assert dict(tally.stages) == expected and tally.open == 0

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.cache import Cache
-from adaptcache.calibration.estimate import PLANS, Size, estimate
+from adaptcache.calibration.estimate import Size, estimate
 from adaptcache.presets.placement import add_loras, compile_denoisers, place
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
@@ -86,7 +86,7 @@ def test_an_estimate_counts_what_is_kept_on_disk(tmp_path: Path) -> None:
     setup = CALL.of(pipe, batch_size=2, cache=Cache(tmp_path / "cache"))
     found = estimate(setup, PromptSet.of(rows[:3]), PromptSet.of(rows[3:], 3), 4)
     assert found.size == Size(STEPS, 4, 3, 2)
-    assert 0 < found.seconds[1] <= found.seconds[0] <= found.seconds[2] and found.step > 0
+    assert found.seconds > found.step > 0
     assert not list((tmp_path / "cache").rglob("*.safetensors"))  # nothing was kept of it
     adaptcache.calibrate(
         pipe, rows[:3], STEPS, budget=0.5, eval_prompts=rows[3:], batch_size=2, pipe_kwargs=CALL.arguments,
@@ -101,7 +101,7 @@ def test_a_dry_run_prints_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     words = ("calibrate", "--dry-run", "--steps", "4", "--fit-on", "2", "--eval-on", "1", "--speed", "2")
     code, out, _ = run(*words, "--json")
     printed = json.loads(out)
-    assert code == 0 and printed["passes"] == Size(4, 2, 2, 1).passes() and printed["plans"]["range"] == list(PLANS)
+    assert code == 0 and printed["passes"] == Size(4, 2, 2, 1).passes()
     code, out, _ = run(*words)
     assert code == 0 and "minutes" in out and "of disk" in out and "full runs                          8 passes" in out
     assert not list(tmp_path.glob("schedules/*"))

@@ -16,8 +16,7 @@ from ..runs import PromptSet, Setup
 from ..step import Step
 from .search import EFFORT, judges_for
 
-PLANS = (1, 2)  # that are matched on all prompts: what the search began with and what it found, which may be the same
-LIKELY = 2
+PLANS = 2  # that are matched on all prompts
 HEAP = 64 * 2**20  # bytes that thousands of runs leave in pieces: 30 to 150 MB were measured
 PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
 
@@ -40,11 +39,10 @@ class Size:
     held_out: int = 0
     effort: float = EFFORT
 
-    def passes(self, plans: int = LIKELY) -> dict[str, int]:
+    def passes(self) -> dict[str, int]:
         """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
 
-        Arguments:
-            plans: How many are matched on all prompts. Searching and matching may cost less: beginnings are shared.
+        The search may leave a pass or two, fewer than the prompts that judge; where plans are few it ends early.
         """
         judges = judges_for(self.effort, self.calls / self.steps, self.prompts)
         stages = {
@@ -52,7 +50,7 @@ class Size:
             "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
             "reading the sampler": 1,
             f"searching {self.calls} calls": int(self.effort * self.steps / judges) * judges,
-            f"matching {self.calls} calls": plans * self.prompts * self.calls,
+            f"matching {self.calls} calls": PLANS * self.prompts * self.calls,
             "held-out, full": self.held_out * self.steps,
             "held-out, by schedule": self.held_out * self.calls,
             "precision floor": min(2, self.held_out) * self.steps * (self.held_out > 1),
@@ -67,8 +65,7 @@ class Estimate:
 
     Arguments:
         size: How large it is.
-        seconds: For the likely number of plans, for one, and for the most.
-        stages: The first of these by stage.
+        stages: Seconds by stage.
         step: Seconds of a step of one batch.
         disk: Bytes of the full runs that are kept.
         memory: Bytes that the process has at its peak.
@@ -76,12 +73,16 @@ class Estimate:
     """
 
     size: Size
-    seconds: tuple[float, float, float]
     stages: dict[str, float]
     step: float
     disk: int
     memory: int
     device_memory: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.stages.values())
 
 
 @dataclass
@@ -154,31 +155,27 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         each = (outside + computed * (base + slopes * samples) + (n - computed) * idle for samples in batches)
         return sum(each)
 
-    def stages(plans: int) -> dict[str, float]:
-        pairs, judges = n * (n - 1) / 2, judges_for(effort, calls / n, size.prompts)
-        searched = effort * n / (judges * calls)  # plans
-        matched = PREVIEWS * skip
-        seconds = (
-            runs(size.prompts, n, around_small),
-            (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
-            runs(1, 1, around_small),
-            searched * runs(judges, calls, around_small, matched),
-            plans * runs(size.prompts, calls, around_small, matched),
-            runs(size.held_out, n, around),
-            runs(size.held_out, calls, around),
-            runs(2 * (size.held_out > 1), n, around),
-            runs(size.held_out, calls, around, 0.0),
-        )
-        return dict(zip(size.passes(plans), (value / setup.ranks.size for value in seconds if value), strict=True))
-
-    likely = stages(LIKELY)
+    pairs, judges = n * (n - 1) / 2, judges_for(effort, calls / n, size.prompts)
+    searched = effort * n / (judges * calls)  # plans
+    matched = PREVIEWS * skip
+    seconds = (
+        runs(size.prompts, n, around_small),
+        (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
+        runs(1, 1, around_small),
+        searched * runs(judges, calls, around_small, matched),
+        PLANS * runs(size.prompts, calls, around_small, matched),
+        runs(size.held_out, n, around),
+        runs(size.held_out, calls, around),
+        runs(2 * (size.held_out > 1), n, around),
+        runs(size.held_out, calls, around, 0.0),
+    )
+    stages = dict(zip(size.passes(), (value / setup.ranks.size for value in seconds if value), strict=True))
     runs_kept = n * large.kept // len(many) * size.prompts
     images = image * size.held_out
-    paths = int(LIKELY * runs_kept * (n + calls) / (3 * n))  # how the runs of matched plans went
+    paths = int(PLANS * runs_kept * (n + calls) / (3 * n))  # how the runs of matched plans went
     return Estimate(
         size,
-        (sum(likely.values()), *(sum(stages(plans).values()) for plans in PLANS)),  # type: ignore[arg-type]
-        likely,
+        stages,
         large.pass_seconds,
         runs_kept + images if setup.cache else 0,
         peak_memory() + runs_kept + paths + 2 * images + HEAP,

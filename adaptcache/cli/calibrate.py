@@ -229,23 +229,15 @@ def _estimate(
 def _print_estimate(found: Estimate, json: bool) -> None:
     from rich.filesize import decimal
 
-    from ..calibration.estimate import LIKELY, PLANS
-
     stages = found.size.passes()
-    likely, least, most = found.seconds
     memory = {"memory": found.memory, "device_memory": found.device_memory}
     if json:
         return print_json({
-            "passes": stages, "plans": {"likely": LIKELY, "range": PLANS}, "seconds": likely,
-            "seconds_range": [least, most], "step_seconds": found.step, "disk": found.disk, **memory,
+            "passes": stages, "seconds": found.seconds, "step_seconds": found.step, "disk": found.disk, **memory,
         })  # fmt: skip
     for stage, count in {**stages, "in all": sum(stages.values())}.items():
         out.print(f"{stage:26} {count:>9,} passes of the denoiser")
-    out.print(
-        f"\nsearching and matching are at most that; {PLANS[0]} or {PLANS[1]} plans are matched, as will be found"
-    )
-    minutes = f"{likely / 60:.1f} minutes ({least / 60:.1f} to {most / 60:.1f})"
-    out.print(f"{minutes}, by {found.step:.3g} s a step of one batch")
+    out.print(f"\n{found.seconds / 60:.1f} minutes, by {found.step:.3g} s a step of one batch")
     used = [f"{decimal(found.memory)} of memory"]
     if found.device_memory is not None:
         used.append(f"{decimal(found.device_memory)} on the device")
