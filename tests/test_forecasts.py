@@ -260,6 +260,7 @@ def test_linear_forecasts_of_outputs_sum_to_one_so_that_constants_stay():
         "affine",
         "bands",
         "channels",
+        "increment",
         "chebyshev",
         "scaled",
         "open-loop",

@@ -37,7 +37,7 @@ class Increment(Forecast):
 
     type: Literal["increment"] = "increment"
     # by layer, in the order they are defined; one serves all, none is reuse
-    layers: Annotated[tuple[Factors, ...], Field(max_length=4096)] = ()
+    layers: Annotated[tuple[Factors, ...], Field(max_length=4096)]
 
     @property
     def keeps_latents(self) -> bool:
