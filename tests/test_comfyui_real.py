@@ -61,9 +61,10 @@ class World:
         model = kind(config, device=torch.device("cpu"))
         if seed is not None:
             made = torch.Generator().manual_seed(seed)
-            for parameter in model.diffusion_model.parameters():
-                scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.02
-                parameter.data = torch.randn(parameter.shape, generator=made) * scale
+            inner = model.diffusion_model
+            for value in (*inner.parameters(), *(buffer for buffer in inner.buffers() if buffer.is_floating_point())):
+                scale = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.02
+                value.data = torch.randn(value.shape, generator=made) * scale
         return self.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
     def demo(self) -> Any:
