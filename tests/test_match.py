@@ -244,7 +244,7 @@ def test_a_search_finds_no_worse_plan_and_costs_no_more_than_it_may(pipe: FluxPi
 
 def test_prompts_that_did_not_judge_decide_about_plans(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
-    best, compared, found = choose_plan(setup, chosen, measure(setup, chosen), 3, effort=8.0)
+    best, compared, found = choose_plan(setup, chosen, measure(setup, chosen), 3, Fit(), effort=8.0)
     others = [number for number in range(4) if number not in found.judges]
     assert len(others) == 1 and compared[0].plan == found.start
     assert best.ends[others].mean() <= compared[0].ends[others].mean()  # never below the proposal

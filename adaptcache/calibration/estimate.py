@@ -42,7 +42,7 @@ class Size:
     def passes(self) -> dict[str, int]:
         """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
 
-        The search may leave a pass or two, fewer than the prompts that judge; where plans are few it ends early.
+        Those of the search are the most it makes: it ends where no move is left that its budget could pay.
         """
         judges = judges_for(self.effort, self.calls / self.steps, self.prompts)
         stages = {

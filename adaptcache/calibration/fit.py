@@ -24,12 +24,7 @@ SEARCHED = 0.3  # of a large effort, that goes into the plan; the rest goes into
 
 
 def choose_plan(
-    setup: Setup,
-    prompts: PromptSet,
-    measurement: Measurement,
-    calls: int,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
-    effort: float = EFFORT,
+    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, effort: float
 ) -> tuple[Matching, list[Matching], Search]:
     """Searches a plan of `calls` computed steps, and compares on all prompts what came of it.
 

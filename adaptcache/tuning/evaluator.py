@@ -11,6 +11,7 @@ import numpy as np
 
 from ..calibration.fit import build_schedule, choose_plan
 from ..calibration.match import Fit, match
+from ..calibration.search import EFFORT
 from ..evaluation.generate import check_images, generate, reference_images
 from ..evaluation.metrics import psnr
 from ..forecasts.extrapolate import Extrapolate
@@ -51,7 +52,7 @@ class CandidateEvaluator:
 
     def choose_plan(self, calls: int) -> tuple[int, ...]:
         """Returns the plan that `calibrate` finds."""
-        return choose_plan(self.setup, self.prompts, self.measurement, calls)[0].plan
+        return choose_plan(self.setup, self.prompts, self.measurement, calls, Fit(), EFFORT)[0].plan
 
     def fit(self, candidate: Candidate, everything: bool = False) -> tuple[Rule, float]:
         """Returns the rule of a candidate, fitted on the first half or everything, and its final error."""
