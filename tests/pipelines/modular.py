@@ -254,15 +254,16 @@ def helios_distilled() -> Setup:
     return Setup(setup.pipe, setup.call, setup.prompts)
 
 
-def ideogram4() -> Setup:
-    def transformer() -> Any:
-        return diffusers.Ideogram4Transformer2DModel(
-            in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, intermediate_size=32,
-            adaln_dim=8, llm_features_dim=16, mrope_section=(4, 2, 2),
-        )  # fmt: skip
+def ideogram4_part() -> Any:
+    return diffusers.Ideogram4Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, intermediate_size=32,
+        adaln_dim=8, llm_features_dim=16, mrope_section=(4, 2, 2),
+    )  # fmt: skip
 
+
+def ideogram4() -> Setup:
     pipe = denoising(
-        "Ideogram4ModularPipeline", transformer=transformer(), unconditional_transformer=transformer(),
+        "Ideogram4ModularPipeline", transformer=ideogram4_part(), unconditional_transformer=ideogram4_part(),
         scheduler=EULER(),
     )  # fmt: skip
     rows: Sequence[Mapping[str, Any]] = [

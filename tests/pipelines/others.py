@@ -33,6 +33,7 @@ from .modular import (
     hunyuan15_bad,
     hunyuan15_rows,
     hunyuan15_transformer,
+    ideogram4_part,
     krea2_transformer,
     negative,
     qwen_rows,
@@ -286,13 +287,7 @@ def bria_fibo2() -> Setup:
 
 
 def ideogram4() -> Setup:
-    def transformer() -> Any:
-        return diffusers.Ideogram4Transformer2DModel(
-            in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, intermediate_size=32,
-            adaln_dim=8, llm_features_dim=16, mrope_section=(4, 2, 2),
-        )  # fmt: skip
-
-    pipe = diffusers.Ideogram4Pipeline(EULER(), None, None, None, transformer(), transformer(), None)
+    pipe = diffusers.Ideogram4Pipeline(EULER(), None, None, None, ideogram4_part(), ideogram4_part(), None)
 
     def encode_prompt(prompt: Any, grid_h: int, grid_w: int, **rest: Any) -> Any:
         text = noise(len(str(prompt)), 1, 5, 16)
