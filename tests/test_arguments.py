@@ -15,6 +15,7 @@ import torch
 
 import adaptcache
 from adaptcache.errors import AttachError
+from tests.alike import assert_alike
 from tests.pipelines.setup import noise
 from tests.pipelines.table import built, counted
 from tests.toy import PROMPTS, Pipe
@@ -95,7 +96,8 @@ def test_what_is_no_prompt_is_named(bad: Any) -> None:
 
 def test_prompts_from_a_generator_are_used_or_refused_in_words() -> None:
     made = calibrated(Pipe(), (prompt for prompt in PROMPTS), eval_prompts=iter(["new", "words"]))
-    assert made.rules == calibrated(Pipe()).rules and made.evidence.n == 2
+    assert made.evidence.n == 2
+    assert_alike(made.rules, calibrated(Pipe()).rules)
 
 
 @pytest.mark.parametrize("without", ["the first prompt", "the second prompt"])

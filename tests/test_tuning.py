@@ -33,6 +33,7 @@ from adaptcache.tuning.front import conclude, gain
 from adaptcache.tuning.study import Journal, MoveSampler, Search, live_trials, open_storage
 from adaptcache.tuning.target import Target
 from adaptcache.tuning.tune import begin, find_calls, tune
+from tests.alike import assert_alike
 
 optuna = pytest.importorskip("optuna")
 WORDS = tuple("a " + "very " * k + "small lighthouse" for k in range(9))
@@ -124,14 +125,16 @@ def test_it_is_what_calibrating_finds_or_surely_better_on_the_select_prompts(flu
     evaluator = begin(tiny_flux(), prompts[:9], STEPS, max_calls=4, **options).evaluator
     values = [value for rung in evaluator.judge(evaluator.fit(Candidate(plan))[0]) for value in rung]
     assert point.select["mean"] - point.gain == pytest.approx(np.mean(values), abs=1e-3)
-    assert point.gain > 0 or found.schedule.rules == start.rules
+    if point.gain == 0:
+        assert_alike(found.schedule.rules, start.rules)
 
 
 @pytest.mark.parametrize("calls", [2, 3, 5])
 def test_with_no_trial_but_the_first_it_is_what_calibrating_finds(calls: int) -> None:
     start = calibrated(Pipe(), WORDS[:6], 8, calls, batch_size=3, progress=False)
     found = toy_tuned(None, speed=None, max_calls=calls, trials=1)
-    assert found.front.points[0].gain == 0 and found.schedule.rules == start.rules
+    assert found.front.points[0].gain == 0
+    assert_alike(found.schedule.rules, start.rules)
 
 
 def test_the_whole_front_rises_and_its_points_run() -> None:
