@@ -21,6 +21,7 @@ from adaptcache.engines.formats import export
 from adaptcache.engines.formats.adopt import Target, adopt
 from adaptcache.engines.formats.diffusers import read
 from adaptcache.engines.formats.mask import computed_steps, played_steps
+from adaptcache.engines.formats.read import interpret
 from adaptcache.errors import ScheduleError
 from adaptcache.runs import PipelineCall, PromptSet, Setup
 from adaptcache.schedule.schedule import Schedule
@@ -112,15 +113,23 @@ def test_the_published_ratios_of_flux_give_their_known_plans(
 # Other formats
 
 
-def test_smoothcache_computes_where_any_component_does() -> None:
+def test_smoothcache_has_a_mask_for_each_type_of_layers_and_adopted_it_computes_where_any_has() -> None:
     lists = {"attn1": [1, 0, 0, 1, 0, 0, 0, 0, 0], "ff": [1, 0, 1, 0, 0, 0, 0, 0, 1]}
-    assert steps_of(lists) == [0, 2, 3, 8]
+    _, settings = interpret(lists)
+    rules = [(rule.site, rule.steps(tuple(1 - i / 9 for i in range(9)))) for rule in (settings.rule, *settings.more)]
+    assert rules == [("attention", [0, 3]), ("mlp", [0, 2, 8])]
+    assert steps_of(lists) == steps_of({"temporal": lists["attn1"], "ff": lists["ff"]}) == [0, 2, 3, 8]
+    with pytest.raises(ScheduleError, match=r"have one length, got .'attn1': 9, 'ff': 2"):
+        interpret({**lists, "ff": [1, 0]})
 
 
 def test_budcache_lists_the_steps_that_are_not_computed() -> None:
     assert steps_of([1, 2, 4, 5, 7]) == steps_of({"cache_step": [1, 2, 4, 5, 7]}) == [0, 3, 6, 8]
     with pytest.raises(ScheduleError, match=r"a skipped step is not in \[0, 8\]"):
         steps_of([1, 12])
+    for wrong in (1.5, "2"):
+        with pytest.raises(ScheduleError, match=f"got {wrong!r}"):
+            steps_of({"cache_step": [wrong]})
 
 
 def test_a_list_of_zeros_and_ones_is_a_mask_and_step_0_is_always_computed() -> None:

@@ -9,7 +9,7 @@ import torch
 from conftest import CALL, STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache.calibration.methods import fit_thresholds
+from adaptcache.calibration.methods import check_params, fit_thresholds
 from adaptcache.cli import main
 from adaptcache.errors import AttachError
 from adaptcache.profiling.layers import layer_errors
@@ -138,3 +138,24 @@ def test_the_command_line_refuses_before_it_works(monkeypatch, tmp_path, capsys)
             main()
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, given, wrong, cure",
+    [
+        ("smoothcache", {"longest": 4, "first": True}, "threshold", "longest"),
+        ("ecad", {"site": "mlp", "trials": 3}, "trails", "trials"),
+        ("teacache", {"degree": 2, "max_skip": 4}, "threshold", "max_skip"),
+        ("speca", {"order": 1, "threshold": 0.2}, "max_skip", "warm_up"),
+        ("hyca", {"clusters": 3, "interval": 2}, "groups_", "groups"),
+        ("icc", {"rank": 2}, "ranks", "rank"),
+        ("otcache", {"between": (0.6, 0.2)}, "betwen", "between"),
+    ],
+)
+def test_a_fit_says_which_parameters_it_does_not_take(name, given, wrong, cure):
+    check_params(name, given)
+    with pytest.raises(LookupError, match=f"parameter of {name}, which is fitted, '{wrong}'.*{cure}"):
+        check_params(name, {wrong: 1})
+    if name == "ecad":
+        with pytest.raises(LookupError, match="no site of blocks or layers 'block'; did you mean blocks"):
+            check_params(name, {"site": "block"})

@@ -28,7 +28,8 @@ from adaptcache.policies.third_difference import ThirdDifference
 from adaptcache.policies.transform_rate import TransformRate
 from adaptcache.policies.uniform import Uniform
 from adaptcache.policies.verify import Verify
-from adaptcache.step import Step
+from adaptcache.schedule.methods import build_rules
+from adaptcache.step import Step, relative_change
 
 PUBLISHED = json.loads((files("adaptcache.schedule") / "published.json").read_text())
 RATIOS = {name: tuple(entry["ratios"]) for name, entry in PUBLISHED["magcache"]["sets"].items()}
@@ -172,6 +173,61 @@ def test_local_error_skips_as_far_as_the_errors_allow():
     errors = ((0.1, 0.2, 0.9, 0.3),) * 9
     assert decide(LocalError(errors=errors, threshold=0.25), None, [None] * 9, 9) == "100100100"
     assert decide(LocalError(errors=errors, threshold=0.5, first=False), None, [None] * 9, 9) == "100001001"
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
+def test_smoothcache_is_its_loop(threshold):
+    steps, longest = 20, 3
+    errors = np.random.default_rng(0).random((steps, longest))
+    mask, index = [0] * steps, 0
+    while index < steps:  # the longest skip whose error is small enough, whatever the shorter ones are
+        mask[index], skips = 1, range(longest, 0, -1)
+        index += 1 + next((k for k in skips if index + k < steps and errors[index, k - 1] < threshold), 0)
+    mask[-1] = 1
+    (rule, *_) = build_rules("smoothcache", errors=tuple(map(tuple, errors.tolist())), threshold=threshold)
+    assert decide(rule.policy, None, [None] * steps, steps) == "".join(map(str, mask))
+
+
+@pytest.mark.parametrize("steps", [8, 30, 50])
+def test_dicache_decides_as_its_loop(steps):
+    rng = torch.Generator().manual_seed(0)
+    probes = list(torch.randn(steps, 1, 4, 3, generator=rng).mul(0.1).cumsum(0) + 3)
+    mask, total = "", 0.0
+    for index, probe in enumerate(probes):
+        always = index <= int(0.2 * steps) or index == steps - 1
+        total += 0.0 if always else float(relative_change(probe, probes[index - 1]))
+        mask += "1" if always or total >= 0.1 else "0"
+        total = 0.0 if mask[-1] == "1" else total
+    (rule,) = build_rules("dicache", threshold=0.1)
+    assert decide(rule.policy, probes) == mask and "10" in mask
+
+
+def test_teacache_for_wan_computes_the_first_five_steps_where_the_authors_do_and_else_the_first_and_the_last():
+    for name in PUBLISHED["teacache"]["sets"]:
+        (rule,) = build_rules("teacache", model=name, threshold=1.0, coefficients=(0.0,))  # which never is due
+        mask = decide(rule.policy, [torch.ones(1, 2)] * 12)
+        assert mask == ("111110000000" if name.endswith("-ret") else "100000000001")
+
+
+def test_easycache_decides_as_its_loop():
+    rng, steps = torch.Generator().manual_seed(0), 20
+    inputs, outputs = torch.randn(2, steps, 1, 4, generator=rng).mul(0.1).cumsum(1) + 2
+    mask, total, rate, kept = "", 0.0, None, []
+    for index in range(steps):
+        if index < 5 or index >= steps - 1:
+            mask, total = mask + "1", 0.0
+        else:
+            moved = (inputs[index] - inputs[index - 1]).abs().mean()
+            total += float(rate * moved / outputs[kept[-1]].abs().mean())
+            mask += "1" if total >= 0.15 else "0"
+        if mask[-1] == "1":
+            total = 0.0
+            if kept:
+                into, out = (values[index] - values[kept[-1]] for values in (inputs, outputs))
+                rate = out.abs().mean() / into.abs().mean()
+            kept.append(index)
+    (rule,) = build_rules("easycache", threshold=0.15)
+    assert decide(rule.policy, list(inputs), list(outputs)) == mask and "00" in mask
 
 
 def test_codebook_looks_up_the_next_step_by_the_rate_per_step():

@@ -404,6 +404,26 @@ def test_duca_chooses_by_the_norm_of_outputs():
     assert made.flatten().tolist() == [1.0, 10.0, 10.0, 3.0]  # the largest, and the one that was left out longest
 
 
+def test_toca_s_score_is_attention_of_norm_one_and_a_quarter_of_the_age_over_the_interval():
+    rng, choice = torch.Generator().manual_seed(0), METHODS["toca"].parts[-1].params["tokens"]
+    attention, ages = torch.rand(1, 40, generator=rng), torch.randint(0, 4, (1, 40), generator=rng).float()
+    score = attention / attention.norm() + 0.25 * ages / METHODS["toca"].params["interval"]
+    tokens, seen = Tokens.__new__(Tokens), []
+    tokens.decision = SimpleNamespace(rule=SimpleNamespace(tokens=TokenChoice(**choice)))
+    tokens.influence = attention
+    x = torch.arange(40.0).view(1, 40, 1)
+    known = LayerTokens(x, x, ages, tokens.attention_to("ff", x))
+    tokens.refresh(known, x, lambda chosen: (seen.append(chosen), chosen)[1])
+    assert seen[0].flatten().tolist() == score.topk(4).indices[0].tolist()
+    assert known.ages[0, score.topk(4).indices[0]].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["clusca", "resca"])
+def test_clusters_are_sixteen_however_many_tokens_there_are(name):
+    choice = TokenChoice(**METHODS[name].parts[-1].params["tokens"])
+    assert [choice.count(tokens) for tokens in (9, 64, 4096)] == [9, 16, 16]
+
+
 def test_clusters_follow_their_own_forecast_and_their_proxy_s_error():
     old, new = torch.zeros(1, 4, 1), torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
     known = LayerTokens(torch.zeros(1, 4, 1), new + (new - old), torch.zeros(1, 4), None, torch.tensor([[0, 0, 1, 1]]))
@@ -482,12 +502,14 @@ def test_regions_give_chosen_tokens_what_the_whole_denoiser_gives_them(setup):
         whole = site.call_denoiser(denoiser.forward, **calls[3])[0]
         for gate.index in (1, 2):  # nothing has changed, so nothing changes
             assert torch.allclose(site.call_denoiser(denoiser.forward, **calls[3])[0], whole, atol=1e-5)
-        ages = site.branches[0].ages.tolist()
+        drops = site.branches[0].drops.clone()
         gate.index = 3
         mixed = site.call_denoiser(denoiser.forward, **calls[5])[0]
+        site.call_whole(denoiser.forward, calls[3], 0)
     count.remove()
     length = calls[3]["hidden_states"].shape[1]
-    assert sizes == [length, *[round(length / 2)] * 3] and max(ages) > 0
+    assert sizes == [length, *[round(length / 2)] * 3, length]
+    assert drops.sum() == length and site.branches[0].drops.sum() == 1.5 * length  # those of the whole run count
     kept = (mixed == whole).all(-1)[0]
     assert int(kept.sum()) == length - round(length / 2)
     every = rule.model_copy(update={"tokens": choice.model_copy(update={"ratio": 1.0})})
@@ -528,3 +550,112 @@ def test_a_method_without_settings_of_its_own_is_compared_by_name():
     assert rows.keys() == {"hyca", "omnicache"} and all(row.psnr and row.calls <= 3.1 for row in rows.values())
     with pytest.raises(LookupError, match="bwcache"):
         adaptcache.compare(tiny_flux(), embedded(1), embedded(1), [0.5], methods=["bwcach"])
+
+
+# Published masks
+
+
+def numbers():
+    """Returns a router of three blocks and six steps."""
+    return {f"{i}.prob": [(-1.0) ** (i + k) * 3 for k in range(6)] for i in range(6)}
+
+
+def masks(steps=3):
+    """Returns a schedule of ECAD's, of two double blocks and a single one."""
+    double, single = ("full_attn", "full_ff", "full_ff_context"), ("single_attn", "single_proj_mlp", "single_proj_out")
+    rows = {
+        f"{i:03}": {name: {part: (i + len(part)) % 2 == 0 for part in parts} for name, parts in blocks}
+        for i in range(steps)
+        for blocks in [[("0", double), ("1", double), ("single_0", single)]]
+    }
+    return {"num_inference_steps": steps, "schedule": rows}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: rows["2.prob"].__setitem__(1, None), "row 2 of the router has None, which is no finite number"),
+        (lambda rows: rows["2.prob"].__setitem__(1, True), "row 2 of the router has True, which is no finite number"),
+        (lambda rows: rows["2.prob"].pop(), "row 2 of the router is .*: each row needs two numbers for each block"),
+        (lambda rows: rows.update({"0.prob": 3}), "row 0 of the router is 3: each row needs"),
+        (lambda rows: rows.pop("2.prob"), "number 2 is missing, or one is double, in 5 names like '0.prob'"),
+        (lambda rows: rows.update({"00.prob": [1.0] * 6}), "number 6 is missing, or one is double, in 7 names"),
+        (lambda rows: rows.update({"threshold": [0.1, 0.1]}), "'threshold' has no number where one is needed"),
+        (lambda rows: rows.clear(), r"a router has a row of numbers for each step, got \[\]"),
+        (
+            lambda rows: rows.update({k: [0, 1] * 3 for k in rows}),
+            "computes all: .* probabilities or a mask, take their",
+        ),
+    ],
+)
+def test_a_router_that_is_none_says_what_is_wrong(change, message, tmp_path):
+    rows = numbers()
+    assert read_schedule(written(tmp_path / "router.json", {"routers": rows})).rules[0].policy.rows[0] == "1" * 6
+    change(rows)
+    with pytest.raises(ScheduleError, match=message):
+        read_schedule(written(tmp_path / "router.json", {"routers": rows}))
+
+
+def test_a_router_with_nan_or_no_file_of_weights_is_refused(tmp_path):
+    path = tmp_path / "router.pt"
+    torch.save({"routers": {name: torch.full((6,), torch.nan) for name in numbers()}}, path)
+    with pytest.raises(ScheduleError, match="row 0 of the router has nan, which is no finite number"):
+        read_schedule(path)
+    for content in (b"", b"abc", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(ScheduleError, match="holds no router, tensors by name"):
+            read_schedule(path)
+
+
+def each_step(change):
+    return lambda whole: [change(step) for step in whole["schedule"].values()]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda whole: whole.update(num_inference_steps=4),
+            "'num_inference_steps' is 4, and the schedule has 3 steps",
+        ),
+        (lambda whole: whole["schedule"].pop("001"), "number 1 is missing, or one is double, in 2 names like '000'"),
+        (
+            lambda whole: whole["schedule"]["001"]["0"].update(full_ff="true"),
+            "'full_ff' of block '0' is 'true' at step 1",
+        ),
+        (lambda whole: whole["schedule"]["001"]["0"].pop("full_ff"), "'full_ff' of block '0' is None at step 1"),
+        (lambda whole: whole["schedule"]["001"].pop("1"), "'full_attn' of block '1' is None at step 1"),
+        (
+            lambda whole: whole["schedule"]["002"].update({"5": {"full_ff": True}}),
+            "block '5' is True at step 2, at the first",
+        ),
+        (
+            each_step(lambda step: step.update({"2": step.pop("1")})),
+            "number 1 is missing, or one is double, in 2 names",
+        ),
+        (each_step(lambda step: step.update({"dual_1": step.pop("1")})), "'dual_1' has no number where one is needed"),
+        (
+            each_step(lambda step: step["0"].update(fullff=True)),
+            "has a component 'fullff'; there are: attn1, full_attn",
+        ),
+    ],
+)
+def test_a_schedule_that_is_not_ecad_s_says_what_is_wrong(change, message, tmp_path):
+    whole = masks()
+    assert len(read_schedule(written(tmp_path / "ecad.json", {"cache_schedule": whole})).rules) == 2
+    change(whole)
+    with pytest.raises(ScheduleError, match=message):
+        read_schedule(written(tmp_path / "ecad.json", {"cache_schedule": whole}))
+
+
+def test_what_was_fitted_to_other_blocks_is_refused(setup):
+    rule = Rule(site="blocks", policy=Table(rows=("1010",)), forecast=Affine(rows=((),) * 7), each=True)
+    with pytest.raises(AttachError, match="has 7 rows, and FluxTransformer2DModel has"):
+        adaptcache.attach(setup.pipe, Schedule(name="other", rules=(rule,)))
+    gates = Gate(gates=(Linear(), Linear(), Linear()))
+    for wrong in (
+        {"policy": gates},
+        {"policy": gates, "each": True, "forecast": Increment(layers=(Factors(), Factors()))},
+    ):
+        with pytest.raises(ValueError, match="blocks or layers: policy and forecast need as many, and `each`"):
+            Rule(**{"site": "attention", "forecast": Extrapolate(order=0), **wrong})

@@ -16,13 +16,11 @@ from ..evaluation.validate import validate
 from ..limits import check_name
 from ..profiling.measure import measure
 from ..runs import Prompt, PromptSet, Setup
-from ..schedule.methods import find_method, find_name
-from ..schedule.rule import LAYERS
 from ..schedule.schedule import Schedule
 from .fit import fit_loops, fit_schedule
 from .gears import GearOptions, calibrate_gears
 from .match import Fit
-from .methods import fit_method
+from .methods import check_params, fit_method
 from .own import fit_own_times
 from .search import EFFORT
 
@@ -163,9 +161,7 @@ class Goal:
         if not 0 <= self.effort < math.inf:
             raise ValueError(f"effort must be 0 or more full runs of one prompt, got {self.effort:g}")
         if self.method:
-            find_method(self.method)
-            if site := (self.params or {}).get("site"):
-                find_name("site of blocks or layers", site, ("blocks", *LAYERS))
+            check_params(self.method, self.params or {})
         if self.gears and setup.ranks.size > 1:
             raise ValueError(
                 f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from ..errors import AttachError, ScheduleError
 from ..fitting.instances import accumulated_rows, cheapest_rows, two_speed_rows
+from ..forecasts import FORECASTS
 from ..forecasts.affine import Affine
 from ..forecasts.base import Forecast
 from ..forecasts.channels import group_channels
 from ..forecasts.extrapolate import Extrapolate
 from ..forecasts.increment import Factors, Increment
 from ..hooks import SchedulerStep, StepHook
+from ..policies import POLICIES
 from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
@@ -28,8 +31,8 @@ from ..profiling.layers import layer_errors
 from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
-from ..schedule.methods import find_method, fit_rules
-from ..schedule.rule import Rule
+from ..schedule.methods import find_method, find_name, fit_rules
+from ..schedule.rule import LAYERS, Rule
 from ..schedule.schedule import Schedule
 from ..sites.tokens import cluster_tokens
 from ..step import TINY
@@ -43,14 +46,14 @@ RANK, CLUSTERS = 4, 4  # of ICC's matrices; groups of HyCa's channels
 HALVINGS = 6  # runs of all prompts that the threshold of gates takes
 
 
-def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool = False) -> tuple[Rule, ...]:
+def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: Any) -> tuple[Rule, ...]:
     """Returns a rule for each type of layer, with the threshold that comes nearest to a budget.
 
     Arguments:
         errors: By site, the error of reuse with shape (N, L): of step i at step i + 1 + k. Not finite where
             there is no such step.
         budget: The fraction of the layers that is computed, the mean over types.
-        first: Whether the first error above the threshold ends a skip; SmoothCache takes the last one below.
+        params: Fields of the policy that are not fitted.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be in (0, 1], got {budget:g}: the fraction of the layers computed")
@@ -62,7 +65,7 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, first: bool 
 
     def policies(threshold: float) -> dict[str, LocalError]:
         return {
-            site: LocalError(errors=tuple(map(tuple, table.tolist())), threshold=threshold, first=first)
+            site: LocalError(errors=tuple(map(tuple, table.tolist())), threshold=threshold, **params)
             for site, table in rows.items()
         }
 
@@ -243,6 +246,22 @@ def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
     return int(hook.entered.shape[2 if hook.entered.shape[1] == hook.config.get("in_channels") else 1]) // patch
 
 
+def check_params(name: str, params: Mapping[str, Any]) -> None:
+    """Raises `LookupError` where a fit of a method takes no such parameter."""
+    method = find_method(name)
+    kinds = (POLICIES[method.policy], FORECASTS[method.forecast])
+    known = {field for kind in kinds for field in (*kind.model_fields, *inspect.signature(kind.fit).parameters)}
+    known -= {"type", "budget", "profile", "plan", "params", kinds[0].fitted}
+    known |= {"increment": {"rank"}, "channels": {"clusters"}}.get(method.forecast, set())
+    if method.policy == "table":
+        known = {"site", "trials"}
+        find_name("site of blocks or layers", params.get("site", "blocks"), ("blocks", *LAYERS))
+    elif method.policy == "local-error" and method.site != "step":
+        known = {"longest", "first", "cool_down"}
+    for key in params.keys() - known:
+        find_name(f"parameter of {name}, which is fitted,", key, sorted(known))
+
+
 def fit_method(
     setup: Setup,
     prompts: PromptSet,
@@ -266,16 +285,16 @@ def fit_method(
         params: Fields of the method's policy and forecast that are not fitted.
     """
     chosen, own = find_method(method), dict(params or {})
+    check_params(method, own)
     if chosen.policy == "table":
         sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
         rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites, own.get("trials", 0))
     elif chosen.forecast == "increment" or chosen.policy == "gate":
         rules = fit_layers(setup, prompts[:FEW], profile, method, budget, own)
     elif chosen.policy == "local-error" and chosen.site != "step":
-        errors = layer_errors(
-            setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.get("longest", 3)
-        )
-        rules = fit_thresholds(errors, budget, first=own.get("first", False))
+        own = {"longest": 3, "first": False, "cool_down": 1, **own}
+        errors = layer_errors(setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.pop("longest"))
+        rules = fit_thresholds(errors, budget, **own)
     else:
         if chosen.policy == "codebook" and "frames" not in own:
             own["frames"] = count_frames(setup, prompts)

@@ -44,7 +44,7 @@ class Blockwise(Policy):
             if state.changes:
                 change = worst(torch.stack(list(state.changes.values())).mean(0), step.groups)
                 state.changes = {}
-                last = count - max(1, round(self.cool_down * count))
+                last = count - max(self.cool_down > 0, round(self.cool_down * count))
                 if change < self.threshold:
                     state.due = min(step.index + max(1, round(self.reuse * count)), max(last, step.index))
         return step.index >= state.due

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2508.21091: measured errors of reuse, step by step; skip a
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import FailFast, Field, NonNegativeFloat
+from pydantic import FailFast, Field, NonNegativeFloat, NonNegativeInt
 
 from ..profile import Profile
 from ..step import nearest_entries
@@ -28,15 +28,16 @@ class LocalError(StaticPolicy):
     errors: Annotated[tuple[Errors, ...], Field(min_length=1, max_length=1024), FailFast()]
     threshold: NonNegativeFloat  # the largest error that is skipped
     first: bool = True  # whether the first error above the threshold ends the skip, or the last one below it
+    cool_down: NonNegativeInt = 0  # steps at the end that are all computed: 1 in SmoothCache
 
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         entries = nearest_entries(len(self.errors), len(times))
         stretch = (len(self.errors) - 1) / max(len(times) - 1, 1)
-        steps, index = [], 0
+        steps, index = set(range(max(len(times) - self.cool_down, 0), len(times))), 0
         while index < len(times):
-            steps.append(index)
+            steps.add(index)
             index += 1 + self._count_skips(self.errors[entries[index]], stretch, len(times) - 1 - index)
-        return steps
+        return sorted(steps)
 
     def _count_skips(self, errors: tuple[float, ...], stretch: float, left: int) -> int:
         """Returns how many steps may be skipped after a computed one with these errors."""

@@ -29,6 +29,7 @@ class Rank(Policy):
     all of them, which are read from the device at once.
     """
 
+    fitted: ClassVar[str] = "share"
     shared: ClassVar[bool] = True
 
     type: Literal["rank"] = "rank"

@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from ..step import Signal, Step, worst
@@ -34,6 +34,8 @@ class Threshold(Policy):
 
     threshold: NonNegativeFloat  # higher skips more; 0 computes all
     warm_up: PositiveInt = 1  # steps at the start that are all computed
+    # up to which fraction of the steps all are computed, where that is more: DiCache has 0.2
+    retention: Annotated[float, Field(ge=0, le=1)] = 0.0
     cool_down: NonNegativeInt = 0  # steps at the end that are all computed
     max_skip: NonNegativeInt | None = None  # the most steps skipped in a row
     on: Signal = "input"  # what is looked at
@@ -56,7 +58,8 @@ class Threshold(Policy):
 
     def must_compute(self, step: Step) -> bool:
         """Whether the step is computed whatever the score."""
-        if step.index < self.warm_up or step.index >= len(step.times) - self.cool_down:
+        count = len(step.times)
+        if step.index < max(self.warm_up, int(self.retention * count) + 1) or step.index >= count - self.cool_down:
             return True
         return self.max_skip is not None and step.index - 1 - step.past[0] >= self.max_skip
 

@@ -1,7 +1,7 @@
 """SpeCa (Liu et al., 2025), https://arxiv.org/abs/2509.11628: check forecasts on what is computed anyway."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -26,6 +26,8 @@ class Verify(Policy):
     own forecast. A bad step is not taken back (nor is it in the released code): the *next* one is computed.
     The threshold falls during the run. On other sites there is nothing to check, and `max_skip` decides.
     """
+
+    fitted: ClassVar[str] = "max_skip"
 
     type: Literal["verify"] = "verify"
     threshold: NonNegativeFloat = 0.3  # the relative L1 error that is accepted at the start

@@ -45,17 +45,20 @@ class TokenChoice(Part):
 
     Arguments:
         ratio: The fraction of the tokens that is computed.
+        number: How many tokens are computed, in place of a fraction.
         score: Those come first whose input changed most since they were computed ("change"), whose output is largest
             ("norm"), which get most attention ("attention"), whose positions have the highest of `scores`
             ("position"), or one of each cluster of similar outputs ("cluster").
             At the site "regions": those whose last output deviates most over its channels ("deviation").
-        freshness: What each partial step that a token was left out adds to its score.
+        freshness: What each partial step that a token was left out adds to its score; at the site "regions" it counts
+            all of the run, and its score is multiplied with e to so much.
         spread: How much of the change of its cluster's computed token a token takes over.
         every: At every so many partial steps tokens are computed; between them all keep what they had.
         scores: Of each position, for sequences of the lengths of these rows.
     """
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    number: Annotated[int, Field(ge=1)] | None = None
     score: Literal["change", "norm", "attention", "position", "cluster", "deviation"] = "change"
     freshness: Annotated[float, Field(ge=0)] = 0.25
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -64,7 +67,7 @@ class TokenChoice(Part):
 
     def count(self, tokens: int) -> int:
         """Returns how many of so many tokens are computed."""
-        return max(1, round(self.ratio * tokens))
+        return min(self.number or max(1, round(self.ratio * tokens)), tokens)
 
 
 class Rule(Part):
@@ -103,6 +106,14 @@ class Rule(Part):
     def signal(self) -> Signal:
         """What has to be given to the policy, or to the forecast if only that reads one."""
         return self.policy.signal if self.policy.signal != "none" else self.forecast.signal
+
+    @property
+    def instances(self) -> set[int]:
+        """For how many blocks or layers policy and forecast have something of their own; empty where all share it."""
+        own = (
+            getattr(part, name, ()) for part in (self.policy, self.forecast) for name in ("rows", "gates", "layers")
+        )
+        return set(map(len, own)) - {0, 1}
 
     @property
     def gears(self) -> int:
@@ -166,6 +177,9 @@ class Rule(Part):
             raise ValueError(f"the site {self.site!r} is one: `each` is for 'blocks' and types of layers")
         if self.each and (self.head or self.tail or self.span or reads):
             raise ValueError("`each` goes with no head, no tail, no span, and the 'input' as the only signal")
+        if len(self.instances) > 1 or (self.instances and not self.each):
+            counts = " and ".join(map(str, sorted(self.instances)))
+            raise ValueError(f"rows for {counts} blocks or layers: policy and forecast need as many, and `each`")
         if self.site == "blocks" and self.signal == "residual" and not self.head:
             raise ValueError("the 'residual' signal is that of the head: give it a block or more")
         if self.span and (self.head or self.tail or self.span[0] >= self.span[1]):

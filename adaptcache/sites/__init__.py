@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import AttachError
-from ..policies.table import Table
 from ..schedule.rule import LAYERS, Rule
 from .blocks import Blocks
 from .deep import Deep
@@ -57,10 +56,9 @@ def build_instances(rule: Rule, denoiser: nn.Module, gate: Gate) -> list[SiteHoo
         sites = [Blocks(denoiser, gate, rule, number) for number in range(count)]
     else:
         sites = [Layers(denoiser, gate, rule, name) for name in find_layers(denoiser, rule.site)]
-    rows = len(rule.policy.rows) if isinstance(rule.policy, Table) else 1
-    if rows not in (1, len(sites)):
+    if (count := max(rule.instances, default=1)) not in (1, len(sites)):
         raise AttachError(
-            f"the table has {rows} rows, and {type(denoiser).__name__} has {len(sites)} of the site {rule.site!r}: "
+            f"the rule has {count} rows, and {type(denoiser).__name__} has {len(sites)} of the site {rule.site!r}: "
             "it was made for another model"
         )
     for number, site in enumerate(sites):

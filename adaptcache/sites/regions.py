@@ -31,7 +31,7 @@ class BranchTokens:
     """What was computed last of each token of a branch."""
 
     output: Tensor  # with shape (B, L, C)
-    ages: Tensor  # partial steps since then, with shape (L,)
+    drops: Tensor  # at how many partial steps of the run it was left out, with shape (L,)
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys and values, by call of attention
 
 
@@ -39,7 +39,7 @@ class Regions(SiteHook):
     """Computes a part of the image's tokens in one denoiser: those of the highest score, the same in a whole batch.
 
     The score is the standard deviation of a token's last output over its channels, times e to the freshness for each
-    partial step that it was left out.
+    partial step of the run that it was left out.
     """
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule) -> None:
@@ -77,7 +77,7 @@ class Regions(SiteHook):
         tokens = self.rule.tokens
         assert tokens is not None
         deviation = known.output.float().std(-1).mean(0)
-        chosen = (deviation * (tokens.freshness * known.ages).exp()).topk(tokens.count(x.shape[1])).indices
+        chosen = (deviation * (tokens.freshness * known.drops).exp()).topk(tokens.count(x.shape[1])).indices
         part = {**given, "hidden_states": x[:, chosen], IMAGE_IDS: ids.index_select(-2, chosen)}
         number = iter(range(len(known.pairs)))
 
@@ -92,7 +92,8 @@ class Regions(SiteHook):
         with AttentionTap(see):
             holes, (fresh, *rest) = split_tensors(original(**part))
         known.output = known.output.index_copy(1, chosen, fresh)
-        known.ages = (known.ages + 1).index_fill(0, chosen, 0)
+        known.drops += 1
+        known.drops[chosen] -= 1
         return join_tensors(holes, [known.output, *rest])
 
     def call_whole(self, original: Callable[..., Any], given: Any, branch: int) -> Any:
@@ -111,7 +112,10 @@ class Regions(SiteHook):
                 f"{type(self.denoiser).__name__} does not attend by torch's scaled_dot_product_attention, whose keys "
                 "and values the site 'regions' keeps; set the attention backend 'native'"
             )
-        self.branches[branch] = BranchTokens(found.clone(), found.new_zeros(found.shape[1]), pairs)
+        known = self.branches.get(branch)
+        same = known is not None and known.output.shape[:2] == found.shape[:2]
+        drops = known.drops if known and same else torch.zeros(found.shape[1], device=found.device)
+        self.branches[branch] = BranchTokens(found.clone(), drops, pairs)
         if branch == 0:
             self.decision.observe(found)
         return output

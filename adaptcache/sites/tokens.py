@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ..errors import AttachError
 from ..schedule.rule import Rule
@@ -39,7 +40,7 @@ class LayerTokens:
     inputs: Tensor  # at the step at which each token was computed last, with shape (B, L, D)
     outputs: Tensor  # with shape (B, L, E)
     ages: Tensor  # partial steps since then, with shape (B, L)
-    attention: Tensor | None = None  # how much of it each token got, over the mean, with shape (B, L)
+    attention: Tensor | None = None  # how much of it each token got, with shape (B, L) and a norm of 1
     groups: Tensor | None = None  # the cluster of each token, with shape (B, L)
 
 
@@ -72,14 +73,14 @@ class Tokens(Layers):
         return attend(query, key, value)
 
     def attention_to(self, name: str, x: Tensor) -> Tensor:
-        """Returns how much attention the tokens of a layer got in the last call before it, over their mean."""
+        """Returns how much attention the tokens of a layer got in the last call before it, with a norm of 1."""
         found = self.influence
         if found is None:  # a layer that comes before any attention
-            return x.new_ones(x.shape[:2]).float()
+            found = x.new_ones(x.shape[:2]).float()
         if found.shape[1] != x.shape[1]:
             check_text_first(self.denoiser, "tokens cannot be scored by 'attention'; use the score 'change'")
             found = found[:, : x.shape[1]] if TEXT_NAME.search(name) else found[:, -x.shape[1] :]
-        return found / found.mean(1, keepdim=True)
+        return normalize(found, dim=1)
 
     def on_run_end(self) -> None:
         super().on_run_end()
@@ -151,8 +152,7 @@ class Tokens(Layers):
                     )
                 score = torch.tensor(rows[0], device=x.device).expand(x.shape[:2])
             case "norm":
-                score = known.outputs.float().norm(dim=-1)
-                score = score / score.mean(1, keepdim=True)
+                score = normalize(known.outputs.float().norm(dim=-1), dim=1)
         score = score + tokens.freshness * known.ages.float()
         if known.groups is None:
             chosen = score.topk(tokens.count(x.shape[1]), dim=1).indices

@@ -11,7 +11,7 @@ from ...hooks import StepHook
 from ...policies.plan import Plan
 from ...runs import PromptSet, Setup
 from ...schedule.format import Denoiser, Grid, Kernel, same_grid
-from ...schedule.rule import Rule
+from ...schedule.rule import LAYERS, Rule
 from ...schedule.schedule import Schedule
 from .mask import computed_steps
 from .read import interpret, parse_settings
@@ -68,7 +68,7 @@ def adopt(source: Any, target: Target | Schedule, *, kind: str | None = None, na
     """
     is_file, times = isinstance(source, (str, Path)), target.grid.times
     found, settings = interpret(parse_settings(source) if is_file else source, len(times), kind)
-    rule = settings.rule
+    every = rule, *_ = (settings.rule, *settings.more)
     if settings.steps not in (None, len(times)):
         raise ScheduleError(
             f"the {found} settings are for {settings.steps} steps, the target has {len(times)}: "
@@ -81,7 +81,10 @@ def adopt(source: Any, target: Target | Schedule, *, kind: str | None = None, na
             f"the {found} settings hold no plan: their {rule.policy.type} decides during the run; "
             "read_schedule makes a schedule of them"
         )
-    steps = computed_steps(Schedule(name=found, grid=Grid(times=times), rules=(rule,)))
+    # Of types of layers with a plan each, a step is computed where any of them is.
+    whole = (own if own.each or own.site not in LAYERS else own.model_copy(update={"site": "step"}) for own in every)
+    made = (Schedule(name=found, grid=Grid(times=times), rules=(own,)) for own in whole)
+    steps = sorted({step for schedule in made for step in computed_steps(schedule)})
     return Schedule(
         name=name or (Path(source).stem if is_file else f"adopted-{found}"),
         denoiser=target.denoiser,

@@ -99,7 +99,7 @@ class Settings:
 
 def check_steps(steps: float) -> int:
     """Returns the number of steps that settings name, if a run can have as many."""
-    if not 1 <= steps <= STEPS:
+    if not 1 <= steps <= STEPS or steps != int(steps):
         raise ScheduleError(f"a run has 1 to {STEPS} steps, got {steps!r:.40}")
     return int(steps)
 
@@ -109,11 +109,11 @@ def reuse(policy: Policy, site: Site = "step", steps: int | None = None) -> Sett
     return Settings(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)), steps)
 
 
-def reuse_by_mask(values: Sequence[int]) -> Settings:
+def reuse_by_mask(values: Sequence[int], site: Site = "step") -> Settings:
     """Returns the settings that a list of 1 for each computed step and 0 for each other means."""
     if not values or any(step not in (0, 1) for step in values):
         raise ScheduleError(f"a mask is a list of 0 and 1, got {values!r:.60}")
-    return reuse(Mask(compute_steps=tuple(map(bool, values))), steps=len(values))
+    return reuse(Mask(compute_steps=tuple(map(bool, values))), site, len(values))
 
 
 # Which steps a schedule computes, on its own grid or another.

@@ -9,6 +9,7 @@ References:
 import io
 import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ...policies.table import Table
 from ...schedule.rule import Rule, Site
 from .mask import Format, Settings, check_steps
 
-LEAST = 0.1  # of a router's sigmoid, from which on a layer is computed
+LEAST = math.log(0.1 / 0.9)  # of a router's number, above which a layer is computed: its sigmoid is above 0.1
 LARGEST = 2**24  # bytes of a router
 # ECAD's components by site, in the order in which the layers of a block are defined; of the two `proj_out` of a single
 # block there is no site: it is computed wherever a block is.
@@ -45,8 +46,8 @@ def load_router(path: str | Path) -> dict[str, Any]:
         return {"routers": {str(name): value.flatten().float().tolist() for name, value in data.items()}}
     except OSError as error:
         raise ScheduleError(f"cannot read {path}: {error.strerror}") from None
-    except (AttributeError, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise ScheduleError(f"{path} holds no router: {str(error).splitlines()[0]:.200}") from None
+    except (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.PickleError) as error:
+        raise ScheduleError(f"{path} holds no router, tensors by name: {f'{error} '.splitlines()[0]:.200}") from None
 
 
 def tables(rows: Mapping[Site, Sequence[Sequence[bool]]]) -> Settings:
@@ -67,6 +68,36 @@ def tables(rows: Mapping[Site, Sequence[Sequence[bool]]]) -> Settings:
     return Settings(rules[0], steps, more=tuple(rules[1:]))
 
 
+def in_order(rows: Mapping[Any, Any], pattern: str, first: str) -> list[Any]:
+    """Returns what is numbered in names, from 0 on.
+
+    Raises:
+        ScheduleError: A name has no number, or one is missing.
+    """
+    numbered = {}
+    for name, row in rows.items():
+        if (found := re.search(pattern, str(name))) is None:
+            raise ScheduleError(f"{str(name)!r:.40} has no number where one is needed: names go on from {first!r}")
+        numbered[int(found[1])] = row
+    if missing := set(range(len(rows))) - numbered.keys():
+        raise ScheduleError(f"number {min(missing)} is missing, or one is double, in {len(rows)} names like {first!r}")
+    return [numbered[number] for number in range(len(rows))]
+
+
+def check_numbers(routers: Any) -> None:
+    """Raises where a router has not two finite numbers for each block at each step."""
+    if not isinstance(routers, Sequence) or not routers:
+        raise ScheduleError(f"a router has a row of numbers for each step, got {routers!r:.40}")
+    for number, row in enumerate(routers):
+        if not isinstance(row, Sequence) or not row or len(row) % 2 or len(row) != len(routers[0]):
+            raise ScheduleError(
+                f"row {number} of the router is {row!r:.40}: each row needs two numbers for each block"
+            )
+        for value in row:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise ScheduleError(f"row {number} of the router has {value!r:.40}, which is no finite number")
+
+
 def read_router(data: Any, steps: int | None, pairs: bool = True) -> Settings:
     """Reads a router: for each step, last one first, a number for the attention and the MLP of each block in turn.
 
@@ -75,17 +106,18 @@ def read_router(data: Any, steps: int | None, pairs: bool = True) -> Settings:
     """
     routers = data["routers"]
     if isinstance(routers, Mapping):  # "0.prob", "1.prob", ...
-        named = sorted((int(name.split(".")[0]), row) for name, row in routers.items())
-        if [number for number, _ in named] != list(range(len(named))):
-            raise ScheduleError("a router has a row for each step, numbered from 0")
-        routers = [row for _, row in named]
-    if len({len(row) for row in routers}) != 1 or len(routers[0]) % 2:
-        raise ScheduleError("a router has as many numbers at each step: two for each block")
+        routers = in_order(routers, r"(\d+)(?:\.[a-z]+)?$", "0.prob")
+    check_numbers(routers)
     flags = [
-        [full or 1 / (1 + math.exp(-min(max(float(value), -50.0), 50.0))) > LEAST for value in row]
+        [full or value > LEAST for value in row]
         for number, row in reversed([*enumerate(routers)])
         for full in [number == len(routers) - 1 or (pairs and number % 2 == 1)]
     ]
+    if all(map(all, flags)):
+        raise ScheduleError(
+            f"this router computes all: no number that counts is below {LEAST:.2f}, the logit of 0.1; "
+            "where they are probabilities or a mask, take their logits, log(p / (1 - p))"
+        )
     columns = list(zip(*flags, strict=True))
     return tables({"attention": columns[0::2], "mlp": columns[1::2]})
 
@@ -97,12 +129,18 @@ def read_harmonica(data: Any, steps: int | None) -> Settings:
 
 def read_ecad(data: Any, steps: int | None) -> Settings:
     """Reads whether each component of each block is computed, by step."""
-    schedule = data["cache_schedule"]["schedule"]
-    ordered = [schedule[key] for key in sorted(schedule, key=int)]
-    blocks = sorted(ordered[0], key=lambda name: (name.startswith("single_"), int(name.removeprefix("single_"))))
+    whole = data["cache_schedule"]
+    ordered = in_order(whole["schedule"], r"^(\d+)$", "000")
+    count = whole.get("num_inference_steps", len(ordered))
+    if count != len(ordered):
+        raise ScheduleError(f"'num_inference_steps' is {count!r:.40}, and the schedule has {len(ordered)} steps")
+    kinds = [{name: name for name in ordered[0] if name.startswith("single_") == single} for single in (False, True)]
+    blocks = [*in_order(kinds[0], r"^(\d+)$", "0"), *in_order(kinds[1], r"^single_(\d+)$", "single_0")]
+    for number, step in enumerate(ordered):
+        check_step(number, step, ordered[0])
     rows: dict[Site, list[list[bool]]] = {
         site: [
-            [number == 0 or step[block][part] is True for number, step in enumerate(ordered)]
+            [number == 0 or bool(step[block][part]) for number, step in enumerate(ordered)]
             for block in blocks
             for part in parts
             if part in ordered[0][block]
@@ -110,6 +148,21 @@ def read_ecad(data: Any, steps: int | None) -> Settings:
         for site, parts in COMPONENTS.items()
     }
     return tables(rows)
+
+
+def check_step(number: int, step: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raises where a step of ECAD's has not what the first one has, or anything but true and false for it."""
+    known = [part for parts in COMPONENTS.values() for part in parts]
+    for name in {**first, **step}:
+        here, there = step.get(name, {}), first.get(name, {})
+        for part in {**there, **here}:
+            if part not in (*known, "single_proj_out"):
+                raise ScheduleError(f"block {name!r} has a component {part!r:.40}; there are: {', '.join(known)}")
+            if not isinstance(here.get(part), bool) or part not in there:
+                raise ScheduleError(
+                    f"{part!r} of block {name!r} is {here.get(part)!r:.40} at step {number}, at the first "
+                    f"{there.get(part)!r:.40}: all steps need the same blocks and components, each true or false"
+                )
 
 
 VOID = "it is a mask of layers, that no engine reads"
