@@ -13,7 +13,7 @@ from torch import Tensor
 import adaptcache
 from adaptcache.calibration.match import Fit, match
 from adaptcache.engines.comfyui.compatibility import compare_model
-from adaptcache.engines.diffusers.gate import Gate
+from adaptcache.engines.diffusers.gate import Gate, first_output
 from adaptcache.engines.formats import export
 from adaptcache.engines.serving import load_schedules
 from adaptcache.errors import LoopError, ScheduleError
@@ -143,3 +143,8 @@ def test_what_sees_the_guided_output_alone_refuses(fitted: tuple[Any, Schedule],
     findings = compare_model(schedule, None)
     assert "ComfyUI cannot tell these apart" in next(findings).says
     assert export(schedule, "diffusers").plan  # by reuse, as all other engines do
+
+
+@pytest.mark.parametrize("output", [(None,), ({"cache": 3},), [], None])
+def test_a_call_that_returns_no_tensor_has_no_output_to_forecast_by(output):
+    assert first_output(output) is None

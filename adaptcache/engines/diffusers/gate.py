@@ -630,11 +630,16 @@ def _is_time(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim <= 1
 
 
-def first_output(output: Any) -> Tensor:
-    """Returns a copy of the first tensor that a call returned, as others work in place; a list has one a sample."""
+def first_output(output: Any) -> Tensor | None:
+    """Returns a copy of the first tensor that a call returned, as others work in place; a list has one a sample.
+
+    None where it returned none: some calls only fill a cache of keys and values.
+    """
     listed = isinstance(value := output[0] if isinstance(output, tuple) else output, list)
     tensors = split_tensors(value)[1]
-    return torch.stack(tensors) if listed and len({t.shape for t in tensors}) == 1 else tensors[0].clone()
+    if listed and len({t.shape for t in tensors}) == 1:
+        return torch.stack(tensors)
+    return tensors[0].clone() if tensors else None
 
 
 def largest(time: Tensor) -> float:
