@@ -51,7 +51,6 @@ NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, scheduler
 Signal = Literal["none", "input", "modulated", "residual"]
 
 TINY = 1e-30
-NEAR = 1e-4  # times this close are the same: schedules keep 8 digits, schedulers compute in float32
 
 
 def nearest_entries(length: int, steps: int) -> list[int]:
@@ -73,16 +72,6 @@ def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
             same = all(v.shape == value[0].shape for v in value)
             return torch.stack(list(value)) if same else value[0][None]
     return None
-
-
-def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Returns the size of the batch that a denoiser is called with; lists have one entry a sample."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-            return len(value)
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
-            return len(value)
-    return 1
 
 
 def relative_change(new: Tensor, old: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 import adaptcache
-from adaptcache.engines.diffusers.placeholders import OutputPlaceholders
+from adaptcache.engines.diffusers.gate import OutputPlaceholders, shape_of_latents
 from tests.pipelines.table import built, counted, generated, planned
 from tests.pipelines.unet import sd_call, sd_parts
 
@@ -100,8 +100,8 @@ def test_a_controlnet_is_skipped_with_its_denoiser():
 
 def found(given, output, wanted):
     stand_ins = OutputPlaceholders()
-    stand_ins.keep("a", [given], {}, output)
-    return stand_ins.find("b", ["a"], [wanted], {})
+    stand_ins.kept[False, 0] = shape_of_latents([given], {}), output
+    return stand_ins.find(False, 1, shape_of_latents([wanted], {}))
 
 
 def test_a_stand_in_is_what_was_returned_where_the_shape_is_the_same():

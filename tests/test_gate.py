@@ -134,7 +134,7 @@ def test_images_of_a_batch_do_not_touch_each_other(pipe: FluxPipeline, prompts: 
 def test_nothing_of_a_run_is_kept_after_it(pipe: FluxPipeline, prompts: list) -> None:
     with adaptcache.attach(pipe, schedule_of(pipe, SKIPPING)) as handle:
         CALL(pipe, prompts[:1])
-        assert handle._gate.run is None
+        assert handle._gate.loop is None
         assert not handle._runner.history.streams
 
 

@@ -1,6 +1,7 @@
 """Calls of a module that are taken: by whom, in which order, and what is left when they are given back."""
 
 from contextlib import ExitStack
+from threading import get_ident
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ SLOT = "_compiled_call_impl"
 
 class Owner:
     def __init__(self, started=1, running=True):
-        self.started, self.running = started, running
+        self.started, self.thread = started, get_ident() if running else None
 
 
 def adding(value, log=None):
@@ -41,9 +42,9 @@ def test_of_several_owners_the_one_whose_run_started_last_gets_the_call(module):
         found = ModuleInterceptor.of(module)
         assert found.serves(early) and found.serves(late) and not found.serves(Owner())
         assert module(0) == 20
-        late.running = False
+        late.thread = None
         assert module(0) == 1
-        early.running = False
+        early.thread = None
         assert module(0) == 0
     assert ModuleInterceptor.of(module) is None and SLOT not in vars(module)
 

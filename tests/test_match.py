@@ -53,15 +53,15 @@ SCHEDULERS = [
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_the_target_of_a_landing_is_the_output_that_led_there(scheduler: Any) -> None:
-    generator, signature = torch.Generator().manual_seed(0), inspect.signature(type(scheduler).step)
-    noise = {"generator": generator} if "generator" in signature.parameters else {}
+    generator, names = torch.Generator().manual_seed(0), inspect.signature(type(scheduler).step).parameters
+    noise = {"generator": generator} if "generator" in names else {}
     scheduler.set_timesteps(6)
     x, found = torch.randn(1, 16, 8, generator=generator), 0
     for i, t in enumerate(scheduler.timesteps):
         u = torch.randn(x.shape, generator=generator)
-        step = DiffusersStep(Step(i, tuple(range(6))), 0, 0, True, x, u)
-        step.scheduler, step.method = scheduler, type(scheduler).step
-        step.bound = signature.bind(scheduler, u, t, x, **noise)
+        arguments = {"model_output": u, "timestep": t, "sample": x, **noise}
+        where = Step(i, tuple(range(6)))
+        step = DiffusersStep(where, 0, 0, True, x, u, scheduler, type(scheduler).step, arguments)
         expected = step.preview(u)
         target = target_output(step, expected)
         if target is not None:

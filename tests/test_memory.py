@@ -85,9 +85,9 @@ def test_a_run_holds_at_most_its_history_and_one_output_a_branch(name):
     held = []
 
     def callback(pipe, step, timestep, tensors):
-        run, lines = handle._gate.run, handle._runner.history.streams.values()
+        run, lines = handle._gate.loop, handle._runner.history.streams.values()
         if run is not None:
-            outputs = [kept[1] for kept in run.outputs._kept.values()]
+            outputs = [kept[1] for kept in run.outputs.kept.values()]
             latents = [tensor for line in lines for tensor in (*line.past, *line.past_x, line.x0)]
             held.append((len(outputs), len({tensor.data_ptr() for tensor in latents})))
         return tensors
@@ -95,7 +95,7 @@ def test_a_run_holds_at_most_its_history_and_one_output_a_branch(name):
     depth = 3
     with adaptcache.attach(setup.pipe, planned(setup, range(5), Extrapolate(order=depth - 1))) as handle:
         generated(setup, callback_on_step_end=callback)
-        assert handle._gate.run is None and not handle._runner.history.streams
+        assert handle._gate.loop is None and not handle._runner.history.streams
     assert max(held) == (setup.branches, depth + 1)  # (m + 2) latents: the current ones are the pipeline's
 
 

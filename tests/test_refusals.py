@@ -98,7 +98,7 @@ def test_a_run_that_stops_within_its_grid_is_cached_and_calibrated_on():
     with adaptcache.attach(setup.pipe, schedule) as handle:
         generated(short)
         assert handle.report().computed == [0, 2] and handle.report().skipped == 1
-        assert handle._gate.run is None
+        assert handle._gate.loop is None
     fitted = adaptcache.calibrate(
         setup.pipe, setup.prompts[:2], setup.steps, budget=0.5, pipe_kwargs=short.call, effort=0, progress=False
     )

@@ -13,7 +13,7 @@ import torch
 import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
 from adaptcache.engines.diffusers.engine import twin
-from adaptcache.engines.diffusers.watch import gate_of
+from adaptcache.engines.diffusers.watch import watched
 from adaptcache.errors import AttachError
 from adaptcache.sites.interceptor import ModuleInterceptor
 from tests.pipelines.table import built, counted, generated, planned, same
@@ -125,7 +125,7 @@ def test_a_run_lets_go_of_its_tensors_when_it_ends(ends):
         del setup.pipe.unet.forward
         gc.collect()
         assert kept and all(ref() is None for ref in kept)
-        assert handle._gate.run is None
+        assert handle._gate.loop is None
 
 
 def test_a_denoiser_of_an_abandoned_run_is_plain_in_other_hands():
@@ -223,7 +223,7 @@ def test_a_copy_of_an_attached_pipeline_is_plain_and_can_be_attached(copied):
     plain, schedule = generated(setup), planned(setup, PLAN)
     with adaptcache.attach(setup.pipe, schedule):
         cached, other = generated(setup), copied(setup.pipe)
-        assert type(other) is type(setup.pipe) and gate_of(other) is None
+        assert type(other) is type(setup.pipe) and id(other) not in watched
         assert same(generated(setup, other), plain)
         with adaptcache.attach(other, schedule):
             assert same(generated(setup, other), cached)

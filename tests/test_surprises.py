@@ -116,7 +116,7 @@ def test_a_pipeline_that_is_told_to_stop_stops_and_the_next_run_is_fresh() -> No
     with adaptcache.attach(setup.pipe, planned(setup, PLAN)) as handle:
         fresh = generated(setup)
         generated(setup, callback_on_step_end=stops)
-        assert len(handle.report().calls) == 3 and handle._gate.run is None
+        assert len(handle.report().calls) == 3 and handle._gate.loop is None
         assert same(generated(setup), fresh)
 
 
@@ -327,7 +327,7 @@ def test_an_error_inside_of_the_scheduler_leaves_nothing_behind() -> None:
     with adaptcache.attach(setup.pipe, schedule) as handle:
         with pytest.raises(ZeroDivisionError):
             generated(setup)
-        assert handle._gate.run is None and not handle._runner.history.streams
+        assert handle._gate.loop is None and not handle._runner.history.streams
         first = generated(setup)
         assert same(generated(setup), first)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..fitting.kernel import Array, fit_open_loop, solve_ridge
 from ..fitting.signals import signal_rows
-from ..forecasts.history import History
+from ..forecasts.base import History
 from ..forecasts.matched import LISTED, Feature, Matched, split_row
 from ..hooks import SchedulerStep, StepHook
 from ..limits import TRACKS
@@ -224,7 +224,7 @@ class MatchingHook(StepHook):
         features = self.history.features(key, step.x, self.fit.features)
         past = tuple(computed for computed in self.plan if computed <= index)
         weights = self.meet(NormalEquations.of(step, past, features, target, self.prompts))
-        return self.history.combine(split_row(weights.tolist(), self.fit.features), key, step.x)
+        return self.history.combine(split_row(tuple(weights.tolist()), self.fit.features), key, step.x)
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         if step.step.index == len(self.reference.times) - 1:

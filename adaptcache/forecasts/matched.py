@@ -7,6 +7,7 @@ References:
     L2P (2026), https://arxiv.org/abs/2604.26365
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -91,7 +92,8 @@ class Matched(Forecast):
         return cls(history=history, features=(), table=((table,),), **params)
 
 
-def split_row(row: Sequence[float], features: Sequence[Feature]) -> Weights:
+@functools.lru_cache(4096)  # a run looks its rows up again and again
+def split_row(row: tuple[float, ...], features: tuple[Feature, ...]) -> Weights:
     """Returns a row of the table by name: outputs first, then the features in their order."""
     listed, others = ([name for name in features if (name in LISTED) == flag] for flag in (True, False))
     first, rest = row[: len(row) - len(others)], row[len(row) - len(others) :]

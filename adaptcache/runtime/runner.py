@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AttachError, ScheduleError
-from ..forecasts.history import History
+from ..forecasts.base import History
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
 from ..policies.plan import Plan, SignalSpecs
@@ -70,6 +70,7 @@ class Runner(StepHook):
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
         self.on_full_grid = True  # whether a schedule with own times stands for the steps that it was fitted on
         self.state: Any = None
+        self.end = 0  # how many steps of this run there were in those that were calibrated on
         self.x: Tensor | None = None  # what entered the denoiser at this step, where a policy looks at it
         self.original = schedule
         self.follows_views = schedule.rules[0].site == "step"  # sites inside tell branches apart only
@@ -125,6 +126,7 @@ class Runner(StepHook):
                 del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         self.loops += 1
+        self.end = len(times) - self.schedule.left
         self.rule = plan.rules[0] if plan else self.rules[times]
         if self.loops == 1:
             known = "theory" if self.schedule.from_theory else "calibrated"
@@ -211,52 +213,42 @@ class Runner(StepHook):
             if step.x is None:
                 raise AttachError(f"{self.schedule.name} looks at what enters the denoiser, and that is no tensor")
             self.x = step.x.clone()  # policies compare it with that of later steps
-        if step.index == 0 or self.sites or self._beyond(step):  # inside of the denoiser it is decided there
+        if step.index == 0 or self.sites or step.index >= self.end:  # inside of the denoiser it is decided there
             return True
         if self.plan is not None:
             return step.index in self.plan
         return self.rule.computes(self.state, replace(step, gear=self.gear, x=self.x))
 
     def model_output(self, step: SchedulerStep) -> Tensor:
-        self._check_branches(step)
-        if beyond := self._beyond(step.step):
+        index, key = step.step.index, (step.track, step.view)
+        if step.track == 0 and index < len(self.branches) and step.branches != self.branches[index]:
+            # A negative prompt may switch guidance on and off, whatever its argument is called.
+            self._not_measured(
+                f"calls its denoiser with {step.branches:g} branches at step {index}, not {self.branches[index]:g}"
+            )
+        if beyond := index >= self.end:
             self._not_measured("goes on after the last step that was calibrated on")
         if self.sites or step.made or beyond:
             return step.u
-        key = (step.track, step.view)
         if step.view == 1:
             self._not_measured("steps its scheduler several times at one time")
         gear = self.gear if self.plan is not None else self.rule.policy.gear(self.state, self.gear)
-        if step.computed and key == (0, 0) and self.bands is not None:
-            self._compare(step, self.bands[gear])
-        where = replace(step.step, gear=gear, track=step.track, x=self.x)
-        forecast = self.rule.forecast
+        where, forecast = replace(step.step, gear=gear, track=step.track, x=self.x), self.rule.forecast
         if step.computed:
+            if key == (0, 0) and self.bands is not None:
+                self._compare(step, self.bands[gear])
             cond = step.with_prompt if forecast.keeps_branches else None
             self.history.keep(key, step.x, step.u, self.x, cond)
-        if step.computed and key == (0, 0):
-            self.rule.policy.observe(self.state, where, step.u)
-        if step.computed and not (forecast.corrects(where) and self._follows(where)):
-            return step.u
+            if key == (0, 0):
+                self.rule.policy.observe(self.state, where, step.u)
+            if not (forecast.corrects(where) and self._follows(where)):
+                return step.u
         return forecast.combine(self.history.known(key, step.x, self.x), where)
-
-    def _beyond(self, step: Step) -> bool:
-        """Whether a step is one that the runs which were calibrated on did not take."""
-        left = self.schedule.left
-        return bool(left and step.times and step.index >= len(step.times) - left)
 
     def _follows(self, step: Step) -> bool:
         """Whether the steps computed so far, this one included, are those of the plan: a guard computes others."""
         plan = self.plan if self.plan is not None else self.rule.steps(step.times, step.gear) or ()
         return {step.index, *step.past} == {i for i in plan if i <= step.index}
-
-    def _check_branches(self, step: SchedulerStep) -> None:
-        """Looks whether guidance is on as it was: a negative prompt may switch it, whatever its argument is called."""
-        index = step.step.index
-        if step.track == 0 and index < len(self.branches) and step.branches != self.branches[index]:
-            self._not_measured(
-                f"calls its denoiser with {step.branches:g} branches at step {index}, not {self.branches[index]:g}"
-            )
 
     def _compare(self, step: SchedulerStep, specs: Sequence[SignalSpec]) -> None:
         """Notes, on the device, how far a computed step was from its forecast."""

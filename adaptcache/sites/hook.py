@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..forecasts.history import History
+from ..forecasts.base import History
 from ..schedule.rule import Rule
 from ..step import Step, entering
 from .interceptor import ModuleInterceptor, Owner, find_compiled

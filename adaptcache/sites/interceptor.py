@@ -1,5 +1,6 @@
 """Takes the calls of one module, and says what is compiled."""
 
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -18,10 +19,7 @@ class Owner(Protocol):
     """Whose runs calls belong to: a gate."""
 
     started: int  # orders the runs in one thread: a callback may call another pipeline
-
-    @property
-    def running(self) -> bool:
-        """Whether a call of its pipeline is under way in this thread."""
+    thread: int | None  # where a loop of its pipeline is under way; None outside of one, and in callbacks
 
 
 class ModuleInterceptor:
@@ -76,9 +74,9 @@ class ModuleInterceptor:
         return any(other is owner for other, _ in self.calls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        original = self.before or self.module._call_impl
-        if running := [owner for owner, _ in self.calls if owner.running]:
-            latest = max(running, key=lambda owner: owner.started)
+        original, here = self.before or self.module._call_impl, threading.get_ident()
+        if running := [owner for owner, _ in self.calls if owner.thread == here]:
+            latest = running[0] if len(running) == 1 else max(running, key=lambda owner: owner.started)
             for owner, call in self.calls:
                 if owner is latest:
                     original = self._in_front(call, original)

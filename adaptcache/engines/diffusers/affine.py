@@ -29,7 +29,7 @@ def read_run(gate: Any, speed: float) -> InstantRequest:
     Raises:
         ScheduleError: The scheduler, or the call, adds noise at its steps.
     """
-    loop, arguments = gate.run, gate.arguments
+    loop, arguments = gate.loop, gate.arguments
     position = loop.lead.position
     scheduler, begin = position.scheduler, position.begin
     if eta := arguments.get("eta"):

@@ -80,6 +80,29 @@ def named_inputs(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names} | given
 
 
+def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Returns the arguments of a call by name: those in `**kwargs`, and those in `*args` as base classes name them."""
+    found: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            found |= zip(positional_names(type(bound.args[0])), value, strict=False)
+        else:
+            found[name] = value
+    return found
+
+
+def positional_names(kind: type) -> list[str]:
+    """Returns the names of what a call with `*args` hands on to the first base class that has names for it."""
+    for base in kind.__mro__:
+        known = inspect.signature(vars(base)["__call__"]).parameters.values() if "__call__" in vars(base) else ()
+        if known and not any(one.kind is one.VAR_POSITIONAL for one in known):
+            return [one.name for one in known][1:]
+    return []
+
+
 def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Raises where a pipeline does not take an argument."""
     names, any_other = parameters_of(pipe)

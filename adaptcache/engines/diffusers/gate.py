@@ -19,7 +19,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,8 @@ from ...errors import AttachError, LoopError
 from ...hooks import SchedulerStep, StepHook
 from ...sites.interceptor import ModuleInterceptor
 from ...sites.outputs import split_tensors
-from ...step import Step, entering, samples_in
+from ...step import Step, entering
+from .calls import named_arguments
 from .components import (
     TIMES,
     denoisers_of,
@@ -42,9 +43,8 @@ from .components import (
     is_scheduler,
 )
 from .grid import Position, number_of, times_of
-from .placeholders import OutputPlaceholders
 from .sampler import set_levels
-from .watch import callers, check_plain, watch
+from .watch import check_plain, watch, watched
 
 __all__ = ["Gate", "LoopCalls"]
 
@@ -113,6 +113,40 @@ class Track:
     view: int = 0
 
 
+class OutputPlaceholders:
+    """Gives what a denoiser call returns at a skipped step: something of the right type, structure and shape.
+
+    The pipeline makes a guided output of it, which is thrown away, so the values do not matter. Where the
+    branch was called before with as many samples it is what it returned then, unchanged. A guidance interval
+    that ends can halve a batch, or call a branch for the first time: then it is cut or borrowed.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[bool, int], tuple[tuple[Any, ...], Any]] = {}  # by branch: shape of its input, output
+
+    def tensors(self) -> list[Tensor]:
+        """Returns the tensors that are kept."""
+        return [tensor for _, output in self.kept.values() for tensor in split_tensors(output)[1]]
+
+    def find(self, side: bool, number: int, shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns a placeholder, in a tuple that is empty where there is none and the call has to be made.
+
+        Arguments:
+            side: Whether a ControlNet is called.
+            number: The branch that is called; earlier ones of the same module lend theirs.
+            shape: Of the latents it is called with.
+        """
+        known = [self.kept[side, branch] for branch in (number, *range(number)) if (side, branch) in self.kept]
+        for given, output in known:
+            if given == shape:
+                return (output,)
+        for given, output in known:
+            if given[1:] == shape[1:]:
+                with suppress(LookupError):
+                    return (resized(output, given, shape[0]),)
+        return ()
+
+
 @dataclass
 class Loop:
     """One denoising loop, from its first denoiser call to its last step.
@@ -120,7 +154,8 @@ class Loop:
     Arguments:
         schedulers: Those whose timesteps were set for it.
         groups: The process groups that run the denoiser together.
-        tracks: By the id of a scheduler that has stepped; the first one leads.
+        tracks: By the id of a scheduler that has stepped.
+        lead: The first of them, which tells the step.
         times: The grid with shape (N,); empty before the first step.
         past: The numbers of the computed steps, newest first.
         decided: Whether the denoiser is called, by step.
@@ -141,6 +176,7 @@ class Loop:
     schedulers: list[Any]
     groups: Groups = ()
     tracks: dict[int, Track] = field(default_factory=dict)
+    lead: Track | None = None
     times: tuple[float, ...] = ()
     past: tuple[int, ...] = ()
     decided: list[bool] = field(default_factory=list)
@@ -156,11 +192,6 @@ class Loop:
     outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
     graph: bool = False
     told: bool = True
-
-    @property
-    def lead(self) -> Track | None:
-        """The track that tells the step."""
-        return next(iter(self.tracks.values()), None)
 
     @property
     def index(self) -> int:
@@ -196,32 +227,29 @@ class Loop:
         return same
 
 
+@dataclass
 class DiffusersStep(SchedulerStep):
-    """A call of `scheduler.step` under way."""
+    """A call of `scheduler.step` under way: the scheduler, its method, and the arguments by name."""
 
     scheduler: Any
     method: Callable[..., Any]
-    bound: inspect.BoundArguments
+    arguments: Mapping[str, Any]
 
     def run(self, u: Tensor) -> Any:
         """Steps the scheduler with the model output `u` and returns what it returns."""
-        self.bound.arguments["model_output"] = u
-        return self.method(*self.bound.args, **self.bound.kwargs)
+        return self.method(self.scheduler, **{**self.arguments, "model_output": u})
 
     def preview(self, u: Tensor) -> Tensor:
-        arguments = dict(self.bound.arguments)
         # Brownian trees do not survive a copy, nor need one: an interval has the same noise every time.
         shared = {id(value): value for value in vars(self.scheduler).values() if callable(value)}
         # Latents that are kept in single precision stay in it where the outputs are in half (Wan).
         x = self.x if u.dtype == self.u.dtype else self.x.to(u.dtype)
-        first = next(iter(arguments))  # self
-        arguments |= {first: copy.deepcopy(self.scheduler, shared), "model_output": u, "sample": x}
+        arguments = {**self.arguments, "model_output": u, "sample": x}
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
-        bound = inspect.BoundArguments(self.bound.signature, arguments)
         with torch.random.fork_rng([u.device] if u.device.type != "cpu" else [], device_type=accelerator_of(u)):
-            return landing(self.method(*bound.args, **bound.kwargs))
+            return landing(self.method(copy.deepcopy(self.scheduler, shared), **arguments))
 
 
 def accelerator_of(u: Tensor) -> str:
@@ -254,12 +282,12 @@ class Gate:
         self.schedulers: list[Any] = []  # as they were when the gate was opened
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
         self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
-        self.thread: int | None = None  # whose call is under way
+        self.thread: int | None = None  # where its loop is under way: None outside of a call, and in its callbacks
         self.arguments: Mapping[str, Any] = {}  # of that call; empty outside of one
         self.followed = 0  # the steps of the loop of this call that the hook was told of last
         self.stepped = 0  # loops of this call that are over and had steps: a call may only fill a key-value cache
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
-        self.apart = self.closed = self.paused = self.stepping = False
+        self.called = self.closed = self.paused = self.stepping = False
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
         # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
         self.within: dict[int, Callable[..., Any]] = {}
@@ -281,12 +309,7 @@ class Gate:
     @property
     def running(self) -> bool:
         """Whether a call of the pipeline is under way in this thread, and not one of its callbacks."""
-        return self.thread == threading.get_ident() and not (self.apart or self.closed)
-
-    @property
-    def run(self) -> Loop | None:
-        """The loop under way."""
-        return self.loop
+        return self.thread == threading.get_ident()
 
     def here(self) -> tuple[Step, int] | None:
         """Returns the step and the branch of the denoiser call under way; None outside of a loop."""
@@ -310,14 +333,16 @@ class Gate:
         with ExitStack() as undo:
             undo.callback(lambda: self._guards.close())
             self._guard()
-            for part in (*self.schedulers, *([self.pipe] if callable(self.pipe) else [])):
-                watch(part, self, undo)
+            for scheduler in self.schedulers:
+                watch(scheduler, self, SCHEDULER, undo)
+            if callable(self.pipe):
+                watch(self.pipe, self, {"__call__": _call}, undo)
             self._undo = undo.pop_all()
         return self
 
     def close(self) -> None:
         """Puts everything back. Safe to call twice."""
-        self.closed = True
+        self.closed, self.thread = True, None
         self._undo.close()
         self._copies.close()
         self.finish()
@@ -349,31 +374,27 @@ class Gate:
             raise AttachError("this handle is closed: attach again")
         if not self._caller.acquire(blocking=False):
             raise AttachError(THREADS)
-        if self.thread is not None and self.apart:
-            self._caller.release()
-            raise AttachError(AGAIN.format(name=type(self.pipe).__name__))
-        before = self.thread, self.started, self.apart
-        callers.gates = [*getattr(callers, "gates", ()), self]
-        nested = self.thread is not None and not self.apart  # a `__call__` that calls that of its base
         try:
-            if not nested:
+            if self.called and self.thread is None:
+                raise AttachError(AGAIN.format(name=type(self.pipe).__name__))
+            if self.called:  # a `__call__` that calls that of its base
+                yield
+                return
+            try:
                 self._check_schedulers()
                 self.arguments = arguments
                 self.on_call(arguments)
-                self.thread, self.apart = threading.get_ident(), False
+                self.called, self.thread = True, threading.get_ident()
                 self.started, self._announced, self.done = next(self._starts), False, []
                 self.followed = self.stepped = 0
                 self._guard()
-            yield
-            if not nested:
+                yield
                 self._check_used()
-        finally:
-            if not nested:
+            finally:
                 self.finish()  # broken off, or stopped before the end of the grid
                 self._copies.close()
-                self.arguments = {}
-                self.thread, self.started, self.apart = before
-            callers.gates = [gate for gate in callers.gates if gate is not self or nested]
+                self.arguments, self.called, self.thread = {}, False, None
+        finally:
             self._caller.release()
 
     def _check_schedulers(self) -> None:
@@ -405,11 +426,11 @@ class Gate:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Stands around what is not the pipeline's loop: a callback may call the denoiser, or a pipeline."""
-        before, self.apart = self.apart, True
+        before, self.thread = self.thread, None
         try:
             yield
         finally:
-            self.apart = before
+            self.thread = None if self.closed else before
 
     def aside_callback(self, callback: Any) -> Any:
         """Returns a callback that runs aside from the loop.
@@ -431,7 +452,7 @@ class Gate:
     def adopt(self, scheduler: Any) -> None:
         """Watches a copy that the pipeline made of a scheduler during its call, until the call ends."""
         if is_scheduler(scheduler):
-            watch(scheduler, self, self._copies)
+            watch(scheduler, self, SCHEDULER, self._copies)
 
     def timesteps_set(self, scheduler: Any) -> None:
         """`set_timesteps` was called: a loop is about to begin."""
@@ -479,42 +500,40 @@ class Gate:
 
     def _call(self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Makes a call of this step, or returns a placeholder; a ControlNet is a side of the denoiser."""
-        number = loop.sides if side else loop.branch + 1
-        key, others = (side, number), [(side, earlier) for earlier in range(number)]
+        number, shape = loop.sides if side else loop.branch + 1, shape_of_latents(args, kwargs)
         made = loop.decided[-1] or (not loop.graph and wants_gradient(args, kwargs))
-        found = () if made else loop.outputs.find(key, others, args, kwargs)
+        found = () if made else loop.outputs.find(side, number, shape)
         if side:
             loop.sides += 1
         else:
-            loop.branch, loop.samples = number, loop.samples + samples_in(args, kwargs)
+            loop.branch, loop.samples = number, loop.samples + shape[0]
             loop.record.calls[-1].append(not found)
             loop.record.names[-1].append(name)
         if found:
             return found[0]
         output = original(*args, **kwargs)
-        loop.outputs.keep(key, args, kwargs, output)
+        loop.outputs.kept[side, number] = shape, output
         if self.hook.reads_branches and number == 0 and not side:
             loop.first = first_output(output)
         return output
 
-    def scheduler_called(self, scheduler: Any, method: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+    def scheduler_called(self, scheduler: Any, method: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """`scheduler.step` was called: hands it the output that the hook chooses."""
-        loop, timestep = self.loop, bound.arguments["timestep"]
-        if bound.arguments.get("pred_original_sample") is not None and (loop is None or id(scheduler) in loop.tracks):
-            return method(*bound.args, **bound.kwargs)  # the step before once more, by what was made of where it led
+        loop = self.loop
+        if arguments.get("pred_original_sample") is not None and (loop is None or id(scheduler) in loop.tracks):
+            return method(scheduler, **arguments)  # the step before once more, by what was made of where it led
         if loop is None or not loop.decided:
             if scheduler is not self.schedulers[0]:
-                return method(*bound.args, **bound.kwargs)  # a loop without a denoiser: nothing was skipped
+                return method(scheduler, **arguments)  # a loop without a denoiser: nothing was skipped
             raise LoopError(EARLY.format(scheduler=type(scheduler).__name__, index=0))
-        track = self._follow(loop, scheduler, timestep)
+        track = self._follow(loop, scheduler, arguments["timestep"])
         index = track.taken - 1
         computed = loop.decided[index]
         past = loop.past[loop.past[:1] == (index,) :]  # another scheduler may have stepped here already
         step = DiffusersStep(
             Step(index, loop.times, past, track=track.number), track.number, track.view, computed,
-            bound.arguments["sample"], bound.arguments["model_output"],
+            arguments["sample"], arguments["model_output"], scheduler, method, arguments,
         )  # fmt: skip
-        step.scheduler, step.method, step.bound = scheduler, method, bound
         step.branches = loop.samples / max(1, len(step.x))
         step.cond = loop.cond(step.u) if computed and track.number == 0 else None
         step.made = not computed and all(loop.record.calls[index])
@@ -529,11 +548,12 @@ class Gate:
         loop.graph, loop.stepped = latents.requires_grad, True
         if track is loop.lead and computed and track.view == 0:
             loop.past = (index, *loop.past)
-        everyone = len(loop.times) > 1 or all(id(one) in loop.tracks for one in loop.schedulers)
-        if everyone and all(
-            one.taken == len(loop.times) and one.view + 1 >= loop.views for one in loop.tracks.values()
+        if track.taken == len(loop.times) and (
+            len(loop.times) > 1 or all(id(one) in loop.tracks for one in loop.schedulers)
         ):
-            self.finish()
+            tracks = loop.tracks.values()
+            if all(one.taken == len(loop.times) and one.view + 1 >= loop.views for one in tracks):
+                self.finish()
         return result
 
     def _follow(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
@@ -571,7 +591,8 @@ class Gate:
             n for n in itertools.count(int(reserved)) if all(n != one.number for one in loop.tracks.values())
         )
         track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
-        if len(loop.tracks) == 1:
+        if loop.lead is None:
+            loop.lead = track
             loop.times = times_of(scheduler)[track.position.begin :]
             loop.told = self.hook.loop in (None, self.stepped) and self.hook.follows(loop.times)
             if loop.told:
@@ -619,6 +640,116 @@ class _AsideCallback(MultiPipelineCallbacks):  # type: ignore[misc]
             return super().__call__(*args, **kwargs)
 
 
+# What the classes of a pipeline and its schedulers are made to do, for the objects that are watched
+
+
+def _set_timesteps(original: Any) -> Any:
+    @functools.wraps(original)  # pipelines ask for the names of its arguments
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gate, result = watched.get(id(self)), original(self, *args, **kwargs)
+        if gate is not None and gate.running:
+            gate.timesteps_set(self)
+        return result
+
+    return set_timesteps
+
+
+def _step(original: Any) -> Any:
+    names = list(inspect.signature(original).parameters)[1:]
+
+    @functools.wraps(original)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (gate := watched.get(id(self))) is None:
+            here = {id(one): one for one in tuple(watched.values()) if one.running and not one.stepping}
+            if here:
+                max(here.values(), key=lambda one: one.started).stranger_called(self)
+            return original(self, *args, **kwargs)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        complete = len(arguments) == len(args) + len(kwargs) and STEPPED <= arguments.keys()
+        if gate.thread != threading.get_ident() or gate.stepping or not complete:
+            return original(self, *args, **kwargs)  # a subclass calls the step of its base; or it says what is wrong
+        return gate.scheduler_called(self, original, arguments)
+
+    return step
+
+
+def _deepcopy(original: Any) -> Any:
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        if original is not None:
+            other = original(self, memo)
+        else:
+            other = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
+        gate = watched.get(id(self))
+        if gate is not None and gate.running and not gate.stepping:
+            gate.adopt(other)  # for the pipeline's other latents, or for one of its frames
+        return other
+
+    return __deepcopy__
+
+
+def _call(original: Any) -> Any:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gate = watched.get(id(self))
+        if gate is None or gate.paused:
+            return original(self, *args, **kwargs)
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return original(self, *args, **kwargs)  # which says what is wrong with the call
+        with gate.calling(named_arguments(bound)):
+            for name, value in bound.arguments.items():
+                if name in CALLBACKS and value is not None:
+                    bound.arguments[name] = gate.aside_callback(value)
+                elif bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                    more = {n: gate.aside_callback(v) for n, v in value.items() if n in CALLBACKS and v is not None}
+                    bound.arguments[name] = {**value, **more}
+            return original(*bound.args, **bound.kwargs)
+
+    return __call__
+
+
+CALLBACKS = ("callback_on_step_end", "callback")
+STEPPED = {"model_output", "timestep", "sample"}
+SCHEDULER = {"set_timesteps": _set_timesteps, "step": _step, "__deepcopy__": _deepcopy}
+
+
+def shape_of_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the shape of the latents of a call, its first floating tensor; of a list, its length and one's shape."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
+            return tuple(value.shape)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value):
+            return (len(value), tuple(value[0].shape))
+    return (1,)
+
+
+def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
+    """Returns an output cut or repeated to another number of samples.
+
+    Arguments:
+        output: What a call returned.
+        given: The shape of the latents it was called with.
+        samples: How many are wanted.
+
+    Raises:
+        LookupError: The output does not have one entry a sample.
+    """
+    listed = isinstance(given[-1], tuple)  # one tensor a sample goes in, and one comes out
+    order = [k % given[0] for k in range(samples)]
+    if isinstance(output, Tensor) or (listed and isinstance(output, list)):
+        if len(output) != given[0]:
+            raise LookupError(f"{len(output)} entries for {given[0]} samples")
+        return output[order] if isinstance(output, Tensor) else [output[k] for k in order]
+    if isinstance(output, (list, tuple)):
+        return type(output)(resized(part, given, samples) for part in output)
+    if isinstance(output, Mapping):  # diffusers' outputs are dictionaries with attributes
+        return type(output)(**{name: resized(part, given, samples) for name, part in output.items()})
+    return output
+
+
 def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Returns the time that a denoiser is called with, as a tensor."""
     values = [kwargs[name] for name in kwargs if name in TIMES]
@@ -653,5 +784,7 @@ def wants_gradient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     If the run itself keeps none, the call is differentiated on its own, to guide the latents: nothing that
     was returned earlier will do.
     """
+    if not torch.is_grad_enabled():
+        return False
     first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    return torch.is_grad_enabled() and first is not None and first.requires_grad
+    return first is not None and first.requires_grad

@@ -19,8 +19,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from ...errors import AttachError, LoopError, ScheduleError
-from ...forecasts.base import Forecast
-from ...forecasts.history import History
+from ...forecasts.base import Forecast, History
 from ...schedule.findings import ONE_OUTPUT
 from ...schedule.gears import resolve_gear
 from ...step import Step, entering
