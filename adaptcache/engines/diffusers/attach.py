@@ -39,7 +39,8 @@ class Handle:
         self._found = check_schedule(runner.original, pipe, runner.strict)
         self._state, made = state_of(pipe), runner.original.made
         # What a schedule does not say of the pipeline is to stay as it is now.
-        known = {**components_of(pipe), **(made.get("components") or {})}
+        known = made.get("components") or {}
+        known = {**components_of(pipe, besides=known), **known}
         self._known = runner.original.model_copy(update={"made": {**made, "components": known}})
         self._warned = {finding.what for finding in self._found}
         with ExitStack() as undo:

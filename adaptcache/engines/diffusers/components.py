@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -62,7 +63,12 @@ def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is called with latents and a time."""
     if is_controlnet(module):
         return False
-    return _is_home(module) or bool(TIMES & set(inspect.signature(plain_module(module).forward).parameters))
+    return _is_home(module) or _takes_time(type(plain_module(module)))
+
+
+@functools.cache
+def _takes_time(kind: Any) -> bool:
+    return bool(TIMES & set(inspect.signature(kind.forward).parameters))
 
 
 def _is_home(module: nn.Module) -> bool:

@@ -6,11 +6,13 @@ told by a sample of their values: enough to tell checkpoints and LoRAs apart, an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from ...schedule.format import Denoiser
 from .components import denoisers_of, find_guiders, find_schedulers, parts_of, plain_module
 
 __all__ = [
-    "adapters_of",
     "checkpoint_of",
     "components_of",
     "fingerprint",
@@ -40,28 +41,33 @@ SAMPLE = 64  # values read of each tensor
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what is written when a module is saved
 ORIGINS = ("accelerate", "diffusers", "peft", "torch", "transformers")  # whose layers are not patched ones
 HARMLESS = ("gradient_checkpointing", "name_or_path", "training", "use_slicing")  # but for dropout in training
-PATCHES = ("b1", "b2", "s1", "s2")  # what FreeU leaves on the blocks of a U-Net
+FREE_U = ("b1", "b2", "s1", "s2")  # what it leaves on the blocks of a U-Net
+SET = {"_diffusers_hook", "processor", "scaling", *FREE_U}  # attributes of layers that change what they compute
 
 
-def components_of(pipe: Any) -> dict[str, dict[str, str]]:
+def components_of(pipe: Any, besides: Collection[str] = ()) -> dict[str, dict[str, str]]:
     """Returns digests of every module of a pipeline: its configuration, weights, and what was set on it or patches it.
 
     The one look at a module that cache keys, schedules and attached runs share. Strings only, so that a schedule keeps
     it. Weights that are offloaded or sharded cannot be read: they are "".
+
+    Arguments:
+        pipe: The pipeline.
+        besides: Names of modules that are left out.
     """
     found = {}
     for name, part in sorted(parts_of(pipe).items()):
-        if not isinstance(part, nn.Module):
+        if name in besides or not isinstance(part, nn.Module):
             continue
         module = plain_module(part)
-        weights = [*module.parameters()]
+        weights, changes = [*module.parameters()], inspect_layers(walk(module))
         hidden = any(weight.is_meta or sharded(weight) for weight in weights)
         found[name] = {
             "class": class_name(module),
             "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else "",
             "config": digest_of(config_of(module)),
             "weights": "" if hidden else weights_hash([module]),
-            "settings": digest_of([own_settings(module), foreign_layers(module)]),
+            "settings": digest_of([own_settings(module) | changes.dropouts, changes.foreign]),
         }
     return found
 
@@ -69,7 +75,9 @@ def components_of(pipe: Any) -> dict[str, dict[str, str]]:
 def identity_of(pipe: Any) -> list[Any]:
     """Returns all that the outputs of a pipeline depend on, the call aside, as values that `cache.feed` takes."""
     modules = {name: part for name, part in parts_of(pipe).items() if isinstance(part, nn.Module)}
-    patches = {name: [patches_of(part), hooks_of(part)] for name, part in sorted(modules.items())}
+    layers = {name: walk(part) for name, part in sorted(modules.items())}
+    changes = {name: inspect_layers(one) for name, one in layers.items()}
+    patches = {name: [[*one.patches, *one.processors], hooks_of(layers[name])] for name, one in changes.items()}
     schedulers = {name: [type(one).__name__, config_of(one)] for name, one in find_schedulers(pipe).items()}
     others = {
         name: [type(part).__name__, plain(getattr(part, "name_or_path", None)), config_of(part)]
@@ -93,10 +101,12 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
         found.append((name, id(module)))
         if not isinstance(module, nn.Module):
             continue
-        settings = [config_of(module), list(adapters_of(module)), patches_of(module), own_settings(module)]
-        found.append(json.dumps([*settings, foreign_layers(module)], default=str))
-        for tensor in (*module.parameters(), *module.buffers()):
-            found.append((id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)))
+        layers = walk(module)
+        found.append(json.dumps([config_of(module), own_settings(module), vars(inspect_layers(layers))], default=str))
+        for _, layer in layers:
+            for tensor in (*layer._parameters.values(), *layer._buffers.values()):
+                if tensor is not None:
+                    found.append((id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)))
     return tuple(found)
 
 
@@ -119,73 +129,83 @@ def config_of(part: Any) -> dict[str, Any]:
     return {str(k): plain(v) for k, v in (config or {}).items() if str(k)[0] != "_" and k not in NOTES}
 
 
-def adapters_of(module: nn.Module) -> Iterator[list[Any]]:
-    """Yields the adapters of layers (LoRA and the like): which are active, how strong, and whether merged or off."""
-    for name, layer in module.named_modules():
-        scaling = getattr(layer, "scaling", None)
-        if isinstance(scaling, Mapping) and hasattr(layer, "active_adapters"):
+@dataclass
+class LayerChanges:
+    """What changes the outputs of a module beside its weights and configuration, layer by layer."""
+
+    # which adapters are active (LoRA and the like), how strong, whether off, and which are merged
+    adapters: list[list[Any]] = field(default_factory=list)
+    # FreeU, scales of IP-Adapters, attention processors that are not diffusers' own
+    patches: list[list[Any]] = field(default_factory=list)
+    processors: list[list[Any]] = field(default_factory=list)  # the classes of all, and hooks of diffusers
+    dropouts: dict[str, float] = field(default_factory=dict)  # that are live
+    foreign: list[list[str]] = field(default_factory=list)  # of classes of another library: merged tokens, say
+
+
+def inspect_layers(layers: Iterable[tuple[str, nn.Module]]) -> LayerChanges:
+    """Returns what was set on the layers of a module after it was loaded, and what patches them."""
+    found = LayerChanges()
+    for name, layer in layers:
+        own, kind = vars(layer), type(layer)
+        if own.keys().isdisjoint(SET) and SET.isdisjoint(layer._modules) and is_ordinary(kind):
+            continue
+        if isinstance(scaling := getattr(layer, "scaling", None), Mapping) and hasattr(layer, "active_adapters"):
             active = list(layer.active_adapters)
             scales = {adapter: float(scaling[adapter]) for adapter in active if adapter in scaling}
-            yield [name, active, scales, bool(layer.disable_adapters), list(layer.merged_adapters)]
-
-
-def patches_of(module: nn.Module) -> list[Any]:
-    """Returns what else changes the forward of a module: attention processors, FreeU, hooks of diffusers."""
-    found: list[Any] = patched_settings(module)
-    for name, layer in module.named_modules():
-        if (processor := getattr(layer, "processor", None)) is not None:
-            found.append([name, type(processor).__qualname__])
-        if hooks := getattr(vars(layer).get("_diffusers_hook"), "hooks", None):
-            found.append([name, sorted(hooks)])
+            found.adapters.append([name, active, scales, bool(layer.disable_adapters), list(layer.merged_adapters)])
+        if patched := {key: own[key] for key in FREE_U if isinstance(own.get(key), (int, float))}:
+            found.patches.append([name, patched])
+        if (processor := getattr(layer, "processor", None)) is not None:  # a module itself in IP-Adapters
+            by = type(processor)
+            if (scale := getattr(processor, "scale", None)) is not None:
+                found.patches.append([name, plain(scale)])
+            if not by.__module__.startswith("diffusers."):
+                settings = {key: plain(value) for key, value in vars(processor).items() if is_setting(value)}
+                found.patches.append([name, f"{by.__module__}.{by.__qualname__}", settings])
+            found.processors.append([name, by.__qualname__])
+        if hooks := getattr(own.get("_diffusers_hook"), "hooks", None):
+            found.processors.append([name, sorted(hooks)])
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p:
+            found.dropouts[f"dropout {name}"] = layer.p
+        if kind.__module__.partition(".")[0] not in ORIGINS:
+            found.foreign.append([name, kind.__qualname__])
     return found
 
 
-def patched_settings(module: nn.Module) -> list[Any]:
-    """Returns what was set on a module after it was loaded and changes what it computes.
-
-    FreeU, scales of IP-Adapters, attention processors that are not diffusers' own.
-    """
-    found: list[Any] = []
-    for name, layer in module.named_modules():
-        own = vars(layer)
-        if patched := {key: own[key] for key in PATCHES if isinstance(own.get(key), (int, float))}:
-            found.append([name, patched])
-        processor = getattr(layer, "processor", None)  # a module itself in IP-Adapters
-        if (scale := getattr(processor, "scale", None)) is not None:
-            found.append([name, plain(scale)])
-        if processor is not None and not type(processor).__module__.startswith("diffusers."):
-            kind = type(processor)
-            settings = {key: plain(value) for key, value in vars(processor).items() if is_setting(value)}
-            found.append([name, f"{kind.__module__}.{kind.__qualname__}", settings])
-    return found
+@functools.cache
+def is_ordinary(kind: type) -> bool:
+    """Whether a layer of a class changes nothing as long as nothing is set on it."""
+    known = kind.__module__.partition(".")[0] in ORIGINS and not issubclass(kind, nn.modules.dropout._DropoutNd)
+    return known and not any(hasattr(kind, name) for name in SET)
 
 
-def own_settings(module: nn.Module) -> dict[str, Any]:
-    """Returns the plain settings that a module itself has as attributes: tiling of a VAE, say; and live dropouts."""
-    own = {name: value for name, value in vars(module).items() if value and is_setting(value)}
-    found = {name: plain(value) for name, value in own.items() if name[0] != "_" and name not in HARMLESS}
-    layers = module.named_modules()
-    return found | {
-        f"dropout {name}": layer.p
-        for name, layer in layers
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
-    }
+def walk(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns what `named_modules()` yields, which is slow for the thousands of layers that are looked at each run."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    waiting = [("", module)]
+    while waiting:
+        name, layer = waiting.pop()
+        if id(layer) not in found:
+            found[id(layer)] = name, layer
+            before = f"{name}." if name else ""
+            waiting += [(before + key, one) for key, one in reversed(layer._modules.items()) if one is not None]
+    return list(found.values())
 
 
-def foreign_layers(module: nn.Module) -> list[Any]:
-    """Returns the layers whose class comes from another library, as those that merge tokens put theirs in place."""
-    kinds = [(name, type(layer)) for name, layer in module.named_modules()]
-    return [[name, kind.__qualname__] for name, kind in kinds if kind.__module__.split(".")[0] not in ORIGINS]
-
-
-def hooks_of(module: nn.Module) -> list[Any]:
+def hooks_of(layers: Iterable[tuple[str, nn.Module]]) -> list[Any]:
     """Returns the hooks on layers, which may steer outputs. For cache keys alone: in a run most of them only look."""
     found: list[Any] = []
-    for name, layer in module.named_modules():
+    for name, layer in layers:
         for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()):
             code = getattr(getattr(hook, "__code__", None), "co_code", b"")
             found.append([name, getattr(hook, "__qualname__", type(hook).__qualname__), code])
     return found
+
+
+def own_settings(module: nn.Module) -> dict[str, Any]:
+    """Returns the plain settings that a module itself has as attributes: tiling of a VAE, say."""
+    own = {name: value for name, value in vars(module).items() if value and is_setting(value)}
+    return {name: plain(value) for name, value in own.items() if name[0] != "_" and name not in HARMLESS}
 
 
 def fingerprint(pipe: Any) -> Denoiser:
@@ -263,7 +283,8 @@ def weights_hash(modules: Sequence[nn.Module]) -> str:
             few = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
             if not few.is_meta:  # offloaded: the values are elsewhere
                 digest.update(few.to("cpu", torch.float32).numpy().tobytes())
-        if adapters := [*adapters_of(module), *patched_settings(module)]:
+        changes = inspect_layers(walk(module))
+        if adapters := [*changes.adapters, *changes.patches]:
             feed(digest, adapters)
     return digest.hexdigest()[:16]
 
