@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from ..errors import ScheduleError
 from .schedule import Schedule
 
 ONE_OUTPUT = (
@@ -33,6 +34,16 @@ class Finding:
     what: str  # what differs
     grade: Grade
     says: str  # the rest of a sentence that begins with the name of the schedule
+
+
+def check_findings(schedule: Schedule, findings: Sequence[Finding], strict: bool = False) -> None:
+    """Raises where a schedule cannot run; with `strict`, also where how well was not measured.
+
+    Raises:
+        ScheduleError: It names all findings.
+    """
+    if worst_grade(findings) >= (Grade.WARNED if strict else Grade.REFUSED):
+        raise ScheduleError(explain_findings(schedule, findings))
 
 
 def worst_grade(findings: Sequence[Finding]) -> Grade:

@@ -9,7 +9,7 @@ from ...errors import ScheduleError
 from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
 from ...runtime.runner import Runner
-from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.findings import Finding, Grade, check_findings, explain_findings, worst_grade
 from ...schedule.instant import InstantRequest
 from ...schedule.schedule import Schedule
 from .affine import read_run
@@ -80,8 +80,7 @@ class Applied(Gate):
 
     def _judge(self, found: list[Finding]) -> None:
         bad = [one for one in found if one.grade >= Grade.WARNED]
-        if worst_grade(bad) == Grade.REFUSED or (self.strict and bad):
-            raise ScheduleError(explain_findings(self.schedule, bad))
+        check_findings(self.schedule, bad, self.strict)
         for finding in bad:
             if finding.says not in self._warned:
                 self._warned.add(finding.says)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...errors import AttachError, ScheduleError
+from ...errors import AttachError
 from ...hooks import StepHook
 from ...runs import Job, Outcome, PipelineCall, PromptSet, fork_rng
-from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.findings import Finding, check_findings
 from ...schedule.schedule import Schedule
 from .compatibility import PLAIN, compare_model, other_cache, parts_of, scheduler_name
 from .gate import KEY, Gate, Run, Switch, watched
@@ -153,8 +153,7 @@ class ComfyEngine:
 
     def check(self, schedule: Schedule, strict: bool = False) -> list[Finding]:
         found = list(compare_model(schedule, self.model))
-        if worst_grade(found) == Grade.REFUSED or (strict and found):
-            raise ScheduleError(explain_findings(schedule, found))
+        check_findings(schedule, found, strict)
         return found
 
     def preflight(self, call: PipelineCall, prompts: PromptSet) -> None:

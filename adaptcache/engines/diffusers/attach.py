@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ...errors import AttachError, ScheduleError
+from ...errors import AttachError
 from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
 from ...runtime.runner import Runner
-from ...schedule.findings import Finding, Grade, explain_findings, worst_grade
+from ...schedule.findings import Finding, Grade, check_findings, explain_findings
 from ...schedule.schedule import Schedule
 from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
@@ -58,8 +58,7 @@ class Handle:
         found = [one for one in found if one.grade >= Grade.WARNED]
         self._runner.on_call_start(measured=not found)
         found = [one for one in found if one.what not in self._allow]
-        if worst_grade(found) == Grade.REFUSED or (strict and found):
-            raise ScheduleError(explain_findings(schedule, found))
+        check_findings(schedule, found, strict)
         for finding in found:
             self._warn(finding)
 

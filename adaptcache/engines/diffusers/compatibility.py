@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...distributed import sharded
-from ...errors import ScheduleError
 from ...files import dump_json
 from ...forecasts.matched import Matched
-from ...schedule.findings import FARTHEST, Finding, Grade, explain_findings, too_strong, worst_grade
+from ...schedule.findings import FARTHEST, Finding, Grade, check_findings, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .calls import defaults_of, named_inputs
 from .components import denoisers_of, find_denoisers, find_guiders, find_schedulers, plain_module
@@ -34,6 +33,7 @@ CONTENT = {  # arguments that say what is made, how many, and in which form, or 
     "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
     "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
 }  # fmt: skip
+LOST = "its evidence does not hold here; calibrate again"
 FROM_COND = ("ZImage",)  # families whose guidance_scale counts from the branch with the prompt: a guider's less 1
 
 
@@ -53,8 +53,9 @@ def graded(
     Returns:
         The differences, worst first; none where all is as it was.
     """
-    found = [*_denoiser(schedule, pipe), *_components(schedule, pipe)]
-    found += [*_pipeline(schedule, pipe), *_scheduler(schedule, pipe), *_guiders(schedule, pipe)]
+    here = provenance(pipe)
+    found = [*_denoiser(schedule, pipe, here), *_components(schedule, pipe)]
+    found += [*_pipeline(schedule, here), *_scheduler(schedule, pipe, here), *_guiders(schedule, here)]
     found += _other_cache(pipe)
     if call is not None:
         found += _call(schedule, pipe, call)
@@ -74,10 +75,8 @@ def check_schedule(schedule: Schedule, pipe: Any, strict: bool = False) -> list[
         ScheduleError: The schedule does not fit; with `strict`, also where it would warn.
     """
     found = graded(schedule, pipe)
-    grade = worst_grade(found)
-    if grade == Grade.REFUSED or (strict and grade == Grade.WARNED):
-        raise ScheduleError(explain_findings(schedule, found))
-    if grade == Grade.WARNED:
+    check_findings(schedule, found, strict)
+    if worst_grade(found) == Grade.WARNED:
         warnings.warn(explain_findings(schedule, found), stacklevel=4)
     elif found:
         logger.info(explain_findings(schedule, found))
@@ -120,19 +119,18 @@ def _other_cache(pipe: Any) -> Iterator[Finding]:
         yield Finding("cache", Grade.WARNED, says)
 
 
-def _denoiser(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
+def _denoiser(schedule: Schedule, pipe: Any, here: Mapping[str, Any]) -> Iterator[Finding]:
     live, fitted = fingerprint(pipe), schedule.denoiser
     known = fitted.checkpoint or "unknown checkpoint"
     if fitted.class_name not in ("", live.class_name):
         says = f"was fitted on a {fitted.class_name}, this pipeline has a {live.class_name}"
         yield Finding("denoiser", Grade.REFUSED, f"{says}; calibrate for this one")
         return
-    lost = "its evidence does not hold here; calibrate again"
     if fitted.config_hash not in ("", live.config_hash):
-        says = f"was fitted on another configuration of {fitted.class_name} ({known}): {lost}"
+        says = f"was fitted on another configuration of {fitted.class_name} ({known}): {LOST}"
         yield Finding("configuration", Grade.WARNED, says)
     elif fitted.weights_hash not in ("", live.weights_hash):
-        yield _weights(schedule, pipe, f"was fitted on other weights of {fitted.class_name} ({known})", lost)
+        yield _weights(schedule, pipe, here, f"was fitted on other weights of {fitted.class_name} ({known})")
 
 
 def _components(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
@@ -154,25 +152,25 @@ def _components(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         yield Finding("components", Grade.WARNED, says)
 
 
-def _weights(schedule: Schedule, pipe: Any, says: str, lost: str) -> Finding:
-    here, made = provenance(pipe), schedule.made
+def _weights(schedule: Schedule, pipe: Any, here: Mapping[str, Any], says: str) -> Finding:
+    made = schedule.made
     if any(weight.is_meta or sharded(weight) for part in denoisers_of(pipe) for weight in part.parameters()):
         return Finding("weights", Grade.FINE, "cannot be compared with weights that are offloaded or sharded")
     loras = made.get("loras", [])
     if here["loras"] != loras:
         names = " and ".join(", ".join(names) or "none" for names in (loras, here["loras"]))
-        return Finding("LoRA", Grade.WARNED, f"{says}: LoRAs {names}; {lost}")
+        return Finding("LoRA", Grade.WARNED, f"{says}: LoRAs {names}; {LOST}")
     if loras:
         says = f"was fitted on other weights, or on other scales of the LoRA {', '.join(loras)}"
     same = checkpoint_of(pipe) == schedule.denoiser.checkpoint != ""
     if same and made.get("dtype", here["dtype"]) != here["dtype"]:
         # Rounding changes every value, so that hashes of two precisions never agree.
         return Finding("weights", Grade.FINE, f"was fitted on the same checkpoint in {made['dtype']}")
-    return Finding("weights", Grade.WARNED, f"{says}: {lost}")
+    return Finding("weights", Grade.WARNED, f"{says}: {LOST}")
 
 
-def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
-    made, here = schedule.made, provenance(pipe)
+def _pipeline(schedule: Schedule, here: Mapping[str, Any]) -> Iterator[Finding]:
+    made = schedule.made
     # A classic pipeline and the modular one of its name are the same thing measured.
     if made.get("pipeline", here["pipeline"]).replace("Modular", "") != here["pipeline"].replace("Modular", ""):
         says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: it was not measured here"
@@ -182,26 +180,26 @@ def _pipeline(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
         yield Finding("dtype", Grade.WARNED, says)
 
 
-def _scheduler(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
-    fitted, here = schedule.grid.scheduler, type(next(iter(find_schedulers(pipe).values()))).__name__
-    if fitted not in ("", here):
-        says = f"was fitted with {fitted}, this is {here}: it was not measured with this one"
+def _scheduler(schedule: Schedule, pipe: Any, here: Mapping[str, Any]) -> Iterator[Finding]:
+    fitted, name = schedule.grid.scheduler, type(next(iter(find_schedulers(pipe).values()))).__name__
+    if fitted not in ("", name):
+        says = f"was fitted with {fitted}, this is {name}: it was not measured with this one"
         yield Finding("scheduler", Grade.WARNED, says)
         return
-    before, now = schedule.made.get("scheduler") or {}, provenance(pipe)["scheduler"]
+    before, now = schedule.made.get("scheduler") or {}, here["scheduler"]
     differ = sorted(key for key in before.keys() & now.keys() if dump_json(before[key]) != dump_json(now[key]))
     changes = ", ".join(f"{key} {before[key]} and now {now[key]}" for key in differ)
     if "prediction_type" in differ:
         yield Finding("scheduler", Grade.REFUSED, f"was fitted on outputs of another kind: {changes}")
     elif set(differ) - GRID:
-        yield Finding("scheduler", Grade.WARNED, f"was fitted with other settings of {here}: {changes}")
+        yield Finding("scheduler", Grade.WARNED, f"was fitted with other settings of {name}: {changes}")
     elif differ:
-        yield Finding("scheduler", *_replanned(schedule, f"other steps of {here}", changes))
+        yield Finding("scheduler", *_replanned(schedule, f"other steps of {name}", changes))
 
 
-def _guiders(schedule: Schedule, pipe: Any) -> Iterator[Finding]:
+def _guiders(schedule: Schedule, here: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields how the guiders of a pipeline differ; with those of a classic one, its guidance is compared in calls."""
-    before, now = schedule.made.get("guiders"), guiders_of(pipe)
+    before, now = schedule.made.get("guiders"), here["guiders"]
     if not before or not now:
         strange = sorted({one["class"] for one in now.values()} - {"ClassifierFreeGuidance"})
         if strange and before is not None:
