@@ -44,7 +44,7 @@ from adaptcache.fitting.worlds import PRIOR
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.profiling.measure import record
 from adaptcache.runs import PromptSet, Setup
-from adaptcache.runtime.instant import InstantRunner
+from adaptcache.runtime.runner import InstantRunner
 from adaptcache.schedule.instant import InstantRequest
 
 MODELS = ("emoji-flux-32", "emoji-flux", "emoji-wan", "tones")

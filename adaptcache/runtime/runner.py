@@ -11,27 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cache import Cache
 from ..errors import AttachError, ScheduleError
 from ..forecasts.base import History
+from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
 from ..policies.plan import Plan, SignalSpecs
 from ..policies.signals import SPREAD, SignalSpec, compute_signals
+from ..policies.uniform import Uniform
 from ..schedule.format import same_grid, same_run
 from ..schedule.gears import resolve_gear
-from ..schedule.instant import InstantRequest
+from ..schedule.instant import InstantRequest, check_speed, load_instant
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
 from ..schedule.schedule import LoopPlan, Schedule
 from ..sites import SiteHook, check_compiled, find_sites
 from ..step import TINY, Step
 
-__all__ = ["Runner"]
+__all__ = ["InstantRunner", "Runner"]
 
 # Prompts are unlike the calibration's where an innovation lies above its band, or where n of them lie on average
 # BIAS + SINGLE / sqrt(n) standard deviations above its middle: a single run tells little, a handful tell.
 BIAS, SINGLE = 0.3, 2.0
-GRIDS = 32  # planned anew and kept: a server may see any number of sizes, each with steps of its own
+KEPT = 32  # grids planned anew, or instant schedules: a server may see any number of sizes, each with steps of its own
 
 
 def middle(spec: SignalSpec) -> float:
@@ -122,7 +125,7 @@ class Runner(StepHook):
             )
         plan = self.schedule.loop_plan(self.loops, times)
         if plan is None and times not in self.rules:
-            if len(self.rules) >= GRIDS:
+            if len(self.rules) >= KEPT:
                 del self.rules[next(iter(self.rules))]
             self.rules[times] = self._rule(times)
         self.loops += 1
@@ -283,3 +286,31 @@ class Runner(StepHook):
             steps = {i for i, flag in enumerate(site.decision.made) if flag}
             made[name] = tuple(sorted(steps.union(made.get(name, ()))))
         return made
+
+
+class InstantRunner(Runner):
+    """A runner whose schedule is that of theory for the grid, the sampler and the guidance of each run.
+
+    Arguments:
+        speed: Steps over computed steps.
+        read: Returns what a run needs, from what the hook was installed on and the speed, when the run starts.
+        guard: Whether to compute everything from where a computed output is farther from its forecast than theory
+            expects of any model.
+    """
+
+    def __init__(self, speed: float, read: Callable[[Any, float], InstantRequest], guard: bool = False) -> None:
+        self.speed, self.wants_guard = check_speed(speed), guard
+        self.made: dict[str, Schedule] = {}
+        rule = Rule(policy=Uniform(interval=1), forecast=Extrapolate())  # until the first run starts
+        super().__init__(Schedule(name=f"instant-{speed:g}x", rules=(rule,)), read=read)
+
+    def on_run_start(self, times: tuple[float, ...]) -> None:
+        assert self.read is not None
+        request = self.read(self.gate, self.speed)
+        if request.key not in self.made:
+            if len(self.made) >= KEPT:
+                del self.made[next(iter(self.made))]
+            self.made[request.key] = load_instant(request, Cache())
+        self.original, self.guard = self.made[request.key], self.wants_guard
+        self.follow(None)
+        super().on_run_start(times)

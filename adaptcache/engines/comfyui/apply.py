@@ -6,9 +6,8 @@ import warnings
 from typing import Any
 
 from ...errors import ScheduleError
-from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
-from ...runtime.runner import Runner
+from ...runtime.runner import InstantRunner, Runner
 from ...schedule.findings import Finding, Grade, check_findings, explain_findings, worst_grade
 from ...schedule.instant import InstantRequest
 from ...schedule.schedule import Schedule

@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ...errors import AttachError
-from ...runtime.instant import InstantRunner
 from ...runtime.report import Report
-from ...runtime.runner import Runner
+from ...runtime.runner import InstantRunner, Runner
 from ...schedule.findings import Finding, Grade, check_findings, explain_findings
 from ...schedule.schedule import Schedule
 from .affine import read_run
