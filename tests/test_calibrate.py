@@ -15,7 +15,7 @@ from diffusers import FluxPipeline
 import adaptcache
 from adaptcache.cache import Cache
 from adaptcache.calibration.calibrate import calls_for
-from adaptcache.engines.diffusers.finer import refined
+from adaptcache.engines.diffusers.sampler import refined
 from adaptcache.evaluation.generate import generate
 from adaptcache.evaluation.metrics import CEILING, psnr, ssim
 from adaptcache.profiling.measure import content_key, measure

@@ -22,9 +22,9 @@ from .affine import read_run
 from .calls import call_pipeline, check_arguments, parameters_of, without_decoding
 from .compatibility import check_schedule, other_cache
 from .components import denoisers_of, find_guiders, find_schedulers, is_modular
-from .finer import refined
 from .gate import Gate, LoopDone
 from .identity import components_of, fingerprint, identity_of, provenance
+from .sampler import refined
 
 __all__ = ["DiffusersEngine", "sampling_rate", "twin"]
 
