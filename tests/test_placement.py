@@ -14,7 +14,7 @@ from diffusers import FluxPipeline
 import adaptcache
 from adaptcache.cache import Cache
 from adaptcache.calibration.estimate import Size, estimate
-from adaptcache.presets.placement import add_loras, compile_denoisers, place
+from adaptcache.presets.preset import add_loras, compile_denoisers, place
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
 from tests.alike import assert_alike

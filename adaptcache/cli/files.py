@@ -78,7 +78,7 @@ def load_pipeline(
     import diffusers
 
     from ..engines.diffusers.sampler import with_sampler
-    from ..presets.placement import compile_denoisers
+    from ..presets.preset import compile_denoisers
 
     loading = loading or Loading()
     loud = [diffusers.utils.logging]

@@ -21,6 +21,7 @@ LARGEST = 16_384  # bytes; real presets have about 500
 DOTS = 200  # in all: a key of a thousand parts takes a TOML parser quadratic time
 INDEXES = ("model_index.json", "modular_model_index.json")  # of a classic pipeline, and of blocks
 OURS = {"prompt", "num_inference_steps", "generator", "latents", "output_type"}
+OFFLOAD = ("none", "model", "group")
 ELSEWHERE = "To use a copy of your own, point to its folder: --model /path/to/folder"
 
 
@@ -131,9 +132,8 @@ class Preset(BaseModel):
         Raises:
             CheckpointError: The weights cannot be had or read, or the device cannot be used.
         """
-        from .placement import add_loras, check_offload, place
-
-        check_offload(offload)
+        if offload not in OFFLOAD:
+            raise ValueError(f"--offload is one of {', '.join(OFFLOAD)}, got {offload!r}")
         folder = Path(path).expanduser() if path else self.folder
         if folder and not any((folder / name).is_file() for name in INDEXES):
             raise CheckpointError(_no_folder(folder, self))
@@ -284,3 +284,64 @@ def _why(error: Exception, source: str, gated: bool) -> str:
     if gated and "cannot be reached" in why:
         why += f". It is gated: request access on its page of the hub and {LOGIN}"
     return f"{why}. {ELSEWHERE}"
+
+
+def place(pipe: Any, device: str, offload: str) -> Any:
+    """Puts a pipeline on a device, or lets its weights wait on the CPU.
+
+    Arguments:
+        pipe: The pipeline, on the CPU.
+        device: Where it computes.
+        offload: "model" has one part at a time on the device; "group" one layer at a time, and needs least.
+    """
+    if offload == "none":
+        return pipe.to(device)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    import torch
+
+    streams = torch.device(device).type in ("cuda", "xpu")
+    pipe.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level", use_stream=streams)
+    return pipe
+
+
+def add_loras(pipe: Any, loras: Sequence[str]) -> None:
+    """Loads LoRAs, and sets their scales.
+
+    Raises:
+        ValueError: The pipeline takes none, one cannot be read, or a scale is no number.
+    """
+    if not loras:
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
+    scales = {}
+    for number, text in enumerate(loras):
+        source, at, scale = text.rpartition("@")
+        source, name = (source, f"lora{number}") if at else (text, f"lora{number}")
+        try:
+            scales[name] = float(scale) if at else 1.0
+        except ValueError:
+            raise ValueError(f"--lora takes SOURCE or SOURCE@SCALE, say style.safetensors@0.8; got {text!r}") from None
+        path, options = Path(source).expanduser(), {}
+        if path.is_file():
+            source, options = str(path.parent), {"weight_name": path.name}
+        try:
+            pipe.load_lora_weights(source, adapter_name=name, **options)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ValueError(f"the LoRA {source!r} cannot be loaded: {reason}") from error
+    pipe.set_adapters(list(scales), list(scales.values()))
+
+
+def compile_denoisers(pipe: Any) -> None:
+    """Compiles the denoisers of a pipeline, by their repeated blocks where they have some: that takes least."""
+    from ..engines.diffusers.components import denoisers_of
+
+    denoisers: list[Any] = denoisers_of(pipe)
+    for denoiser in denoisers:
+        if getattr(denoiser, "_repeated_blocks", None):
+            denoiser.compile_repeated_blocks()
+        else:
+            denoiser.compile()
