@@ -44,8 +44,7 @@ class Guidance(SiteHook):
         super().__init__(denoiser, gate, rule, {})
 
     def install(self, undo: ExitStack) -> None:
-        self.gate.within[id(self.denoiser)] = self.call_denoiser
-        undo.callback(self.gate.within.pop, id(self.denoiser), None)
+        self.take_denoiser(self.call_denoiser, undo)
 
     def compiled(self) -> str:
         return ""  # whole calls are skipped

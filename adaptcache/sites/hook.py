@@ -104,6 +104,11 @@ class SiteHook:
         for name, module in self.parts.items():
             ModuleInterceptor.install(module, self.gate, partial(self.call, name), undo, shared=False)
 
+    def take_denoiser(self, call: Callable[..., Any], undo: ExitStack) -> None:
+        """Lets a function make the calls of the whole denoiser at steps that are computed, until `undo` is closed."""
+        self.gate.within[id(self.denoiser)] = call
+        undo.callback(self.gate.within.pop, id(self.denoiser), None)
+
     def call(self, name: str, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A module of the site was called."""
         raise NotImplementedError

@@ -54,8 +54,7 @@ class Regions(SiteHook):
         super().__init__(denoiser, gate, rule, {})
 
     def install(self, undo: ExitStack) -> None:
-        self.gate.within[id(self.denoiser)] = self.call_denoiser
-        undo.callback(self.gate.within.pop, id(self.denoiser), None)
+        self.take_denoiser(self.call_denoiser, undo)
 
     def on_run_end(self) -> None:
         super().on_run_end()

@@ -57,8 +57,7 @@ class Tokens(Layers):
         super().install(undo)
         if self.attends:
             around = self.gate.within.get(id(self.denoiser))
-            self.gate.within[id(self.denoiser)] = partial(self.call_denoiser, around)
-            undo.callback(self.gate.within.pop, id(self.denoiser), None)
+            self.take_denoiser(partial(self.call_denoiser, around), undo)
 
     def call_denoiser(self, around: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The denoiser was called: watches its attention."""
