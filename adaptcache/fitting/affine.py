@@ -225,6 +225,13 @@ def data_weights(prediction: str, alphas: Array, sigmas: Array) -> Array:
     return np.stack([1 / alphas, -sigmas / alphas], axis=1)
 
 
+def with_end(alphas: Array, sigmas: Array, data: Array, maps: Array) -> AffineSampler:
+    """Returns the sampler with the level its last step lands at, which is where a point of the data does."""
+    sampler = AffineSampler(np.append(alphas, 1.0), np.append(sigmas, 0.0), data, maps)
+    alpha, sigma = sampler.follow_point()[-1]
+    return AffineSampler(np.append(alphas, alpha), np.append(sigmas, max(sigma, 0.0)), data, maps)
+
+
 def thin_levels(levels: Array, steps: int) -> Array:
     """Returns the noise levels of a run with fewer steps, with shape (steps + 1,), from those with shape (N + 1,).
 

@@ -11,9 +11,9 @@ from ...runtime.runner import InstantRunner, Runner
 from ...schedule.findings import Finding, Grade, check_findings, explain_findings, worst_grade
 from ...schedule.instant import InstantRequest
 from ...schedule.schedule import Schedule
-from .affine import read_run
 from .compatibility import cache_on, compare_model, compare_run, knows_plain
 from .gate import KEY, Gate, Run
+from .grid import read_run
 from .identity import state_of
 
 __all__ = ["Applied", "applied_to"]

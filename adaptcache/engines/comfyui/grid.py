@@ -1,4 +1,4 @@
-"""Which steps a sampler of ComfyUI takes: the noise levels that it calls the model at, and their times."""
+"""Which steps a sampler of ComfyUI takes, from rehearsals without the model: noise levels, times, and where it lands."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ...errors import AttachError
+from ...errors import AttachError, ScheduleError
+from ...fitting.affine import data_weights, with_end
+from ...fitting.kernel import Array
 from ...runs import fork_rng
+from ...schedule.instant import InstantRequest
 
-__all__ = ["Output", "StandIn", "input_scale", "levels_of", "name_of", "prediction_of", "readers_of", "times_of"]
+if TYPE_CHECKING:
+    from .gate import Run
+
+__all__ = [
+    "Output", "StandIn", "input_scale", "levels_of", "name_of", "prediction_of", "read_run", "readers_of", "times_of",
+]  # fmt: skip
 
 KINDS = {  # the classes that say what a model predicts, and what `u = (x - denoised) / sigma` is in diffusers' words
     "CONST": "flow_prediction",
@@ -171,3 +180,62 @@ def input_scale(sampling: Any, level: float, plain: bool = False) -> float:
         plain: Whether the schedule knows x0 + sigma * noise, as diffusers' Euler does.
     """
     return 1.0 if plain or prediction_of(sampling) == "flow_prediction" else 1 / math.sqrt(1 + level * level)
+
+
+class Tracer(StandIn):
+    """Gives a sampler outputs that are unit vectors, and records where it stands at each call.
+
+    Arguments:
+        guider: What it stands in for.
+        steps: How many calls there are: N.
+        size: Of the vectors; 0 shows whether the sampler adds noise.
+    """
+
+    def __init__(self, guider: Any, steps: int, size: float) -> None:
+        super().__init__(guider, None, steps)
+        self.size, self.seen = size, list[Tensor]()
+
+    def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
+        self.seen.append(x)
+        output = torch.zeros_like(x)
+        output[..., len(self.seen)] = self.size
+        return x - timestep.reshape(-1)[0].to(x) * output
+
+
+def walk(run: Run, steps: int, size: float) -> Array:
+    """Returns the latents at each call and at the end as sums of the first latents and the outputs; a square."""
+    start = torch.zeros(1, run.noise.shape[1], *[1] * (run.noise.ndim - 3), steps + 1, dtype=torch.float64)
+    start = start.to(run.noise.device)
+    start[..., 0] = size
+    tracer = Tracer(run.guider, steps, size)
+    end = tracer.follow(run.sampler, run.sigmas, run.extra, start, torch.zeros_like(start), None)
+    rows = torch.stack([x[0, 0].reshape(-1) for x in (*tracer.seen, end)]).double().cpu().numpy()
+    rows[:, 0] /= rows[0, 0] or 1.0
+    return rows
+
+
+def read_run(run: Run, speed: float) -> InstantRequest:
+    """Returns what an instant schedule is made for.
+
+    Raises:
+        ScheduleError: The sampler adds noise, or its steps are not those of a sampler from noise to data.
+    """
+    name = name_of(run.sampler)
+    levels = levels_of(run.sampler, run.guider, run.sigmas, run.extra, run.noise)
+    if np.abs(walk(run, len(levels), 0.0)).max() > 0:
+        raise ScheduleError(
+            f"{name} adds noise at its steps, which no forecast can know: an instant schedule needs a deterministic "
+            "sampler (euler, dpmpp_2m, uni_pc, ...), or calibrate"
+        )
+    rows = walk(run, len(levels), 1.0)
+    sigmas = np.array(levels)
+    flow = prediction_of(run.sampling) == "flow_prediction"
+    alphas = 1 - sigmas if flow else np.ones_like(sigmas)
+    data = data_weights("velocity" if flow else "noise", alphas, sigmas)
+    try:
+        sampler = with_end(alphas, sigmas, data, rows[1:])
+        sampler.check()
+    except ValueError as error:
+        raise ScheduleError(f"no instant schedule for {name}: {error}; calibrate instead") from None
+    times, guidance = times_of(run.sampling, levels), max(1.0, float(getattr(run.guider, "cfg", 1.0)))
+    return InstantRequest(times, speed, sampler, guidance, scheduler=f"ComfyUI {name}")

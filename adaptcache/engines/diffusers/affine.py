@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import ScheduleError
-from ...fitting.affine import AffineSampler, data_weights, trace_steps
+from ...fitting.affine import AffineSampler, data_weights, trace_steps, with_end
 from ...fitting.kernel import Array
 from ...runs import fork_rng
 from ...schedule.instant import InstantRequest
@@ -123,13 +123,6 @@ def output_weights(scheduler: Any, alphas: Array, sigmas: Array) -> Array:
     if kind == "flow_prediction" and len(sigmas) > 1 and sigmas[0] < sigmas[-1]:
         raise ValueError("its noise levels rise")
     return data_weights(PREDICTIONS[kind], alphas, sigmas)
-
-
-def with_end(alphas: Array, sigmas: Array, data: Array, maps: Array) -> AffineSampler:
-    """Returns the sampler with the level its last step lands at, which is where a point of the data does."""
-    sampler = AffineSampler(np.append(alphas, 1.0), np.append(sigmas, 0.0), data, maps)
-    alpha, sigma = sampler.follow_point()[-1]
-    return AffineSampler(np.append(alphas, alpha), np.append(sigmas, max(sigma, 0.0)), data, maps)
 
 
 def guidance_of(pipe: Any, arguments: Mapping[str, Any]) -> float:

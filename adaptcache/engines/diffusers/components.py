@@ -63,7 +63,8 @@ def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is called with latents and a time."""
     if is_controlnet(module):
         return False
-    return _is_home(module) or _takes_time(type(plain_module(module)))
+    kind: Any = type(plain_module(module))
+    return _is_home(module) or _takes_time(kind)
 
 
 @functools.cache

@@ -142,11 +142,11 @@ class LayerChanges:
     foreign: list[list[str]] = field(default_factory=list)  # of classes of another library: merged tokens, say
 
 
-def inspect_layers(layers: Iterable[tuple[str, nn.Module]]) -> LayerChanges:
+def inspect_layers(layers: Iterable[tuple[str, Any]]) -> LayerChanges:
     """Returns what was set on the layers of a module after it was loaded, and what patches them."""
     found = LayerChanges()
     for name, layer in layers:
-        own, kind = vars(layer), type(layer)
+        own, kind = vars(layer), layer.__class__
         if own.keys().isdisjoint(SET) and SET.isdisjoint(layer._modules) and is_ordinary(kind):
             continue
         if isinstance(scaling := getattr(layer, "scaling", None), Mapping) and hasattr(layer, "active_adapters"):
