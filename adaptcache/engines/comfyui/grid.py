@@ -1,4 +1,4 @@
-"""Which steps a sampler of ComfyUI takes, from rehearsals without the model: noise levels, times, and where it lands."""
+"""Which steps a sampler of ComfyUI takes, from rehearsals without the model: noise levels, times, where it lands."""
 
 from __future__ import annotations
 
