@@ -14,27 +14,18 @@ from .distributed import Groups, highest
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run.
+    """One step of a run."""
 
-    Arguments:
-        index: The number of the step in this run, from 0.
-        times: The times of all steps of this run, falling, with shape (N,); 1 is pure noise.
-        past: The numbers of the steps computed so far, newest first.
-        gear: Which plan of the schedule is followed.
-        track: Which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video).
-        instance: Which block or layer of the site, where each decides for itself.
-        x: What enters the site, or what the policy reads there instead (`Policy.signal`); None where
-            no policy reads it. With shape (B, *).
-        groups: The process groups that run the denoiser together, and have to decide alike.
-    """
-
-    index: int
-    times: tuple[float, ...]
-    past: tuple[int, ...] = ()
-    gear: int = 0
-    track: int = 0
-    instance: int = 0
+    index: int  # the number of the step in this run, from 0
+    times: tuple[float, ...]  # the times of all steps of this run, falling, with shape (N,); 1 is pure noise
+    past: tuple[int, ...] = ()  # the numbers of the steps computed so far, newest first
+    gear: int = 0  # which plan of the schedule is followed
+    track: int = 0  # which latents: 0, and 1 where a pipeline has a second scheduler (audio next to video)
+    instance: int = 0  # which block or layer of the site, where each decides for itself
+    # what enters the site, or what the policy reads there instead (`Policy.signal`); None where no policy reads it.
+    # With shape (B, *).
     x: Tensor | None = field(default=None, compare=False, repr=False)
+    # the process groups that run the denoiser together, and have to decide alike
     groups: Groups = field(default=(), compare=False, repr=False)
 
     @property

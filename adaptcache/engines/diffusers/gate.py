@@ -85,32 +85,20 @@ class LoopDone(BaseException):
 
 @dataclass(frozen=True)
 class LoopCalls:
-    """The denoiser calls of one loop.
+    """The denoiser calls of one loop."""
 
-    Arguments:
-        calls: By step and branch: True where one was made.
-        names: Likewise, the component that was called.
-    """
-
-    calls: list[list[bool]]
-    names: list[list[str]]
+    calls: list[list[bool]]  # by step and branch: True where one was made
+    names: list[list[str]]  # likewise, the component that was called
 
 
 @dataclass
 class Track:
-    """The latents that one scheduler steps.
+    """The latents that one scheduler steps."""
 
-    Arguments:
-        number: Which one: 0 for the pipeline's main scheduler.
-        position: Follows its timesteps.
-        taken: How many times of the grid it has stepped.
-        view: How often it has stepped at the last one, less one.
-    """
-
-    number: int
-    position: Position
-    taken: int = 0
-    view: int = 0
+    number: int  # which one: 0 for the pipeline's main scheduler
+    position: Position  # follows its timesteps
+    taken: int = 0  # how many times of the grid it has stepped
+    view: int = 0  # how often it has stepped at the last one, less one
 
 
 class OutputPlaceholders:
@@ -149,49 +137,27 @@ class OutputPlaceholders:
 
 @dataclass
 class Loop:
-    """One denoising loop, from its first denoiser call to its last step.
+    """One denoising loop, from its first denoiser call to its last step."""
 
-    Arguments:
-        schedulers: Those whose timesteps were set for it.
-        groups: The process groups that run the denoiser together.
-        tracks: By the id of a scheduler that has stepped.
-        lead: The first of them, which tells the step.
-        times: The grid with shape (N,); empty before the first step.
-        past: The numbers of the computed steps, newest first.
-        decided: Whether the denoiser is called, by step.
-        record: The denoiser calls.
-        views: How many views a time has; 0 until the first one is done.
-        view: The view under way.
-        time: The time argument of the first denoiser call.
-        branch: The number of the denoiser call under way among those of its view.
-        sides: How many calls of ControlNets this view had.
-        samples: How many samples its denoiser calls had, all together.
-        first: What the first of them returned, where the hook reads that.
-        stepped: Whether a scheduler has stepped since the last denoiser call.
-        outputs: What branches returned last.
-        graph: Whether gradients are kept through the run: what the scheduler landed on requires them.
-        told: Whether the hook follows it.
-    """
-
-    schedulers: list[Any]
-    groups: Groups = ()
-    tracks: dict[int, Track] = field(default_factory=dict)
-    lead: Track | None = None
-    times: tuple[float, ...] = ()
-    past: tuple[int, ...] = ()
-    decided: list[bool] = field(default_factory=list)
-    record: LoopCalls = field(default_factory=lambda: LoopCalls([], []))
-    views: int = 0
-    view: int = 0
-    time: float | None = None
-    branch: int = -1
-    sides: int = 0
-    samples: int = 0
-    first: Tensor | None = None
-    stepped: bool = False
-    outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)
-    graph: bool = False
-    told: bool = True
+    schedulers: list[Any]  # those whose timesteps were set for it
+    groups: Groups = ()  # the process groups that run the denoiser together
+    tracks: dict[int, Track] = field(default_factory=dict)  # by the id of a scheduler that has stepped
+    lead: Track | None = None  # the first of them, which tells the step
+    times: tuple[float, ...] = ()  # the grid with shape (N,); empty before the first step
+    past: tuple[int, ...] = ()  # the numbers of the computed steps, newest first
+    decided: list[bool] = field(default_factory=list)  # whether the denoiser is called, by step
+    record: LoopCalls = field(default_factory=lambda: LoopCalls([], []))  # the denoiser calls
+    views: int = 0  # how many views a time has; 0 until the first one is done
+    view: int = 0  # the view under way
+    time: float | None = None  # the time argument of the first denoiser call
+    branch: int = -1  # the number of the denoiser call under way among those of its view
+    sides: int = 0  # how many calls of ControlNets this view had
+    samples: int = 0  # how many samples its denoiser calls had, all together
+    first: Tensor | None = None  # what the first of them returned, where the hook reads that
+    stepped: bool = False  # whether a scheduler has stepped since the last denoiser call
+    outputs: OutputPlaceholders = field(default_factory=OutputPlaceholders)  # what branches returned last
+    graph: bool = False  # whether gradients are kept through the run: what the scheduler landed on requires them
+    told: bool = True  # whether the hook follows it
 
     @property
     def index(self) -> int:
