@@ -21,12 +21,9 @@ class Gate(Owner, Protocol):
     """What sites need of the gate that follows the runs of a pipeline."""
 
     pipe: Any
+    denoisers: list[nn.Module]  # of the pipeline
     within: dict[int, Callable[..., Any]]  # what makes calls of a denoiser, by its id, where a site skips some
     half: bool | None  # of a batch of two halves: whether only the one with the prompt goes through now
-
-    @property
-    def denoisers(self) -> list[nn.Module]:
-        """The denoisers of the pipeline."""
 
     def here(self) -> tuple[Step, int] | None:
         """Returns the step and the branch of the denoiser call under way; None outside of a run."""

@@ -246,6 +246,7 @@ class Gate:
         """
         self.pipe, self.hook, self.on_call = pipe, hook, on_call
         self.schedulers: list[Any] = []  # as they were when the gate was opened
+        self.denoisers: list[nn.Module] = []  # as they were when the call under way began
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
         self.done: list[LoopCalls] = []  # the loops of the call under way, or of the last one
         self.thread: int | None = None  # where its loop is under way: None outside of a call, and in its callbacks
@@ -266,11 +267,6 @@ class Gate:
         self._announced = False
 
     # What sites ask
-
-    @property
-    def denoisers(self) -> list[nn.Module]:
-        """The denoisers the pipeline has now."""
-        return denoisers_of(self.pipe)
 
     @property
     def running(self) -> bool:
@@ -315,8 +311,8 @@ class Gate:
 
     def _guard(self) -> None:
         """Guards the modules the pipeline has now: they may have been compiled or replaced since the last run."""
-        sides = find_controlnets(self.pipe)
-        named = find_denoisers(self.pipe) | sides
+        denoisers, sides = find_denoisers(self.pipe), find_controlnets(self.pipe)
+        named, self.denoisers = denoisers | sides, list(denoisers.values())
         self._names = {id(module): name for name, module in named.items()}
         self._sides = set(map(id, sides.values()))
         if all((found := ModuleInterceptor.of(module)) and found.serves(self) for module in named.values()):
@@ -364,15 +360,17 @@ class Gate:
             self._caller.release()
 
     def _check_schedulers(self) -> None:
-        now = {id(one) for one in find_schedulers(self.pipe).values()}
-        for scheduler in find_schedulers(self.pipe).values():
+        known, now = (
+            {id(one): one for one in found} for found in (self.schedulers, find_schedulers(self.pipe).values())
+        )
+        for scheduler in now.values():
             check_plain(scheduler)
-            if all(scheduler is not one for one in self.schedulers):
+            if id(scheduler) not in known:
                 raise AttachError(
                     f"the scheduler was replaced by a {type(scheduler).__name__} after attach; "
                     "close() the handle and attach again"
                 )
-        if missing := [one for one in self.schedulers if id(one) not in now]:
+        if missing := [one for key, one in known.items() if key not in now]:
             raise AttachError(
                 f"the {type(missing[0]).__name__} of this pipeline was removed after attach; "
                 "close() the handle and attach again"
