@@ -370,7 +370,7 @@ class Gate:
                     f"the scheduler was replaced by a {type(scheduler).__name__} after attach; "
                     "close() the handle and attach again"
                 )
-        if missing := [one for key, one in known.items() if key not in now]:
+        if missing := [one for one in self.schedulers if id(one) not in now]:
             raise AttachError(
                 f"the {type(missing[0]).__name__} of this pipeline was removed after attach; "
                 "close() the handle and attach again"
