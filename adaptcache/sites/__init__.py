@@ -1,7 +1,7 @@
 """Sites inside of a denoiser where computation is skipped, and what is known of denoisers for that."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -19,6 +19,9 @@ from .tokens import Tokens
 
 __all__ = ["SiteHook", "check_compiled", "find_sites"]
 
+SITES: dict[str, Callable[[nn.Module, Gate, Rule], SiteHook]] = {
+    "blocks": Blocks, "deep": Deep, "regions": Regions, "tokens": Tokens
+}  # fmt: skip
 logger = logging.getLogger(__name__)
 COMPILED = (
     "{name} is compiled as a whole, and the site {site!r} lies within: nothing can be skipped inside of "
@@ -30,18 +33,9 @@ def build_sites(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> lis
     """Returns the site of a rule in a denoiser; one for each block or layer where each decides for itself."""
     if rule.each:
         return build_instances(rule, denoiser, gate)
-    match rule.site:
-        case "guidance":
-            return [Guidance(denoiser, gate, rule, alone)]
-        case "blocks":
-            return [Blocks(denoiser, gate, rule)]
-        case "deep":
-            return [Deep(denoiser, gate, rule)]
-        case "tokens":
-            return [Tokens(denoiser, gate, rule)]
-        case "regions":
-            return [Regions(denoiser, gate, rule)]
-    return [Layers(denoiser, gate, rule)]
+    if rule.site == "guidance":
+        return [Guidance(denoiser, gate, rule, alone)]
+    return [SITES.get(rule.site, Layers)(denoiser, gate, rule)]
 
 
 def build_instances(rule: Rule, denoiser: nn.Module, gate: Gate) -> list[SiteHook]:

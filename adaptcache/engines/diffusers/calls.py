@@ -88,18 +88,18 @@ def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
         if kind is inspect.Parameter.VAR_KEYWORD:
             found |= value
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            found |= zip(positional_names(type(bound.args[0])), value, strict=False)
+            found |= zip(positional_names(bound.args[0]), value, strict=False)
         else:
             found[name] = value
     return found
 
 
-def positional_names(kind: type) -> list[str]:
+def positional_names(pipe: Any) -> list[str]:
     """Returns the names of what a call with `*args` hands on to the first base class that has names for it."""
-    for base in kind.__mro__:
-        known = inspect.signature(vars(base)["__call__"]).parameters.values() if "__call__" in vars(base) else ()
-        if known and not any(one.kind is one.VAR_POSITIONAL for one in known):
-            return [one.name for one in known][1:]
+    for method in methods_of(pipe):
+        known = list(inspect.signature(method).parameters.values())
+        if all(one.kind is not one.VAR_POSITIONAL for one in known):
+            return [one.name for one in known[1:]]
     return []
 
 
