@@ -619,7 +619,8 @@ def _set_timesteps(original: Any) -> Any:
 
 
 def _step(original: Any) -> Any:
-    names = list(inspect.signature(original).parameters)[1:]
+    known = inspect.signature(original).parameters.values()
+    names = [one.name for one in known if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
