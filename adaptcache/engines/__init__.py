@@ -62,7 +62,6 @@ def refuse_unknown(verb: str, unknown: Iterable[str], known: Iterable[str]) -> N
     Where the call has `**kwargs`, a misspelt option would be swallowed: what it does not name goes into `pipe_kwargs`.
 
     Arguments:
-        verb: The function.
         unknown: Names of the options that are left.
         known: Names of the options it takes.
     """

@@ -291,7 +291,6 @@ def place(pipe: Any, device: str, offload: str) -> Any:
 
     Arguments:
         pipe: The pipeline, on the CPU.
-        device: Where it computes.
         offload: "model" has one part at a time on the device; "group" one layer at a time, and needs least.
     """
     if offload == "none":

@@ -51,7 +51,6 @@ class Runner(StepHook):
     """Follows the rule of a schedule; holds all state of a run.
 
     Arguments:
-        schedule: What to follow.
         strict: Refuse grids it was not fitted on.
         gear: The gear to stay in; None leaves it to the policy.
         guard: Whether to compare innovations with their bands.

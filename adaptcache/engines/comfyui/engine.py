@@ -42,7 +42,6 @@ class ComfyEngine:
 
     Arguments:
         model: The MODEL. It is not changed: runs have a clone of it.
-        sampling: How it is sampled.
         decode: Turns latents with shape (B, *) into images with shape (B, H, W, C), or clips with (B * F, H, W, C).
         check: Called at each denoiser call: raises where the user has cancelled.
     """
@@ -89,8 +88,6 @@ class ComfyEngine:
 
         Arguments:
             model: The engine's, or one that was made of it: with a schedule on it, say.
-            job: The batch.
-            gate: Who watches.
         """
         sampling, seed, count = self.sampling, job.call.seed + job.prompts.first, len(job.prompts)
         guider = self._samplers.CFGGuider(model)

@@ -63,8 +63,6 @@ class Loop:
     """One sampling run, followed call by call.
 
     Arguments:
-        hook: Who decides.
-        run: What is sampled.
         levels: The noise levels of its calls.
         plain: Whether the hook knows latents as x0 + sigma * noise.
         keep: Whether outputs are kept, for previews.
@@ -153,7 +151,6 @@ class Gate:
     """Watches sampling runs for one hook.
 
     Arguments:
-        hook: Who decides.
         before: Called before each run with what is sampled; may raise, to refuse it.
         plain: Whether the hook knows latents as x0 + sigma * noise.
         keep: Whether outputs are kept, for previews.

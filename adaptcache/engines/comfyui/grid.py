@@ -97,7 +97,6 @@ class StandIn:
         Arguments:
             sampler: As `SAMPLER_SAMPLE` is given it.
             sigmas: Its noise levels; some samplers write to them, so they get a copy.
-            extra: Its extra arguments.
             latents: The noise, the latents to start from, and the mask.
         """
         noise, start, *mask = (value if value is None else value.clone() for value in latents)
@@ -114,9 +113,7 @@ def levels_of(sampler: Any, guider: Any, sigmas: Tensor, extra: dict[str, Any], 
 
     Arguments:
         sampler: As `SAMPLER_SAMPLE` is given it.
-        guider: Who calls the model.
         sigmas: The noise levels of its N steps, and the last one that it ends at, with shape (N + 1,).
-        extra: Its extra arguments.
         noise: With shape (B, *).
 
     Raises:
@@ -176,7 +173,6 @@ def input_scale(sampling: Any, level: float, plain: bool = False) -> float:
 
     Arguments:
         sampling: The `model_sampling` of the model.
-        level: The noise level.
         plain: Whether the schedule knows x0 + sigma * noise, as diffusers' Euler does.
     """
     return 1.0 if plain or prediction_of(sampling) == "flow_prediction" else 1 / math.sqrt(1 + level * level)

@@ -109,7 +109,6 @@ def plain(value: Any, brief: bool = False) -> Any:
     """Returns nested settings as `cache.feed` takes them: objects by the names of their classes.
 
     Arguments:
-        value: The settings.
         brief: Whether a sample of a tensor's values stands for them.
     """
     if isinstance(value, Mapping):

@@ -150,8 +150,6 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
     """Runs a pipeline on one batch and returns all it returns: frames and audio, say.
 
     Arguments:
-        pipe: A pipeline of diffusers.
-        call: How it is called.
         prompts: The batch; its first number sets the noise.
         output_type: "latent" (not decoded, where it can be had), "np" or "pil".
     """

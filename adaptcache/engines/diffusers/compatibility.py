@@ -87,8 +87,6 @@ def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> 
     """Returns what in one call of an attached pipeline was not measured; steps are looked at when it runs.
 
     Arguments:
-        schedule: The schedule.
-        pipe: The pipeline.
         arguments: What it is called with, by name; sizes that are left to the pipeline are not compared.
     """
     made, arguments = schedule.made.get("call") or {}, named_inputs(pipe, arguments)

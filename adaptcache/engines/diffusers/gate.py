@@ -240,8 +240,6 @@ class Gate:
         """Prepares a gate.
 
         Arguments:
-            pipe: The pipeline.
-            hook: Who decides.
             on_call: Called with the arguments of each call of the pipeline before it is made; may refuse it.
         """
         self.pipe, self.hook, self.on_call = pipe, hook, on_call
@@ -695,7 +693,6 @@ def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
     """Returns an output cut or repeated to another number of samples.
 
     Arguments:
-        output: What a call returned.
         given: The shape of the latents it was called with.
         samples: How many are wanted.
 

@@ -52,7 +52,6 @@ def components_of(pipe: Any, besides: Collection[str] = ()) -> dict[str, dict[st
     it. Weights that are offloaded or sharded cannot be read: they are "".
 
     Arguments:
-        pipe: The pipeline.
         besides: Names of modules that are left out.
     """
     found = {}
