@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def weighted_sum(weights: Weights, known: Known) -> Tensor:
     pairs = [*zip(weights.past, known.past, strict=False), (weights.x, known.x), (weights.x0, known.x0)]
     pairs += [*zip(weights.past_x, known.past_x, strict=False), *zip(weights.past_c, known.past_c, strict=False)]
     (first, tensor), *rest = [pair for pair in pairs if pair[0]] or [(0.0, known.past[0])]
-    total = tensor.float() * first
+    total = tensor.to(torch.float32, copy=True).mul_(first)
     for weight, tensor in rest:
         total.add_(tensor, alpha=weight)
     return total.to(known.past[0].dtype)
