@@ -12,7 +12,7 @@ from typing import Any, Self
 from ...errors import AttachError
 from ...runtime.report import Report
 from ...runtime.runner import InstantRunner, Runner
-from ...schedule.findings import Finding, Grade, check_findings, explain_findings
+from ...schedule.findings import Grade, check_findings, explain_findings
 from ...schedule.schedule import Schedule
 from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
@@ -59,12 +59,9 @@ class Handle:
         found = [one for one in found if one.what not in self._allow]
         check_findings(schedule, found, strict)
         for finding in found:
-            self._warn(finding)
-
-    def _warn(self, finding: Finding) -> None:
-        if finding.what not in self._warned:
-            self._warned.add(finding.what)
-            warnings.warn(explain_findings(self._runner.schedule, [finding]), stacklevel=7)
+            if finding.what not in self._warned:
+                self._warned.add(finding.what)
+                warnings.warn(explain_findings(schedule, [finding]), stacklevel=6)
 
     @property
     def schedule(self) -> Schedule:

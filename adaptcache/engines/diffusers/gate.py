@@ -214,13 +214,9 @@ class DiffusersStep(SchedulerStep):
         if (generator := arguments.get("generator")) is not None:
             many = isinstance(generator, list)
             arguments["generator"] = [g.clone_state() for g in generator] if many else generator.clone_state()
-        with torch.random.fork_rng([u.device] if u.device.type != "cpu" else [], device_type=accelerator_of(u)):
+        on_cpu = u.device.type == "cpu"
+        with torch.random.fork_rng([] if on_cpu else [u.device], device_type="cuda" if on_cpu else u.device.type):
             return landing(self.method(copy.deepcopy(self.scheduler, shared), **arguments))
-
-
-def accelerator_of(u: Tensor) -> str:
-    """Returns the kind of accelerator a tensor is on."""
-    return "cuda" if u.device.type == "cpu" else u.device.type
 
 
 def landing(result: Any) -> Tensor:
@@ -715,12 +711,8 @@ def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
 def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Returns the time that a denoiser is called with, as a tensor."""
     values = [kwargs[name] for name in kwargs if name in TIMES]
-    values += [value for value in args[1:] if isinstance(value, (Tensor, float, int)) and _is_time(value)]
+    values += [one for one in args[1:] if isinstance(one, (float, int)) or (isinstance(one, Tensor) and one.ndim <= 1)]
     return next((torch.as_tensor(value) for value in values if value is not None), None)
-
-
-def _is_time(value: Any) -> bool:
-    return not isinstance(value, Tensor) or value.ndim <= 1
 
 
 def first_output(output: Any) -> Tensor | None:

@@ -105,7 +105,9 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
         for _, layer in layers:
             for tensor in (*layer._parameters.values(), *layer._buffers.values()):
                 if tensor is not None:
-                    found.append((id(tensor), 0 if tensor.is_inference() else tensor._version, _address(tensor)))
+                    version = 0 if tensor.is_inference() else tensor._version
+                    address = 0 if tensor.is_meta or sharded(tensor) else tensor.data_ptr()
+                    found.append((id(tensor), version, address))
     return tuple(found)
 
 
@@ -114,10 +116,6 @@ def digest_of(value: Any) -> str:
     digest = hashlib.sha256()
     feed(digest, value)
     return digest.hexdigest()[:16]
-
-
-def _address(tensor: Tensor) -> int:
-    return 0 if tensor.is_meta or sharded(tensor) else tensor.data_ptr()
 
 
 def config_of(part: Any) -> dict[str, Any]:
