@@ -15,11 +15,7 @@ __all__ = [
     "is_modular", "parts_of",
 ]  # fmt: skip
 
-FIRST = (
-    "transformer",
-    "transformer_2",
-    "unet",
-)  # what most pipelines call theirs: they come first, in this order
+FIRST = ("transformer", "transformer_2", "unet")  # what most pipelines call theirs: they come first, in this order
 TIMES = {
     "timestep", "timesteps", "timestep_ratio", "t", "time", "sigma", "sigmas", "noise_level", "noise_labels",
 }  # fmt: skip
