@@ -184,7 +184,7 @@ class Loop:
         now, lead = time_argument(args, kwargs), self.lead
         same = False
         if now is not None and self.time is not None and lead is not None and (ratio := lead.position.ratio()):
-            later = torch.tensor(self.time * ratio).to(now.dtype)  # where rounding hides the next step, nothing is told
+            later = torch.tensor(self.time * ratio).to(now.dtype)  # where rounding hides the next step, none is told
             same = largest(now) == self.time != float(later)
         if not same:
             self.views = self.view + 1
