@@ -212,14 +212,8 @@ def joined() -> Iterator[Ranks]:
         raise
 
 
-def launched() -> tuple[int, int]:
-    """Returns the rank of this process and how many there are, by what launchers put in the environment."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
-
-
 def _join() -> Ranks:
-    if launched()[1] == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return ALONE
     import torch.distributed as dist
 
