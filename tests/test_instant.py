@@ -78,6 +78,14 @@ def test_guidance_goes_beyond_the_prompt():
     assert (guided.size > plain.size).all() and (guided.pull > plain.pull).all()
 
 
+def test_guidance_acts_in_proportion_until_it_acts_in_full():
+    sigmas, slack = np.linspace(0.9, 0.1, 9), World(slack=4.0)
+    assert [slack.effective(scale) for scale in (1, 2, 3, 5, 9)] == [1, 1.25, 2, 5, 9]
+    found, known = respond(slack, 1 - sigmas, sigmas, 3.0), respond(World(), 1 - sigmas, sigmas, 2.0)
+    for name in ("gain", "pull", "size"):
+        assert getattr(found, name) == pytest.approx(getattr(known, name))
+
+
 def test_residuals_have_the_kernel_they_should_and_vanish_at_both_ends():
     sigmas, world = np.linspace(0.9, 0.1, 9), World(memory=2.0)
     found = respond(world, 1 - sigmas, sigmas, variance=0.4)

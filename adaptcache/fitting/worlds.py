@@ -52,6 +52,8 @@ class World:
         memory: How far the residual is correlated, in nats of the signal-to-noise ratio.
         floor: Near pure noise the ratio changes without end while nothing happens; there it is that of a signal
             share `alpha / (alpha + sigma)` of this size.
+        slack: Guidance acts in full from 1 + slack on, and in proportion below. Where the prompt fixes nearly all, all
+            of a small guidance would drive the data far beyond what models do.
     """
 
     slope: float = -0.42
@@ -61,16 +63,26 @@ class World:
     residual: float = 0.28
     memory: float = 1.8
     floor: float = 0.05
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("width", "prompt", "residual", "memory", "floor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} has to be above 0, got {getattr(self, name)}")
 
+    def effective(self, guidance: float) -> float:
+        """Returns the guidance scale that acts."""
+        beyond = guidance - 1
+        return 1 + beyond * min(1.0, abs(beyond) / self.slack) if self.slack else guidance
+
 
 # Fitted to the kernels of the demo models, all numbers but two agree between models. Of these two: one standard
 # deviation over the models (of the logarithms) above and below the mean.
-PRIOR = tuple(World(prompt=prompt, residual=residual) for prompt in (1.2, 30.0) for residual in (0.17, 0.44))
+PRIOR = tuple(
+    World(prompt=prompt, residual=residual, slack=slack)
+    for prompt, slack in ((1.2, 0.0), (30.0, 6.0))
+    for residual in (0.17, 0.44)
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ def respond(
     mean = world.prompt * chance ** (1 + world.tilt)
     scale = variance / float(share @ (chance + mean))
     chance, mean = chance * scale, mean * scale
+    guidance = world.effective(guidance)
     a, s = alphas[:, None], sigmas[:, None]
     with_prompt, without = wiener(chance, a, s), wiener(chance + mean, a, s)
     fixed = a * without
