@@ -2,9 +2,9 @@
 
 For each model and setting (plain, guided, shift 3, 50 steps, DPM++ 2M) and each speed: mean PSNR in dB against the
 full run, on held-out prompts, of the instant schedule, of as many plain steps, with `--rivals` of the best of other
-methods that are fitted to nothing, each with all its settings tried on two calibration prompts, and with `--calibrate`
-of a fitted one. `--out` keeps rows in a file as they are made, and goes on where it ended. `--kernels` compares
-theory's kernel with the measured one instead, `--time` tells what making a schedule costs.
+methods that are fitted to nothing, each with all its settings tried on two calibration prompts (`--sweep-on`), and
+with `--calibrate` of a fitted one. `--out` keeps rows in a file as they are made, and goes on where it ended.
+`--kernels` compares theory's kernel with the measured one instead, `--time` tells what making a schedule costs.
 """
 
 from __future__ import annotations
@@ -167,18 +167,18 @@ def measure_calibrated(case: Case, rows: list[Row], count: int) -> Iterator[Row]
                 pipe_kwargs=case.setup.call.pipe_kwargs, batch_size=count, cache_dir=case.setup.cache,
             )  # fmt: skip
             known[calls] = case.score(generate(case.setup, case.prompts, fitted).images)
-        yield {**row, "calibrated": known[calls]}
+        yield {**row, "calibrated": known[calls], "fitted on": count}
 
 
-def measure_rivals(case: Case, rows: list[Row]) -> Iterator[Row]:
+def measure_rivals(case: Case, rows: list[Row], swept: int = SWEPT) -> Iterator[Row]:
     """Yields what the best rival reaches with at most as many calls.
 
-    Each has all its settings tried on two calibration prompts; the three methods that are best there at a number of
+    Each has all its settings tried on a few calibration prompts; the three methods that are best there at a number of
     calls are run on the held-out prompts, and the best one there is told.
     """
     budgets = tuple(sorted({row["calls"] for row in rows}))
     engine = DiffusersEngine(twin(pipe_of(case.setup)), exclusive=True)
-    comparing = Comparing(replace(case.setup, engine=engine), PromptSet(case.known[:SWEPT]), budgets)
+    comparing = Comparing(replace(case.setup, engine=engine), PromptSet(case.known[:swept]), budgets)
     runner = ComparisonRunner(comparing, case.prompts)
     found = dict[str, list[Tried]]()
     for name in RIVALS:
@@ -199,7 +199,8 @@ def measure_rivals(case: Case, rows: list[Row]) -> Iterator[Row]:
     tried = sum(map(len, found.values()))
     for row in rows:
         rival, who = best[row["calls"]]
-        yield {**row, "rival": rival, "who": who, "settings": tried, "methods": list(found)}
+        about = {"rival": rival, "who": who, "settings": tried, "swept": swept, "methods": list(found)}
+        yield {**row, **about}
 
 
 def brief(params: Any) -> str:
@@ -316,6 +317,7 @@ def main() -> None:
     parser.add_argument("--eval-on", type=int, default=8)
     parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="calibrate on N prompts too")
     parser.add_argument("--rivals", action="store_true", help="sweep other methods too")
+    parser.add_argument("--sweep-on", type=int, default=SWEPT, metavar="N", help="on N calibration prompts")
     parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
     parser.add_argument("--time", action="store_true", help="tell what making a schedule costs")
     parser.add_argument("--kernels", action="store_true", help="compare theory's kernels with the measured ones")
@@ -351,7 +353,7 @@ def main() -> None:
                 }
                 known = known or [about | row for row in measure_theory(case, options.speeds)]
                 if options.rivals and "rival" not in known[0]:
-                    known = list(measure_rivals(case, known))
+                    known = list(measure_rivals(case, known, options.sweep_on))
                 if options.calibrate and "calibrated" not in known[0]:
                     known = list(measure_calibrated(case, known, options.calibrate))
                 rows[model, setting] = known
