@@ -32,6 +32,12 @@ def fork_rng() -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=devices, device_type=kind)
 
 
+def synchronize() -> None:
+    """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """Numbered prompts: number k draws its noise with seed + k, in whatever batch it is run."""

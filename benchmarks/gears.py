@@ -27,7 +27,7 @@ from adaptcache.cache import Cache
 from adaptcache.calibration.fit import build_schedule
 from adaptcache.calibration.gears import (
     MARGINS,
-    RunRecorder,
+    SignalRecorder,
     Trials,
     choose_gears,
     least_margin,
@@ -88,7 +88,7 @@ class PlanRuns:
     def _run(self, plan: list[int]) -> tuple[np.ndarray, np.ndarray]:
         forecast = match(self.setup, self.prompts[:FIT], plan, self.fitted).forecast
         rule = Rule(policy=Plan.of(plan, tuple(map(float, self.profile.times))), forecast=forecast)
-        recorder = RunRecorder(build_schedule(self.setup, self.profile, (rule,)), 0, ())
+        recorder = SignalRecorder(build_schedule(self.setup, self.profile, (rule,)), 0, ())
         images, outputs = list[np.ndarray](), list[np.ndarray]()
         for batch in self.setup.batches(self.prompts):
             images += self.setup.run(recorder, batch, decode=True).images

@@ -29,11 +29,11 @@ from adaptcache.comparison.trial import (
     blocks_of,
     latent_error,
     measure_memory,
-    run_latents,
     run_trial,
     storages,
 )
 from adaptcache.engines.diffusers.engine import DiffusersEngine, twin
+from adaptcache.evaluation.generate import run_latents
 from adaptcache.hooks import StepHook
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PipelineCall, PromptSet, Setup

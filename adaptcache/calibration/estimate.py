@@ -9,10 +9,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..evaluation.generate import synchronize
 from ..hooks import SchedulerStep, StepHook
 from ..profiling.measure import PERTURBED
-from ..runs import PromptSet, Setup
+from ..runs import PromptSet, Setup, synchronize
 from ..step import Step
 from .search import EFFORT, judges_for
 

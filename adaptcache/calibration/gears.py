@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.certify import QualityTarget, certify
 from ..evaluation.generate import check_images, reference_images
-from ..evaluation.metrics import psnr
+from ..evaluation.metrics import psnr_each
 from ..evaluation.validate import compute_all, evidence_of
 from ..fitting.kernel import Array
 from ..fitting.plan import shared_plans
@@ -146,7 +146,7 @@ def replayed_images(setup: Setup, prompts: PromptSet, measurement: Measurement) 
     return images
 
 
-class RunRecorder(Runner):
+class SignalRecorder(Runner):
     """Follows one gear of a schedule and records the signals of each computed step."""
 
     def __init__(self, schedule: Schedule, gear: int, rows: Sequence[Sequence[Row]]) -> None:
@@ -173,7 +173,7 @@ def record_signals(
 
     The signals have shape (P, F) each.
     """
-    recorder, images, seen = RunRecorder(schedule, gear, rows), list[np.ndarray](), list[list[Tensor]]()
+    recorder, images, seen = SignalRecorder(schedule, gear, rows), list[np.ndarray](), list[list[Tensor]]()
     for batch in setup.batches(prompts):
         images += setup.run(recorder, batch, decode=True).images
         # Where a prompt gives several samples, the one that changes most stands for it.
@@ -208,7 +208,7 @@ def evaluate_gears(
         quiet = replace(setup, progress=tell)
         images, signals = record_signals(quiet, prompts, schedule, gear, own)
         check_images(images, prompts.first, f"gear {gear}")
-        ends.append([psnr(a, b) for a, b in zip(images, truth, strict=True)])
+        ends.append(psnr_each(images, truth))
         seen.append(signals)
     return Trials(np.array(ends), seen)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..evaluation.generate import TimedHook
+from ..evaluation.generate import run_latents
 from ..fitting.instances import cheapest_rows
 from ..fitting.kernel import Array
 from ..forecasts.extrapolate import Extrapolate
-from ..hooks import SchedulerStep, StepHook
 from ..policies.table import Table
 from ..profiling.instances import InstanceErrors
 from ..runs import PromptSet, Setup
@@ -22,19 +19,6 @@ from ..schedule.schedule import Schedule
 from ..step import TINY
 
 RANGE = 3.0  # decades that the weight of a block may go up or down
-
-
-class EndHook(TimedHook):
-    """Keeps the final latents of another hook's runs."""
-
-    def __init__(self, inner: StepHook | None = None) -> None:
-        super().__init__(inner)
-        self.latents: list[Tensor] = []
-
-    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
-        super().on_step_end(step, latents)
-        if step.step.index == len(step.step.times) - 1 and step.track == 0:
-            self.latents.append(latents.detach().float().cpu())
 
 
 def build_table(rows: Sequence[Sequence[int]], steps: int) -> Table:
@@ -61,13 +45,7 @@ def search_rows(
     except ImportError:
         raise ImportError("trials need optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
 
-    def end(hook: StepHook | None) -> Tensor:
-        ends = EndHook(hook)
-        for batch in prompts.batches(setup.batch_size):
-            setup.run(ends, batch)
-        return torch.cat(ends.latents)
-
-    full, kept = end(None), list[list[list[int]]]()
+    full, kept = run_latents(setup, prompts)[0], list[list[list[int]]]()
 
     def objective(trial: optuna.Trial) -> float:
         decades = [trial.suggest_float(name, -RANGE, RANGE) for name in found.names]
@@ -75,7 +53,8 @@ def search_rows(
         kept.append(rows)
         table = build_table(rows, len(weights))
         rule = Rule(site=found.site, policy=table, forecast=Extrapolate(order=0), each=True)
-        off = (end(Runner(Schedule(name="trial", rules=(rule,)), gear=0)) - full).flatten(1).square().mean(1)
+        made = run_latents(setup, prompts, Runner(Schedule(name="trial", rules=(rule,)), gear=0))[0]
+        off = (made - full).flatten(1).square().mean(1)
         setup.progress("plans for each block", len(kept), trials)
         return float(off.clamp_min(TINY).log().mean())  # decibels: no single prompt decides
 

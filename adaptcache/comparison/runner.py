@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.generate import TimedHook, check_images
-from ..evaluation.metrics import psnr, ssim_of, summary
+from ..evaluation.metrics import psnr_each, ssim_of, summary
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
 from .baselines import Baseline, Case, Params
@@ -152,7 +152,7 @@ class ComparisonRunner:
         full, found = self.calibration_full, list[Tried]()
         for number, params in enumerate(settings):
             trial = self.run(baseline, params, self.case.prompts)
-            quality = np.mean([psnr(a, b) for a, b in zip(trial.images, full.images, strict=True)])
+            quality = np.mean(psnr_each(trial.images, full.images))
             calls = self.count_calls(trial, full)
             found.append(Tried(*calls, float(np.nan_to_num(quality, nan=-math.inf)), params))
             self.setup.progress(f"{baseline.name}, settings", number + 1, len(settings))
@@ -239,8 +239,8 @@ class ComparisonRunner:
         self.images[label] = trial.images
         pairs = list(zip(trial.images, self.full.images, strict=True))
         calls, unprobed = self.count_calls(trial, self.full)
-        each = [psnr(a, b) for a, b in pairs]
-        exact = [psnr(a, b) for a, b in zip(trial.images, self.exact, strict=False)]
+        each = psnr_each(trial.images, self.full.images)
+        exact = psnr_each(trial.images, self.exact) if self.exact else []
         return MethodResult(
             name, budget, calls, calls * self.case.blocks, summary(each), ssim_of(pairs),
             latent_error(trial.latents, self.full.latents), summary(exact) if exact else None,

@@ -1,7 +1,6 @@
 """Watches runs of a comparison: noise, final latents, computed weights, and memory kept between steps."""
 
 import gc
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -13,38 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.diffusers.components import denoisers_of
-from ..evaluation.generate import TimedHook, generate
+from ..evaluation.generate import RunRecorder, TimedHook, generate
 from ..hooks import SchedulerStep, StepHook
 from ..runs import PromptSet, Setup
-
-
-class RunRecorder(TimedHook):
-    """Keeps the noise that runs start from and the latents they end at."""
-
-    def __init__(self, inner: StepHook | None = None) -> None:
-        super().__init__(inner)
-        self._noise: dict[int, list[Tensor]] = defaultdict(list)  # by track
-        self._latents: dict[int, list[Tensor]] = defaultdict(list)
-
-    @property
-    def noise(self) -> list[Tensor]:
-        """The latents of the first step of all prompts, a tensor a track."""
-        return [torch.cat(self._noise[track]) for track in sorted(self._noise)]
-
-    @property
-    def latents(self) -> list[Tensor]:
-        """The final latents of all prompts, a tensor a track."""
-        return [torch.cat(self._latents[track]) for track in sorted(self._latents)]
-
-    def model_output(self, step: SchedulerStep) -> Tensor:
-        if step.step.index == 0:
-            self._noise[step.track].append(step.x.detach().cpu())
-        return super().model_output(step)
-
-    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
-        super().on_step_end(step, latents)
-        if step.step.index == len(step.step.times) - 1:
-            self._latents[step.track].append(latents.detach().float().cpu())
 
 
 class MemoryTracker(TimedHook):
@@ -160,14 +130,6 @@ def run_trial(setup: Setup, prompts: PromptSet, hook: StepHook | None = None, st
     with MacCounter(pipe_of(setup)) as counter:
         made = generate(setup, prompts, recorder, stage=stage)
     return Trial(made.images, recorder.latents, recorder.noise, made.calls, counter.work, counter.probe)
-
-
-def run_latents(setup: Setup, prompts: PromptSet, hook: StepHook | None = None) -> list[Tensor]:
-    """Returns the final latents of all prompts, a tensor a track; nothing is decoded."""
-    recorder = RunRecorder(hook)
-    for batch in prompts.batches(setup.batch_size):
-        setup.run(recorder, batch)
-    return recorder.latents
 
 
 def latent_error(latents: list[Tensor], full: list[Tensor]) -> float:

@@ -10,7 +10,7 @@ from ..engines import make_setup, refuse_unknown
 from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .generate import Generation, generate
-from .metrics import psnr, ssim_of, summary
+from .metrics import psnr_each, ssim_of, summary
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
 def row(name: str, made: Generation, full: Generation) -> Row:
     """Returns what a generation is worth next to the full run."""
     pairs = list(zip(made.images, full.images, strict=True))
-    decibels = summary([psnr(a, b) for a, b in pairs])
+    decibels = summary(psnr_each(made.images, full.images))
     return Row(name, round(made.calls), decibels, ssim_of(pairs), full.loop / made.loop, full.total / made.total)
 
 

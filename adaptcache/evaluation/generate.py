@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,10 @@ from torch import Tensor
 
 from ..hooks import SchedulerStep, StepHook
 from ..profiling.measure import content_key
-from ..runs import PromptSet, Setup
+from ..runs import PromptSet, Setup, synchronize
 from ..runtime.runner import Runner
 from ..schedule.schedule import Schedule
 from ..step import Step
-
-
-def synchronize() -> None:
-    """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 class TimedHook(StepHook):
@@ -62,6 +57,43 @@ class TimedHook(StepHook):
         synchronize()
         self.seconds += time.perf_counter() - self.since
         self.inner.on_run_end()
+
+
+class RunRecorder(TimedHook):
+    """Keeps the noise that runs start from and the latents they end at."""
+
+    def __init__(self, inner: StepHook | None = None) -> None:
+        super().__init__(inner)
+        self._noise: dict[int, list[Tensor]] = defaultdict(list)  # by track
+        self._latents: dict[int, list[Tensor]] = defaultdict(list)
+
+    @property
+    def noise(self) -> list[Tensor]:
+        """The latents of the first step of all prompts, a tensor a track."""
+        return [torch.cat(self._noise[track]) for track in sorted(self._noise)]
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """The final latents of all prompts, a tensor a track."""
+        return [torch.cat(self._latents[track]) for track in sorted(self._latents)]
+
+    def model_output(self, step: SchedulerStep) -> Tensor:
+        if step.step.index == 0:
+            self._noise[step.track].append(step.x.detach().cpu())
+        return super().model_output(step)
+
+    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
+        super().on_step_end(step, latents)
+        if step.step.index == len(step.step.times) - 1:
+            self._latents[step.track].append(latents.detach().float().cpu())
+
+
+def run_latents(setup: Setup, prompts: PromptSet, hook: StepHook | None = None) -> list[Tensor]:
+    """Returns the final latents of all prompts, a tensor a track; nothing is decoded."""
+    recorder = RunRecorder(hook)
+    for batch in setup.batches(prompts):
+        setup.run(recorder, batch)
+    return recorder.latents
 
 
 @dataclass(frozen=True)

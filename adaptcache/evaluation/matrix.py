@@ -11,7 +11,7 @@ from ..runs import PipelineCall, PromptSet, Setup
 from ..schedule.format import Baseline, Cell
 from ..schedule.schedule import Schedule
 from .generate import Generation, check_images, generate, reference_images
-from .metrics import psnr, summary
+from .metrics import psnr_each, summary
 
 PROMPTS = 8  # of a cell
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
@@ -61,7 +61,7 @@ def measure_matrix(
 
         def worth(made: Generation, truth: list[Any] = truth, what: str = what) -> dict[str, float]:
             check_images(made.images, few.first, f"the run at {what}")
-            return summary([psnr(a, b) for a, b in zip(made.images, truth, strict=True)])
+            return summary(psnr_each(made.images, truth))
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it was fitted elsewhere is the point

@@ -22,6 +22,11 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
     return CEILING if error == 0 else min(CEILING, -10 * float(np.log10(error)))
 
 
+def psnr_each(images: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> list[float]:
+    """Returns the decibels of each image against its full run."""
+    return [psnr(*pair) for pair in zip(images, truth, strict=True)]
+
+
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """Returns the mean structural similarity over frames. Needs `adaptcache-diffusers[metrics]`.
 

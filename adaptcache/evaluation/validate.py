@@ -16,7 +16,7 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
 from .generate import Generation, check_images, generate, reference_batch
-from .metrics import CEILING, psnr, summary
+from .metrics import CEILING, psnr_each, summary
 
 FEW = 8  # steps of a run in which there is little to skip
 
@@ -46,7 +46,7 @@ def validate(
 
     def score(number: int, made: Generation, run: str) -> tuple[list[float], float, int]:
         check_images(made.images, jobs[number].first, run)
-        values = [psnr(a, b) for a, b in zip(made.images, truth[number], strict=True)]
+        values = psnr_each(made.images, truth[number])
         return values, made.calls, schedule.grid.steps if schedule.grid.full else made.steps
 
     def planned(number: int) -> tuple[list[float], float, int]:
@@ -110,7 +110,7 @@ def precision_floor(
         if is_out_of_memory(error):  # of two at a time
             return None
         raise
-    return float(np.mean([psnr(a, b) for a, b in zip(again, known, strict=True)]))
+    return float(np.mean(psnr_each(again, known)))
 
 
 def evidence_of(values: list[float], calls: float, steps: int, **more: object) -> Evidence:

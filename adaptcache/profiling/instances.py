@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import AttachError
 from ..hooks import StepHook
-from ..runs import PromptSet, Setup
+from ..runs import PromptSet, Setup, synchronize
 from ..schedule.rule import Site
 from ..sites.blocks import Streams, added_streams, find_streams, unpack_streams
 from ..sites.denoisers import IMAGE, find_layers, find_spec
@@ -53,6 +53,7 @@ class WatchHook(StepHook):
     def __init__(self, site: str) -> None:
         self.site, self.steps = site, 0
         self.names: list[str] = []
+        self.kept: dict[Any, Any] = {}  # of a run: what each block or layer gave before
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
@@ -77,6 +78,17 @@ class WatchHook(StepHook):
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         self.steps = len(times)
+
+    def on_run_end(self) -> None:
+        self.kept.clear()
+
+    def follow(self, setup: Setup, prompts: PromptSet, stage: str = "") -> Self:
+        """Follows full runs of prompts, one at a time, and returns itself."""
+        for number, prompt in enumerate(prompts.batches(1)):
+            setup.run(self, prompt)
+            if stage:
+                setup.progress(stage, number + 1, len(prompts))
+        return self
 
     def call(
         self, gate: Any, number: int, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any
@@ -118,18 +130,17 @@ class InstanceHook(WatchHook):
     def __init__(self, site: str, longest: int) -> None:
         super().__init__(site)
         self.longest, self.channels = longest, 0
-        self.kept: dict[Any, list[tuple[int, Tensor]]] = defaultdict(list)
         self.sums: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
         self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.seconds: dict[int, list[float]] = defaultdict(list)
 
     def compute(self, number: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        synchronise()
+        synchronize()
         # On a CPU what else runs there is to make no difference.
         clock = time.perf_counter if torch.accelerator.is_available() else time.process_time
         start = clock()
         output = original(*args, **kwargs)
-        synchronise()
+        synchronize()
         self.seconds[number].append(clock() - start)
         return output
 
@@ -139,7 +150,7 @@ class InstanceHook(WatchHook):
         new, number = given[IMAGE], place[1]
         self.channels = max(self.channels, new.shape[-1 if new.ndim == 3 else 1])
         energy = leaves[IMAGE].float().pow(2).mean().clamp_min(TINY)
-        past = self.kept[place]
+        past = self.kept.setdefault(place, [])  # steps and outputs, newest first
         for before, old in past:
             if old.shape == new.shape and 0 < index - before <= self.longest:
                 error = (new.float() - old.float()).pow(2).mean() / energy
@@ -148,15 +159,6 @@ class InstanceHook(WatchHook):
                     self.changes[number, index].append(relative_change(new, old).mean())
         past.insert(0, (index, new.detach().clone()))
         del past[self.longest :]
-
-    def on_run_end(self) -> None:
-        self.kept.clear()
-
-
-def synchronise() -> None:
-    """Waits for the accelerator, where there is one."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: int = 6) -> InstanceErrors:
@@ -168,10 +170,7 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
         site: "blocks", or a type of layers.
         longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.
     """
-    hook = InstanceHook(site, longest)
-    for number, prompt in enumerate(prompts.batches(1)):
-        setup.run(hook, prompt)
-        setup.progress(f"errors of each of the {site}", number + 1, len(prompts))
+    hook = InstanceHook(site, longest).follow(setup, prompts, f"errors of each of the {site}")
     errors = np.full((len(hook.names), hook.steps, longest), np.inf)
     changes = np.zeros((len(hook.names), hook.steps))
     for place, values in hook.sums.items():

@@ -22,8 +22,7 @@ from ..runs import PromptSet, Setup
 from ..sites.denoisers import find_layers
 from ..sites.interceptor import ModuleInterceptor, find_compiled
 from ..sites.outputs import split_tensors
-
-TINY = 1e-30
+from ..step import TINY
 
 
 class LayerHook(StepHook):

@@ -33,7 +33,6 @@ class AffineHook(WatchHook):
     def __init__(self, site: str, rows: Sequence[Sequence[int]]) -> None:
         super().__init__(site)
         self.rows = rows
-        self.kept: dict[Any, Tensor] = {}
         self.sums: dict[tuple[int, int], Any] = defaultdict(float)  # count, sums of x, y, x x, x y, with shape (5, C)
 
     def watch(
@@ -48,9 +47,6 @@ class AffineHook(WatchHook):
                 sums = [torch.ones_like(x[0]) * len(x), x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)]
                 self.sums[place[1], index] = self.sums[place[1], index] + torch.stack(sums)
 
-    def on_run_end(self) -> None:
-        self.kept.clear()
-
 
 def fit_affine(
     setup: Setup, prompts: PromptSet, site: str, rows: Sequence[Sequence[int]], channels: bool
@@ -61,9 +57,7 @@ def fit_affine(
         rows: The computed steps of each block or layer.
         channels: Whether each channel has its own; otherwise there is one scale for all.
     """
-    hook = AffineHook(site, rows)
-    for prompt in prompts.batches(1):
-        setup.run(hook, prompt)
+    hook = AffineHook(site, rows).follow(setup, prompts)
     table: list[list[tuple[float, ...]]] = [[()] * hook.steps for _ in rows]
     for (number, index), sums in hook.sums.items():
         count, x, y, xx, xy = sums.cpu().numpy()
@@ -82,7 +76,6 @@ class IncrementHook(WatchHook):
 
     def __init__(self, site: str) -> None:
         super().__init__(site)
-        self.kept: dict[Any, tuple[int, Tensor, Tensor]] = {}
         self.sums: dict[int, tuple[Any, Any]] = {}
 
     def watch(
@@ -97,9 +90,6 @@ class IncrementHook(WatchHook):
             xx, xy = self.sums.get(place[1], (0.0, 0.0))
             self.sums[place[1]] = xx + dx.T @ dx, xy + dx.T @ dy
 
-    def on_run_end(self) -> None:
-        self.kept.clear()
-
 
 def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> list[tuple[Array, Array]]:
     """Returns for each layer the matrix of a rank that maps changes of its input to those of its output best.
@@ -110,9 +100,7 @@ def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> li
     Returns:
         By layer the factors with shapes (r, D) and (r, E); r is 0 where nothing could be fitted.
     """
-    hook = IncrementHook(site)
-    for prompt in prompts.batches(1):
-        setup.run(hook, prompt)
+    hook = IncrementHook(site).follow(setup, prompts)
     none = np.zeros((0, 0)), np.zeros((0, 0))
     return [
         reduced_rank(hook.sums[k][0].cpu().numpy(), hook.sums[k][1].cpu().numpy(), rank) if k in hook.sums else none
@@ -139,7 +127,6 @@ class PositionHook(WatchHook):
 
     def __init__(self, site: str) -> None:
         super().__init__(site)
-        self.kept: dict[Any, Tensor] = {}
         self.sums: dict[int, Any] = defaultdict(float)  # by length, with shape (L,)
 
     def watch(
@@ -151,15 +138,10 @@ class PositionHook(WatchHook):
             change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(TINY)
             self.sums[new.shape[1]] = self.sums[new.shape[1]] + change.mean(0)
 
-    def on_run_end(self) -> None:
-        self.kept.clear()
-
 
 def fit_positions(setup: Setup, prompts: PromptSet) -> tuple[tuple[float, ...], ...]:
     """Returns the mean relative change of each token in feed-forward layers, over the mean of all; a row a length."""
-    hook = PositionHook("mlp")
-    for prompt in prompts.batches(1):
-        setup.run(hook, prompt)
+    hook = PositionHook("mlp").follow(setup, prompts)
     return tuple(tuple((sums / sums.mean()).cpu().tolist()) for sums in hook.sums.values())
 
 
@@ -168,7 +150,6 @@ class GateHook(WatchHook):
 
     def __init__(self, site: str) -> None:
         super().__init__(site)
-        self.kept: dict[Any, tuple[int, Tensor]] = {}
         self.seen: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
 
     def watch(
@@ -178,9 +159,6 @@ class GateHook(WatchHook):
         old, self.kept[place] = self.kept.get(place), (index, new.clone())
         if old is not None and entered is not None and old[0] < index and old[1].shape == new.shape:
             self.seen[place[1]].append((index, pool(entered.detach()).mean(0), relative_change(new, old[1]).max()))
-
-    def on_run_end(self) -> None:
-        self.kept.clear()
 
 
 def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> list[tuple[Array, Array, Array]]:
@@ -193,9 +171,7 @@ def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> li
         By layer its weights and its bias (D + 1,), with what it says of each input seen, and the error there, with
         shape (M,): the logarithm of the relative change times the root of the step's weight.
     """
-    hook = GateHook(site)
-    for prompt in prompts.batches(1):
-        setup.run(hook, prompt)
+    hook = GateHook(site).follow(setup, prompts)
     found = []
     for number in range(len(hook.names)):
         seen = hook.seen[number]

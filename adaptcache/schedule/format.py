@@ -43,6 +43,10 @@ class Part(Brief):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    def data(self) -> dict[str, Any]:
+        """Returns it as files have it: plain values under the names of the format, without what is not known."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
 
 # What a schedule was fitted on: the denoiser, the steps, and what a full run looked like there.
 

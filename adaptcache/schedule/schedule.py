@@ -312,7 +312,7 @@ class Schedule(Part):
 
     def save(self, path: str | Path) -> Path:
         """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
-        return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
+        return write_atomically(path, dump_json(self.data()))
 
     def save_pretrained(self, folder: str | Path, *, name: str | None = None, repo: str | None = None) -> Path:
         """Writes the schedule into a folder, and the card and plot of all schedules there.

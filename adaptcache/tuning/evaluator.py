@@ -13,7 +13,7 @@ from ..calibration.fit import build_schedule, choose_plan
 from ..calibration.match import Fit, match
 from ..calibration.search import EFFORT
 from ..evaluation.generate import check_images, generate, reference_images
-from ..evaluation.metrics import psnr
+from ..evaluation.metrics import psnr_each
 from ..forecasts.extrapolate import Extrapolate
 from ..policies.plan import Plan
 from ..profiling.measure import Measurement
@@ -67,7 +67,7 @@ class CandidateEvaluator:
         """Returns the decibels of prompts by a schedule."""
         images = generate(self.setup, prompts, schedule).images
         check_images(images, prompts.first, "the run by a schedule")
-        return [psnr(image, full) for image, full in zip(images, truth, strict=True)]
+        return psnr_each(images, truth)
 
     def judge(self, rule: Rule) -> Iterator[list[float]]:
         """Yields the decibels of the select prompts, rung by rung: after 4 prompts, 8, 16, ..., and all."""

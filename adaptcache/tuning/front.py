@@ -93,7 +93,7 @@ class Front(Part):
 
     def save(self, path: str | Path) -> Path:
         """Writes the front, whole or not at all. The same front always gives the same bytes."""
-        return write_atomically(path, dump_json(self.model_dump(by_alias=True, exclude_none=True)))
+        return write_atomically(path, dump_json(self.data()))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ...evaluation.generate import run_latents
 from ...forecasts.extrapolate import Extrapolate
 from ...policies.mask import Mask
 from ...schedule.rule import Rule
-from ..trial import latent_error, run_latents
+from ..trial import latent_error
 from .base import Case, Params, even_steps
 from .zoo import RuleBaseline, build_runner
 

@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from ...engines.diffusers.sampler import FLOW, is_flow, sampler, set_levels
+from ...evaluation.generate import run_latents
 from ...hooks import SchedulerStep, StepHook
-from ..trial import latent_error, run_latents
+from ..trial import latent_error
 from .base import Baseline, Case, Params, Ready, with_scheduler
 from .samplers import DPM, MultistepHook
 
