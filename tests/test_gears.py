@@ -10,7 +10,7 @@ import toy
 
 import adaptcache
 from adaptcache.calibration.gears import Trials, choose_gears, least_margin
-from adaptcache.cli.calibrate import parse_gears
+from adaptcache.cli.files import read_budgets
 from adaptcache.cli.show import describe
 from adaptcache.errors import ScheduleError
 from adaptcache.evaluation.certify import QualityTarget
@@ -235,9 +235,9 @@ def test_show_says_how_a_gear_is_chosen_and_how_good_the_guesses_are(schedule, c
 
 
 def test_the_command_line_takes_budgets_separated_by_commas():
-    assert parse_gears("0.18, 0.25,0.5") == [0.18, 0.25, 0.5] and parse_gears(None) == []
+    assert read_budgets("--gears", "0.18, 0.25,0.5") == [0.18, 0.25, 0.5]
     with pytest.raises(ValueError, match=r"--gears takes budgets such as .* got '0.2;0.3'"):
-        parse_gears("0.2;0.3")
+        read_budgets("--gears", "0.2;0.3")
 
 
 def test_each_gear_can_be_exported(schedule):

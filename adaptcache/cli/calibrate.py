@@ -3,113 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from .files import Loading, default_name, load_pipeline, open_cache, quality_words, wrote
-from .options import (
-    DEMO,
-    BatchSize,
-    Compile,
-    Device,
-    Dtype,
-    Json,
-    Lora,
-    Model,
-    Name,
-    Offload,
-    Out,
-    Prompts,
-    PublishedMethod,
-    Scheduler,
-    Seed,
-    Set,
-    Steps,
-)  # fmt: skip
+from . import options as opt
+from .files import Loading, changed, default_name, load_pipeline, open_cache, quality_words, read_budgets, wrote
 from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
     from ..calibration.estimate import Estimate
     from ..schedule.schedule import Schedule
 
-FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
+EVERY = 1_000_000  # prompts
 EFFORT = 12.0  # as `calibration.search` has it, which needs torch
+
+published = partial(Option, rich_help_panel="Published methods")
+fitting = partial(Option, rich_help_panel="How it is fitted")
 
 
 def calibrate(
-    model: Model = DEMO,
+    model: opt.Model = opt.DEMO,
     speed: Annotated[float | None, Option(help="Steps for each call made. \\[default: 2.8]")] = None,
     budget: Annotated[float | None, Option(help="Fraction of the calls made, instead of --speed.")] = None,
-    steps: Steps = None,
-    scheduler: Scheduler = None,
-    settings: Set = None,
-    prompts: Prompts = None,
-    fit_on: Annotated[int, Option(help="Calibration prompts at most.", min=1)] = FIT_ON,
+    steps: opt.Steps = None,
+    scheduler: opt.Scheduler = None,
+    settings: opt.Set = None,
+    prompts: opt.Prompts = None,
+    fit_on: opt.FitOn = opt.FIT_ON,
     eval_on: Annotated[
-        int | None, Option(help="Held-out prompts at most. \\[default: 32, or all to certify]", min=0)
+        int | None, opt.prompts(help="Held-out prompts at most. \\[default: 32, or all to certify]", min=0)
     ] = None,
-    method: PublishedMethod = None,
+    method: Annotated[
+        str | None,
+        published(
+            "--method", help="Fit it instead: `adaptcache methods` lists them.", autocompletion=opt.complete_methods
+        ),
+    ] = None,
     per_instance: Annotated[
-        bool, Option("--per-instance", help="A plan for each block (--site blocks) or layer, by its measured time.")
+        bool, published("--per-instance", help="A plan for each block, or layer (--site), by its measured time.")
     ] = False,
-    site: Annotated[str, Option(help="With --per-instance: blocks, attention, cross-attention or mlp.")] = "blocks",
+    site: Annotated[str, published(help="With --per-instance: blocks, attention, cross-attention or mlp.")] = "blocks",
     trials: Annotated[
-        int,
-        Option(help="With --per-instance: plans that optuna tries, in runs on the calibration prompts.", min=0),
+        int, published(help="With --per-instance: plans that optuna tries, in runs on the calibration prompts.", min=0)
     ] = 0,
     reference_steps: Annotated[
-        int | None, Option(help="Match a run of this many steps: corrects the sampler's error too.")
+        int | None, fitting(help="Match a run of this many steps: corrects the sampler's error too.")
     ] = None,
     gears: Annotated[
-        str | None, Option(help="Budgets of several plans: each run takes the cheapest for --min-psnr.")
+        str | None, opt.quality(help="Budgets of several plans: each run takes the cheapest for --min-psnr.")
     ] = None,
-    min_psnr: Annotated[float | None, Option(help="Decibels against the full run to be reached.")] = None,
-    max_failure_rate: Annotated[float, Option(help="Share of prompts that may stay below it.")] = 0.05,
-    confidence: Annotated[float, Option(help="How sure a certificate has to be.")] = 0.95,
+    min_psnr: Annotated[float | None, opt.quality(help="Decibels against the full run to be reached.")] = None,
+    max_failure_rate: opt.MaxFailureRate = opt.MAX_FAILURE_RATE,
+    confidence: opt.Confidence = opt.CONFIDENCE,
     certify: Annotated[
-        bool, Option("--certify", help="Test it on held-out prompts; what fails computes every step.")
+        bool, opt.quality("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
     effort: Annotated[
-        float, Option(help="Full runs of one prompt that a search of the plan costs at most.", min=0)
+        float, fitting(help="Full runs of one prompt that a search of the plan costs at most.", min=0)
     ] = EFFORT,
     matrix: Annotated[
-        bool, Option("--matrix", help="Measure it at other steps, guidance and sizes too: evidence.matrix.")
+        bool, opt.prompts("--matrix", help="Measure it at other steps, guidance and sizes too: evidence.matrix.")
     ] = False,
     branches: Annotated[
         bool,
-        Option(help="With guidance, use the output with the prompt too; other engines show the guided one alone."),
+        fitting(help="With guidance, use the output with the prompt too; other engines show the guided one alone."),
     ] = True,
-    times: Annotated[str, Option(help="'own' noise levels, a step a call; or steps of the 'grid'.")] = "grid",
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
-    device: Device = None,
-    offload: Offload = "none",
-    dtype: Dtype = None,
-    compile: Compile = False,
-    lora: Lora = None,
-    name: Name = None,
-    to: Out = None,
-    cache: Annotated[bool, Option(help="Keep full runs for the next target.")] = True,
-    dry_run: Annotated[bool, Option("--dry-run", help="Time a few steps, say what it would cost, and stop.")] = False,
-    json: Json = False,
+    times: Annotated[
+        str, fitting(help="grid: some steps of the sampler's grid are skipped; own: a step a call, at its own times.")
+    ] = "grid",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    offload: opt.Offload = "none",
+    dtype: opt.Dtype = None,
+    compile: opt.Compile = False,
+    lora: opt.Lora = None,
+    name: opt.Name = None,
+    to: opt.Out = None,
+    cache: Annotated[bool, opt.output(help="Keep full runs for the next target.")] = True,
+    dry_run: Annotated[
+        bool, opt.output("--dry-run", help="Time a few steps, say what it would cost, and stop.")
+    ] = False,
+    json: opt.Json = False,
 ) -> None:
     """Fit a schedule: profile, plan, match, validate. Writes one JSON file.
 
-    Another target on the same model, steps and prompts costs seconds: full runs are kept.
+    Another target on the same model, steps and prompts costs seconds: full
+    runs are kept.
 
     \b
     Examples:
-      adaptcache calibrate                                  # the demo model, 2.8x
+      adaptcache calibrate                          # the demo model, 2.8x
       adaptcache calibrate --model flux --speed 2.8
-      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 --prompts mine.txt --set height=768
-      adaptcache calibrate --model emoji-flux-32 --gears 0.18,0.25,0.36,0.5 --min-psnr 40 --prompts emoji-varied
-      adaptcache calibrate --model emoji-flux-32 --speed 4 --min-psnr 40 --certify --prompts emoji-varied
-      adaptcache calibrate --per-instance --steps 8 --budget 0.7    # a plan for each block, for few steps
-      adaptcache calibrate --method magcache --budget 0.5   # what was published, fitted to this model
-      adaptcache calibrate --model flux --offload group --dry-run    # a 24 GB card: what it costs there
-      torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux    # on eight GPUs
+      adaptcache calibrate --model ./my-fine-tune --steps 40 --budget 0.25 \\
+        --prompts mine.txt --set height=768
+      adaptcache calibrate --model emoji-flux-32 --prompts emoji-varied \\
+        --gears 0.18,0.25,0.36,0.5 --min-psnr 40    # each run takes its plan
+      adaptcache calibrate --model emoji-flux-32 --prompts emoji-varied \\
+        --speed 4 --min-psnr 40 --certify
+      adaptcache calibrate --per-instance --steps 8 --budget 0.7
+      adaptcache calibrate --method magcache --budget 0.5
+      adaptcache calibrate --model flux --offload group --dry-run   # on 24 GB
+      torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux
     """
     from ..calibration.calibrate import calibrate as fit_schedule
     from ..calibration.calibrate import calls_for
@@ -141,7 +139,7 @@ def calibrate(
         if method and ranks.size > 1:
             raise ValueError("published methods are fitted in one process; start it without a launcher")
         preset = resolve(model).called_with(settings or [])
-        budgets = parse_gears(gears)
+        budgets = read_budgets("--gears", gears) if gears else []
         if speed is None and budget is None and not budgets:
             speed = 2.8
         steps = preset.steps if steps is None else steps
@@ -153,15 +151,13 @@ def calibrate(
                 f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
                 *(settings or ()), *loading.words, scheduler, reference_steps and f"reference{reference_steps}",
                 known.name if prompts and prompts != preset.prompts else None,
-                f"fit{fit_on}" if fit_on != FIT_ON else None,
-                f"eval{eval_on}" if eval_on not in (None, EVAL_ON) else None,
-                f"seed{seed}" if seed else None, "certified" if certify else None,
+                *changed(fit=(fit_on, opt.FIT_ON), eval=(eval_on, opt.EVAL_ON), seed=(seed, 0)),
+                "certified" if certify else None,
                 *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
-                f"trials{trials}" if trials else None, f"effort{effort:g}" if effort != EFFORT else None,
-                "own" if times == "own" else None,
+                *changed(trials=(trials, 0), effort=(effort, EFFORT)), "own" if times == "own" else None,
                 None if branches else "no-branches",
             )  # fmt: skip
-        eval_on = (EVERY if certify else EVAL_ON) if eval_on is None else eval_on
+        eval_on = (EVERY if certify else opt.EVAL_ON) if eval_on is None else eval_on
         target = to or Path("schedules") / f"{name}.json"
         if ranks.rank == 0:
             check_writable(target)
@@ -248,16 +244,8 @@ def _print(schedule: Schedule, target: Path, said: str, json: bool) -> None:
     from .show import describe
 
     if json:
-        evidence = schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
+        evidence = schedule.evidence.data() if schedule.evidence else None
         print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
     else:
         describe(schedule)
         out.print(said)
-
-
-def parse_gears(text: str | None) -> list[float]:
-    """Returns the budgets in a list that is separated by commas."""
-    try:
-        return [float(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise ValueError(f"--gears takes budgets such as 0.18,0.25,0.36,0.5, got {text!r}") from None

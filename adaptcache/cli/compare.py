@@ -7,40 +7,43 @@ from typing import Annotated
 
 from typer import Option
 
-from .files import load_pipeline, open_cache, wrote
-from .options import DEMO, BatchSize, Device, Json, Model, Prompts, Scheduler, Set, Steps
+from . import options as opt
+from .files import load_pipeline, open_cache, read_budgets, wrote
 from .screen import counted, out, print_json, print_whole, progress
 
 
 def compare(
-    model: Model = DEMO,
+    model: opt.Model = opt.DEMO,
     budgets: Annotated[str, Option(help="Fractions of the denoiser calls.")] = "0.5,0.36,0.25,0.18",
     methods: Annotated[str, Option(help="Names, separated by commas. \\[default: all]")] = "",
-    steps: Steps = None,
-    scheduler: Scheduler = None,
-    settings: Set = None,
-    prompts: Prompts = None,
-    fit_on: Annotated[int, Option(help="Calibration prompts at most.", min=1)] = 16,
+    steps: opt.Steps = None,
+    scheduler: opt.Scheduler = None,
+    settings: opt.Set = None,
+    prompts: opt.Prompts = None,
+    fit_on: opt.FitOn = opt.FIT_ON,
     sweep_on: Annotated[
         int | None,
-        Option(help="Prompts to choose settings of others on. \\[default: as many as --fit-on]", min=1),
+        opt.prompts(help="Prompts to choose settings of others on. \\[default: as many as --fit-on]", min=1),
     ] = None,
-    eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,
+    eval_on: opt.EvalOn = opt.EVAL_ON,
     refine: Annotated[int, Option(help="Also compare with so many times the steps; 0 does not.", min=0)] = 10,
-    batch_size: BatchSize = None,
-    device: Device = None,
-    to: Annotated[Path | None, Option("--out", "-o", help="A folder for pictures and JSON.")] = None,
-    json: Json = False,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    to: Annotated[Path | None, opt.output("--out", "-o", help="A folder for pictures and JSON.")] = None,
+    json: opt.Json = False,
 ) -> None:
     """Compare with other methods, each at its best setting: same prompts, noise, grid and dtype.
 
-    Methods that decide for each prompt run one prompt at a time, whatever the batch size.
+    Methods that decide for each prompt run one prompt at a time, whatever the
+    batch size.
 
     \b
     Examples:
-      adaptcache compare                                    # the demo model, all methods
-      adaptcache compare --model ./my-fine-tune --budgets 0.36 --methods adaptcache,MagCache --out new
-      adaptcache compare --steps 50 --set true_cfg_scale=3 --set 'negative_prompt=""'
+      adaptcache compare                      # the demo model, all methods
+      adaptcache compare --model ./my-fine-tune --budgets 0.36 \\
+        --methods adaptcache,MagCache --out new
+      adaptcache compare --steps 50 --set true_cfg_scale=3 \\
+        --set 'negative_prompt=""'
       adaptcache compare --scheduler DPMSolverMultistepScheduler
     """
     from ..comparison import compare as run_comparison
@@ -53,7 +56,9 @@ def compare(
     from .folder import write_folder
     from .table import cost_table, notes_of, result_table
 
-    shares = _shares(budgets)
+    shares = sorted(set(read_budgets("--budgets", budgets)), reverse=True)
+    if bad := [share for share in shares if not 0 < share < 1]:
+        raise ValueError(f"a budget is a fraction of the calls, between 0 and 1; got {bad[0]:g}")
     names = find_methods([name.strip() for name in methods.split(",") if name.strip()])
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
@@ -93,13 +98,3 @@ def compare(
         out.print(f"\nleft out: {left}: {reason}")
     if to:
         out.print(f"\n{said}, and tables, schedules, plots and images beside it")
-
-
-def _shares(text: str) -> list[float]:
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"budgets are numbers separated by commas, say 0.5,0.25; got {text!r}") from None
-    if bad := [share for share in shares if not 0 < share < 1]:
-        raise ValueError(f"a budget is a fraction of the calls, between 0 and 1; got {bad[0]:g}")
-    return sorted(set(shares), reverse=True)

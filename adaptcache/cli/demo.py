@@ -6,10 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
-
-from .files import load_pipeline, wrote
-from .options import DEMO, Model
+from . import options as opt
+from .files import load_pipeline, measure_schedules, wrote
 from .screen import counted, out, print_whole, progress, quality_table
 
 BUDGETS = (14, 10, 7, 5)  # calls of 28
@@ -17,26 +15,25 @@ SHOWN = 2  # the number of the budget that the picture shows
 
 
 def demo(
-    model: Model = DEMO,
-    to: Annotated[Path, Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
-    eval_on: Annotated[int, Option(help="Measure on this many held-out prompts.", min=1)] = 32,
-    pictures: Annotated[int, Option(help="Rows of the picture.", min=1)] = 6,
+    model: opt.Model = opt.DEMO,
+    to: Annotated[Path, opt.output("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
+    eval_on: opt.EvalOn = opt.EVAL_ON,
+    pictures: opt.Rows = 6,
 ) -> None:
     """Calibrate the demo model at four budgets, compare on held-out prompts, draw the images.
 
-    Writes a schedule for each budget, side-by-side.png and report.html. Example:  adaptcache demo
+    Writes a schedule for each budget, side-by-side.png and report.html.
+
+    Example:  adaptcache demo
     """
     from ..cache import Cache
     from ..calibration.calibrate import calibrate
-    from ..engines import make_setup
-    from ..evaluation.evaluate import evaluate_schedules
-    from ..evaluation.metrics import psnr
+    from ..evaluation.metrics import psnr_each
     from ..evaluation.validate import evidence_of
     from ..files import check_writable
     from ..presets import read_prompts, resolve
     from ..report import Measured, write_report
     from ..report.picture import side_by_side
-    from ..runs import PromptSet
 
     preset = resolve(model)
     known = read_prompts(preset.prompts)
@@ -47,19 +44,18 @@ def demo(
     said = [wrote(picture), wrote(page) if charts else "no report: pip install 'adaptcache-diffusers[report]'"]
     pipe = load_pipeline(preset)
     schedules = []
-    with progress(kept=f"finished full runs are kept in {to}: the same command goes on from them") as report:
+    kept = f"finished full runs are kept in {to}: the same command goes on from them"
+    with progress(kept=kept) as report:
         for calls in (round(calls * steps / 28) for calls in BUDGETS):
             name = f"{preset.name}-{steps}-{steps / calls:.2g}x"
-            schedule = calibrate(
+            schedules.append(calibrate(
                 pipe, known.calibration, steps, budget=calls / steps, pipe_kwargs=preset.call,
                 batch_size=preset.batch_size, name=name, cache=Cache(to / "cache"), progress=report,
-            )  # fmt: skip
-            schedules.append(schedule)
-        setup, _ = make_setup(pipe, steps, {"progress": report, "pipe_kwargs": preset.call})
-        rows, made = evaluate_schedules(setup, PromptSet(held_out, len(known.calibration)), schedules)
+            ))  # fmt: skip
+    rows, made = measure_schedules(pipe, preset, known, schedules, eval_on=eval_on, kept=kept)
     for number, schedule in enumerate(schedules):
         ours = made[1 + 2 * number]
-        values = [psnr(image, full) for image, full in zip(ours.images, made[0].images, strict=True)]
+        values = psnr_each(ours.images, made[0].images)
         schedules[number] = schedule.model_copy(update={"evidence": evidence_of(values, ours.calls, steps)})
         schedules[number].save(to / f"{schedule.name}.json")
     measured = Measured.of(held_out, rows, made, most=pictures, worst_of=SHOWN)

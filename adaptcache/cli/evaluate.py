@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from .files import find_model, load_pipeline, load_schedule, wrote
-from .options import Device, FittedModel, Json, Prompts, Seed, Set, Steps
-from .screen import counted, out, print_json, print_whole, progress, quality_table
+from . import options as opt
+from .files import find_model, load_pipeline, load_schedule, measure_schedules, wrote
+from .screen import counted, out, print_json, print_whole, quality_table
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Row
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 def evaluate(
     schedule: Annotated[list[str], Option("--schedule", "-s", help="A file, a folder or user/repo; may be repeated.")],
-    model: FittedModel = None,
-    prompts: Prompts = None,
-    eval_on: Annotated[int, Option(help="Held-out prompts at most.", min=1)] = 32,
-    steps: Steps = None,
-    settings: Set = None,
-    seed: Seed = 0,
-    batch_size: Annotated[int, Option(help="Prompts in one run.", min=1)] = 1,
-    device: Device = None,
-    to: Annotated[Path | None, Option("--out", "-o", help="Draw a picture, say scores.png.")] = None,
-    pictures: Annotated[int, Option(help="Rows of the picture.", min=1)] = 6,
-    json: Json = False,
+    model: opt.FittedModel = None,
+    prompts: opt.Prompts = None,
+    eval_on: opt.EvalOn = opt.EVAL_ON,
+    steps: opt.Steps = None,
+    settings: opt.Set = None,
+    seed: opt.Seed = 0,
+    batch_size: Annotated[int, opt.run(help="Prompts in one run.", min=1)] = 1,
+    device: opt.Device = None,
+    to: Annotated[Path | None, opt.output("--out", "-o", help="Draw a picture, say scores.png.")] = None,
+    pictures: opt.Rows = 6,
+    json: opt.Json = False,
 ) -> None:
     """Score schedules on a model: a schedule from elsewhere on your fine-tune, say. Changes neither.
 
-    Runs held-out prompts in full and by each schedule with the same noise, and next to it as many plain
-    steps as the schedule has calls: what you would have without caching. Says before how the model differs
-    from the one a schedule was fitted on.
+    Runs held-out prompts in full and by each schedule with the same noise,
+    and next to it as many plain steps as the schedule has calls: what you
+    would have without caching. Says before how the model differs from the
+    one a schedule was fitted on.
 
     \b
     Examples:
       adaptcache evaluate --schedule schedules/emoji-flux-28-4x.json
-      adaptcache evaluate --model ./my-fine-tune -s flux.json -s user/flux-schedules --prompts mine.txt
-      adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 --eval-on 8 --out scores.png
+      adaptcache evaluate --model ./my-fine-tune --prompts mine.txt \\
+        -s flux.json -s user/flux-schedules
+      adaptcache evaluate --model ./my-fine-tune -s flux.json --steps 40 \\
+        --eval-on 8 --out scores.png
     """
-    from ..engines import make_setup
     from ..engines.diffusers.compatibility import graded
     from ..errors import ScheduleError
-    from ..evaluation.evaluate import evaluate_schedules
     from ..files import check_image
     from ..presets import read_prompts
     from ..report import Measured
     from ..report.picture import side_by_side
-    from ..runs import PromptSet
     from ..schedule.findings import Grade, explain_findings, worst_grade
 
     schedules = [load_schedule(source) for source in schedule]
@@ -68,11 +68,11 @@ def evaluate(
             raise ScheduleError(explain_findings(one, findings))
         if not json:
             out.print(explain_findings(one, findings) if findings else f"{one.name} was fitted on this.")
-    with progress(kept="nothing was written") as report, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said above
-        options = {"seed": seed, "batch_size": batch_size, "progress": report, "pipe_kwargs": preset.call}
-        setup, _ = make_setup(pipe, steps, options)
-        rows, made = evaluate_schedules(setup, PromptSet(held_out, len(known.calibration)), schedules)
+        rows, made = measure_schedules(
+            pipe, preset, known, schedules, eval_on=eval_on, steps=steps, seed=seed, batch_size=batch_size
+        )
     if to:
         measured = Measured.of(held_out, rows, made, most=pictures)
         side_by_side(measured.prompts, measured.columns(), to)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
+from . import options as opt
 from .files import Source, find_model, load_pipeline, load_schedule, wrote
-from .options import Device
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
@@ -23,43 +23,36 @@ def export(
     schedule: Source,
     engine: Annotated[
         str,
-        typer.Option(
-            "--to",
-            "-t",
-            help="Of diffusers, cache-dit, sglang, xdit, vllm-omni, lightx2v, tensorrt-llm, comfyui-..., table.",
+        Option(
+            "--to", "-t",
+            help="diffusers, cache-dit, sglang, xdit, vllm-omni, lightx2v, tensorrt-llm, comfyui-... or table.",
         ),
     ],
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="\\[default: NAME.ENGINE with the engine's ending]")
+        Path | None,
+        opt.output("--out", "-o", help="Where it goes. \\[default: NAME.ENGINE with the engine's ending]"),
     ] = None,
-    gear: Annotated[int, typer.Option(help="Which plan of the schedule.")] = 0,
-    calls: Annotated[
-        int | None, typer.Option(help="Compute this many steps. \\[default: as many as the plan]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the run. \\[default: those it was fitted on]")] = None,
+    gear: Annotated[int, Option(help="Which plan of the schedule.")] = 0,
+    calls: Annotated[int | None, Option(help="Compute this many steps. \\[default: as many as the plan]")] = None,
+    steps: Annotated[int | None, Option(help="Steps of the run. \\[default: those it was fitted on]")] = None,
     eval_on: Annotated[
-        int, typer.Option(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
+        int, opt.prompts(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
     ] = 0,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="What to measure on. \\[default: the model it was fitted on]"),
-    ] = None,
-    device: Device = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what is written as JSON.")] = False,
-) -> None:
+    model: opt.FittedModel = None,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:  # fmt: skip
     """Write a schedule as the input of another engine, and say what is lost on the way.
 
-    Other engines can only reuse: the computed steps are chosen anew for that before the file is written. A
-    table has everything that a schedule has, for loops of your own.
+    Other engines can only reuse: the computed steps are chosen anew for that
+    before the file is written. A table has everything that a schedule has,
+    for loops of your own.
 
+    \b
     Examples:
-
-      adaptcache export flux.json --to diffusers            # inference needs no adaptcache
-
+      adaptcache export flux.json --to diffusers   # runs without adaptcache
       adaptcache export flux.json --to cache-dit --out flux.yaml
-
-      adaptcache export flux.json --to table                # times, plan and weights: docs/table.md
-
+      adaptcache export flux.json --to table       # all of it: docs/table.md
       adaptcache export emoji.json --to diffusers --eval-on 8
     """
     from ..engines.formats import FORMATS, find_format
@@ -77,18 +70,11 @@ def export(
     quality = measure_on_preset(exported, find_model(model, [given]), device, eval_on) if eval_on else None
     plan = exported.plan
     if json:
-        print_json(
-            {
-                "out": str(path),
-                "engine": engine,
-                "version": exported.version,
-                "mask": list(plan.computed) if plan else None,
-                "predicted": plan.expected if plan else None,
-                "measured": quality,
-                "lost": list(exported.lost),
-                "expects": list(exported.expects),
-            }
-        )
+        print_json({
+            "out": str(path), "engine": engine, "version": exported.version,
+            "mask": list(plan.computed) if plan else None, "predicted": plan.expected if plan else None,
+            "measured": quality, "lost": list(exported.lost), "expects": list(exported.expects),
+        })  # fmt: skip
         return
     out.print(exported.explained(path))
     if quality:
@@ -122,7 +108,7 @@ def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptS
         prompts: What to generate: prompts that nothing was fitted on.
     """
     from ..engines.formats import apply_export
-    from ..evaluation.metrics import psnr, summary
+    from ..evaluation.metrics import psnr_each, summary
     from ..hooks import StepHook
 
     def images(done: int) -> list[np.ndarray]:
@@ -135,4 +121,4 @@ def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptS
     full = images(0)
     with apply_export(pipe, exported):
         cached = images(len(prompts))
-    return summary([psnr(a, b) for a, b in zip(cached, full, strict=True)])
+    return summary(psnr_each(cached, full))

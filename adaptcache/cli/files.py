@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
+from .options import CONFIDENCE, DEMO, MAX_FAILURE_RATE
+from .screen import progress
+
 if TYPE_CHECKING:
     from ..cache import Cache
+    from ..evaluation.evaluate import Row
+    from ..evaluation.generate import Generation
     from ..presets import Preset
+    from ..presets.prompts import Prompts
     from ..schedule.schedule import Schedule
 
 LONGEST = 150  # characters of a default name
@@ -101,13 +107,38 @@ def find_model(given: str | None, schedules: Sequence[Schedule]) -> Preset:
     Schedules come from strangers: only models that a preset knows are taken from them.
     """
     from ..presets import Preset, names, resolve
-    from .options import DEMO
 
     fitted_on = {schedule.denoiser.checkpoint for schedule in schedules}
     for preset in map(Preset.load, names() if given is None and schedules else ()):
         if {preset.name, preset.checkpoint} & fitted_on:
             return preset
     return resolve(given or DEMO)
+
+
+def measure_schedules(
+    pipe: Any, preset: Preset, known: Prompts, schedules: Sequence[Schedule], *, eval_on: int,
+    kept: str = "nothing was written", steps: int | None = None, **options: Any,
+) -> tuple[list[Row], list[Generation]]:  # fmt: skip
+    """Runs held-out prompts in full, by each schedule, and by as many plain steps, as `evaluate_schedules` does.
+
+    Arguments:
+        pipe: The pipeline of the preset.
+        preset: How it is called.
+        known: Its prompts.
+        schedules: What to run by.
+        eval_on: Prompts at most.
+        kept: What is said to be kept where that is stopped.
+        steps: Steps of a full run; None takes the preset's.
+        options: Of the runs, as `make_setup` takes them.
+    """
+    from ..engines import make_setup
+    from ..evaluation.evaluate import evaluate_schedules
+    from ..runs import PromptSet
+
+    with progress(kept=kept) as report:
+        steps = preset.steps if steps is None else steps
+        setup, _ = make_setup(pipe, steps, {"progress": report, "pipe_kwargs": preset.call, **options})
+        return evaluate_schedules(setup, PromptSet(known.held_out[:eval_on], len(known.calibration)), schedules)
 
 
 def open_cache(folder: Path | None = None) -> Cache:
@@ -125,12 +156,25 @@ def default_name(*parts: object) -> str:
     return "-".join(words)[:LONGEST]
 
 
-def quality_words(min_psnr: float | None, max_failure_rate: float, confidence: float) -> list[str | None]:
+def changed(**values: tuple[float | None, float | None]) -> list[str]:
+    """Returns a word for each value that is not the usual one beside it: "fit8"."""
+    return [f"{word}{value:.12g}" for word, (value, usual) in values.items() if value not in (None, usual)]
+
+
+def read_budgets(option: str, text: str) -> list[float]:
+    """Returns the budgets of an option's list, which is separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes budgets such as 0.5,0.36,0.25, got {text[:40]!r}") from None
+
+
+def quality_words(min_psnr: float | None, max_failure_rate: float, confidence: float) -> list[str]:
     """Returns a quality target as words of a name: decibels, then what else is not default."""
     if min_psnr is None:
         return []
-    more = [f"rate{max_failure_rate:g}" if max_failure_rate != 0.05 else None]
-    return [f"{min_psnr:g}dB", *more, f"confidence{confidence:g}" if confidence != 0.95 else None]
+    more = changed(rate=(max_failure_rate, MAX_FAILURE_RATE), confidence=(confidence, CONFIDENCE))
+    return [f"{min_psnr:g}dB", *more]
 
 
 def wrote(path: Path) -> str:

@@ -27,7 +27,7 @@ def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> Non
     front = Front.load(path)
     if pick is None and to is None:
         if json:
-            print_json(front.model_dump(by_alias=True, exclude_none=True))
+            print_json(front.data())
         else:
             describe_front(front)
         return

@@ -7,40 +7,41 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from . import options as opt
 from .files import Loading, find_model, load_pipeline, load_schedule, wrote
-from .options import Compile, Device, Dtype, FittedModel, Json, Lora, Offload, Set, Steps
 from .screen import out, print_json, progress
 
 
 def generate(
     prompt: Annotated[str, Option("--prompt", "-p", help="What to generate.")],
-    model: FittedModel = None,
+    model: opt.FittedModel = None,
     schedule: Annotated[
         str | None, Option("--schedule", "-s", help="A file, a folder or user/repo; none runs in full.")
     ] = None,
     speed: Annotated[
         float | None, Option(help="Without a schedule: this many times fewer calls, from theory.", min=1)
     ] = None,
-    seed: Annotated[int, Option(help="The noise.")] = 0,
-    steps: Steps = None,
-    settings: Set = None,
+    seed: Annotated[int, opt.run(help="The noise.")] = 0,
+    steps: opt.Steps = None,
+    settings: opt.Set = None,
     compare: Annotated[bool, Option(help="Also run in full and with as many plain steps; write all three.")] = False,
-    device: Device = None,
-    offload: Offload = "none",
-    dtype: Dtype = None,
-    compile: Compile = False,
-    lora: Lora = None,
-    to: Annotated[Path, Option("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")] = Path(
-        "image.png"
-    ),
-    json: Json = False,
+    device: opt.Device = None,
+    offload: opt.Offload = "none",
+    dtype: opt.Dtype = None,
+    compile: opt.Compile = False,
+    lora: opt.Lora = None,
+    to: Annotated[
+        Path, opt.output("--out", "-o", help="The file to write: .png, .gif for clips, .wav for sound.")
+    ] = Path("image.png"),
+    json: opt.Json = False,
 ) -> None:
     """Generate from one prompt by a schedule, and say which steps were computed.
 
-    Example:
-
-      adaptcache generate -p "pizza noto style blue background" -s schedules/emoji-flux-28-4x.json --compare
-      adaptcache generate -p "pizza noto style blue background" --speed 2 --compare
+    \b
+    Examples:
+      adaptcache generate -p "pizza noto style blue background" --speed 2
+      adaptcache generate -p "pizza noto style blue background" --compare \\
+        -s schedules/emoji-flux-28-4x.json
     """
     import time
     from dataclasses import replace

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from . import options as opt
 from .screen import out, print_json
 
 COLOURS = {"error": "red", "warning": "yellow"}
@@ -15,7 +16,7 @@ COLOURS = {"error": "red", "warning": "yellow"}
 def lint(
     schedule: Annotated[Path, typer.Argument(help="A schedule, or settings of another engine.")],
     profile: Annotated[Path | None, typer.Option(help="Score it on this profile, and find its cliffs.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: opt.Json = False,
 ) -> None:
     """Say what is wrong with a schedule: inert thresholds, cliffs, polynomials that fall or are negative.
 

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from .options import Json
+from . import options as opt
 from .screen import new_table, out, print_json, print_whole
 
 WHOLE = 160  # columns of the whole table
 
 
-def methods(json: Json = False) -> None:
+def methods(json: opt.Json = False) -> None:
     """List the published methods that can be named: policy, forecast, site, and what they need.
 
     Example:  adaptcache methods

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .options import Json
+from . import options as opt
 from .screen import new_table, out, print_json
 
 
-def models(json: Json = False) -> None:
+def models(json: opt.Json = False) -> None:
     """List the presets that --model knows; it also takes a folder or a hub id.
 
     Example:  adaptcache models

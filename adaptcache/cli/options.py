@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from typer import Option
 from ..limits import STEPS
 
 DEMO = "emoji-flux"  # what is run where no model is named
+FIT_ON, EVAL_ON = 16, 32  # prompts
+MAX_FAILURE_RATE, CONFIDENCE = 0.05, 0.95
 
 
 def complete_models(begun: str) -> list[str]:
@@ -34,51 +37,48 @@ def complete_methods(begun: str) -> list[str]:
     return [name for name in METHODS if name.startswith(begun)]
 
 
-Model = Annotated[
-    str,
-    Option("--model", "-m", help="A preset, a preset file, a folder or a hub id.", autocompletion=complete_models),
-]
+run = partial(Option, rich_help_panel="The model and its runs")
+prompts = partial(Option, rich_help_panel="Prompts")
+quality = partial(Option, rich_help_panel="A quality to be reached")
+output = partial(Option, rich_help_panel="What is written")
+
+MODEL = "A preset, a preset file, a folder or a hub id."
+Model = Annotated[str, run("--model", "-m", help=MODEL, autocompletion=complete_models)]
 FittedModel = Annotated[
     str | None,
-    Option(
-        "--model",
-        "-m",
-        help="A preset, a preset file, a folder or a hub id. \\[default: the schedule's]",
-        autocompletion=complete_models,
-    ),
+    run("--model", "-m", help=f"{MODEL} \\[default: the schedule's]", autocompletion=complete_models),
 ]
-Steps = Annotated[int | None, Option(help="Scheduler steps. \\[default: the preset's]", min=1, max=STEPS)]
+Steps = Annotated[int | None, run(help="Scheduler steps. \\[default: the preset's]", min=1, max=STEPS)]
 Scheduler = Annotated[
-    str | None,
-    Option(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]"),
+    str | None, run(help="Another sampler: a scheduler class of diffusers. \\[default: the pipeline's]")
 ]
 Set = Annotated[
-    list[str] | None,
-    Option("--set", help="An argument of the pipeline's call, say height=768; may be repeated."),
+    list[str] | None, run("--set", help="An argument of the pipeline's call, say height=768; may be repeated.")
 ]
-Prompts = Annotated[
-    str | None, Option(help="A prompt file, or the name of an embedded one.", autocompletion=complete_prompts)
-]
-PublishedMethod = Annotated[
-    str | None,
-    Option(
-        "--method",
-        help="Fit a published method instead: `adaptcache methods` lists them.",
-        autocompletion=complete_methods,
-    ),
-]
-Seed = Annotated[int, Option(help="Noise of the first prompt.")]
-BatchSize = Annotated[int | None, Option(help="Prompts in one run. \\[default: the preset's]", min=1)]
-Device = Annotated[str | None, Option(help="cuda, mps, xpu, cpu. \\[default: the accelerator there is]")]
-Name = Annotated[str | None, Option(help="What the schedule is called.")]
-Out = Annotated[Path | None, Option("--out", "-o", help="\\[default: schedules/NAME.json]")]
+Seed = Annotated[int, run(help="Noise of the first prompt.")]
+BatchSize = Annotated[int | None, run(help="Prompts in one run. \\[default: the preset's]", min=1)]
+Device = Annotated[str | None, run(help="cuda, mps, xpu or cpu. \\[default: the accelerator there is]")]
 Offload = Annotated[
-    str, Option(help="Where weights wait: none (on the device), model or group (on the CPU; group needs least).")
+    str, run(help="Where weights wait: none (on the device), model or group (on the CPU; group needs least).")
 ]
-Dtype = Annotated[str | None, Option(help="float32, float16 or bfloat16. \\[default: the preset's]")]
-Compile = Annotated[bool, Option("--compile", help="Compile the denoiser: its repeated blocks, where it has some.")]
+Dtype = Annotated[str | None, run(help="float32, float16 or bfloat16. \\[default: the preset's]")]
+Compile = Annotated[bool, run("--compile", help="Compile the denoiser: its repeated blocks, where it has some.")]
 Lora = Annotated[
     list[str] | None,
-    Option("--lora", help="A LoRA: a file, a folder or user/repo, perhaps with @SCALE; may be repeated."),
+    run("--lora", help="A LoRA: a file, a folder or user/repo, perhaps with @SCALE; may be repeated."),
 ]
-Json = Annotated[bool, Option("--json", help="Print JSON.")]
+
+Prompts = Annotated[
+    str | None, prompts(help="A prompt file, or the name of an embedded one.", autocompletion=complete_prompts)
+]
+FitOn = Annotated[int, prompts(help="Calibration prompts at most.", min=1)]
+EvalOn = Annotated[int, prompts(help="Held-out prompts at most.", min=1)]
+
+MaxFailureRate = Annotated[float, quality(help="Share of prompts that may stay below --min-psnr.")]
+Confidence = Annotated[float, quality(help="How sure a certificate has to be.")]
+
+Name = Annotated[str | None, output(help="What the schedule is called.")]
+Out = Annotated[Path | None, output("--out", "-o", help="Where it goes. \\[default: schedules/NAME.json]")]
+Rows = Annotated[int, output(help="Rows of the picture.", min=1)]
+Open = Annotated[bool, Option("--open", help="Open it in the browser.")]
+Json = Annotated[bool, output("--json", help="Print JSON.")]

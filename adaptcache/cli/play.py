@@ -8,31 +8,32 @@ from typing import Annotated
 
 from typer import Option
 
+from . import options as opt
 from .files import find_model, load_pipeline, load_schedule, open_cache
-from .options import Device, FittedModel, Prompts, Set, Steps
 from .screen import complain, out
 
 
 def play(
-    model: FittedModel = None,
+    model: opt.FittedModel = None,
     schedule: Annotated[
         list[str] | None,
         Option("--schedule", "-s", help="Schedules to choose from; may be repeated. \\[default: fits them as needed]"),
     ] = None,
-    steps: Steps = None,
-    settings: Set = None,
-    prompts: Prompts = None,
-    device: Device = None,
+    steps: opt.Steps = None,
+    settings: opt.Set = None,
+    prompts: opt.Prompts = None,
+    device: opt.Device = None,
     port: Annotated[int | None, Option(help="Where it listens. \\[default: 7860, or the next free]", min=1)] = None,
-    show: Annotated[bool, Option("--open", help="Open it in the browser.")] = False,
+    show: opt.Open = False,
 ) -> None:
     """Open a page to play with: full run, schedule and as many plain steps side by side, with a slider over calls.
 
-    It listens on this machine alone, until Ctrl-C. Needs the extra: pip install 'adaptcache-diffusers[play]'
+    It listens on this machine alone, until Ctrl-C. Needs the extra:
+    pip install 'adaptcache-diffusers\\[play]'
 
     \b
     Examples:
-      adaptcache play --open                                # the demo model
+      adaptcache play --open                        # the demo model
       adaptcache play --model flux -s schedules/flux-28-2.8x.json
     """
     from ..engines import make_setup

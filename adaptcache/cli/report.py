@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from .files import find_model, load_pipeline, load_schedule, wrote
-from .options import Device, FittedModel
-from .screen import complain, out, progress
+from . import options as opt
+from .files import find_model, load_pipeline, load_schedule, measure_schedules, wrote
+from .screen import complain, out
 
 if TYPE_CHECKING:
     from ..report import Measured
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 def report(
     schedules: Annotated[list[str], Argument(help="Schedules, beside each other: files, folders or user/repo.")],
-    to: Annotated[Path | None, Option("--out", "-o", help="\\[default: NAME.html, next to a file]")] = None,
+    to: Annotated[
+        Path | None, opt.output("--out", "-o", help="The page. \\[default: NAME.html, next to a file]")
+    ] = None,
     comparison: Annotated[Path | None, Option(help="What `adaptcache compare --out` wrote.")] = None,
     pictures: Annotated[bool, Option(help="Run the model, for pictures, speed and as many plain steps.")] = False,
-    model: FittedModel = None,
+    model: opt.FittedModel = None,
     eval_on: Annotated[int, Option(help="Held-out prompts to run; the worst six are shown.", min=1)] = 16,
-    device: Device = None,
-    show: Annotated[bool, Option("--open", help="Open it in the browser.")] = False,
+    device: opt.Device = None,
+    show: opt.Open = False,
 ) -> None:
     """Write a page about schedules: one HTML file that works offline.
 
     \b
     Examples:
       adaptcache report schedules/emoji-flux-28-4x.json --pictures --open
-      adaptcache report schedules/emoji-flux-28-2x.json schedules/emoji-flux-28-4x.json --pictures
+      adaptcache report schedules/emoji-flux-28-2x.json \\
+        schedules/emoji-flux-28-4x.json --pictures
       adaptcache report mine.json --model ./my-fine-tune --pictures
     """
     from ..files import check_writable
@@ -56,19 +59,12 @@ def report(
 
 def measure(schedules: list[Schedule], model: str | None, eval_on: int, device: str | None) -> Measured:
     """Runs held-out prompts in full, by each schedule, and by as many plain steps."""
-    from ..engines import make_setup
     from ..engines.diffusers.engine import sampling_rate
-    from ..evaluation.evaluate import evaluate_schedules
     from ..presets import read_prompts
     from ..report import Measured
-    from ..runs import PromptSet
 
     preset = find_model(model, schedules)
-    known = read_prompts(preset.prompts)
-    held_out = known.held_out[:eval_on]
-    steps = len(schedules[0].grid.times) or preset.steps
+    known, steps = read_prompts(preset.prompts), len(schedules[0].grid.times) or None
     pipe = load_pipeline(preset, device)
-    with progress(kept="nothing was written") as bar:
-        setup, _ = make_setup(pipe, steps, {"progress": bar, "pipe_kwargs": preset.call})
-        rows, made = evaluate_schedules(setup, PromptSet(held_out, len(known.calibration)), schedules)
-    return Measured.of(held_out, rows, made, rate=sampling_rate(pipe))
+    rows, made = measure_schedules(pipe, preset, known, schedules, eval_on=eval_on, steps=steps)
+    return Measured.of(known.held_out, rows, made, rate=sampling_rate(pipe))

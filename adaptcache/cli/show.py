@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from . import options as opt
 from .files import load_schedule
-from .options import Json
 from .screen import new_table, out, print_json
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def show(
     pick: Annotated[
         str | None, Option(help="Of a front: the best with at most 10 calls, or the fastest with 35dB.")
     ] = None,
-    to: Annotated[Path | None, Option("--out", "-o", help="Where the picked schedule goes.")] = None,
-    json: Json = False,
+    to: Annotated[Path | None, opt.output("--out", "-o", help="Where the picked schedule goes.")] = None,
+    json: opt.Json = False,
 ) -> None:
     """Say what a schedule does, how good it is and where it came from; or what a front has to pick from.
 
@@ -44,7 +44,7 @@ def show(
         raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
     shown = load_schedule(schedule)
     if json:
-        print_json(shown.model_dump(by_alias=True, exclude_none=True))
+        print_json(shown.data())
     else:
         describe(shown)
 

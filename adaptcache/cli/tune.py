@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from .files import default_name, load_pipeline, open_cache, quality_words, wrote
-from .options import DEMO, BatchSize, Device, Json, Model, Name, Out, Prompts, Steps
+from . import options as opt
+from .files import changed, default_name, load_pipeline, open_cache, quality_words, wrote
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
     from ..tuning.front import Front, Tuned
 
-FIT_ON, EVAL_ON = 16, 32  # prompts
 SHORT = {"speed": "x", "budget": "-budget", "max_calls": "-calls", "max_latency": "s", "min_psnr": "dB"}
 
 
 def tune(
-    model: Model = DEMO,
+    model: opt.Model = opt.DEMO,
     speed: Annotated[float | None, Option(help="Steps for each call made.")] = None,
     budget: Annotated[float | None, Option(help="Fraction of the calls made.")] = None,
     max_calls: Annotated[int | None, Option(help="Denoiser calls at most.")] = None,
     max_latency: Annotated[str | None, Option(help="Time for one image at most: 1.8s, 900ms. It is measured.")] = None,
-    min_psnr: Annotated[float | None, Option(help="Decibels to be reached, with as few calls as possible.")] = None,
-    max_failure_rate: Annotated[float, Option(help="Share of prompts that may stay below it.")] = 0.05,
-    confidence: Annotated[float, Option(help="How sure a certificate has to be.")] = 0.95,
+    min_psnr: Annotated[
+        float | None, opt.quality(help="Decibels to be reached, with as few calls as possible.")
+    ] = None,
+    max_failure_rate: opt.MaxFailureRate = opt.MAX_FAILURE_RATE,
+    confidence: opt.Confidence = opt.CONFIDENCE,
     trials: Annotated[
         int | None, Option(help="Trials in all. \\[default: 40; 80 for a quality; 120 for the front]")
     ] = None,
@@ -37,32 +38,36 @@ def tune(
         str | None, Option(help="URL of a database, or a journal file. \\[default: SQLite in the cache]")
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the trials that are there.")] = False,
-    steps: Steps = None,
-    prompts: Prompts = None,
+    steps: opt.Steps = None,
+    prompts: opt.Prompts = None,
     fit_on: Annotated[
-        int, Option(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
-    ] = FIT_ON,
-    eval_on: Annotated[int, Option(help="Held-out prompts at most; 0 reports nothing.", min=0)] = EVAL_ON,
-    seed: Annotated[int, Option(help="Noise of the first prompt; also of the search.")] = 0,
-    batch_size: BatchSize = None,
-    device: Device = None,
-    name: Name = None,
-    to: Out = None,
-    front: Annotated[Path | None, Option(help="Where the front goes. \\[default: NAME.front.json beside it]")] = None,
-    plot: Annotated[Path | None, Option(help="Draw the front: a PNG file.")] = None,
-    json: Json = False,
+        int, opt.prompts(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
+    ] = opt.FIT_ON,
+    eval_on: Annotated[int, opt.prompts(help="Held-out prompts at most; 0 reports nothing.", min=0)] = opt.EVAL_ON,
+    seed: Annotated[int, opt.run(help="Noise of the first prompt; also of the search.")] = 0,
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = None,
+    name: opt.Name = None,
+    to: opt.Out = None,
+    front: Annotated[
+        Path | None, opt.output(help="Where the front goes. \\[default: NAME.front.json beside it]")
+    ] = None,
+    plot: Annotated[Path | None, opt.output(help="Draw the front: a PNG file.")] = None,
+    json: opt.Json = False,
     join: Annotated[bool, Option(hidden=True)] = False,  # a worker: makes trials, writes nothing
 ) -> None:
     """Find the schedule for a target by trials, starting from what calibrate finds.
 
-    Each trial runs the model. A killed search continues with --resume. Writes a schedule and its front.
+    Each trial runs the model. A killed search continues with --resume. Writes
+    a schedule and its front.
 
     \b
     Examples:
-      adaptcache tune --speed 2.8                           # the demo model
+      adaptcache tune --speed 2.8                   # the demo model
       adaptcache tune --max-latency 1.8s --model flux --workers 2
-      adaptcache tune --model emoji-flux-32 --min-psnr 35 --max-failure-rate 0.05 --prompts emoji-varied --eval-on 320
-      adaptcache tune --plot front.png                      # the whole front
+      adaptcache tune --model emoji-flux-32 --prompts emoji-varied \\
+        --min-psnr 35 --max-failure-rate 0.05 --eval-on 320
+      adaptcache tune --plot front.png              # the whole front
     """
     from ..files import check_writable
     from ..presets import read_prompts, resolve
@@ -85,8 +90,8 @@ def tune(
     name = name or default_name(
         preset.name, steps, f"tuned-{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
         known.name if prompts and prompts != preset.prompts else None,
-        f"fit{fit_on}" if fit_on != FIT_ON else None, f"eval{eval_on}" if eval_on != EVAL_ON else None,
-        f"seed{seed}" if seed else None, *quality_words(min_psnr, max_failure_rate, confidence)[1:],
+        *changed(fit=(fit_on, opt.FIT_ON), eval=(eval_on, opt.EVAL_ON), seed=(seed, 0)),
+        *quality_words(min_psnr, max_failure_rate, confidence)[1:],
     )  # fmt: skip
     where = check_writable(to or Path("schedules") / f"{name}.json")
     beside = check_writable(front or where.with_suffix(".front.json"))
@@ -129,7 +134,7 @@ def tune(
 def summarize(tuned: Tuned, where: Path, beside: Path) -> dict[str, object]:
     """Returns what was found as JSON."""
     schedule, front = tuned.schedule, tuned.front
-    evidence = schedule.evidence.model_dump(by_alias=True, exclude_none=True) if schedule.evidence else None
+    evidence = schedule.evidence.data() if schedule.evidence else None
     points = [{"calls": point.calls, **point.select, "gain": point.gain} for point in front.points]
     return {
         "schedule": str(where), "name": schedule.name, "front": str(beside), "points": points,
