@@ -18,6 +18,7 @@ from .hooks import StepHook
 Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample: class_labels, image, ...
 Progress = Callable[[str, int, int], None]  # stage, done, of
 
+SEEDS = 2**62  # prompt number k draws with seed + k, and generators take 64 bits
 SET_HERE = {"generator", "latents", "num_inference_steps", "output_type", "prompt", "return_dict"}
 
 
@@ -107,6 +108,8 @@ class PipelineCall:
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
+        if not -SEEDS <= self.seed < SEEDS:
+            raise ValueError(f"seed must be from -2**62 to 2**62, got {self.seed}: take a smaller one")
         given = {name for name, value in self.pipe_kwargs.items() if (name, value) != ("prompt", None)}
         if taken := sorted(SET_HERE & given):
             raise ValueError(f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call")

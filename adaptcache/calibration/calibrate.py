@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..cache import feed
 from ..engines import make_setup, refuse_unknown
-from ..evaluation.certify import QualityTarget
+from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.matrix import measure_matrix
 from ..evaluation.validate import validate
 from ..limits import check_name
@@ -86,7 +86,7 @@ class Goal:
 
     def refine(self, steps: int) -> int:
         """Returns the steps of the reference in each step of the grid."""
-        refine, rest = divmod(self.reference_steps or steps, steps)
+        refine, rest = divmod(steps if self.reference_steps is None else self.reference_steps, steps)
         if rest or refine < 1:
             raise ValueError(f"reference_steps must be a multiple of the {steps} steps, got {self.reference_steps}")
         return refine
@@ -100,6 +100,7 @@ class Goal:
         if self.min_psnr is None:
             if self.certify or self.gears:
                 raise ValueError("gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels")
+            refuse_unaimed(self.max_failure_rate, self.confidence)
             return None
         if not (self.certify or self.gears):
             raise ValueError(

@@ -47,6 +47,8 @@ RENAMED = {  # options by the names they had in version 0.1
     "teacher-steps": "reference-steps",
     "at-most": "max-failure-rate",
 }
+MEANT = (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError, MemoryError)  # to be read by users
+LONGEST = 2000  # characters of an error
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
 app = typer.Typer(
@@ -117,7 +119,9 @@ def explain(error: Exception) -> str:
     text = " ".join(text.split()) or type(error).__name__
     if is_out_of_memory(error):
         text = f"{'. '.join(text.split('. ')[:2]).rstrip('.')}; {LESS_MEMORY}"
-    return f"error: {text}"
+    elif not isinstance(error, MEANT):
+        text = f"{type(error).__name__}: {text}; perhaps a fault of adaptcache: --debug shows where"
+    return f"error: {text if len(text) <= LONGEST else text[: LONGEST // 2] + ' ... ' + text[-LONGEST // 2 :]}"
 
 
 def main() -> None:
@@ -134,7 +138,7 @@ def main() -> None:
         said = error.format_message()  # type: ignore[attr-defined]
         complain(f"error: {said}{'' if said.endswith(('.', '?')) else '.'} Try --help.")
         sys.exit(2)
-    except (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError, MemoryError) as error:
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
         if getattr(error, "rank", 0) is None:  # the connection to rank 0 is lost: it may be the one that died

@@ -50,7 +50,7 @@ def calibrate(
         int, published(help="With --per-instance: plans that optuna tries, in runs on the calibration prompts.", min=0)
     ] = 0,
     reference_steps: Annotated[
-        int | None, fitting(help="Match a run of this many steps: corrects the sampler's error too.")
+        int | None, fitting(help="Match a run of this many steps: corrects the sampler's error too.", min=1)
     ] = None,
     gears: Annotated[
         str | None, opt.quality(help="Budgets of several plans: each run takes the cheapest for --min-psnr.")
@@ -62,7 +62,7 @@ def calibrate(
         bool, opt.quality("--certify", help="Test it on held-out prompts; what fails computes every step.")
     ] = False,
     effort: Annotated[
-        float, fitting(help="Full runs of one prompt that a search of the plan costs at most.", min=0)
+        float, fitting(help="Full runs of one prompt that a search of the plan costs at most.", min=0, max=1e6)
     ] = EFFORT,
     matrix: Annotated[
         bool, opt.prompts("--matrix", help="Measure it at other steps, guidance and sizes too: evidence.matrix.")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from ..errors import ScheduleError
 from ..files import check_writable
-from ..limits import NODES, parse_json, read_bytes
+from ..limits import NODES
+from ..schedule.format import read_artifact
 from ..tuning.front import LARGEST, POINTS, Front
 from .files import wrote
 from .screen import new_table, out, print_json
@@ -16,8 +18,8 @@ from .screen import new_table, out, print_json
 def holds_front(path: Path) -> bool:
     """Whether a file says that it is a front; what cannot be read is no front."""
     try:
-        data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
-    except (OSError, ValueError):
+        data = read_artifact(path, "front", "tune", LARGEST, POINTS * NODES)
+    except ScheduleError:
         return False
     return isinstance(data, dict) and "front" in data and "points" in data
 

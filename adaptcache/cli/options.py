@@ -74,8 +74,8 @@ Prompts = Annotated[
 FitOn = Annotated[int, prompts(help="Calibration prompts at most.", min=1)]
 EvalOn = Annotated[int, prompts(help="Held-out prompts at most.", min=1)]
 
-MaxFailureRate = Annotated[float, quality(help="Share of prompts that may stay below --min-psnr.")]
-Confidence = Annotated[float, quality(help="How sure a certificate has to be.")]
+MaxFailureRate = Annotated[float, quality(help="Share of prompts that may stay below --min-psnr.", min=0, max=1)]
+Confidence = Annotated[float, quality(help="How sure a certificate has to be.", min=0, max=1)]
 
 Name = Annotated[str | None, output(help="What the schedule is called.")]
 Out = Annotated[Path | None, output("--out", "-o", help="Where it goes. \\[default: schedules/NAME.json]")]

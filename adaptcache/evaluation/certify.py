@@ -52,6 +52,15 @@ class QualityTarget:
             )
 
 
+def refuse_unaimed(max_failure_rate: float, confidence: float) -> None:
+    """Raises where a share or a confidence is given, and no target that it could be of."""
+    for name, value in (("max_failure_rate", max_failure_rate), ("confidence", confidence)):
+        if value != getattr(QualityTarget, name):
+            raise ValueError(
+                f"{name} {value:g} goes with a target in decibels, and there is none: give min_psnr (--min-psnr) too"
+            )
+
+
 @functools.lru_cache(maxsize=4096)
 def upper_bound(failures: int, n: int, confidence: float) -> float:
     """Returns the exact upper bound of a share (Clopper and Pearson), one-sided.

@@ -1,13 +1,26 @@
 """What the parts of a schedule are made of: their base, and the types of their fields."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
 
+from ..errors import ScheduleError
+from ..files import dump_json, write_atomically
 from ..fitting.kernel import Array, resample_kernel
-from ..limits import KERNEL_STEPS, STEPS, Brief, check_falling, check_name, check_plain
+from ..limits import (
+    KERNEL_STEPS,
+    NODES,
+    STEPS,
+    Brief,
+    check_falling,
+    check_name,
+    check_plain,
+    parse_json,
+    read_bytes,
+)  # fmt: skip
 from ..step import NEAR
 
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -46,6 +59,31 @@ class Part(Brief):
     def data(self) -> dict[str, Any]:
         """Returns it as files have it: plain values under the names of the format, without what is not known."""
         return self.model_dump(by_alias=True, exclude_none=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes it, whole or not at all. The same values always give the same bytes."""
+        return write_atomically(path, dump_json(self.data()))
+
+
+def read_artifact(path: str | Path, what: str, verb: str, largest: int, nodes: int = NODES) -> Any:
+    """Returns what a file of JSON holds.
+
+    Arguments:
+        path: The file.
+        what: What should be in it, and
+        verb: the command that writes such files, for errors.
+        largest: Bytes at most.
+        nodes: Lists, tables, texts and words at most.
+
+    Raises:
+        ScheduleError: It cannot be read, or is not JSON.
+    """
+    try:
+        return parse_json(read_bytes(path, largest), nodes)
+    except OSError as error:
+        raise ScheduleError(f"cannot read {path}: {error.strerror}; `adaptcache {verb}` writes one") from None
+    except ValueError as error:
+        raise ScheduleError(f"{path} is not JSON ({error}): is it a {what} file?") from None
 
 
 # What a schedule was fitted on: the denoiser, the steps, and what a full run looked like there.

@@ -22,10 +22,9 @@ from pydantic import (
 
 from .. import hub
 from ..errors import ScheduleError
-from ..files import dump_json, write_atomically
 from ..forecasts.matched import Matched
-from ..limits import LOOPS, check_plain, first_fault, parse_json, read_bytes
-from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, same_run
+from ..limits import LOOPS, check_plain, first_fault
+from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, read_artifact, same_run
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
@@ -288,15 +287,9 @@ class Schedule(Part):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a schedule; `ScheduleError` says what is wrong with it."""
-        cure = "`adaptcache calibrate` writes one"
-        try:
-            data = parse_json(read_bytes(path, LARGEST))
-        except OSError as error:
-            raise ScheduleError(f"cannot read {path}: {error.strerror}; {cure}") from None
-        except ValueError as error:
-            raise ScheduleError(f"{path} is not JSON ({error}): is it a schedule file?") from None
+        data = read_artifact(path, "schedule", "calibrate", LARGEST)
         if not isinstance(data, dict) or "rules" not in data:
-            raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; {cure}")
+            raise ScheduleError(f"{path} is not a schedule: it has no 'rules'; `adaptcache calibrate` writes one")
         if (version := data.get("format")) not in FORMATS or isinstance(version, bool):
             raise ScheduleError(
                 f"{path} has format {str(version)[:40]}, this adaptcache reads {FORMATS[0]} to {FORMATS[-1]}: "
@@ -309,10 +302,6 @@ class Schedule(Part):
         if schedule.format > version:
             raise ScheduleError(f"{path} says format {version} and holds what format {schedule.format} brought")
         return schedule
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the schedule, whole or not at all. The same schedule always gives the same bytes."""
-        return write_atomically(path, dump_json(self.data()))
 
     def save_pretrained(self, folder: str | Path, *, name: str | None = None, repo: str | None = None) -> Path:
         """Writes the schedule into a folder, and the card and plot of all schedules there.

@@ -17,9 +17,8 @@ from ..evaluation.certify import certify
 from ..evaluation.generate import reference_images
 from ..evaluation.metrics import summary
 from ..evaluation.validate import compute_all, evidence_of
-from ..files import dump_json, write_atomically
-from ..limits import NODES, first_fault, parse_json, read_bytes
-from ..schedule.format import Count, Line, Name, Part, Summary
+from ..limits import NODES, first_fault
+from ..schedule.format import Count, Line, Name, Part, Summary, read_artifact
 from ..schedule.schedule import Schedule
 from .candidate import Candidate, leaders
 
@@ -75,25 +74,17 @@ class Front(Part):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a front; `ScheduleError` says what is wrong with it."""
+        data = read_artifact(path, "front", "tune", LARGEST, POINTS * NODES)
+        if not isinstance(data, dict) or "front" not in data:
+            raise ScheduleError(f"{path} is not a front: `adaptcache tune` writes one")
+        if data["front"] != 1:
+            raise ScheduleError(
+                f"{path} has front format {data['front']}, this adaptcache reads 1: update, or tune again"
+            )
         try:
-            data = parse_json(read_bytes(path, LARGEST), POINTS * NODES)
-            if not (isinstance(data, dict) and "front" in data):
-                fault = " is not a front: `adaptcache tune` writes one"
-            elif data["front"] == 1:
-                return cls.model_validate(data)
-            else:
-                fault = f" has front format {data['front']}, this adaptcache reads 1: update, or tune again"
-        except OSError as error:
-            fault = f" cannot be read: {error.strerror}; `adaptcache tune` writes one"
+            return cls.model_validate(data)
         except ValidationError as error:
-            fault = f": {first_fault(error, 'front')}"
-        except ValueError as error:
-            fault = f" is not JSON ({error}): is it a front?"
-        raise ScheduleError(f"{path}{fault}")
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the front, whole or not at all. The same front always gives the same bytes."""
-        return write_atomically(path, dump_json(self.data()))
+            raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
 
 
 @dataclass(frozen=True)

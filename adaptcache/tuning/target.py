@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean, pstdev
 
 from ..calibration.calibrate import calls_for
-from ..evaluation.certify import QualityTarget
+from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.metrics import CEILING
 from ..limits import check_name
 
@@ -44,6 +44,8 @@ class Target:
             raise ValueError(f"{self.given} are two targets: give one, or none for the whole front")
         if self.max_latency is not None and not 0 < self.max_latency < math.inf:
             raise ValueError(f"max_latency must be above 0 seconds, got {self.max_latency:g}")
+        if self.min_psnr is None:
+            refuse_unaimed(self.max_failure_rate, self.confidence)
         if self.quality and self.quality.target > CEILING:
             raise ValueError(f"nothing reaches {self.min_psnr:g} dB: equal images count as {CEILING:g}")
 
