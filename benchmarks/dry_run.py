@@ -56,7 +56,7 @@ def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter
         options: dict[str, Any] = {
             "cache": Cache(folder), "batch_size": preset.batch_size, "pipe_kwargs": preset.call, "progress": False,
         }  # fmt: skip
-        setup, _ = make_setup(pipe, preset.steps, options)
+        setup = make_setup(pipe, preset.steps, options)
         calls = calls_for(preset.steps, speed=2.8)
         found = estimate(setup, PromptSet.of(first), PromptSet.of(rest, len(first)), calls)
         clock = Clock(denoisers_of(pipe)[0])

@@ -63,7 +63,7 @@ class PlanRuns:
             prompts = [{"prompt": text, "negative_prompt": ""} for text in prompts]
         self.cache, self.pipe, self.prompts = cache, preset.load_pipeline("cpu"), PromptSet.of(prompts)
         options = {"batch_size": BATCH, "cache_dir": Cache(cache), "pipe_kwargs": pipe_kwargs}
-        self.setup, _ = make_setup(self.pipe, preset.steps, options)
+        self.setup = make_setup(self.pipe, preset.steps, options)
         measurement = measure(self.setup, self.prompts)
         self.fitted = measurement.head(FIT, BATCH)
         self.profile, path = self.fitted.profile, cache / "truth.npy"

@@ -139,7 +139,7 @@ def cases(model: str, folder: str | None, count: int, settings: list[str]) -> It
             "pipe_kwargs": guided if setting == "guided" else plain, "batch_size": count, "cache_dir": Cache(),
             "progress": False,
         }  # fmt: skip
-        setup, _ = make_setup(pipe, 50 if setting == "50 steps" else steps, options)
+        setup = make_setup(pipe, 50 if setting == "50 steps" else steps, options)
         prompts = PromptSet.of(known.held_out[:count], len(known.calibration))
         yield Case(model, setting, setup, known.calibration, prompts)
 

@@ -59,7 +59,7 @@ def main() -> None:
     pipe = preset.load_pipeline()
     known = read_prompts(preset.prompts)
     steps = given.steps or preset.steps
-    setup, _ = make_setup(pipe, steps, {**preset.call, "batch_size": given.prompts})
+    setup = make_setup(pipe, steps, {**preset.call, "batch_size": given.prompts})
     fitted = PromptSet(tuple(known.calibration[: given.calibration]))
     held_out = PromptSet(tuple(known.held_out[: given.prompts]), len(fitted))
     with MacCounter(pipe) as counter:

@@ -33,7 +33,7 @@ def main() -> None:
     preset = resolve(options.model)
     known, steps, pipe = read_prompts(preset.prompts), preset.steps, preset.load_pipeline()
     runs: dict[str, Any] = {"pipe_kwargs": preset.call, "batch_size": preset.batch_size, "cache_dir": Cache()}
-    setup, _ = make_setup(pipe, steps, runs)
+    setup = make_setup(pipe, steps, runs)
     eval_prompts = PromptSet.of(known.held_out[: options.eval_on], len(known.calibration))
     exact = generate(setup, eval_prompts, refine=FINEST)
     table = Table("run", "calls", "PSNR dB", "5th pct", title=f"against {FINEST * steps} steps")

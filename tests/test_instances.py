@@ -283,7 +283,7 @@ def test_plans_between_two_plans_start_and_end_like_them():
 
 
 def test_tables_are_fitted_to_errors_of_each_block_and_computed_by_budget(setup):
-    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    given = make_setup(setup.pipe, STEPS, dict(setup.call))
     prompts = PromptSet(tuple(setup.prompts[:2]))
     found = measure_instances(given, prompts, "blocks", longest=3)
     count = len(blocks_of(setup.pipe.transformer))
@@ -302,7 +302,7 @@ def test_tables_are_fitted_to_errors_of_each_block_and_computed_by_budget(setup)
 
 
 def test_optuna_finds_rows_that_are_no_worse_in_runs_and_keeps_the_budget(setup):
-    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    given = make_setup(setup.pipe, STEPS, dict(setup.call))
     prompts = PromptSet(tuple(setup.prompts[:1]))
     found, weights = measure_instances(given, prompts, "blocks"), np.ones(STEPS)
     plain = generated(setup)

@@ -22,7 +22,7 @@ from adaptcache.report.play import Player
 @pytest.fixture
 def player() -> Player:
     pipe = speaking()
-    setup, _ = make_setup(pipe, STEPS, {"pipe_kwargs": CALL.arguments, "batch_size": 2, "progress": False})
+    setup = make_setup(pipe, STEPS, {"pipe_kwargs": CALL.arguments, "batch_size": 2, "progress": False})
     return Player(setup, ["a fox", "a bowl"], pipe=pipe)
 
 

@@ -114,7 +114,7 @@ def test_scales_and_shifts_are_the_least_squares_of_what_blocks_add(setup):
         added.append(torch.cat([text - kwargs["encoder_hidden_states"], image - kwargs["hidden_states"]], 1)[0])
 
     hook = block.register_forward_hook(note, with_kwargs=True)
-    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    given = make_setup(setup.pipe, STEPS, dict(setup.call))
     count = len(setup.pipe.transformer.transformer_blocks) + len(setup.pipe.transformer.single_transformer_blocks)
     number = len(setup.pipe.transformer.transformer_blocks)
     prompts = PromptSet(tuple(setup.prompts[:1]))
@@ -446,7 +446,7 @@ def test_duca_computes_tokens_at_every_second_partial_step_and_tokencache_those_
         generated(setup)
     length, seen = sizes[0], list(sizes)
     assert seen == [length, 1, round(length / 2), length, round(length / 2)]  # one is the trial of a token
-    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    given = make_setup(setup.pipe, STEPS, dict(setup.call))
     prompts = PromptSet(tuple(setup.prompts[:1]))
     outputs = []
     hook.remove()
@@ -527,7 +527,7 @@ def test_regions_give_chosen_tokens_what_the_whole_denoiser_gives_them(setup):
 
 @pytest.mark.parametrize("name", ["block-caching", "eoc", "icc", "lazydit", "hyca", "omnicache", "adacache"])
 def test_methods_are_fitted_by_name_and_run(name, setup, tmp_path):
-    given, _ = make_setup(setup.pipe, STEPS, dict(setup.call))
+    given = make_setup(setup.pipe, STEPS, dict(setup.call))
     prompts = PromptSet(tuple(setup.prompts[:2]))
     profile = measure(given, prompts).profile
     schedule = fit_method(given, prompts, profile, name, 0.5)

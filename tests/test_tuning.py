@@ -111,7 +111,7 @@ def test_the_tuned_schedule_is_what_its_front_says(flux: tuple[Tuned, list[Any]]
 
 def calibrated(pipe: Any, prompts: list[Any], steps: int, calls: int, **options: Any) -> Schedule:
     """Returns what calibrating on all prompts finds."""
-    setup, _ = make_setup(pipe, steps, options)
+    setup = make_setup(pipe, steps, options)
     chosen = PromptSet.of(prompts)
     return fit_schedule(setup, chosen, measure(setup, chosen), calls)
 

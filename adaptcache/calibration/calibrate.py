@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..cache import feed
-from ..engines import make_setup, refuse_unknown
+from ..engines import make_setup, take
 from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.matrix import measure_matrix
 from ..evaluation.validate import validate
@@ -229,12 +229,13 @@ def calibrate(
         >>> schedule = adaptcache.calibrate(pipe, prompts, 28, speed=2.8, height=512, width=512)
         >>> schedule.save("mine.json")
     """
-    known = {field.name for field in fields(Goal)}
-    goal = Goal(speed=speed, **{name: options.pop(name) for name in known & options.keys()})
+    options["speed"] = speed
+    goal = take(Goal, options)
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
-    setup, rest = make_setup(pipe, num_inference_steps, options)
-    refuse_unknown("calibrate", rest, [*known, "num_inference_steps", "eval_prompts"])
+    setup = make_setup(
+        pipe, num_inference_steps, options, "calibrate", [*vars(goal), "num_inference_steps", "eval_prompts"]
+    )
     goal.check(setup, calibration, held_out)
     for given in (calibration, held_out):
         setup.engine.preflight(setup.call, given)

@@ -215,7 +215,7 @@ def _estimate(
     from ..engines import make_setup
     from ..runs import PromptSet
 
-    setup, _ = make_setup(pipe, steps, options)
+    setup = make_setup(pipe, steps, options)
     first = PromptSet.of(prompts)
     for given in (first, PromptSet.of(held_out, len(first))):
         setup.engine.preflight(setup.call, given)

@@ -139,7 +139,7 @@ def measure_schedules(
 
     with progress(kept=kept) as report:
         steps = preset.steps if steps is None else steps
-        setup, _ = make_setup(pipe, steps, {"progress": report, "pipe_kwargs": preset.call, **options})
+        setup = make_setup(pipe, steps, {"progress": report, "pipe_kwargs": preset.call, **options})
         return evaluate_schedules(setup, PromptSet(known.held_out[:eval_on], len(known.calibration)), schedules)
 
 

@@ -80,7 +80,7 @@ def generate(
         raise ValueError(f"{preset.name} makes no sound; use an ending such as .png instead of .wav")
     pipe.set_progress_bar_config(disable=True)
     options = {"seed": seed, "progress": False, "pipe_kwargs": preset.call}
-    setup, _ = make_setup(pipe, preset.steps if steps is None else steps, options)
+    setup = make_setup(pipe, preset.steps if steps is None else steps, options)
     one = PromptSet((prompt,))
     numbers: dict[str, Any] = {"out": str(to)}
     with progress(kept="nothing was written") as report:

@@ -46,7 +46,7 @@ def play(
     known = read_prompts(prompts or preset.prompts)
     pipe = load_pipeline(preset, device)
     options = {"pipe_kwargs": preset.call, "batch_size": preset.batch_size, "cache": open_cache(), "progress": False}
-    setup, _ = make_setup(pipe, preset.steps if steps is None else steps, options)
+    setup = make_setup(pipe, preset.steps if steps is None else steps, options)
     page = build_page(Player(setup, known.calibration[:16], schedules, pipe), preset.name, known.held_out[0])
     address = launch(page, port)
     out.print(f"{preset.name} plays at {address} until Ctrl-C")

@@ -5,13 +5,13 @@ fitted on, and for each budget the best one that stays at or below it is measure
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..calibration.calibrate import calls_for
-from ..engines import make_setup, refuse_unknown
+from ..engines import make_setup, take
 from ..engines.diffusers.engine import DiffusersEngine, twin
 from ..errors import suggest
 from ..evaluation.generate import reference_images
@@ -101,11 +101,10 @@ def compare(
         >>> for result in compared.results:
         ...     print(result.method, result.budget, result.psnr, result.lead)
     """
-    known = {field.name for field in fields(CompareOptions)}
-    chosen = CompareOptions(**{name: options.pop(name) for name in known & options.keys()})
+    chosen = take(CompareOptions, options)
     find_methods(chosen.methods)
-    setup, rest = make_setup(pipe, num_inference_steps, options)
-    refuse_unknown("compare", rest, {*known, "prompts", "eval_prompts", "budgets", "num_inference_steps"})
+    known = [*vars(chosen), "prompts", "eval_prompts", "budgets", "num_inference_steps"]
+    setup = make_setup(pipe, num_inference_steps, options, "compare", known)
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts")
     setup.engine.preflight(setup.call, calibration)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from ..cache import Cache
 from ..distributed import ALONE
@@ -13,6 +14,8 @@ from ..runs import PipelineCall, Progress, Setup, silent
 
 OF_RUNS = ("seed", "batch_size", "cache", "cache_dir", "ranks", "progress", "pipe_kwargs")
 LIKE = 0.7  # how much of two names has to agree for one to be suggested for the other
+
+Options = TypeVar("Options")
 
 
 def engine_for(pipe: Any) -> Any:
@@ -24,18 +27,27 @@ def engine_for(pipe: Any) -> Any:
     return DiffusersEngine(pipe)
 
 
-def make_setup(pipe: Any, steps: int, options: Mapping[str, Any]) -> tuple[Setup, dict[str, Any]]:
-    """Returns who runs, and how, from the options of a public function; and what is left of them.
+def take(kind: type[Options], options: dict[str, Any]) -> Options:
+    """Returns a dataclass of those options that are its fields, and takes them out."""
+    return kind(**{one.name: options.pop(one.name) for one in fields(kind) if one.name in options})  # type: ignore[arg-type]
+
+
+def make_setup(
+    pipe: Any, steps: int, options: Mapping[str, Any], verb: str = "make_setup", known: Iterable[str] = ()
+) -> Setup:
+    """Returns who runs, and how, from the options of a public function.
 
     Arguments:
         pipe: A pipeline, or an engine.
         steps: `num_inference_steps` of a full run.
         options: `seed`, `batch_size`, `cache_dir` (a folder, or a `Cache`), `ranks`, `progress`, and arguments of the
             pipeline: those that its call names by themselves, any of them as `pipe_kwargs`.
+        verb: The function.
+        known: Names of what else it takes, for suggestions.
 
     Raises:
         OSError: Nothing can be kept in the cache.
-        TypeError: An argument is given twice.
+        TypeError: An argument is given twice, or neither the function nor the pipeline's call names it.
     """
     engine = engine_for(pipe)
     own = {name: options[name] for name in OF_RUNS if name in options}
@@ -52,21 +64,16 @@ def make_setup(pipe: Any, steps: int, options: Mapping[str, Any]) -> tuple[Setup
         cache.check_writable()
     ranks = own.get("ranks") or ALONE
     progress = as_progress(own.get("progress", ranks.rank == 0))
-    setup = Setup(engine, call, own.get("batch_size", 1), cache, ranks, progress)
-    return setup, {name: value for name, value in rest.items() if name not in taken}
+    if unknown := sorted(rest.keys() - taken.keys()):
+        refuse(verb, unknown, known)
+    return Setup(engine, call, own.get("batch_size", 1), cache, ranks, progress)
 
 
-def refuse_unknown(verb: str, unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Raises where options are left that neither a public function nor the pipeline's call names.
+def refuse(verb: str, names: Sequence[str], known: Iterable[str]) -> NoReturn:
+    """Raises for options that neither a public function nor the pipeline's call names.
 
     Where the call has `**kwargs`, a misspelt option would be swallowed: what it does not name goes into `pipe_kwargs`.
-
-    Arguments:
-        unknown: Names of the options that are left.
-        known: Names of the options it takes.
     """
-    if not (names := sorted(unknown)):
-        return
     near = [difflib.get_close_matches(name, {*known, *OF_RUNS}, 1, LIKE) for name in names]
     say = ", ".join(
         f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(names, near, strict=True)

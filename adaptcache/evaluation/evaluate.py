@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engines import make_setup, refuse_unknown
+from ..engines import make_setup
 from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .generate import Generation, generate
@@ -51,9 +51,8 @@ def evaluate(
     Returns:
         A row for the full run, then one for each schedule and one for as many steps, in turn.
     """
-    setup, rest = make_setup(pipe, num_inference_steps, options)
-    first = rest.pop("first", 0)
-    refuse_unknown("evaluate", rest, ["first", "num_inference_steps", "schedules", "prompts"])
+    first, known = options.pop("first", 0), ["first", "num_inference_steps", "schedules", "prompts"]
+    setup = make_setup(pipe, num_inference_steps, options, "evaluate", known)
     many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
     return evaluate_schedules(setup, PromptSet.of(prompts, first), many)[0]
 

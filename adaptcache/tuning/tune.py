@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.calibrate import check_distinct
-from ..engines import make_setup, refuse_unknown
+from ..engines import make_setup, take
 from ..fitting.plan import even_plan
 from ..profiling.measure import content_key, measure
 from ..runs import Prompt, PromptSet
@@ -67,8 +66,8 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     target, own = take(Target, options), take(SearchOptions, options)
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts (held_out)")
-    setup, rest = make_setup(pipe, steps, options)
-    refuse_unknown("tune", rest, [*vars(target), *vars(own), "num_inference_steps", "eval_prompts"])
+    known = [*vars(target), *vars(own), "num_inference_steps", "eval_prompts"]
+    setup = make_setup(pipe, steps, options, "tune", known)
     if setup.ranks.size > 1:
         raise ValueError("tune runs in one process: workers share a storage, they are no ranks")
     choices, half = target.choices(steps), (len(calibration) + 1) // 2
@@ -103,11 +102,6 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
 
     sampler = MoveSampler(find, evaluator.measurement.profile, target, choices, trials, setup.call.seed)
     return Search(study, evaluator, sampler, own, held_out)
-
-
-def take(kind: Any, options: dict[str, Any]) -> Any:
-    """Returns a dataclass of those options that are its fields, and takes them out."""
-    return kind(**{one.name: options.pop(one.name) for one in fields(kind) if one.name in options})
 
 
 def find_calls(limit: float, evaluator: CandidateEvaluator) -> int:
