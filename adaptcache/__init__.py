@@ -10,7 +10,7 @@ __all__ = ["Profile", "Schedule", "attach", "calibrate", "compare", "evaluate", 
 
 if TYPE_CHECKING:
     from .calibration.calibrate import calibrate
-    from .comparison import compare
+    from .comparison.compare import compare
     from .engines.diffusers.attach import attach
     from .engines.diffusers.model_hook import hook
     from .evaluation.evaluate import evaluate
@@ -24,7 +24,7 @@ HOMES = {
     "Schedule": "schedule.schedule",
     "attach": "engines.diffusers.attach",
     "calibrate": "calibration.calibrate",
-    "compare": "comparison",
+    "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
     "hook": "engines.diffusers.model_hook",
     "tune": "tuning.tune",

@@ -12,7 +12,8 @@ import pytest
 from adaptcache.cli import screen
 from adaptcache.cli.folder import worst, write_folder
 from adaptcache.cli.table import cost_table, notes_of, result_rows, result_table, write_markdown
-from adaptcache.comparison import Comparison, Cost, MethodResult
+from adaptcache.comparison.compare import Comparison
+from adaptcache.comparison.runner import Cost, MethodResult
 
 FULL = MethodResult(
     "full run", 1.0, 8.0, 32.0, {"mean": 100.0, "p05": 100.0}, None, 0.0, {"mean": 41.0, "p05": 40.0},

@@ -13,7 +13,7 @@ from conftest import CALL, embedded, tiny_flux
 from PIL import Image
 
 from adaptcache.cli.folder import write_folder
-from adaptcache.comparison import compare
+from adaptcache.comparison.compare import compare
 from adaptcache.engines.diffusers.engine import sampling_rate
 from adaptcache.presets import resolve
 from adaptcache.presets.prompts import read_prompts

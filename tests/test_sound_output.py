@@ -11,7 +11,7 @@ import pytest
 from test_compare_table import FULL, OURS
 
 from adaptcache.cli.folder import write_folder
-from adaptcache.comparison import Comparison
+from adaptcache.comparison.compare import Comparison
 from adaptcache.report.page import LONGEST, read_comparison
 from adaptcache.report.picture import SPECTRUM, save_output, spectrogram
 

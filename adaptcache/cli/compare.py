@@ -46,8 +46,8 @@ def compare(
         --set 'negative_prompt=""'
       adaptcache compare --scheduler DPMSolverMultistepScheduler
     """
-    from ..comparison import compare as run_comparison
-    from ..comparison import find_methods
+    from ..comparison.compare import compare as run_comparison
+    from ..comparison.compare import find_methods
     from ..comparison.scorer import find_caption_score
     from ..engines.diffusers.engine import sampling_rate
     from ..files import check_writable

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import OURS, Comparison, MethodResult
+from ..comparison.compare import OURS, Comparison
+from ..comparison.runner import MethodResult
 from ..files import dump_json, write_atomically
 from ..report.charts import draw_pareto
 from ..report.picture import save_output, side_by_side, strip

@@ -7,7 +7,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from ..comparison import OURS, Cost, MethodResult
+from ..comparison.compare import OURS
+from ..comparison.runner import Cost, MethodResult
 from ..files import write_atomically
 
 Rows = tuple[list[str], list[list[str]]]  # headings, and rows; a row that ends early ends with a note
