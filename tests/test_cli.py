@@ -86,7 +86,7 @@ def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch
         (("calibrate", "--out", "file/s.json"), "is not a folder"),
         (("calibrate", "--scheduler", "DPM"), "no scheduler 'DPM'"),
         (("compare", "--set", "true_cfg_scale"), "NAME=VALUE"),
-        (("compare", "--methods", "TeaCash"), "no method TeaCash"),
+        (("compare", "--methods", "TeaCash"), "no method 'TeaCash'"),
         (("calibrate", "--teacher-steps", "30"), "multiple of the 28 steps, got 30"),
         (("generate", "-p", "pizza", "-s", "file"), "is not JSON"),
         (("generate", "-p", "pizza", "--compare"), "--compare needs a --schedule"),

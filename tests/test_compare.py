@@ -262,7 +262,7 @@ def test_a_lead_has_the_interval_of_a_paired_t_test() -> None:
 
 
 def test_unknown_methods_and_options_are_refused() -> None:
-    with pytest.raises(LookupError, match="no method TeaCash; did you mean TeaCache"):
+    with pytest.raises(LookupError, match="no method 'TeaCash'; did you mean TeaCache"):
         compared(["TeaCash"])
     with pytest.raises(TypeError, match="compare takes no finest"):
         compared(["fewer steps"], finest=3)

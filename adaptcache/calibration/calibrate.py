@@ -130,13 +130,17 @@ class Goal:
             )
         return calls
 
-    def check(self, setup: Setup, prompts: PromptSet, held_out: PromptSet) -> None:
+    def check(self, steps: int, prompts: PromptSet, held_out: PromptSet, processes: int = 1) -> None:
         """Raises what would come up after work.
 
         Raises:
             ValueError: A target that makes no sense, or a certificate on prompts that show nothing new.
+            LookupError: There is no such method, or no such site.
         """
-        steps = setup.call.num_inference_steps
+        if self.method:
+            check_params(self.method, self.params or {})
+            if self.gears or self.certify or self.reference_steps:
+                raise ValueError("a published method is fitted as it is: leave out gears, certify and reference_steps")
         if self.groups and len(self.groups) != len(held_out):
             raise ValueError(
                 f"{len(self.groups)} groups for {len(held_out)} held-out prompts: give the subject of each of them"
@@ -151,24 +155,17 @@ class Goal:
             check_name(self.name)
         if self.matrix and not len(held_out):
             raise ValueError("a matrix is measured on held-out prompts: give eval_prompts (--eval-on)")
-        if self.matrix and setup.ranks.size > 1:
-            raise ValueError("a matrix is measured in one process: start without a launcher")
         if self.times not in ("grid", "own"):
             raise ValueError(f"times must be 'grid' or 'own', got {self.times!r:.40}")
-        if self.times == "own" and (self.gears or self.method or setup.ranks.size > 1):
-            raise ValueError(
-                "own times are searched for one plan in one process: leave out gears, method and launchers"
-            )
+        if self.times == "own" and (self.gears or self.method):
+            raise ValueError("own times are searched for one plan: leave out gears and method")
         if not 0 <= self.effort < math.inf:
             raise ValueError(f"effort must be 0 or more full runs of one prompt, got {self.effort:g}")
-        if self.method:
-            check_params(self.method, self.params or {})
-        if self.gears and setup.ranks.size > 1:
-            raise ValueError(
-                f"gears are calibrated in one process, not in {setup.ranks.size}: start without a launcher"
-            )
-        if self.method and (self.gears or self.certify or self.reference_steps):
-            raise ValueError("a published method is fitted as it is: leave out gears, certify and reference_steps")
+        own = self.times == "own"
+        alone = {"matrices": self.matrix, "own times": own, "gears": self.gears, "published methods": self.method}
+        for what, asked in alone.items():
+            if asked and processes > 1:
+                raise ValueError(f"{what} are made in one process, not in {processes}: start without a launcher")
         if self.certify:
             check_distinct(prompts, held_out)
 
@@ -236,7 +233,7 @@ def calibrate(
     setup = make_setup(
         pipe, num_inference_steps, options, "calibrate", [*vars(goal), "num_inference_steps", "eval_prompts"]
     )
-    goal.check(setup, calibration, held_out)
+    goal.check(setup.call.num_inference_steps, calibration, held_out, setup.ranks.size)
     for given in (calibration, held_out):
         setup.engine.preflight(setup.call, given)
     return calibrate_for(setup, calibration, held_out, goal)

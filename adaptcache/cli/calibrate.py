@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
     from ..calibration.estimate import Estimate
+    from ..runs import PromptSet
     from ..schedule.schedule import Schedule
 
 EVERY = 1_000_000  # prompts
@@ -109,13 +109,13 @@ def calibrate(
       adaptcache calibrate --model flux --offload group --dry-run   # on 24 GB
       torchrun --nproc_per_node 8 -m adaptcache calibrate --model flux
     """
+    from ..calibration.calibrate import Goal, calls_for
     from ..calibration.calibrate import calibrate as fit_schedule
-    from ..calibration.calibrate import calls_for
     from ..calibration.match import Fit
     from ..distributed import joined
     from ..files import check_writable
     from ..presets import read_prompts, resolve
-    from ..schedule.methods import find_method
+    from ..runs import PromptSet
 
     if per_instance:
         if method:
@@ -130,65 +130,54 @@ def calibrate(
             "--dry-run counts schedules for a speed or a budget: leave --method, --gears, --reference-steps, --matrix "
             "and --times own out"
         )
-    if method:
-        find_method(method)
-        ours_only = {"--reference-steps": reference_steps, "--gears": gears, "--certify": certify}
-        if wrong := [option for option, given in ours_only.items() if given]:
-            raise ValueError(f"published methods are fitted as they are: give --method or {wrong[0]}")
     with joined() as ranks:
-        if method and ranks.size > 1:
-            raise ValueError("published methods are fitted in one process; start it without a launcher")
         preset = resolve(model).called_with(settings or [])
-        budgets = read_budgets("--gears", gears) if gears else []
-        if speed is None and budget is None and not budgets:
-            speed = 2.8
         steps = preset.steps if steps is None else steps
         known = read_prompts(prompts or preset.prompts)
-        if not name:
-            calls = None if budgets else calls_for(steps, budget, speed)
-            name = default_name(
-                preset.name, steps, method,
-                f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
-                *(settings or ()), *loading.words, scheduler, reference_steps and f"reference{reference_steps}",
-                known.name if prompts and prompts != preset.prompts else None,
-                *changed(fit=(fit_on, opt.FIT_ON), eval=(eval_on, opt.EVAL_ON), seed=(seed, 0)),
-                "certified" if certify else None,
-                *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
-                *changed(trials=(trials, 0), effort=(effort, EFFORT)), "own" if times == "own" else None,
-                None if branches else "no-branches",
-            )  # fmt: skip
-        eval_on = (EVERY if certify else opt.EVAL_ON) if eval_on is None else eval_on
+        most = (EVERY if certify else opt.EVAL_ON) if eval_on is None else eval_on
+        calibration = PromptSet(known.calibration[:fit_on])
+        held_out = PromptSet(known.held_out[:most], len(calibration))
+        budgets = read_budgets("--gears", gears) if gears else []
+        goal = Goal(
+            speed=2.8 if speed is None and budget is None and not budgets else speed, budget=budget, gears=budgets,
+            method=method, params={"site": site, "trials": trials} if per_instance else None, min_psnr=min_psnr,
+            max_failure_rate=max_failure_rate, confidence=confidence, certify=certify, groups=known.groups[:most],
+            reference_steps=reference_steps, effort=effort, times=times,  # type: ignore[arg-type]
+            matrix=matrix, fit=Fit() if branches else Fit(features=("past_x", "x", "x0")), name=name or None,
+        )  # fmt: skip
+        goal.check(steps, calibration, held_out, ranks.size)
+        calls = 0 if budgets else calls_for(steps, budget, goal.speed)
+        name = name or default_name(
+            preset.name, steps, method,
+            f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
+            *(settings or ()), *loading.words, scheduler, reference_steps and f"reference{reference_steps}",
+            known.name if prompts and prompts != preset.prompts else None,
+            *changed(fit=(fit_on, opt.FIT_ON), eval=(eval_on, opt.EVAL_ON), seed=(seed, 0)),
+            "certified" if certify else None,
+            *(quality_words(min_psnr, max_failure_rate, confidence)[bool(budgets) :]),
+            *changed(trials=(trials, 0), effort=(effort, EFFORT)), "own" if times == "own" else None,
+            None if branches else "no-branches",
+        )  # fmt: skip
         target = to or Path("schedules") / f"{name}.json"
         if ranks.rank == 0:
             check_writable(target)
         cache_of_runs = open_cache() if cache else None
-        calibration = known.calibration[:fit_on]
         share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
+        runs: dict[str, Any] = {
+            "seed": seed, "batch_size": batch_size or min(preset.batch_size, share), "cache": cache_of_runs,
+            "ranks": ranks, "pipe_kwargs": preset.call,
+        }  # fmt: skip
         pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
         if dry_run:
-            options = {
-                "seed": seed, "cache": cache_of_runs, "ranks": ranks, "progress": False, "pipe_kwargs": preset.call,
-                "batch_size": batch_size or min(preset.batch_size, share),
-            }  # fmt: skip
-            asked = calls_for(steps, budget, speed), effort
-            found = _estimate(pipe, calibration, known.held_out[:eval_on], asked, steps, options)
+            found = _estimate(pipe, calibration, held_out, (calls, effort), steps, runs)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
-        first = ""
-        if not (method or budgets):
-            size = len(calibration), len(known.held_out[:eval_on]), effort
-            first = announce(steps, calls_for(steps, budget, speed), *size)
+        first = "" if method or budgets else announce(steps, calls, len(calibration), len(held_out), effort)
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
-                pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
-                method=method, params={"site": site, "trials": trials} if per_instance else None, gears=budgets,
-                min_psnr=min_psnr, max_failure_rate=max_failure_rate,
-                confidence=confidence, certify=certify, groups=known.groups[:eval_on],
-                reference_steps=reference_steps, effort=effort, times=times, matrix=matrix, name=name, seed=seed,
-                fit=Fit() if branches else Fit(features=("past_x", "x", "x0")),
-                cache=cache_of_runs, ranks=ranks, batch_size=batch_size or min(preset.batch_size, share),
-                pipe_kwargs=preset.call, progress=report,
+                pipe, calibration, steps, eval_prompts=held_out, progress=report, **runs,
+                **(vars(goal) | {"name": name}),
             )  # fmt: skip
         said = wrote(target)
         if ranks.rank == 0:
@@ -209,17 +198,15 @@ def announce(steps: int, calls: int, prompts: int, held_out: int, effort: float)
 
 
 def _estimate(
-    pipe: Any, prompts: Sequence[Any], held_out: Sequence[Any], goal: tuple[int, float], steps: int, options: Any
+    pipe: Any, prompts: PromptSet, held_out: PromptSet, goal: tuple[int, float], steps: int, runs: dict[str, Any]
 ) -> Estimate:
     from ..calibration.estimate import estimate
     from ..engines import make_setup
-    from ..runs import PromptSet
 
-    setup = make_setup(pipe, steps, options)
-    first = PromptSet.of(prompts)
-    for given in (first, PromptSet.of(held_out, len(first))):
+    setup = make_setup(pipe, steps, runs | {"progress": False})
+    for given in (prompts, held_out):
         setup.engine.preflight(setup.call, given)
-    return estimate(setup, first, PromptSet.of(held_out, len(first)), *goal)
+    return estimate(setup, prompts, held_out, *goal)
 
 
 def _print_estimate(found: Estimate, json: bool) -> None:

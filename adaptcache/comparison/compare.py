@@ -17,14 +17,13 @@ from ..calibration.calibrate import calls_for
 from ..calibration.fit import fit_schedule
 from ..engines import make_setup, take
 from ..engines.diffusers.engine import DiffusersEngine, twin
-from ..errors import suggest
 from ..evaluation.generate import reference_images
 from ..evaluation.validate import evidence_of
 from ..profile import Profile
 from ..profiling.measure import measure
 from ..runs import Progress, Prompt, PromptSet, Setup
 from ..runtime.runner import Runner
-from ..schedule.methods import METHODS
+from ..schedule.methods import METHODS, find_name
 from ..schedule.schedule import Schedule
 from .baselines import BASELINES, Baseline, Case, Params, Ready, find_baseline
 from .runner import FULL, ComparisonRunner, Cost, MethodResult, lead_over
@@ -76,8 +75,8 @@ def find_methods(names: Sequence[str]) -> list[str]:
         LookupError: There is no such method.
     """
     known = [OURS, *BASELINES, *METHODS]
-    if unknown := sorted(set(names) - set(known)):
-        raise LookupError(f"no method {unknown[0]}; {suggest(unknown[0], known)}")
+    for name in names:
+        find_name("method", name, known)
     return [name for name in known if name in names] or [OURS, *BASELINES]
 
 
