@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,23 @@ FRAMES = 8  # a second, of animations
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Writes a file by way of a temporary neighbour, so that no reader and no crash sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes a file by way of a temporary neighbour, so that no reader and no crash sees half of it.
+
+    A link stays one: the file that it leads to is written.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # short, however long the name is
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut can leave the new name with nothing in it
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private, ours are ordinary
-        os.replace(temporary, path)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return path
+    return Path(path)
 
 
 def dump_json(data: Any) -> bytes:
@@ -44,12 +46,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(item) for item in value]
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_image(path: str | Path, image: Any) -> Path:
@@ -96,7 +92,9 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {path}: it is no regular file, and would be replaced by one")
+    parent = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
     if not parent.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {parent} is not a folder")
     if not os.access(parent, os.W_OK):
