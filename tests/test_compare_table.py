@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from adaptcache.cli import screen
-from adaptcache.cli.folder import worst, write_folder
-from adaptcache.cli.table import cost_table, notes_of, result_rows, result_table, write_markdown
+from adaptcache.cli.comparison import (
+    cost_table,
+    notes_of,
+    result_rows,
+    result_table,
+    worst,
+    write_folder,
+    write_markdown,
+)
 from adaptcache.comparison.compare import Comparison
 from adaptcache.comparison.runner import Cost, MethodResult
 

@@ -26,9 +26,8 @@ from adaptcache.report.charts import (
     build_curve,
     build_front,
     build_pareto,
-    draw_front,
-    draw_pareto,
     to_svg,
+    write_png,
 )
 from adaptcache.report.page import output_changes, output_distances, pareto_lines, verdict
 from adaptcache.schedule.format import Evidence, Kernel
@@ -182,7 +181,7 @@ def test_the_plot_has_a_line_a_method_the_best_first_and_ours_on_top(tmp_path: P
     assert TIPS.findall(to_svg(figure, "")) == [
         "AB2: 30.0 dB, 2.0 calls", "AB2: 40.0 dB, 4.0 calls", "adaptcache: 60.0 dB, 4.0 calls"
     ]  # fmt: skip
-    assert Image.open(draw_pareto(found, tmp_path / "p.png")).width == 1350
+    assert Image.open(write_png(build_pareto(found), tmp_path / "p.png")).width == 1350
 
 
 def test_names_from_strangers_are_texts_in_charts() -> None:
@@ -197,7 +196,7 @@ def test_a_front_shows_what_was_gained_and_what_was_picked(tmp_path: Path) -> No
     axes = build_front(lines, "mine", (7, 45.0)).axes[0]
     assert axes.get_legend_handles_labels()[1] == list(lines) and axes.get_title() == "mine"
     assert axes.collections[0].get_offsets().tolist() == [[7, 45.0]]
-    assert Image.open(draw_front(lines, tmp_path / "f.png", "mine")).height == 675
+    assert Image.open(write_png(build_front(lines, "mine"), tmp_path / "f.png")).height == 675
 
 
 def test_charts_without_matplotlib_name_the_extra(schedule: Schedule, monkeypatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -166,22 +166,6 @@ class SignalRecorder(Runner):
         return super().model_output(step)
 
 
-def record_signals(
-    setup: Setup, prompts: PromptSet, schedule: Schedule, gear: int, rows: Sequence[Sequence[Row]]
-) -> tuple[list[np.ndarray], list[Array]]:
-    """Returns the images of runs in one gear, and the signals of each computed step after the first.
-
-    The signals have shape (P, F) each.
-    """
-    recorder, images, seen = SignalRecorder(schedule, gear, rows), list[np.ndarray](), list[list[Tensor]]()
-    for batch in setup.batches(prompts):
-        images += setup.run(recorder, batch, decode=True).images
-        # Where a prompt gives several samples, the one that changes most stands for it.
-        seen.append([one.view(len(batch), -1, one.shape[1]).amax(1) for one in recorder.seen])
-        setup.progress("", len(images), len(prompts))
-    return images, [torch.cat(parts).double().numpy() for parts in zip(*seen, strict=True)]
-
-
 def evaluate_gears(
     setup: Setup,
     prompts: PromptSet,
@@ -201,15 +185,15 @@ def evaluate_gears(
     ends, seen = [], []
     for gear, own in enumerate(rows):
         report = setup.stage(f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts))
-
-        def tell(stage: str, done: int, of: int, report: Callable[[int], None] = report) -> None:
-            report(done)
-
-        quiet = replace(setup, progress=tell)
-        images, signals = record_signals(quiet, prompts, schedule, gear, own)
+        recorder, images, signals = SignalRecorder(schedule, gear, own), list[np.ndarray](), list[list[Tensor]]()
+        for batch in setup.batches(prompts):
+            images += setup.run(recorder, batch, decode=True).images
+            # Where a prompt gives several samples, the one that changes most stands for it.
+            signals.append([one.view(len(batch), -1, one.shape[1]).amax(1) for one in recorder.seen])
+            report(len(images))
         check_images(images, prompts.first, f"gear {gear}")
         ends.append(psnr_each(images, truth))
-        seen.append(signals)
+        seen.append([torch.cat(parts).double().numpy() for parts in zip(*signals, strict=True)])
     return Trials(np.array(ends), seen)
 
 

@@ -31,11 +31,8 @@ from .refine import refine
 from .search import EFFORT, choose_judges, judges_for, plans_for, search_plan
 
 SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
-SIZE, LEAST, WIDER = (
-    0.3,
-    0.02,
-    1.5,
-)  # of a move, as a share of the gap that it goes into: at first, at least, after a gain
+SIZE, LEAST = 0.3, 0.02  # of a move, as a share of the gap that it goes into: at first, and at least
+WIDER = 1.5  # times that after a gain
 EULER = "FlowMatchEulerDiscreteScheduler"
 
 Times = tuple[float, ...]

@@ -53,8 +53,7 @@ def compare(
     from ..files import check_writable
     from ..presets import read_prompts, resolve
     from ..report.charts import check_charts
-    from .folder import write_folder
-    from .table import cost_table, notes_of, result_table
+    from .comparison import cost_table, notes_of, result_table, write_folder
 
     shares = sorted(set(read_budgets("--budgets", budgets)), reverse=True)
     if bad := [share for share in shares if not 0 < share < 1]:

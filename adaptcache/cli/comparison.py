@@ -1,18 +1,24 @@
-"""The tables of a comparison: on the screen, and as Markdown."""
+"""What a comparison says on the screen, and what it leaves in a folder: numbers, tables, schedules, plots, images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from ..comparison.compare import OURS
+from ..comparison.compare import OURS, Comparison
 from ..comparison.runner import Cost, MethodResult
-from ..files import write_atomically
+from ..files import dump_json, write_atomically
+from ..report.charts import build_pareto, write_png
+from ..report.picture import save_output, side_by_side, strip
+from ..runs import Prompt
+from .screen import new_table
 
 Rows = tuple[list[str], list[list[str]]]  # headings, and rows; a row that ends early ends with a note
 PROBE = 0.05  # calls: less than that is no probe
+ROWS = 6  # prompts whose images are kept
 
 
 def result_rows(results: Sequence[MethodResult], measure: str = "") -> Rows:
@@ -71,10 +77,9 @@ def cost_rows(costs: Sequence[Cost], steps: int) -> Rows:
 
 def screen(rows: Rows, left: Sequence[str]) -> Table:
     """Returns a table for the screen; our own rows are bold."""
-    view = Table(box=None, header_style="bold")
-    for heading in rows[0]:
-        view.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    for row in rows[1]:
+    headings, cells = rows
+    view = new_table(*headings, right=[one for one in headings if one not in left], whole=headings)
+    for row in cells:
         view.add_row(*(Text(cell, "bold" if cell == OURS else "") for cell in row))
     return view
 
@@ -120,3 +125,70 @@ def markdown(rows: Rows) -> str:
         cells = [f"**{cell}**" if cell == OURS else cell for cell in row]
         table.append("| " + " | ".join([*cells, *[""] * (width - len(cells))]) + " |")
     return "\n".join(table)
+
+
+def write_folder(
+    folder: Path, result: Comparison, data: Mapping[str, Any], prompts: Sequence[Prompt], name: str,
+    rate: int | None = None,
+) -> None:  # fmt: skip
+    """Writes a comparison.
+
+    Arguments:
+        folder: Where to.
+        result: What was measured.
+        data: The numbers, as they are printed.
+        prompts: The held-out prompts.
+        name: Of the model, for the schedules.
+        rate: Samples a second, of sound.
+    """
+    rows = worst(result.results, len(prompts))
+    images = save_images(folder, result.images, rows, rate)
+    files = {**data, "prompts": list(map(str, prompts)), "rows": rows, "images": images}
+    write_atomically(folder / "comparison.json", dump_json(files))
+    write_markdown(folder / "comparison.md", result.results, result.costs, result.steps, data["measure"])
+    for share, schedule in result.schedules.items():
+        schedule.save(folder / f"{name}-{result.steps}-{share:g}.json")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in result.results:
+        if one.budget < 1 and one.calls is not None and one.psnr:
+            points.setdefault(one.method, []).append((one.calls, one.psnr["mean"]))
+    write_png(build_pareto(points), folder / "pareto.png")
+    draw_sheets(folder, result, prompts)
+
+
+def worst(results: Sequence[MethodResult], prompts: int) -> list[int]:
+    """Returns the numbers of a few prompts, those first that our fastest schedule does worst on."""
+    own = [one for one in results if one.method == OURS and one.each]
+    if not own:
+        return list(range(min(ROWS, prompts)))
+    each = min(own, key=lambda one: one.budget).each
+    return sorted(range(prompts), key=lambda number: each[number])[:ROWS]
+
+
+def save_images(
+    folder: Path, images: Mapping[str, Any], rows: Sequence[int], rate: int | None
+) -> dict[str, list[str]]:
+    """Writes pictures of what was made of some prompts; returns their names by method and budget.
+
+    Sounds are written beside their spectrograms, so that a report can play them.
+    """
+    names: dict[str, list[str]] = {}
+    for number, (label, made) in enumerate(images.items()):
+        names[label] = [f"images/{number:02d}-{row}.png" for row in rows]
+        for name, row in zip(names[label], rows, strict=True):
+            save_output(strip(made[row]), folder / name)
+            if made[row].ndim == 2:
+                save_output(made[row], (folder / name).with_suffix(".wav"), rate)
+    return names
+
+
+def draw_sheets(folder: Path, result: Comparison, prompts: Sequence[Prompt]) -> None:
+    """Draws a contact sheet for each budget: other methods, the full run, ours."""
+    for share in dict.fromkeys(one.budget for one in result.results if one.budget < 1):
+        labels = {name: f"{name} {share:g}" for name in dict.fromkeys(one.method for one in result.results)}
+        columns = {name: result.images[label] for name, label in labels.items() if label in result.images}
+        ours = columns.pop(OURS, None)
+        columns |= {"full run": result.images["full run"]} | ({OURS: ours} if ours else {})
+        if len(columns) > 1:
+            shown = {name: column[:ROWS] for name, column in columns.items()}
+            side_by_side(list(map(str, prompts[:ROWS])), shown, folder / f"sheet-{share:g}.png")

@@ -153,7 +153,7 @@ def read_seconds(text: str) -> float:
 
 def draw(front: Front, path: Path) -> Path:
     """Draws a front as a PNG file: decibels over denoiser calls."""
-    from ..report.charts import draw_front
+    from ..report.charts import build_front, write_png
 
     points = [(point.calls, point.select["mean"], point.gain, point.schedule.evidence) for point in front.points]
     lines: dict[str, list[tuple[float, float]]] = {
@@ -164,4 +164,4 @@ def draw(front: Front, path: Path) -> Path:
     }
     lines = {name: line for name, line in lines.items() if line}
     chosen = None if front.chosen is None else lines["tuned, select prompts"][front.chosen]
-    return draw_front(lines, path, f"{front.name}: {front.target}", chosen)
+    return write_png(build_front(lines, f"{front.name}: {front.target}", chosen), path)

@@ -29,17 +29,8 @@ LAYOUT = 7  # raise it when what is cached changes
 
 def content_key(setup: Setup, *more: Any) -> str:
     """Returns a digest of all that full runs depend on: the pipeline, its call, and what else is given."""
-    digest = hashlib.sha256()
-    feed(
-        digest,
-        [
-            LAYOUT,
-            setup.engine.identity(setup.call),
-            setup.batch_size,
-            *more,
-            *([] if setup.loop is None else ["loop", setup.loop]),
-        ],
-    )
+    digest, loop = hashlib.sha256(), [] if setup.loop is None else ["loop", setup.loop]
+    feed(digest, [LAYOUT, setup.engine.identity(setup.call), setup.batch_size, *more, *loop])
     return digest.hexdigest()[:24]
 
 

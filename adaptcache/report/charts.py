@@ -169,18 +169,6 @@ def build_front(lines: Mapping[str, Points], title: str = "", chosen: tuple[floa
     return figure
 
 
-def draw_pareto(lines: Mapping[str, Points], path: str | Path) -> Path:
-    """Writes the chart of `build_pareto` as a PNG file."""
-    return write_png(build_pareto(lines), path)
-
-
-def draw_front(
-    lines: Mapping[str, Points], path: str | Path, title: str = "", chosen: tuple[float, float] | None = None
-) -> Path:
-    """Writes the chart of `build_front` as a PNG file."""
-    return write_png(build_front(lines, title, chosen), path)
-
-
 def write_png(figure: Figure, path: str | Path) -> Path:
     """Writes a figure as a PNG file."""
     buffer = io.BytesIO()
