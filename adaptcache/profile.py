@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -92,8 +91,9 @@ class Profile:
     def load(cls, path: str | Path) -> Self:
         """Reads a profile; `ScheduleError` says what is wrong with it."""
         try:
-            about = checked_header(Path(path))
+            check_size(Path(path))
             with safe_open(str(path), framework="numpy") as file:
+                about = read_about(file)
                 names = {f.name: IN_FILES.get(f.name, f.name) for f in fields(cls) if f.name != "about"}
                 profile = cls(**{own: file.get_tensor(name) for own, name in names.items()}, about=about)
             profile._check_values()
@@ -115,45 +115,36 @@ class Profile:
             raise ValueError("its sensitivities are negative")
 
 
-def checked_header(path: Path) -> dict[str, Any]:
-    """Returns what a profile says of itself, after its arrays' kinds, shapes and sizes were checked.
-
-    Raises:
-        OSError: It cannot be read, or is no regular file.
-        ValueError: It cannot be a profile.
-    """
+def check_size(path: Path) -> None:
+    """Raises what a profile cannot be, before its header is parsed: no regular file, or a large one."""
     if path.exists() and not path.is_file():
         raise OSError(0, "not a regular file")
     with path.open("rb") as file:
-        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
-        if size > LARGEST or not 0 < length <= min(HEADER, size):
-            raise ValueError(f"it has {size:,} bytes, and a header of {length:,}")
-        header = parse_json(file.read(length))
-    if not isinstance(header, dict) or header.keys() - {"__metadata__"} != SHAPES.keys():
+        size, header = path.stat().st_size, int.from_bytes(file.read(8), "little")
+    if size > LARGEST or header > HEADER:
+        raise ValueError(f"it has {size:,} bytes, and a header of {header:,}")
+
+
+def read_about(file: Any) -> dict[str, Any]:
+    """Returns what a profile says of itself, after its arrays' names, kinds and shapes were checked.
+
+    Raises:
+        ValueError: It cannot be a profile.
+    """
+    if set(file.keys()) != SHAPES.keys():
         raise ValueError(f"it does not have the arrays {', '.join(SHAPES)}")
-    shapes = {name: _shape(header[name], name) for name in SHAPES}
-    p, n, q = shapes["gram"][0], shapes["times"][0], shapes["influence"][0]
+    arrays = {name: file.get_slice(name) for name in SHAPES}
+    for name, letters in SHAPES.items():
+        if len(arrays[name].get_shape()) != len(letters) or arrays[name].get_dtype() != "F64":
+            raise ValueError(f"{name} is no array of {len(letters)} dimensions of float64")
+    p, n, q = (arrays[name].get_shape()[0] for name in ("gram", "times", "influence"))
     sizes = {"P": p, "N": n, "M": 2 * n, "Q": q}
     for name, letters in SHAPES.items():
-        if shapes[name] != [sizes[letter] for letter in letters]:
-            raise ValueError(f"{name} has shape {shapes[name]}, which does not agree with {n} times")
+        if (shape := arrays[name].get_shape()) != [sizes[letter] for letter in letters]:
+            raise ValueError(f"{name} has shape {shape}, which does not agree with {n} times")
     if not (1 <= n <= STEPS and 1 <= p <= PROMPTS and q <= p):
         raise ValueError(f"it has {n} steps, {p} prompts and the sensitivities of {q}")
-    about = header.get("__metadata__", {})
-    text = about.get("about", "{}") if isinstance(about, dict) else None
-    about = parse_json(text.encode()) if isinstance(text, str) else None
+    about = parse_json((file.metadata() or {}).get("about", "{}").encode())
     if not isinstance(about, dict):
         raise ValueError("it does not say where it came from")
-    check_plain(about)
-    return about
-
-
-def _shape(entry: Any, name: str) -> list[int]:
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"{name} has no shape")
-    if len(shape) != len(SHAPES[name]) or entry.get("dtype") != "F64":
-        raise ValueError(f"{name} is no array of {len(SHAPES[name])} dimensions of float64")
-    if math.prod(shape) * 8 > LARGEST:
-        raise ValueError(f"{name} has shape {shape}")
-    return shape
+    return dict(check_plain(about))
