@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def check_writable(path: str | Path) -> Path:
     parent = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
     if not parent.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"cannot write {path}: no permission in {parent}")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:  # no permission, a file system that is read only or full, /proc
+        raise type(error)(f"cannot write {path}: {error.strerror} in {parent}") from None
     return path

@@ -14,6 +14,7 @@ from conftest import Run, refused, schedule_of, tiny_flux
 from PIL import Image
 
 from adaptcache.cli import main, quiet
+from adaptcache.files import check_writable, write_atomically
 from adaptcache.schedule.schedule import Schedule
 
 QUICK = ("--steps", "4", "--fit-on", "2", "--eval-on", "1", "--batch-size", "2")
@@ -91,6 +92,17 @@ def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch
         (("generate", "-p", "pizza", "-s", "file"), "is not JSON"),
         (("generate", "-p", "pizza", "--compare"), "--compare needs a --schedule"),
         (("generate", "-p", "pizza", "--out", "image.xyz"), "image.xyz"),
+        (("calibrate", "--device", ""), "--device is empty"),
+        (("show", ""), "schedule is empty"),
+        (("calibrate", "--out", "/dev/null"), "it is no regular file, and would be replaced"),
+        (("calibrate", "--out", "/proc/s.json"), "cannot write /proc/s.json"),
+        (("calibrate", "--effort", "inf"), "'--effort': Input should be less"),
+        (("calibrate", "--confidence", "0.9"), "confidence 0.9 goes with a target in decibels"),
+        (("tune", "--max-failure-rate", "0.1", "--speed", "2"), "max_failure_rate 0.1 goes with a target"),
+        (("calibrate", "--reference-steps", "0"), "'--reference-steps'"),
+        (("calibrate", "--times", "never"), "times must be 'grid' or 'own', got 'never'"),
+        (("calibrate", "--seed", "9" * 22, "--dry-run"), "seed must be from -2**62 to 2**62"),
+        (("show", "x" * 4000), "xxx ... xxx"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -102,6 +114,27 @@ def test_bad_input_is_one_line_and_nothing_written(
     before = sorted(tmp_path.rglob("*"))
     refused(run(*words), complaint)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_fault_of_ours_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptcache.presets.names", lambda: 1 / 0)
+    refused(run("models"), "error: ZeroDivisionError: division by zero; perhaps a fault of adaptcache: --debug shows")
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    link = tmp_path / "current.json"
+    link.symlink_to("v1/s.json")
+    assert write_atomically(check_writable(link), b"new") == link
+    assert link.is_symlink() and (tmp_path / "v1" / "s.json").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["current.json", "s.json", "v1"]
+
+
+def test_closed_streams_are_no_fault(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m adaptcache models"
+    closed = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True)
+    cut = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr, cut.stderr) == (0, "", "") and len(cut.stdout.splitlines()) == 1
 
 
 def test_a_schedule_of_the_future_or_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:

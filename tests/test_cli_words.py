@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, refused, schedule_of, tiny_flux
 
+from adaptcache.cli import VERBS, begin
 from adaptcache.cli.files import find_model
 from adaptcache.presets import names
 from adaptcache.schedule.format import Evidence
@@ -43,6 +45,18 @@ def test_help_and_wrong_words_are_answered_without_what_takes_seconds(words: str
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True)
     count, *heavy = done.stdout.splitlines()[-1].split()
     assert heavy == [] and int(count) < 700
+
+
+@pytest.mark.parametrize("verb", ["", *(verb.__name__ for verb in VERBS)])
+def test_help_fits_a_narrow_screen(verb: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cut off, no paragraph or example breaks in the middle, and brackets are no markup."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run(*filter(None, [verb]), "--help")[1]
+    lines = [line.strip() for line in text.splitlines()]
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    said = inspect.getdoc(next((one for one in VERBS if one.__name__ == verb), begin)) or ""
+    for line in said.replace("\\[", "[").splitlines()[2:]:
+        assert line.strip() in [*lines, "\b"]
 
 
 def test_a_shell_completes_verbs_and_options(monkeypatch: pytest.MonkeyPatch) -> None:

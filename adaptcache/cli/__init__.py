@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -51,6 +51,20 @@ MEANT = (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError,
 LONGEST = 2000  # characters of an error
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
+
+class Verb(typer.core.TyperCommand):
+    """A verb, whose words may not be empty: the variable of a shell that was not set was meant to say something."""
+
+    def invoke(self, context: Any) -> Any:
+        """Runs the verb."""
+        for param in self.params:
+            value = context.params.get(param.name or "")
+            if "" in (value if isinstance(value, (list, tuple)) else [value]) and param.name != "prompt":
+                if value != param.default:
+                    raise ValueError(f"{param.opts[0]} is empty: say what it is, or leave it out")
+        return super().invoke(context)
+
+
 app = typer.Typer(
     epilog="Start with:  adaptcache demo",
     no_args_is_help=True,
@@ -61,7 +75,7 @@ VERBS = (
     calibrate, tune, generate, evaluate, show, models, methods, lint, export, compare, report, play, push, demo,
 )  # fmt: skip
 for verb in VERBS:
-    app.command(context_settings=WORDS)(verb)
+    app.command(cls=Verb, context_settings=WORDS)(verb)
 
 
 def print_version(asked: bool) -> None:

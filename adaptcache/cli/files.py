@@ -33,8 +33,6 @@ def load_schedule(source: str) -> Schedule:
     """Loads a schedule from a file, a folder or the hub."""
     from ..schedule.schedule import Schedule
 
-    if not source:
-        raise ValueError("an empty name is no schedule: give a file, a folder or user/repo")
     path = Path(source).expanduser()
     return Schedule.load(path) if path.suffix == ".json" else Schedule.from_pretrained(source)
 

@@ -19,7 +19,7 @@ WIDEST = 400  # columns that a table may take
 
 out = Console(
     markup=False, highlight=False, soft_wrap=True,  # names and paths may have [brackets]
-    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDEST,  # piped: nothing is cut
+    width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else WIDEST,  # piped: nothing is cut
 )  # fmt: skip
 
 
