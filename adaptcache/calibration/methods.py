@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AttachError, ScheduleError
-from ..fitting.instances import accumulated_rows, cheapest_rows, two_speed_rows
 from ..forecasts import FORECASTS
-from ..forecasts.affine import Affine
-from ..forecasts.base import Forecast
 from ..forecasts.channels import group_channels
 from ..forecasts.extrapolate import Extrapolate
 from ..forecasts.increment import Factors, Increment
@@ -26,9 +23,8 @@ from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
 from ..profile import Profile
-from ..profiling.instances import measure_instances
 from ..profiling.layers import layer_errors
-from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
+from ..profiling.regressions import fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
 from ..schedule.methods import find_method, find_name, fit_rules
@@ -37,11 +33,10 @@ from ..schedule.schedule import Schedule
 from ..sites.tokens import cluster_tokens
 from ..step import TINY
 from .fit import build_schedule
-from .rows import build_table, search_rows
+from .instances import NUMBERS, fit_tables
 
 FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
-NUMBERS = 60_000  # that are fitted and kept in a schedule: a megabyte holds no more
 RANK, CLUSTERS = 4, 4  # of ICC's matrices; groups of HyCa's channels
 HALVINGS = 6  # runs of all prompts that the threshold of gates takes
 
@@ -78,55 +73,6 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
     best = min(near, key=off)
     chosen = policies(float(best)).items()
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
-
-
-def fit_tables(
-    setup: Setup,
-    prompts: PromptSet,
-    profile: Profile,
-    method: str,
-    budget: float,
-    sites: Sequence[str],
-    trials: int = 0,
-) -> tuple[Rule, ...]:
-    """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
-
-    Of several sites those that the denoiser does not have are left out.
-
-    Arguments:
-        setup: Who runs, and how.
-        prompts: What to measure the errors on.
-        profile: Says what an error at each step does to the end result.
-        method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
-            planned (`cheapest_rows`), under a budget of measured time.
-        budget: The fraction of the blocks, or of their time, that is computed.
-        sites: "blocks", or types of layers.
-        trials: How many plans optuna runs; none takes the planner's as it is.
-    """
-    weights = profile.sensitivity * np.diagonal(profile.kernel)
-    rules = list[Rule]()
-    for site in sites:
-        try:
-            found = measure_instances(setup, prompts, site)  # type: ignore[arg-type]
-        except AttachError:
-            if site == sites[-1] and not rules:
-                raise
-            continue
-        if method in ("block-caching", "eoc"):
-            rows = accumulated_rows(found.changes, budget)
-        elif method == "profilingdit":
-            rows = two_speed_rows(found.changes, budget)
-        elif trials:
-            rows = search_rows(setup, prompts, found, weights, budget, trials)
-        else:
-            rows = cheapest_rows(found.errors, weights, found.seconds, budget)
-        table = build_table(rows, profile.steps)
-        forecast: Forecast = Extrapolate(order=0)
-        if find_method(method).forecast == "affine":
-            wide = sum(profile.steps - len(row) for row in rows) * 2 * found.channels <= NUMBERS
-            forecast = Affine(rows=fit_affine(setup, prompts, site, rows, channels=wide and method != "eoc"))
-        rules.append(Rule(site=site, policy=table, forecast=forecast, each=True))
-    return tuple(rules)
 
 
 def fit_layers(
