@@ -177,21 +177,28 @@ class Setup:
     cache: Cache | None = None  # where full runs are kept; None keeps none
     ranks: Ranks = ALONE  # the processes that share the work
     progress: Progress = silent  # called with the stage, what is done, and of how much
+    refine: int = 1  # steps that a reference run takes in each step; above 1 it is nearer to the exact solution
     loop: int | None = None  # which loop of a call is measured; None: the first one, or a longer one after it
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
-    def run(self, hook: StepHook, prompts: PromptSet, *, decode: bool = False, refine: int = 1) -> Outcome:
+    def run(self, hook: StepHook, prompts: PromptSet, *, decode: bool = False, reference: bool = False) -> Outcome:
         """Runs one batch.
+
+        Arguments:
+            hook: Who decides.
+            prompts: The batch.
+            decode: Whether decoded outputs are wanted.
+            reference: Whether it is a reference run, which may be refined.
 
         Raises:
             MemoryError: Or `torch.OutOfMemoryError`, with a note that names what helps.
         """
         hook.loop = None if hook.follows_loops else self.loop
         try:
-            return self.engine.run(hook, Job(self.call, prompts, decode, refine))
+            return self.engine.run(hook, Job(self.call, prompts, decode, self.refine if reference else 1))
         except Exception as error:
             if is_out_of_memory(error):
                 error.add_note(

@@ -7,6 +7,7 @@ fitted against that run, all against a run of 280 steps on held-out prompts.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,7 @@ def main() -> None:
     runs: dict[str, Any] = {"pipe_kwargs": preset.call, "batch_size": preset.batch_size, "cache_dir": Cache()}
     setup = make_setup(pipe, steps, runs)
     eval_prompts = PromptSet.of(known.held_out[: options.eval_on], len(known.calibration))
-    exact = generate(setup, eval_prompts, refine=FINEST)
+    exact = generate(replace(setup, refine=FINEST), eval_prompts, reference=True)
     table = Table("run", "calls", "PSNR dB", "5th pct", title=f"against {FINEST * steps} steps")
 
     def show(name: str, run: Generation) -> None:

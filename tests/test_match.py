@@ -121,7 +121,7 @@ def test_weights_at_computed_steps_undo_earlier_errors(pipe: FluxPipeline, promp
     assert found.error < plain.error
     everything = match(setup, chosen, list(range(STEPS)), recorded)
     assert not any(everything.forecast.table[0][0])
-    finer = match(setup, chosen, list(range(STEPS)), measure(setup, chosen, refine=4))
+    finer = match(setup, chosen, list(range(STEPS)), measure(replace(setup, refine=4), chosen))
     assert all(finer.forecast.table[0][0])  # of the sampler, which errs at every step
 
 

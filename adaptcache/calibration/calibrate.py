@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..cache import feed
@@ -241,8 +241,8 @@ def calibrate(
 
 def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) -> Schedule:
     """Fits a schedule for a goal that was checked."""
-    target, refine = goal.target(len(held_out)), goal.refine(setup.call.num_inference_steps)
-    measurement = measure(setup, prompts, refine=refine)
+    target, setup = goal.target(len(held_out)), replace(setup, refine=goal.refine(setup.call.num_inference_steps))
+    measurement = measure(setup, prompts)
     if goal.gears and target:
         calls = goal.gear_calls(measurement.profile.steps)
         options = GearOptions(goal.fit, goal.certify, goal.groups)
@@ -256,12 +256,12 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
         calls_made = calls_for(measurement.profile.steps, goal.budget, goal.speed)
         fitted = fit_own_times if goal.times == "own" else fit_schedule
         schedule = fitted(setup, prompts, measurement, calls_made, goal.fit, goal.effort)
-        if schedule.made.get("several_loops") and goal.times == "grid" and refine == 1:
+        if schedule.made.get("several_loops") and goal.times == "grid" and setup.refine == 1:
             schedule = fit_loops(setup, prompts, schedule, goal.fit, goal.effort)
     if goal.name:
         schedule = schedule.model_copy(update={"name": goal.name})
     if len(held_out):
-        schedule = validate(setup, held_out, schedule, refine=refine, target=target, groups=goal.groups)
+        schedule = validate(setup, held_out, schedule, target=target, groups=goal.groups)
     if goal.matrix:
         schedule = measure_matrix(setup, held_out, schedule, None if goal.matrix is True else goal.matrix)
     return schedule

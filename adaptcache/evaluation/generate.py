@@ -114,7 +114,7 @@ def generate(
     prompts: PromptSet,
     schedule: Schedule | StepHook | None = None,
     *,
-    refine: int = 1,
+    reference: bool = False,
     gear: int | None = None,
     stage: str = "",
 ) -> Generation:
@@ -122,7 +122,7 @@ def generate(
 
     Arguments:
         schedule: What to run by, a schedule or a hook; None runs in full.
-        refine: Take this many steps for each step (a reference closer to the exact solution).
+        reference: Whether these are reference runs, which take `setup.refine` steps for each step.
         gear: Which plan of the schedule; None leaves it to the schedule.
         stage: What progress is reported as; empty reports none.
     """
@@ -133,7 +133,7 @@ def generate(
     images, total, calls, runs, steps = list[np.ndarray](), 0.0, 0, 0, 0
     for batch in setup.batches(prompts):
         since = time.perf_counter()
-        outcome = setup.run(hook, batch, decode=True, refine=refine)
+        outcome = setup.run(hook, batch, decode=True, reference=reference)
         total += time.perf_counter() - since
         images += outcome.images
         calls, steps = calls + outcome.computed, len(outcome.calls)
@@ -153,25 +153,25 @@ def check_images(images: list[np.ndarray], first: int, run: str) -> None:
             )
 
 
-def reference_images(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> list[np.ndarray]:
+def reference_images(setup: Setup, prompts: PromptSet) -> list[np.ndarray]:
     """Returns the decoded outputs of full runs, from the cache where they are in it."""
     images = list[np.ndarray]()
     for batch in setup.batches(prompts):
-        images += reference_batch(setup, batch, refine)
+        images += reference_batch(setup, batch)
         setup.progress("held-out, full", len(images), len(prompts))
     return images
 
 
-def reference_batch(setup: Setup, batch: PromptSet, refine: int = 1) -> list[np.ndarray]:
+def reference_batch(setup: Setup, batch: PromptSet) -> list[np.ndarray]:
     """Returns the decoded outputs of one full run; it has a file of its own in the cache, for all who want it.
 
     Raises:
         ValueError: One of them is not finite.
     """
-    key = content_key(setup, batch.prompts, batch.first, refine, "images") if setup.cache else ""
+    key = content_key(setup, batch.prompts, batch.first, setup.refine, "images") if setup.cache else ""
     if setup.cache and (found := setup.cache.load(key, "images")) is not None:
         return [found[name].numpy() for name in sorted(found)]
-    images = generate(setup, batch, refine=refine).images
+    images = generate(setup, batch, reference=True).images
     check_images(images, batch.first, "the full run")
     if setup.cache:
         # Contiguous, as safetensors writes the memory and not the values.

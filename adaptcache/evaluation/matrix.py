@@ -56,7 +56,8 @@ def measure_matrix(
         rest = dict(changed)
         steps = rest.pop("num_inference_steps", setup.call.num_inference_steps)
         call = replace(setup.call, num_inference_steps=steps, pipe_kwargs={**setup.call.pipe_kwargs, **rest})
-        here, what = replace(setup, call=call), ", ".join(f"{name} {value}" for name, value in changed.items())
+        here = replace(setup, call=call, refine=1)
+        what = ", ".join(f"{name} {value}" for name, value in changed.items())
         truth = reference_images(here, few)
 
         def worth(made: Generation, truth: list[Any] = truth, what: str = what) -> dict[str, float]:

@@ -26,7 +26,6 @@ def validate(
     prompts: PromptSet,
     schedule: Schedule,
     *,
-    refine: int = 1,
     target: QualityTarget | None = None,
     groups: Sequence[str] = (),
 ) -> Schedule:
@@ -34,7 +33,6 @@ def validate(
 
     Arguments:
         prompts: Held-out prompts; their noise is not that of a calibration prompt.
-        refine: Steps of the reference in each step of the grid.
         target: What they should show; where they do not, the schedule computes everything.
         groups: The subject of each prompt, for the certificate.
     """
@@ -42,7 +40,7 @@ def validate(
     truth: dict[int, list[np.ndarray]] = {}  # of this rank's batches
 
     def full(number: int) -> None:
-        truth[number] = reference_batch(setup, jobs[number], refine)
+        truth[number] = reference_batch(setup, jobs[number])
 
     def score(number: int, made: Generation, run: str) -> tuple[list[float], float, int]:
         check_images(made.images, jobs[number].first, run)
@@ -60,7 +58,7 @@ def validate(
     results = setup.ranks.each(len(jobs), planned, report("held-out, by schedule"))
     values = [value for found, _, _ in results for value in found]
     calls = int(sum(calls for _, calls, _ in results)) // len(jobs)
-    floor = setup.ranks.first(precision_floor(setup, prompts, truth, refine) if setup.ranks.rank == 0 else None)
+    floor = setup.ranks.first(precision_floor(setup, prompts, truth) if setup.ranks.rank == 0 else None)
     fewer = replace(setup, call=replace(setup.call, num_inference_steps=max(1, round(calls * steps / results[0][2]))))
 
     def plain(number: int) -> tuple[list[float], float, int]:
@@ -87,9 +85,7 @@ def validate(
     return schedule.model_copy(update={"evidence": evidence.model_copy(update={"certificate": found})})
 
 
-def precision_floor(
-    setup: Setup, prompts: PromptSet, truth: Mapping[int, Sequence[np.ndarray]], refine: int = 1
-) -> float | None:
+def precision_floor(setup: Setup, prompts: PromptSet, truth: Mapping[int, Sequence[np.ndarray]]) -> float | None:
     """Returns decibels of two full runs against themselves in a batch of another size; None where there are not two.
 
     Rounding differs there and nothing else does, so no schedule can be told from the full run above that.
@@ -98,14 +94,13 @@ def precision_floor(
         setup: Who runs, and how.
         prompts: The first two of them are run again: alone if they were in one batch, else together.
         truth: The images of the full runs, by batch.
-        refine: Steps of the full runs in each step of the grid.
     """
     known = [image for number in sorted(truth)[:2] for image in truth[number]][:2]
     if len(known) < 2 or (setup.batch_size == 1 and 1 not in truth):
         return None
     other = replace(setup, batch_size=2 if setup.batch_size == 1 else 1)
     try:
-        again = generate(other, prompts[:2], refine=refine, stage="precision floor").images
+        again = generate(other, prompts[:2], reference=True, stage="precision floor").images
     except Exception as error:
         if is_out_of_memory(error):  # of two at a time
             return None

@@ -73,13 +73,12 @@ class Measurement:
         return replace(self, profile=replace(profile, **cut), runs=list(parts.values()))
 
 
-def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement:
+def measure(setup: Setup, prompts: PromptSet) -> Measurement:
     """Profiles the pipeline on calibration prompts, or takes the profile from the cache.
 
     Arguments:
         setup: Who runs, and how.
         prompts: P calibration prompts.
-        refine: Steps of the reference in each step of the grid.
     """
     steps = setup.call.num_inference_steps
     if steps < 2:
@@ -91,19 +90,19 @@ def measure(setup: Setup, prompts: PromptSet, *, refine: int = 1) -> Measurement
     setup.engine.preflight(setup.call, prompts)
     ranks, checkpoint = setup.ranks, None
     if setup.cache:
-        key = content_key(setup, prompts.prompts, prompts.first, refine)
+        key = content_key(setup, prompts.prompts, prompts.first, setup.refine)
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
-            return replace(found, refine=refine, request=read_request(setup, prompts, found.runs, refine))
-    recorded = record(setup, prompts, refine=refine, checkpoint=checkpoint)
+            return replace(found, refine=setup.refine, request=read_request(setup, prompts, found.runs))
+    recorded = record(setup, prompts, checkpoint)
     profile, runs = recorded.profile, recorded.runs
-    if refine == 1:  # a finer reference's outputs cannot be replayed step by step
+    if setup.refine == 1:  # a finer reference's outputs cannot be replayed step by step
         few = min(PERTURBED, setup.batch_size, len(prompts))
         run = runs[0].head(few, of=min(setup.batch_size, len(prompts))) if ranks.rank == 0 else None
         profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
     if checkpoint and ranks.rank == 0:
         checkpoint.save_profile(profile)
-    return Measurement(profile, runs, refine, request=read_request(setup, prompts, runs, refine))
+    return Measurement(profile, runs, setup.refine, request=read_request(setup, prompts, runs))
 
 
 class SamplerReader(Replay):
@@ -128,9 +127,9 @@ class SamplerReader(Replay):
             self.found = self.engine.read_run(self.gate, 1.0)
 
 
-def read_request(setup: Setup, prompts: PromptSet, runs: Sequence[Trajectory], refine: int) -> InstantRequest | None:
+def read_request(setup: Setup, prompts: PromptSet, runs: Sequence[Trajectory]) -> InstantRequest | None:
     """Returns what an instant schedule is made for in full runs; None where the sampler adds noise or is not known."""
-    if refine > 1 or not hasattr(setup.engine, "read_run"):
+    if setup.refine > 1 or not hasattr(setup.engine, "read_run"):
         return None
     found = None
     if setup.ranks.rank == 0:
@@ -151,16 +150,14 @@ def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> M
     return Measurement(profile, runs) if profile and runs is not None and whole else None
 
 
-def record(
-    setup: Setup, prompts: PromptSet, *, refine: int = 1, checkpoint: ProfileCheckpoint | None = None
-) -> Measurement:
+def record(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint | None = None) -> Measurement:
     """Runs all prompts in full: a profile without sensitivities, and the trajectories of this rank's batches."""
     runs, jobs = list[Trajectory](), setup.batches(prompts)
 
     def work(number: int) -> tuple[tuple[float, ...], list[dict[str, np.ndarray]], list[float], int]:
         found = checkpoint.load(number) if checkpoint else None
         if found is None:
-            run = run_reference(setup, jobs[number], refine)
+            run = run_reference(setup, jobs[number])
             found = run, statistics_of(run, jobs[number])
             if checkpoint:
                 checkpoint.save(number, *found)
@@ -183,4 +180,4 @@ def record(
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
     profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)
-    return Measurement(profile, runs, refine)
+    return Measurement(profile, runs, setup.refine)

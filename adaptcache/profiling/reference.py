@@ -114,15 +114,15 @@ class Replay(StepHook):
         return self.trajectory.u[self.trajectory.at(step.track)][step.step.index].to(step.u)
 
 
-def run_reference(setup: Setup, batch: PromptSet, refine: int = 1) -> Trajectory:
+def run_reference(setup: Setup, batch: PromptSet) -> Trajectory:
     """Runs one batch in full and returns its trajectory.
 
     Raises:
         ValueError: It took no step.
         AttachError: Parts of its latents took more steps than others.
     """
-    recorder = Recorder(refine, batch)
-    setup.run(recorder, batch, refine=refine)
+    recorder = Recorder(setup.refine, batch)
+    setup.run(recorder, batch, reference=True)
     run = recorder.run
     if not run.times:
         raise ValueError(
