@@ -13,8 +13,8 @@ import torch
 from conftest import STEPS, embedded, tiny_flux
 
 import adaptcache
-from adaptcache import comparison
 from adaptcache.calibration.search import EFFORT
+from adaptcache.comparison import compare as comparison
 from adaptcache.comparison.baselines import BASELINES, Case, Ready, annealing, searched
 from adaptcache.comparison.baselines.align import AlignYourSteps, stretch
 from adaptcache.comparison.baselines.annealing import anneal
