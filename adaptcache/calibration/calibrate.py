@@ -109,7 +109,7 @@ class Goal:
             )
         target = QualityTarget(self.min_psnr, self.max_failure_rate, self.confidence)
         if self.certify:
-            target.check_enough(*((len(set(self.groups)), "subjects") if self.groups else (held_out,)))
+            target.check_enough(held_out, self.groups)
         return target
 
     def gear_calls(self, steps: int) -> list[int]:

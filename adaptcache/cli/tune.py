@@ -85,7 +85,7 @@ def tune(
     eval_prompts, groups = known.held_out[:eval_on], known.groups[:eval_on]
     target.choices(steps)  # raises before the pipeline is loaded
     if target.quality:
-        target.quality.check_enough(*((len(set(groups)), "subjects") if groups else (len(eval_prompts),)))
+        target.quality.check_enough(len(eval_prompts), groups)
     given = target.given
     name = name or default_name(
         preset.name, steps, f"tuned-{getattr(target, given):.3g}{SHORT[given]}" if given else "front",
@@ -99,8 +99,7 @@ def tune(
         check_charts()
         check_writable(plot)
     options = {
-        **{one: getattr(target, one) for one in ("budget", "max_calls", "max_latency", "min_psnr")},
-        "max_failure_rate": max_failure_rate, "confidence": confidence, "groups": groups, "trials": trials,
+        **vars(target), "groups": groups, "trials": trials,
         "timeout": read_seconds(timeout) if timeout is not None else None, "storage": storage,
         "resume": resume or join, "name": name, "seed": seed, "cache_dir": open_cache(),
         "batch_size": batch_size or preset.batch_size, "pipe_kwargs": preset.call,
@@ -109,8 +108,7 @@ def tune(
     kept = "finished trials are kept: continue with --resume"
     with progress(kept=kept) as report, Workers(0 if join else workers - 1) as others:
         search = begin(
-            pipe, known.calibration[:fit_on], steps, speed=speed, eval_prompts=eval_prompts, progress=report,
-            **options,
+            pipe, known.calibration[:fit_on], steps, eval_prompts=eval_prompts, progress=report, **options,
         )  # fmt: skip
         others.start()
         search.run()

@@ -42,8 +42,9 @@ class QualityTarget:
             if not 0 < value < 1:
                 raise ValueError(f"{name} must be a share between 0 and 1, got {value:g}; say {say}")
 
-    def check_enough(self, count: int, what: str = "prompts") -> None:
-        """Raises where not even runs of so many held-out prompts or subjects without a failure could show it."""
+    def check_enough(self, prompts: int, groups: Sequence[Hashable] = ()) -> None:
+        """Raises where so many held-out prompts, or their subjects, could not show it even without a failure."""
+        count, what = (len(set(groups)), "subjects") if groups else (prompts, "prompts")
         if count < (need := prompts_needed(self.max_failure_rate, self.confidence)):
             claim = f"with {100 * self.confidence:g} % confidence that at most {100 * self.max_failure_rate:g} % fail"
             raise ValueError(

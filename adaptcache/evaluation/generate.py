@@ -115,7 +115,6 @@ def generate(
     schedule: Schedule | StepHook | None = None,
     *,
     reference: bool = False,
-    gear: int | None = None,
     stage: str = "",
 ) -> Generation:
     """Generates decoded outputs, timed, in batches.
@@ -123,12 +122,11 @@ def generate(
     Arguments:
         schedule: What to run by, a schedule or a hook; None runs in full.
         reference: Whether these are reference runs, which take `setup.refine` steps for each step.
-        gear: Which plan of the schedule; None leaves it to the schedule.
         stage: What progress is reported as; empty reports none.
     """
     if isinstance(schedule, Schedule):
         setup.engine.check(schedule)
-        schedule = Runner(schedule, gear=gear, read=getattr(setup.engine, "read_run", None))
+        schedule = Runner(schedule, read=getattr(setup.engine, "read_run", None))
     hook = TimedHook(schedule)
     images, total, calls, runs, steps = list[np.ndarray](), 0.0, 0, 0, 0
     for batch in setup.batches(prompts):

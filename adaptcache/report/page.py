@@ -109,8 +109,8 @@ def verdict(schedule: Schedule, measured: Measured | None = None) -> tuple[str, 
     elif seen.verdict:
         return seen.verdict, "bad"
     else:
-        baseline = getattr(seen, "baseline", None)
-        calls, decibels, plain = seen.calls[0], seen.psnr["mean"], getattr(baseline, "psnr", {}).get("mean")
+        calls, decibels = seen.calls[0], seen.psnr["mean"]
+        plain = seen.baseline.psnr["mean"] if seen.baseline else None
         speed = f"{seen.speed:.2f} times fewer denoiser calls than all {seen.calls[1]} steps"
     sentence = f"{speed}; outputs are {format_psnr(decibels)} from the full run's"
     if plain is None:

@@ -74,7 +74,7 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     if own.groups and len(own.groups) != len(held_out):
         raise ValueError(f"{len(own.groups)} groups for {len(held_out)} held-out prompts: give the subject of each")
     if target.quality:
-        target.quality.check_enough(*((len(set(own.groups)), "subjects") if own.groups else (len(held_out),)))
+        target.quality.check_enough(len(held_out), own.groups)
     if len(calibration) < 2:
         raise ValueError(f"{len(calibration)} prompts have no two halves: give 2 or more, 16 are good")
     check_distinct(calibration[:half], calibration[half:])
