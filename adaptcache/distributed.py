@@ -1,4 +1,4 @@
-"""One decision for all ranks that run a denoiser together.
+"""One decision for all ranks that run a denoiser together (`Groups`), and ranks that share a calibration (`Ranks`).
 
 With context parallelism, tensor parallelism or sharded weights (FSDP) every call of the denoiser is made by
 several processes at once. If one of them skipped it, the others would wait for ever, or forecast from other
@@ -71,13 +71,6 @@ def highest(value: Tensor, groups: Groups) -> Tensor:
     return value
 
 
-# Processes that share the work of one calibration, as torchrun and `accelerate launch` start them.
-#
-# Nothing is ever split but batches: each is run by one rank as a single process would run it. What they give
-# is small (statistics, inner products, quality) and is exchanged by a gloo group on the CPU, whatever the
-# accelerators are. It is put together in the order of the batches, so the result does not depend on how many
-# ranks there are, to the bit where a batch gives the same bits on each of them.
-#
 TIMEOUT = timedelta(hours=12)  # for one batch of the slowest rank; a rank that died is noticed at once
 
 Given = TypeVar("Given")
@@ -104,7 +97,12 @@ class Failure:
 
 
 class Ranks:
-    """The processes of this calibration, and which of them this is.
+    """The processes that share a calibration, as torchrun or `accelerate launch` starts them, and which one this is.
+
+    Nothing is ever split but batches: each is run by one rank as a single process would run it. What they give is
+    small (statistics, inner products, quality) and is exchanged by a gloo group on the CPU, whatever the accelerators
+    are. It is put together in the order of the batches, so the result does not depend on how many ranks there are, to
+    the bit where a batch gives the same bits on each of them.
 
     Arguments:
         rank: The number of this process, from 0.
