@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..evaluation.certify import QualityTarget, certify
-from ..evaluation.generate import check_images, reference_images
-from ..evaluation.metrics import psnr_each
+from ..evaluation.generate import reference_images
+from ..evaluation.metrics import score_images
 from ..evaluation.validate import compute_all, evidence_of
 from ..fitting.kernel import Array
 from ..fitting.plan import shared_plans
@@ -191,8 +191,7 @@ def evaluate_gears(
             # Where a prompt gives several samples, the one that changes most stands for it.
             signals.append([one.view(len(batch), -1, one.shape[1]).amax(1) for one in recorder.seen])
             report(len(images))
-        check_images(images, prompts.first, f"gear {gear}")
-        ends.append(psnr_each(images, truth))
+        ends.append(score_images(images, truth, prompts.first, f"gear {gear}"))
         seen.append([torch.cat(parts).double().numpy() for parts in zip(*signals, strict=True)])
     return Trials(np.array(ends), seen)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..evaluation.generate import TimedHook, check_images
-from ..evaluation.metrics import psnr_each, ssim_of, summary
+from ..evaluation.generate import TimedHook
+from ..evaluation.metrics import psnr_each, score_images, ssim_of, summary
 from ..hooks import StepHook
 from ..runs import PromptSet, Setup
 from .baselines import Baseline, Case, Params
@@ -235,11 +235,10 @@ class ComparisonRunner:
     def score(self, name: str, budget: float, trial: Trial) -> MethodResult:
         """Returns the quality of a trial on the held-out prompts and its calls, and keeps its images."""
         label = name if trial is self.full else f"{name} {budget:g}"
-        check_images(trial.images, self.prompts.first, label)
-        self.images[label] = trial.images
         pairs = list(zip(trial.images, self.full.images, strict=True))
         calls, unprobed = self.count_calls(trial, self.full)
-        each = psnr_each(trial.images, self.full.images)
+        each = score_images(trial.images, self.full.images, self.prompts.first, label)
+        self.images[label] = trial.images
         exact = psnr_each(trial.images, self.exact) if self.exact else []
         return MethodResult(
             name, budget, calls, calls * self.case.blocks, summary(each), ssim_of(pairs),

@@ -18,6 +18,7 @@ from ..runs import PromptSet, Setup, synchronize
 from ..runtime.runner import Runner
 from ..schedule.schedule import Schedule
 from ..step import Step
+from .metrics import check_images
 
 
 class TimedHook(StepHook):
@@ -139,16 +140,6 @@ def generate(
         if stage:
             setup.progress(stage, len(images), len(prompts))
     return Generation(images, hook.seconds, total, calls / max(runs, 1), steps)
-
-
-def check_images(images: list[np.ndarray], first: int, run: str) -> None:
-    """Raises where an image is not finite: stored as numbers it would be black, and count as a match."""
-    for number, image in enumerate(images, start=first):
-        if not np.isfinite(image).all():
-            raise ValueError(
-                f"the image of prompt {number} from {run} has values that are not finite: "
-                "load the pipeline in bfloat16 or float32, or leave the prompt out"
-            )
 
 
 def reference_images(setup: Setup, prompts: PromptSet) -> list[np.ndarray]:

@@ -10,8 +10,8 @@ from typing import Any
 from ..runs import PipelineCall, PromptSet, Setup
 from ..schedule.format import Baseline, Cell
 from ..schedule.schedule import Schedule
-from .generate import Generation, check_images, generate, reference_images
-from .metrics import psnr_each, summary
+from .generate import Generation, generate, reference_images
+from .metrics import score_images, summary
 
 PROMPTS = 8  # of a cell
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
@@ -61,8 +61,7 @@ def measure_matrix(
         truth = reference_images(here, few)
 
         def worth(made: Generation, truth: list[Any] = truth, what: str = what) -> dict[str, float]:
-            check_images(made.images, few.first, f"the run at {what}")
-            return summary(psnr_each(made.images, truth))
+            return summary(score_images(made.images, truth, few.first, f"the run at {what}"))
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it was fitted elsewhere is the point

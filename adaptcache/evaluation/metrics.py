@@ -27,6 +27,32 @@ def psnr_each(images: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> list
     return [psnr(*pair) for pair in zip(images, truth, strict=True)]
 
 
+def check_images(images: Sequence[np.ndarray], first: int, run: str) -> None:
+    """Raises where an image is not finite: stored as numbers it would be black, and count as a match."""
+    for number, image in enumerate(images, start=first):
+        if not np.isfinite(image).all():
+            raise ValueError(
+                f"the image of prompt {number} from {run} has values that are not finite: "
+                "load the pipeline in bfloat16 or float32, or leave the prompt out"
+            )
+
+
+def score_images(images: Sequence[np.ndarray], truth: Sequence[np.ndarray], first: int, run: str) -> list[float]:
+    """Returns the decibels of each image of a run against the full run.
+
+    Arguments:
+        images: Of prompt `first` and those after it.
+        truth: The same of the full run.
+        first: The number of the first prompt.
+        run: What made them, for errors.
+
+    Raises:
+        ValueError: An image is not finite.
+    """
+    check_images(images, first, run)
+    return psnr_each(images, truth)
+
+
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """Returns the mean structural similarity over frames. Needs `adaptcache-diffusers[metrics]`.
 

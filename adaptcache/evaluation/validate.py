@@ -15,8 +15,8 @@ from ..schedule.format import Baseline, Certificate, Evidence
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
-from .generate import Generation, check_images, generate, reference_batch
-from .metrics import CEILING, psnr_each, summary
+from .generate import generate, reference_batch
+from .metrics import CEILING, psnr_each, score_images, summary
 
 FEW = 8  # steps of a run in which there is little to skip
 
@@ -42,35 +42,33 @@ def validate(
     def full(number: int) -> None:
         truth[number] = reference_batch(setup, jobs[number])
 
-    def score(number: int, made: Generation, run: str) -> tuple[list[float], float, int]:
-        check_images(made.images, jobs[number].first, run)
-        values = psnr_each(made.images, truth[number])
-        return values, made.calls, schedule.grid.steps if schedule.grid.full else made.steps
+    def measure(by: Setup, schedule: Schedule | None, run: str, stage: str) -> list[tuple[list[float], float, int]]:
+        """Returns by batch its decibels, and how many steps of how many called the denoiser."""
 
-    def planned(number: int) -> tuple[list[float], float, int]:
-        return score(number, generate(setup, jobs[number], schedule), "the run by the schedule")
+        def work(number: int) -> tuple[list[float], float, int]:
+            made = generate(by, jobs[number], schedule)
+            return score_images(made.images, truth[number], jobs[number].first, run), made.calls, made.steps
+
+        return setup.ranks.each(len(jobs), work, report(stage))
 
     def report(stage: str) -> Callable[[int], None]:
         count = setup.stage(stage, len(prompts))
         return lambda batches: count(batches * setup.batch_size)
 
     setup.ranks.each(len(jobs), full, report("held-out, full"))
-    results = setup.ranks.each(len(jobs), planned, report("held-out, by schedule"))
+    results = measure(setup, schedule, "the run by the schedule", "held-out, by schedule")
     values = [value for found, _, _ in results for value in found]
+    whole = schedule.grid.steps if schedule.grid.full else results[0][2]
     calls = int(sum(calls for _, calls, _ in results)) // len(jobs)
     floor = setup.ranks.first(precision_floor(setup, prompts, truth) if setup.ranks.rank == 0 else None)
-    fewer = replace(setup, call=replace(setup.call, num_inference_steps=max(1, round(calls * steps / results[0][2]))))
-
-    def plain(number: int) -> tuple[list[float], float, int]:
-        return score(number, generate(fewer, jobs[number]), f"the run of {fewer.call.num_inference_steps} steps")
-
-    baseline = None
-    if calls < results[0][2]:
-        rows = setup.ranks.each(len(jobs), plain, report("held-out, fewer steps"))
-        if rows[0][1] < results[0][2]:  # a call that names its own timesteps does not take fewer
+    baseline, fewer = None, max(1, round(calls * steps / whole))
+    if calls < whole:
+        few = replace(setup, call=replace(setup.call, num_inference_steps=fewer))
+        rows = measure(few, None, f"the run of {fewer} steps", "held-out, fewer steps")
+        if rows[0][1] < whole:  # a call that names its own timesteps does not take fewer
             worth = summary([value for found, _, _ in rows for value in found])
             baseline = Baseline(steps=round(rows[0][1]), psnr=worth)
-    evidence = evidence_of(values, calls, results[0][2], baseline=baseline, precision_floor=floor)
+    evidence = evidence_of(values, calls, whole, baseline=baseline, precision_floor=floor)
     if target is None:
         return schedule.model_copy(update={"evidence": evidence})
     found = certify(

@@ -12,8 +12,8 @@ import numpy as np
 from ..calibration.fit import build_schedule, choose_plan
 from ..calibration.match import Fit, match
 from ..calibration.search import EFFORT
-from ..evaluation.generate import check_images, generate, reference_images
-from ..evaluation.metrics import psnr_each
+from ..evaluation.generate import generate, reference_images
+from ..evaluation.metrics import score_images
 from ..forecasts.extrapolate import Extrapolate
 from ..policies.plan import Plan
 from ..profiling.measure import Measurement
@@ -66,8 +66,7 @@ class CandidateEvaluator:
     def score(self, schedule: Schedule, prompts: PromptSet, truth: Sequence[np.ndarray]) -> list[float]:
         """Returns the decibels of prompts by a schedule."""
         images = generate(self.setup, prompts, schedule).images
-        check_images(images, prompts.first, "the run by a schedule")
-        return psnr_each(images, truth)
+        return score_images(images, truth, prompts.first, "the run by a schedule")
 
     def judge(self, rule: Rule) -> Iterator[list[float]]:
         """Yields the decibels of the select prompts, rung by rung: after 4 prompts, 8, 16, ..., and all."""
