@@ -59,7 +59,6 @@ def fit_schedule(
     """Plans `calls` computed steps and matches their weights.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: The prompts of the measurement.
         measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
@@ -97,7 +96,6 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
     is measured and matched after full runs of those before it, so that it begins with what the full call has.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: Calibration prompts.
         schedule: What was fitted to one loop.
         fit: What forecasts may use.

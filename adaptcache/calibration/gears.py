@@ -51,7 +51,6 @@ def calibrate_gears(
     """Fits gears, and judges them on held-out prompts if there are any.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: The calibration prompts of the measurement.
         eval_prompts: Prompts to measure on.
         measurement: What full runs gave.
@@ -176,7 +175,6 @@ def evaluate_gears(
     """Runs prompts in every gear of a schedule.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: P prompts.
         schedule: What to run by.
         rows: The signals, by gear and computed step after the first.

@@ -42,7 +42,6 @@ def fit_tables(
     Of several sites those that the denoiser does not have are left out.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: What to measure the errors on.
         profile: Says what an error at each step does to the end result.
         method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is

@@ -223,7 +223,6 @@ def fit_method(
     errors from one more full run.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: Calibration prompts; the papers take one to a hundred.
         profile: What was measured on them.
         method: A name that `adaptcache methods` lists.

@@ -141,11 +141,11 @@ def measure_schedules(
         return evaluate_schedules(setup, PromptSet(known.held_out[:eval_on], len(known.calibration)), schedules)
 
 
-def open_cache(folder: Path | None = None) -> Cache:
+def open_cache() -> Cache:
     """Returns the cache of full runs, if it can be written: a profile that cannot be kept is lost work."""
     from ..cache import Cache
 
-    cache = Cache(folder)
+    cache = Cache()
     cache.check_writable()
     return cache
 

@@ -45,7 +45,6 @@ def measure_matrix(
     """Returns the schedule with what it is worth under other arguments, each beside as many plain steps.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: Held-out prompts, of which the first few are taken.
         schedule: What was fitted, with evidence.
         cells: By cell the arguments that differ; None takes other steps, guidance and sizes.

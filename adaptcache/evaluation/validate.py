@@ -89,7 +89,6 @@ def precision_floor(setup: Setup, prompts: PromptSet, truth: Mapping[int, Sequen
     Rounding differs there and nothing else does, so no schedule can be told from the full run above that.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: The first two of them are run again: alone if they were in one batch, else together.
         truth: The images of the full runs, by batch.
     """

@@ -165,7 +165,6 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
     """Runs a pipeline in full and measures what reuse of each block or layer is off by.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: What to run it on, one at a time.
         site: "blocks", or a type of layers.
         longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.

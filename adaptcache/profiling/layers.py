@@ -96,7 +96,6 @@ def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, long
     """Runs a pipeline in full and measures the error of reuse of each type of layer.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: What to run it on, one at a time.
         sites: Types of layers; those the denoiser does not have are left out.
         longest: How many steps an output may be reused for: L.

@@ -77,7 +77,6 @@ def measure(setup: Setup, prompts: PromptSet) -> Measurement:
     """Profiles the pipeline on calibration prompts, or takes the profile from the cache.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: P calibration prompts.
     """
     steps = setup.call.num_inference_steps

@@ -26,7 +26,7 @@ from ..schedule.format import Kernel
 from ..schedule.schedule import Schedule
 from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
 from .measured import Measured
-from .picture import spectrogram
+from .picture import spectrogram, to_pixels
 
 OURS, FULL = "adaptcache", "full run"
 SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
@@ -146,7 +146,7 @@ def _measured(measured: Measured, labels: Sequence[str]) -> dict[str, Any]:
 def embed_output(output: np.ndarray) -> str:
     """Returns an output as an image in text: a clip as one that plays, a sound as its spectrogram."""
     shown = spectrogram(output) if output.ndim == 2 else output
-    pixels = (shown.clip(0, 1) * 255).round().astype(np.uint8).reshape(-1, *shown.shape[-3:])
+    pixels = to_pixels(shown).reshape(-1, *shown.shape[-3:])
     first, *rest = frames = [Image.fromarray(frame) for frame in pixels]
     for frame in frames:
         frame.thumbnail((SIDE, SIDE))

@@ -47,7 +47,7 @@ def side_by_side(
         left = CAPTION + column * (width + GAP)
         draw.text((left, HEAD - GAP), _wrapped(heading, width), fill="black", font=font, anchor="ld")
         for line, image in enumerate(images):
-            tile = Image.fromarray((image.clip(0, 1) * 255).round().astype(np.uint8))
+            tile = Image.fromarray(to_pixels(image))
             sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, HEAD + line * (height + GAP)))
     for line, prompt in enumerate(prompts):
         text = "\n".join(textwrap.wrap(prompt, 24)[: height // 18])
@@ -59,6 +59,11 @@ def _wrapped(heading: str, width: int) -> str:
     """Returns a heading as lines that fit a column of a width in pixels, three at most."""
     lines = [part for line in heading.splitlines() for part in textwrap.wrap(line, width // 7)]
     return "\n".join(lines[:3])
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    """Returns values in [0, 1] as bytes."""
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def strip(output: np.ndarray) -> np.ndarray:
@@ -99,7 +104,7 @@ def save_output(output: np.ndarray, path: str | Path, rate: int | None = None) -
             raise ValueError(f"an output of shape {output.shape} is no sound; use an ending such as .png")
         return write_sound(path, output, rate)
     output = spectrogram(output) if output.ndim == 2 else output
-    frames = (output.clip(0, 1) * 255).round().astype(np.uint8)
+    frames = to_pixels(output)
     if frames.ndim == 3:
         return write_image(path, Image.fromarray(frames.squeeze(-1) if frames.shape[-1] == 1 else frames))
     return write_image(path, [Image.fromarray(frame) for frame in frames])

@@ -34,7 +34,6 @@ class Player:
     """Runs single prompts in three ways, and keeps what it fitted and the last full run.
 
     Arguments:
-        setup: Who runs, and how.
         prompts: What schedules are fitted on that were not given.
         schedules: Those that were given; none fits one for each number of calls when it is first asked for.
         pipe: The pipeline, for what it says of its sounds.
