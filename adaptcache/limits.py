@@ -54,7 +54,7 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
 
 
 def parse_json(data: bytes, nodes: int = NODES) -> Any:
-    """Returns what strict JSON says: UTF-8, numbers that are finite, whole numbers of 64 bits.
+    """Returns what strict JSON says: UTF-8, numbers that are finite, whole numbers of 64 bits, each name once.
 
     What is checked before it is parsed, or right after, bounds what a stranger's file can cost: collecting
     garbage among millions of lists, or a complaint about each of their entries.
@@ -70,7 +70,7 @@ def parse_json(data: bytes, nodes: int = NODES) -> Any:
         raise ValueError(f"it holds more than {nodes:,} lists, tables, texts and words")
     try:
         text = data.decode("utf-8-sig")  # some editors begin with a byte order mark
-        value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
+        value = json.loads(text, parse_constant=_no_number, parse_int=_whole, object_pairs_hook=_table)
         if "\\ud" in text or "\\uD" in text:  # half of a surrogate pair can be read and never written
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -93,6 +93,15 @@ def _check_sizes(value: Any) -> None:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"it says {name[:40]!r} twice")
+        table[name] = value
+    return table
 
 
 def _whole(text: str) -> int:

@@ -79,6 +79,7 @@ def broken(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ("content", "complaint"),
     [
         ("", "is not JSON"),
+        ('{"format": 1, "rules": [], "format": 2}', "it says 'format' twice"),
         ("\x00\x01", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[1, 2]", "has no 'rules'"),
