@@ -12,8 +12,6 @@ from .files import Source, find_model, load_pipeline, load_schedule, wrote
 from .screen import out, print_json, progress
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..engines.formats import Exported
     from ..presets import Preset
     from ..runs import PromptSet, Setup
@@ -108,17 +106,10 @@ def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptS
         prompts: What to generate: prompts that nothing was fitted on.
     """
     from ..engines.formats import apply_export
+    from ..evaluation.generate import generate
     from ..evaluation.metrics import psnr_each, summary
-    from ..hooks import StepHook
 
-    def images(done: int) -> list[np.ndarray]:
-        made: list[np.ndarray] = []
-        for batch in prompts.batches(setup.batch_size):
-            made += setup.run(StepHook(), batch, decode=True).images
-            setup.progress(f"measuring {exported.engine}", done + len(made), 2 * len(prompts))
-        return made
-
-    full = images(0)
+    full = generate(setup, prompts, stage="full run").images
     with apply_export(pipe, exported):
-        cached = images(len(prompts))
+        cached = generate(setup, prompts, stage=f"in {exported.engine}").images
     return summary(psnr_each(cached, full))
