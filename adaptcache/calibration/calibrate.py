@@ -18,7 +18,7 @@ from ..profiling.measure import measure
 from ..runs import Prompt, PromptSet, Setup
 from ..schedule.schedule import Schedule
 from .fit import fit_loops, fit_schedule
-from .gears import GearOptions, calibrate_gears
+from .gears import fit_gears, prove_gears
 from .match import Fit
 from .methods import check_params, fit_method
 from .own import fit_own_times
@@ -243,24 +243,23 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
     """Fits a schedule for a goal that was checked."""
     target, setup = goal.target(len(held_out)), replace(setup, refine=goal.refine(setup.call.num_inference_steps))
     measurement = measure(setup, prompts)
-    if goal.gears and target:
-        calls = goal.gear_calls(measurement.profile.steps)
-        options = GearOptions(goal.fit, goal.certify, goal.groups)
-        schedule = calibrate_gears(setup, prompts, held_out, measurement, calls, target, options)
-        return schedule.model_copy(update={"name": goal.name}) if goal.name else schedule
-    if goal.method:
-        steps = measurement.profile.steps
-        budget = calls_for(steps, goal.budget, goal.speed) / steps
-        schedule = fit_method(setup, prompts, measurement.profile, goal.method, budget, goal.params)
+    steps = measurement.profile.steps
+    calls = 0 if goal.gears else calls_for(steps, goal.budget, goal.speed)
+    if goal.gears:
+        assert target
+        schedule = fit_gears(setup, prompts, measurement, goal.gear_calls(steps), target, goal.fit)
+    elif goal.method:
+        schedule = fit_method(setup, prompts, measurement.profile, goal.method, calls / steps, goal.params)
     else:
-        calls_made = calls_for(measurement.profile.steps, goal.budget, goal.speed)
         fitted = fit_own_times if goal.times == "own" else fit_schedule
-        schedule = fitted(setup, prompts, measurement, calls_made, goal.fit, goal.effort)
+        schedule = fitted(setup, prompts, measurement, calls, goal.fit, goal.effort)
         if schedule.made.get("several_loops") and goal.times == "grid" and setup.refine == 1:
             schedule = fit_loops(setup, prompts, schedule, goal.fit, goal.effort)
     if goal.name:
         schedule = schedule.model_copy(update={"name": goal.name})
-    if len(held_out):
+    if goal.gears and len(held_out):
+        schedule = prove_gears(setup, held_out, schedule, target if goal.certify else None, goal.groups)
+    elif len(held_out):
         schedule = validate(setup, held_out, schedule, target=target, groups=goal.groups)
     if goal.matrix:
         schedule = measure_matrix(setup, held_out, schedule, None if goal.matrix is True else goal.matrix)

@@ -39,50 +39,6 @@ SLOWEST = 1000.0  # decibels of a margin that no prediction reaches: the slowest
 Row = tuple[float, ...]
 
 
-def calibrate_gears(
-    setup: Setup,
-    prompts: PromptSet,
-    eval_prompts: PromptSet,
-    measurement: Measurement,
-    calls: Sequence[int],
-    target: QualityTarget,
-    options: GearOptions,
-) -> Schedule:
-    """Fits gears, and judges them on held-out prompts if there are any.
-
-    Arguments:
-        prompts: The calibration prompts of the measurement.
-        eval_prompts: Prompts to measure on.
-        measurement: What full runs gave.
-        calls: How many steps each gear computes, rising.
-        target: What should be reached.
-        options: What the forecasts may use, and whether the held-out prompts decide.
-    """
-    schedule = fit_gears(setup, prompts, measurement, calls, target, options.fit)
-    if not len(eval_prompts):
-        return schedule
-    policy = schedule.rules[0].policy
-    assert isinstance(policy, Gears)
-    rows = [[signal.rows for signal in signals] for signals in policy.signal_specs]
-    trials = evaluate_gears(setup, eval_prompts, schedule, rows, reference_images(setup, eval_prompts))
-    return judge_gears(schedule, trials, target if options.certify else None, options.groups)
-
-
-@dataclass(frozen=True)
-class GearOptions:
-    """What is asked of gears besides their target.
-
-    Arguments:
-        fit: What the forecasts may use.
-        certify: Whether the held-out prompts decide about the margin, and about caching at all.
-        groups: The subject of each held-out prompt, for the certificate.
-    """
-
-    fit: Fit = Fit()  # noqa: RUF009 - frozen
-    certify: bool = False
-    groups: Sequence[str] = ()
-
-
 @dataclass(frozen=True)
 class Trials:
     """What runs of P prompts in each of G gears gave.
@@ -194,26 +150,27 @@ def evaluate_gears(
     return Trials(np.array(ends), seen)
 
 
-def judge_gears(
-    schedule: Schedule, trials: Trials, target: QualityTarget | None, groups: Sequence[str] = ()
+def prove_gears(
+    setup: Setup, prompts: PromptSet, schedule: Schedule, target: QualityTarget | None, groups: Sequence[str] = ()
 ) -> Schedule:
-    """Returns a schedule with gears with its evidence; with a target, at the margin that is certified.
+    """Returns a schedule with gears with the evidence of held-out prompts; with a target, at the certified margin.
 
     Margins are tested from the largest to the smallest, after the slowest gear alone: an order that is fixed
     before the held-out prompts are looked at. Prompts choose their gears one by one, as in runs of one.
 
     Arguments:
+        prompts: The held-out prompts.
         schedule: With gears.
-        trials: What the held-out prompts gave in each of them.
         target: What they should show; None leaves the margin of the calibration.
         groups: The subject of each of them.
     """
     rule = schedule.rules[0]
     policy = rule.policy
     assert isinstance(policy, Gears)
-    times, prompts = schedule.grid.times, trials.ends.shape[1]
-    plans = [policy.steps(times, gear) for gear in range(len(policy.gears))]
-    predicted, everyone = trials.predicted(policy), np.arange(prompts)
+    rows = [[signal.rows for signal in signals] for signals in policy.signal_specs]
+    trials = evaluate_gears(setup, prompts, schedule, rows, reference_images(setup, prompts))
+    times, plans = schedule.grid.times, schedule.plans
+    predicted, everyone = trials.predicted(policy), np.arange(len(prompts))
     proof: Certificate | None = None
     if target:
         margins = (SLOWEST, *MARGINS)
@@ -221,7 +178,7 @@ def judge_gears(
         names = ["the slowest gear alone", *(f"gears at a margin of {margin:g} dB" for margin in MARGINS)]
         proof = certify(
             np.stack([trials.ends[gears, everyone] for gears in taken]), target,
-            settings=names, prompts=f"{prompts} held-out", groups=groups,
+            settings=names, prompts=f"{len(prompts)} held-out", groups=groups,
         )  # fmt: skip
         if proof.certified is None:
             return compute_all(schedule, proof)
