@@ -121,7 +121,7 @@ def main() -> None:
     options = {"pipe_kwargs": preset.call, "batch_size": asked.prompts, "progress": False}
     runs = []
     for prompts in (known.held_out, known.calibration):
-        setup, _ = make_setup(pipe, preset.steps, options)
+        setup = make_setup(pipe, preset.steps, options)
         measurement = measure(setup, PromptSet.of(prompts[: asked.prompts]))
         (run,) = measurement.runs
         runs.append(channels_last([*run.u[0], run.x[0][0]]))

@@ -65,18 +65,15 @@ def fit_schedule(
         fit: What the forecast may use.
         effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
     """
-    profile = measurement.profile
-    times = tuple(map(float, profile.times))
     best, compared, found = choose_plan(setup, prompts, measurement, calls, fit, effort)
     cost = found.cost + sum(matching.cost for matching in compared)
     if setup.ranks.size == 1:
         best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - found.cost)
         cost += best.cost
-    rule = Rule(policy=Plan.of(best.plan, times).with_signals(best.seen), forecast=best.forecast)
     gain = 10 * math.log10(compared[0].error / best.error)
-    spent = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
-    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": spent}
-    return build_schedule(setup, profile, (rule,), about)
+    search = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
+    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": search}
+    return build_schedule(setup, measurement.profile, (best.rule,), about)
 
 
 class LoopGrids(StepHook):

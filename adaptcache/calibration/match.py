@@ -28,6 +28,7 @@ from ..forecasts.base import History
 from ..forecasts.matched import LISTED, Feature, Matched, split_row
 from ..hooks import SchedulerStep, StepHook
 from ..limits import TRACKS
+from ..policies.plan import Plan
 from ..policies.signals import compute_signals
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -35,6 +36,7 @@ from ..profiling.reference import Trajectory
 from ..profiling.statistics import check_finite, part, relative_error
 from ..runs import PromptSet, Setup, fork_rng
 from ..schedule.format import same_grid
+from ..schedule.rule import Rule
 from ..step import Step
 from .lockstep import Lockstep
 
@@ -265,6 +267,11 @@ class Matching:
     forced: bool = False
     paths: list[Path] = field(default_factory=list, compare=False, repr=False)
     ends: Array = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
+
+    @property
+    def rule(self) -> Rule:
+        """The plan and its weights, with what the runs showed."""
+        return Rule(policy=Plan.of(self.plan, self.times).with_signals(self.seen), forecast=self.forecast)
 
 
 def match(

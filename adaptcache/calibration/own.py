@@ -17,13 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..policies.plan import Plan
 from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
 from ..profiling.statistics import statistics_of
 from ..runs import PromptSet, Setup
-from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .fit import build_schedule
 from .match import Fit, Matching, match
@@ -138,9 +136,8 @@ def fit_own_times(
     here = measured_at(setup, prompts, measurement, final.times)
     final = refine(setup, prompts, here, replace(final, cost=0.0), fit, (total - spent) * steps / calls)
     spent += final.cost * calls / steps
-    rule = Rule(policy=Plan.of(range(calls), final.times).with_signals(final.seen), forecast=final.forecast)
     gain = 10 * math.log10(ends[-1].error / final.error)
     search = {"plans": plan.tried + tried, "full_runs": round(spent, 1), "gain_db": round(gain, 2)}
     about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": search}
     profile = measured_at(setup, prompts[:1], measurement.head(1, setup.batch_size), final.times).profile
-    return build_schedule(setup, profile, (rule,), about, full=measurement.profile)
+    return build_schedule(setup, profile, (final.rule,), about, full=measurement.profile)

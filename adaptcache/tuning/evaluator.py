@@ -60,8 +60,7 @@ class CandidateEvaluator:
         measured = self.measurement.head(count, self.setup.batch_size)
         fit = Fit(candidate.history, FEATURES[candidate.features], candidate.ridge)
         found = match(self.setup, self.prompts[:count], candidate.plan, measured, fit)
-        policy = Plan.of(candidate.plan, self.full.grid.times).with_signals(found.seen)
-        return Rule(policy=policy, forecast=found.forecast), found.error
+        return found.rule, found.error
 
     def score(self, schedule: Schedule, prompts: PromptSet, truth: Sequence[np.ndarray]) -> list[float]:
         """Returns the decibels of prompts by a schedule."""
