@@ -31,7 +31,7 @@ from .options import (
 from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
-    from ..calibration.estimate import Estimate
+    from ..calibration.estimate import Estimate, Size
     from ..schedule.schedule import Schedule
 
 FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
@@ -113,6 +113,7 @@ def calibrate(
     """
     from ..calibration.calibrate import calibrate as fit_schedule
     from ..calibration.calibrate import calls_for
+    from ..calibration.estimate import Size
     from ..calibration.match import Fit
     from ..distributed import joined
     from ..files import check_writable
@@ -127,9 +128,9 @@ def calibrate(
         given = f"--site {site}" if site != "blocks" else f"--trials {trials}"
         raise ValueError(f"{given} goes with --per-instance; without it whole steps are skipped")
     loading = Loading(offload, dtype, compile, lora or ())
-    if dry_run and (method or gears or reference_steps or matrix or times == "own"):
+    if dry_run and (method or reference_steps or matrix or times == "own"):
         raise ValueError(
-            "--dry-run counts schedules for a speed or a budget: leave --method, --gears, --reference-steps, --matrix "
+            "--dry-run counts schedules for a speed, a budget or gears: leave --method, --reference-steps, --matrix "
             "and --times own out"
         )
     if method:
@@ -169,30 +170,30 @@ def calibrate(
         calibration = known.calibration[:fit_on]
         share = -(-len(calibration) // ranks.size)  # so that no rank has nothing to do
         pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
+        held_out, size = known.held_out[:eval_on], batch_size or min(preset.batch_size, share)
+        goal: dict[str, Any] = {
+            "speed": speed, "budget": budget, "gears": budgets, "min_psnr": min_psnr, "certify": certify,
+            "max_failure_rate": max_failure_rate, "confidence": confidence, "groups": known.groups[:eval_on],
+            "effort": effort,
+        }  # fmt: skip
+        options: dict[str, Any] = {
+            "seed": seed, "cache": cache_of_runs, "ranks": ranks, "batch_size": size, "pipe_kwargs": preset.call,
+        }  # fmt: skip
         if dry_run:
-            options = {
-                "seed": seed, "cache": cache_of_runs, "ranks": ranks, "progress": False, "pipe_kwargs": preset.call,
-                "batch_size": batch_size or min(preset.batch_size, share),
-            }  # fmt: skip
-            asked = calls_for(steps, budget, speed), effort
-            found = _estimate(pipe, calibration, known.held_out[:eval_on], asked, steps, options)
+            found = _estimate(pipe, (calibration, held_out), goal, steps, options | {"progress": False})
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
         first = ""
         if not (method or budgets):
-            size = len(calibration), len(known.held_out[:eval_on]), effort
-            first = announce(steps, calls_for(steps, budget, speed), *size)
+            calls = calls_for(steps, budget, speed)
+            first = announce(Size(steps, calls, len(calibration), len(held_out), effort, size))
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
-                pipe, calibration, steps, speed=speed, eval_prompts=known.held_out[:eval_on], budget=budget,
-                method=method, params={"site": site, "trials": trials} if per_instance else None, gears=budgets,
-                min_psnr=min_psnr, max_failure_rate=max_failure_rate,
-                confidence=confidence, certify=certify, groups=known.groups[:eval_on],
-                reference_steps=reference_steps, effort=effort, times=times, matrix=matrix, name=name, seed=seed,
-                fit=Fit() if branches else Fit(features=("past_x", "x", "x0")),
-                cache=cache_of_runs, ranks=ranks, batch_size=batch_size or min(preset.batch_size, share),
-                pipe_kwargs=preset.call, progress=report,
+                pipe, calibration, steps, eval_prompts=held_out, **goal, **options, method=method,
+                params={"site": site, "trials": trials} if per_instance else None,
+                reference_steps=reference_steps, times=times, matrix=matrix, name=name,
+                fit=Fit() if branches else Fit(features=("past_x", "x", "x0")), progress=report,
             )  # fmt: skip
         said = wrote(target)
         if ranks.rank == 0:
@@ -201,33 +202,35 @@ def calibrate(
         _print(schedule, target, said, json)
 
 
-def announce(steps: int, calls: int, prompts: int, held_out: int, effort: float) -> str:
+def announce(size: Size) -> str:
     """Returns what a calibration is about to run, without what it may find in the cache."""
-    from ..calibration.estimate import Size
-
-    passes = sum(Size(steps, calls, prompts, held_out, effort).passes().values())
+    passes = sum(size.passes().values())
+    runs = counted(-(-passes // size.steps), "full run")
     return (
-        f"{counted(prompts, 'prompt')} to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as "
-        f"many as {counted(-(-passes // steps), 'full run')} of one prompt; what is kept of before is not run again"
+        f"{counted(size.prompts, 'prompt')} to fit on, {size.held_out} held out: about {passes:,} passes of the "
+        f"denoiser, as many as {runs} of one prompt; what is kept of before is not run again"
     )
 
 
-def _estimate(
-    pipe: Any, prompts: Sequence[Any], held_out: Sequence[Any], goal: tuple[int, float], steps: int, options: Any
-) -> Estimate:
+def _estimate(pipe: Any, prompts: tuple[Sequence[Any], ...], goal: Any, steps: int, options: Any) -> Estimate:
+    from ..calibration.calibrate import Goal
     from ..calibration.estimate import estimate
     from ..engines import make_setup
     from ..runs import PromptSet
 
     setup, _ = make_setup(pipe, steps, options)
-    first = PromptSet.of(prompts)
-    for given in (first, PromptSet.of(held_out, len(first))):
+    first = PromptSet.of(prompts[0])
+    held_out, asked = PromptSet.of(prompts[1], len(first)), Goal(**goal)
+    asked.check(setup, first, held_out)
+    for given in (first, held_out):
         setup.engine.preflight(setup.call, given)
-    return estimate(setup, first, PromptSet.of(held_out, len(first)), *goal)
+    return estimate(setup, first, held_out, asked)
 
 
 def _print_estimate(found: Estimate, json: bool) -> None:
     from rich.filesize import decimal
+
+    from ..calibration.refine import REFINING
 
     stages = found.size.passes()
     memory = {"memory": found.memory, "device_memory": found.device_memory}
@@ -235,8 +238,9 @@ def _print_estimate(found: Estimate, json: bool) -> None:
         return print_json({
             "passes": stages, "seconds": found.seconds, "step_seconds": found.step, "disk": found.disk, **memory,
         })  # fmt: skip
+    at_most = " at most" if REFINING in stages else ""
     for stage, count in {**stages, "in all": sum(stages.values())}.items():
-        out.print(f"{stage:26} {count:>9,} passes of the denoiser")
+        out.print(f"{stage:26} {count:>9,} passes of the denoiser{at_most * (stage in (REFINING, 'in all'))}")
     out.print(f"\n{found.seconds / 60:.1f} minutes, by {found.step:.3g} s a step of one batch")
     used = [f"{decimal(found.memory)} of memory"]
     if found.device_memory is not None:
