@@ -10,7 +10,7 @@ import adaptcache
 from adaptcache.calibration.calibrate import Goal
 from adaptcache.calibration.estimate import Size, estimate
 from adaptcache.calibration.refine import REFINING
-from adaptcache.calibration.search import Budget
+from adaptcache.calibration.search import SearchCost
 from adaptcache.runs import PromptSet
 from benchmarks.fleet import Tally
 
@@ -63,12 +63,12 @@ def test_searches_spend_what_was_announced_to_the_last_call(
             assert dict(tally.stages) == {stage: branches * n for stage, n in passes.items()}, (calls, effort)
 
 
-def test_budgets_are_spent_whole_and_never_above_the_effort() -> None:
+def test_what_is_announced_is_never_above_the_effort() -> None:
     for steps in range(2, 30):
         for calls in range(1, steps + 1):
             for prompts in (1, 2, 4, 16):
                 for effort in (0.0, 0.4, 5.0, 12.0, 40.0):
-                    found = Budget.of(effort, steps, calls, prompts)
+                    found = SearchCost.of(effort, steps, calls, prompts)
                     third = (found.finals == 3) * prompts * calls
                     assert found.judges <= prompts and found.room * found.judges + third <= effort * steps + 1e-6
                     assert found.room == 0 or found.room >= max(2, found.finals) * calls

@@ -18,7 +18,7 @@ from ..runs import PromptSet, Setup
 from ..step import Step
 from .calibrate import Goal, calls_for
 from .refine import REFINING
-from .search import EFFORT, Budget, searched
+from .search import EFFORT, SearchCost, searched
 
 HEAP = 64 * 2**20  # bytes that thousands of runs leave in pieces: 30 to 150 MB were measured
 PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
@@ -50,10 +50,10 @@ class Size:
         return min(PERTURBED, self.batch_size, self.prompts)
 
     @property
-    def budget(self) -> Budget:
+    def search(self) -> SearchCost:
         """Of the search of one plan."""
         assert isinstance(self.calls, int)
-        return Budget.of(searched(self.effort), self.steps, self.calls, self.prompts)
+        return SearchCost.of(searched(self.effort), self.steps, self.calls, self.prompts)
 
     def passes(self) -> dict[str, int]:
         """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
@@ -69,8 +69,8 @@ class Size:
         })  # fmt: skip
         if isinstance(calls, int):
             stages.update({
-                f"searching {calls} calls": self.budget.room * self.budget.judges,
-                f"matching {calls} calls": self.budget.finals * self.prompts * calls,
+                f"searching {calls} calls": self.search.room * self.search.judges,
+                f"matching {calls} calls": self.search.finals * self.prompts * calls,
                 REFINING: int((self.effort - searched(self.effort)) * n + 1e-9),
                 "held-out, by schedule": held_out * calls,
                 "precision floor": min(2, held_out) * n * (held_out > 1),
@@ -191,9 +191,9 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) 
         "precision floor": runs(2, n, around),
     }
     if isinstance(calls, int):
-        finals, plans = size.budget.finals, size.budget.room / calls
+        finals, plans = size.search.finals, size.search.room / calls
         seconds |= {
-            f"searching {calls} calls": plans * runs(size.budget.judges, calls, around_small, matched),
+            f"searching {calls} calls": plans * runs(size.search.judges, calls, around_small, matched),
             f"matching {calls} calls": finals * runs(size.prompts, calls, around_small, matched),
             REFINING: size.passes().get(REFINING, 0) / calls * runs(1, calls, around_small),
             "held-out, by schedule": runs(size.held_out, calls, around),

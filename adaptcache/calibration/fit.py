@@ -18,7 +18,7 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import LoopPlan, Schedule
 from .match import Fit, Matching, match
 from .refine import refine
-from .search import EFFORT, Budget, Search, search_plan, searched
+from .search import EFFORT, Search, SearchCost, search_plan, searched
 
 
 def choose_plan(
@@ -34,9 +34,9 @@ def choose_plan(
         The best of them; all of them, beginning with that of the planner's proposals; and the search.
     """
     steps = measurement.profile.steps
-    budget = Budget.of(searched(effort), steps, calls, len(prompts))
-    found = search_plan(setup, prompts, measurement, calls, fit, budget)
-    plans = list(dict.fromkeys((found.start, *found.whole, found.plan, *found.judged)))[: budget.finals]
+    announced = SearchCost.of(searched(effort), steps, calls, len(prompts))
+    found = search_plan(setup, prompts, measurement, calls, fit, announced)
+    plans = list(dict.fromkeys((found.start, *found.whole, found.plan, *found.judged)))[: announced.finals]
     matchings = list[Matching]()
     for number, plan in enumerate(plans):
         report = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps)

@@ -93,7 +93,7 @@ def judges_for(effort: float, budget: float, prompts: int) -> int:
 
 
 @dataclass(frozen=True)
-class Budget:
+class SearchCost:
     """What the search of a plan costs, known before anything is run.
 
     Arguments:
@@ -101,16 +101,16 @@ class Budget:
         room: Calls that each of them makes, all told.
         finals: Plans that are matched on all prompts: what it began with, what it found or its second best, and one
             more where that is a quarter of the effort at most.
-        whole: Whether all plans can be afforded, each from its first step.
+        afresh: Whether all plans there are can be matched from their first step.
     """
 
     judges: int
     room: int
     finals: int
-    whole: bool
+    afresh: bool
 
     @classmethod
-    def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> Budget:
+    def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> SearchCost:
         """Returns what a search costs for an effort in full runs of one prompt."""
         judges, plans = judges_for(effort, calls / steps, prompts), math.comb(steps - 1, calls - 1)
         third = finals > 2 and judges < prompts and plans > 2 and 4 * prompts * calls <= effort * steps
@@ -163,7 +163,7 @@ def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
 
 
 def search_plan(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, budget: Budget
+    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, announced: SearchCost
 ) -> Search:
     """Searches the plan with the smallest matched error.
 
@@ -173,12 +173,12 @@ def search_plan(
         measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
         fit: What the forecasts may use.
-        budget: What it costs; the planner's first proposal costs nothing.
+        announced: What it costs; the planner's first proposal costs nothing.
     """
-    profile, steps, judges = measurement.profile, measurement.profile.steps, budget.judges
+    profile, steps, judges = measurement.profile, measurement.profile.steps, announced.judges
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))
-    if not budget.room:
+    if not announced.room:
         return Search(proposals[0], proposals[0], 0, 0.0, range(0))
     if measurement.request:
         proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
@@ -186,7 +186,7 @@ def search_plan(
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
     few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
     few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
-    left, report = budget.room, setup.stage(f"searching {calls} calls", budget.room)
+    left, report = announced.room, setup.stage(f"searching {calls} calls", announced.room)
     tried = dict[Steps, float]()  # with the logarithms of their errors
 
     def spend(plan: Steps, cost: int, begun: Matching | None) -> Matching:
@@ -196,12 +196,12 @@ def search_plan(
         found = match(setup, jury, plan, few, firm, begun=begun)
         left -= round(found.cost * steps / judges)
         tried[plan] = math.log(found.error)
-        report(budget.room - left)
+        report(announced.room - left)
         return found
 
     def price(plan: Steps, begun: Matching | None) -> int:
         """Returns what a plan costs, with what another one shares."""
-        alike = min(set(plan) ^ set(begun.plan)) if begun and not budget.whole else 0
+        alike = min(set(plan) ^ set(begun.plan)) if begun and not announced.afresh else 0
         cost = sum(step >= alike for step in plan) + (alike > 0)
         return cost + (left == cost + 1)  # a single call would be of no use
 
@@ -216,9 +216,9 @@ def search_plan(
         matched += filter(None, [judge(plan, shared)])
     best, *others = kept = sorted(matched, key=lambda found: found.error)
     rivals, whole = [found for found in others if min(found.ends - best.ends) < 0], dict[Steps, Matching]()
-    if rivals and budget.finals > 2:  # judges that disagree about where to begin are not enough
+    if rivals and announced.finals > 2:  # judges that disagree about where to begin are not enough
         for number, found in enumerate((best, rivals[0])):
-            counted = setup.stage(f"matching {calls} calls", budget.finals * steps, number * steps)
+            counted = setup.stage(f"matching {calls} calls", announced.finals * steps, number * steps)
             whole[found.plan] = match(setup, prompts, found.plan, measurement, fit, counted)
             counted(steps)
         best = min(best, rivals[0], key=lambda found: whole[found.plan].error)
@@ -239,6 +239,6 @@ def search_plan(
                     break
         else:
             walked.add((way, base.plan))
-    report(budget.room)
-    cost, judged = (budget.room - left) * judges / steps, sorted(tried, key=tried.__getitem__)
+    report(announced.room)
+    cost, judged = (announced.room - left) * judges / steps, sorted(tried, key=tried.__getitem__)
     return Search(best.plan, start.plan, len(tried), cost, range(first, first + judges), whole, judged)
