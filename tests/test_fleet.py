@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 import toy
 from conftest import CALL, STEPS, embedded, tiny_flux
+from diffusers import FluxImg2ImgPipeline
+from test_loops import Segments
 
 import adaptcache
 from adaptcache.calibration.calibrate import Goal
@@ -13,18 +16,22 @@ from adaptcache.calibration.refine import REFINING
 from adaptcache.calibration.search import SearchCost
 from adaptcache.runs import PromptSet
 from benchmarks.fleet import Tally
+from tests.calls import Call
+from tests.pipelines.flux import flux_parts, flux_prompts
 
 
 def said_and_counted(
-    pipe: Any, prompts: list, held_out: list, batch: int, **asked: Any
+    pipe: Any, prompts: list, held_out: list, batch: int, call: Call = CALL, **asked: Any
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the passes by stage that a dry run says, and those of a calibration."""
-    call = {"batch_size": batch, "pipe_kwargs": CALL.arguments, "progress": False}
-    setup = CALL.of(pipe, batch_size=batch)
+    setup = call.of(pipe, batch_size=batch)
     goal = Goal(**asked)
     said = estimate(setup, PromptSet.of(prompts), PromptSet.of(held_out, len(prompts)), goal).size.passes()
     tally = Tally(pipe.transformer)
-    adaptcache.calibrate(pipe, prompts, STEPS, eval_prompts=held_out, **asked, **call | {"progress": tally.progress})
+    adaptcache.calibrate(
+        pipe, prompts, call.steps, eval_prompts=held_out, **asked, batch_size=batch, pipe_kwargs=call.arguments,
+        progress=tally.progress,
+    )  # fmt: skip
     assert tally.open == 0  # all calls belong to a stage
     return said, {stage: count for stage, count in tally.stages.items() if count}
 
@@ -37,6 +44,21 @@ def test_a_calibration_makes_the_calls_that_a_dry_run_says(asked: dict) -> None:
     prompts = embedded(6)
     said, counted = said_and_counted(tiny_flux(), prompts[:4], prompts[4:], 2, **asked)
     assert counted == said
+
+
+def test_image_to_image_runs_are_counted_with_the_steps_that_they_have() -> None:
+    pipe = FluxImg2ImgPipeline(**tiny_flux().components)
+    pipe.set_progress_bar_config(disable=True)
+    call = Call(STEPS, {**CALL.arguments, "image": torch.rand(1, 3, 16, 16), "strength": 0.7})
+    prompts = embedded(4)
+    said, counted = said_and_counted(pipe, prompts[:2], prompts[2:], 2, call, speed=1.7)
+    assert counted == said and said["full runs"] < 2 * STEPS
+
+
+def test_calls_of_several_loops_are_refused() -> None:
+    pipe, rows = Segments(**flux_parts()), PromptSet.of(flux_prompts())
+    with pytest.raises(ValueError, match="a call has 3 denoising loops here, each calibrated by itself"):
+        estimate(Call(STEPS).of(pipe, batch_size=2), rows, rows[:0], Goal(speed=2.0))
 
 
 def test_a_refinement_makes_no_more() -> None:

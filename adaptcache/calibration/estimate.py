@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -35,6 +35,7 @@ class Size:
         held_out: Held-out prompts.
         effort: Full runs of one prompt that the search of the plan may cost.
         batch_size: Prompts of a run.
+        fewer: Steps of the plain runs that evidence compares with; None for as many as calls.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Size:
     held_out: int = 0
     effort: float = EFFORT
     batch_size: int = PERTURBED
+    fewer: int | None = None
 
     @property
     def few(self) -> int:
@@ -74,7 +76,7 @@ class Size:
                 REFINING: int((self.effort - searched(self.effort)) * n + 1e-9),
                 "held-out, by schedule": held_out * calls,
                 "precision floor": min(2, held_out) * n * (held_out > 1),
-                "held-out, fewer steps": held_out * calls * (calls < n),
+                "held-out, fewer steps": held_out * (self.fewer or calls) * (calls < n),
             })  # fmt: skip
         else:
             stages.update({"matching the gears": self.prompts * sum(calls), "decoding the full runs": self.prompts})
@@ -154,7 +156,7 @@ class StepTimer(StepHook):
 
 
 def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) -> Estimate:
-    """Times three short runs, of four computed steps each, and returns what a calibration like this will cost.
+    """Times a few short runs, of four computed steps each, and returns what a calibration like this will cost.
 
     Arguments:
         setup: Who runs, and how.
@@ -171,7 +173,12 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) 
     large, around, image = timed_run(setup, many, decode=True)
     n, skip = len(large.seconds), large.skip_seconds  # image-to-image runs fewer steps than it is asked for
     calls: int | Sequence[int] = goal.gear_calls(n) if goal.gears else calls_for(n, goal.budget, goal.speed)
-    size = Size(n, calls, len(prompts), len(held_out), goal.effort, setup.batch_size)
+    fewer = None
+    if len(held_out) and isinstance(calls, int):  # a call may run other steps than it is asked for
+        fewer_steps = max(1, round(calls * setup.call.num_inference_steps / n))
+        plain = replace(setup, call=replace(setup.call, num_inference_steps=fewer_steps))
+        fewer = len(timed_run(plain, few, decode=False)[0].seconds)
+    size = Size(n, calls, len(prompts), len(held_out), goal.effort, setup.batch_size, fewer)
     slope = (large.pass_seconds - small.pass_seconds) / max(len(many) - len(few), 1)
     base = small.pass_seconds - slope * len(few) if len(many) > len(few) else small.pass_seconds
 
@@ -197,7 +204,7 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) 
             f"matching {calls} calls": finals * runs(size.prompts, calls, around_small, matched),
             REFINING: size.passes().get(REFINING, 0) / calls * runs(1, calls, around_small),
             "held-out, by schedule": runs(size.held_out, calls, around),
-            "held-out, fewer steps": runs(size.held_out, calls, around, 0.0),
+            "held-out, fewer steps": runs(size.held_out, fewer or calls, around, 0.0),
         }
     else:
         finals = len(calls)
