@@ -522,6 +522,19 @@ def test_regions_give_chosen_tokens_what_the_whole_denoiser_gives_them(setup):
         adaptcache.attach(built("PixArt-Sigma").pipe, Schedule.of("ras"))
 
 
+@pytest.mark.parametrize("name", ["Chroma", "Flux 2"])
+def test_regions_run_in_denoisers_whose_attention_has_a_mask(name):
+    setup = built(name)
+    full = generated(setup)
+    choice = TokenChoice(ratio=1.0, score="deviation")
+    rule = Rule(site="regions", policy=Uniform(interval=STEPS), forecast=Extrapolate(order=0), tokens=choice)
+    with adaptcache.attach(setup.pipe, Schedule(name="all", rules=(rule,))):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(generated(setup), full, strict=True))
+    with adaptcache.attach(setup.pipe, Schedule.of("ras")) as handle:
+        assert all(value.isfinite().all() for value in generated(setup)) and not same(generated(setup), full)
+        assert len(handle.report().sites["regions"]) < 5
+
+
 # By name
 
 
