@@ -159,6 +159,27 @@ def test_runs_without_a_call_for_guidance_are_refused_and_leave_nothing(name):
     assert same(generated(setup), plain)
 
 
+@pytest.mark.parametrize("name", ["guidance-interval", "fastercache"])
+def test_a_denoiser_that_takes_a_list_of_samples_is_refused_by_name(name):
+    setup = built("Z-Image")
+    plain = generated(setup)
+    with (
+        adaptcache.attach(setup.pipe, Schedule.of(name)),
+        pytest.raises(AttachError, match="takes a list of samples, of which the site 'guidance' cannot leave out"),
+    ):
+        generated(setup)
+    assert same(generated(setup), plain)
+
+
+def test_guidance_by_another_denoiser_is_refused_by_name():
+    setup = built("Ideogram4Pipeline")
+    with (
+        adaptcache.attach(setup.pipe, Schedule.of("guidance-interval")),
+        pytest.raises(AttachError, match="one for both"),
+    ):
+        generated(setup)
+
+
 def test_two_prompts_with_the_same_noise_are_not_taken_for_two_halves():
     pipe = built("Flux, two branches").pipe
     row = dict(

@@ -83,6 +83,11 @@ class Guidance(SiteHook):
             self.entered = first_shape(args, kwargs)
             self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
             self.halved = is_guided(self.gate.pipe) and is_doubled(x)
+            if self.halved and not any(value is x for value in (*args, *kwargs.values())):  # it was stacked
+                raise AttachError(
+                    f"{type(self.denoiser).__name__} takes a list of samples, of which the site 'guidance' cannot "
+                    "leave out those without the prompt; use another site"
+                )
         whole = self.gate.half is not None and first_shape(args, kwargs) == self.entered
         if whole and not self.sure and x is not None:
             # Two prompts that began with the same noise are told apart once a step was taken.
@@ -121,6 +126,11 @@ class Guidance(SiteHook):
 
     def learn(self, branch: int, without: list[Tensor], given: list[Tensor]) -> None:
         """Notes by how much outputs differ from those with the prompt."""
+        if len(without) != len(given):
+            raise AttachError(
+                f"{type(self.denoiser).__name__} is called for guidance alone, and another denoiser with the prompt: "
+                "the site 'guidance' needs one for both; use another site"
+            )
         added = [a - b for a, b in zip(without, given, strict=True)]
         self.keep(branch, dict(enumerate(added)))
         if branch == 1:

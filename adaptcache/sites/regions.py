@@ -117,6 +117,6 @@ class Regions(SiteHook):
         same = known is not None and known.output.shape[:2] == found.shape[:2]
         drops = known.drops if known and same else torch.zeros(found.shape[1], device=found.device)
         self.branches[branch] = BranchTokens(found.clone(), drops, pairs)
-        if branch == 0:
+        if branch == self.decision.lead:
             self.decision.observe(found)
         return output
