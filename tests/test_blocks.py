@@ -358,6 +358,7 @@ def test_a_probe_ends_where_the_text_is_put_before_the_image():
         ("Ideogram4Pipeline", "fbcache"),  # whose second denoiser has the calls for guidance alone
         ("Ideogram4Pipeline", "foresight"),
         ("Cosmos3OmniPipeline", "goc"),  # whose blocks have names of their own for text and image
+        ("Cosmos3OmniPipeline", "dicache"),  # and no batch, but as many rows as tokens
         ("Krea2Pipeline", "adacache"),  # some of whose layers are given the text of several layers as a batch
     ],
 )
@@ -365,7 +366,8 @@ def test_methods_run_where_branches_streams_and_batches_are_unlike(name, method)
     setup = built(name)
     full = generated(setup)
     with adaptcache.attach(
-        setup.pipe, Schedule.of(method, **({"threshold": 1e9} if method in ("fbcache", "foresight") else {}))
+        setup.pipe,
+        Schedule.of(method, **({"threshold": 1e9} if method in ("fbcache", "foresight", "dicache") else {})),
     ):
         made = generated(setup)
     assert all(value.isfinite().all() for value in made)
