@@ -180,6 +180,13 @@ def test_guidance_by_another_denoiser_is_refused_by_name():
         generated(setup)
 
 
+def test_guidance_is_computed_where_outputs_have_another_shape_than_before():
+    setup = built("QwenImage21Pipeline")  # returns the text's tokens at the first step only
+    with adaptcache.attach(setup.pipe, schedule([1] + [0] * 9)) as handle:
+        assert all(value.isfinite().all() for value in generated(setup))
+        assert handle.report().sites["guidance"][:2] == (0, 1)
+
+
 def test_two_prompts_with_the_same_noise_are_not_taken_for_two_halves():
     pipe = built("Flux, two branches").pipe
     row = dict(

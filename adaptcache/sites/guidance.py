@@ -107,7 +107,11 @@ class Guidance(SiteHook):
     def decides(self, step: Step, branch: int, args: Any, kwargs: Any) -> bool:
         """Whether the calls for guidance are made at this step."""
         says = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
-        return says or not self.knows(branch)
+        # Of two calls the first one was made, and may have returned another shape than before.
+        shape = self.shapes.get(branch) if self.gate.half is not None else first_shape(self.first, {})
+        if not says and not self.knows(branch, shape):
+            says = self.decision.made[-1] = True
+        return says
 
     def call_later(self, step: Step, branch: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call after the first was made: it serves guidance."""
@@ -131,8 +135,14 @@ class Guidance(SiteHook):
                 f"{type(self.denoiser).__name__} is called for guidance alone, and another denoiser with the prompt: "
                 "the site 'guidance' needs one for both; use another site"
             )
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (without, given)]
+        if shapes[0] != shapes[1]:
+            raise AttachError(
+                f"{type(self.denoiser).__name__} returns {shapes[0]} without the prompt and {shapes[1]} with it: the "
+                "site 'guidance' cannot keep their difference; use another site"
+            )
         added = [a - b for a, b in zip(without, given, strict=True)]
-        self.keep(branch, dict(enumerate(added)))
+        self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
             self.decision.observe(added[0])
 
