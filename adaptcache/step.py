@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,6 +69,17 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
     """Returns mean |new - old| over mean |old|, of each sample, with shape (B,). Does not sync."""
     new, old = new.flatten(1).float(), old.flatten(1).float()
     return (new - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)
+
+
+def mean_change(changes: Iterable[Tensor]) -> Tensor:
+    """Returns the mean over blocks or layers of how much they changed, of each sample, with shape (B,).
+
+    Where some are given another number of samples, each counts with the one that changed most.
+    """
+    rows = list(changes)
+    if any(row.shape != rows[0].shape for row in rows):
+        rows = [row.max()[None] for row in rows]
+    return torch.stack(rows).mean(0)
 
 
 def worst(values: Tensor, groups: Groups) -> float:

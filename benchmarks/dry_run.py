@@ -21,7 +21,7 @@ import torch
 import adaptcache
 from adaptcache.cache import Cache
 from adaptcache.calibration import estimate as estimates
-from adaptcache.calibration.calibrate import calls_for
+from adaptcache.calibration.calibrate import Goal
 from adaptcache.calibration.estimate import Estimate, estimate, peak_memory
 from adaptcache.engines import make_setup
 from adaptcache.engines.diffusers.components import denoisers_of
@@ -57,8 +57,7 @@ def measured(model: str, prompts: int, held_out: int) -> tuple[Estimate, Counter
             "cache": Cache(folder), "batch_size": preset.batch_size, "pipe_kwargs": preset.call, "progress": False,
         }  # fmt: skip
         setup = make_setup(pipe, preset.steps, options)
-        calls = calls_for(preset.steps, speed=2.8)
-        found = estimate(setup, PromptSet.of(first), PromptSet.of(rest, len(first)), calls)
+        found = estimate(setup, PromptSet.of(first), PromptSet.of(rest, len(first)), Goal(speed=2.8))
         clock = Clock(denoisers_of(pipe)[0])
         adaptcache.calibrate(
             pipe, first, preset.steps, speed=2.8, eval_prompts=rest, **options | {"progress": clock.progress}

@@ -54,7 +54,7 @@ def main() -> None:
     }  # fmt: skip
     adaptcache.calibrate(pipe, prompts, budget=given.calls / given.steps, **common)
     each = given.prompts * given.calls
-    expected = Size(given.steps, given.calls, given.prompts, given.held_out).passes()
+    expected = Size(given.steps, given.calls, given.prompts, given.held_out, batch_size=given.prompts).passes()
     print(f"{'calibrate':28} {'counted':>8} {'formula':>8}")
     for stage, value in expected.items():
         print(f"{stage:28} {tally.stages[stage]:8} {value:8}")

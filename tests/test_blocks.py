@@ -14,6 +14,7 @@ from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.sites.denoisers import DENOISERS, find_spec
 from adaptcache.sites.interceptor import ModuleInterceptor
+from tests.pipelines.table import built, generated, same
 
 STEPS = 10
 
@@ -339,3 +340,35 @@ def test_blocks_of_a_class_that_nobody_listed_are_found_by_structure():
         find_spec(_Stack(_Unknown))
     with pytest.raises(AttachError, match="it has no list of blocks"):
         find_spec(torch.nn.Linear(1, 1))
+
+
+def test_a_probe_ends_where_the_text_is_put_before_the_image():
+    for name in ("Chroma", "Flux 2"):  # with one block before, after which the streams are one sequence
+        setup = built(name)
+        full = generated(setup)
+        with adaptcache.attach(setup.pipe, Schedule.of("fbcache", threshold=0.0)):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(generated(setup), full, strict=True))
+        with adaptcache.attach(setup.pipe, Schedule.of("fbcache", threshold=9.0)) as handle:
+            assert all(value.isfinite().all() for value in generated(setup)) and handle.report().computed == [0]
+
+
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        ("Ideogram4Pipeline", "fbcache"),  # whose second denoiser has the calls for guidance alone
+        ("Ideogram4Pipeline", "foresight"),
+        ("Cosmos3OmniPipeline", "goc"),  # whose blocks have names of their own for text and image
+        ("Cosmos3OmniPipeline", "dicache"),  # and no batch, but as many rows as tokens
+        ("Krea2Pipeline", "adacache"),  # some of whose layers are given the text of several layers as a batch
+    ],
+)
+def test_methods_run_where_branches_streams_and_batches_are_unlike(name, method):
+    setup = built(name)
+    full = generated(setup)
+    with adaptcache.attach(
+        setup.pipe,
+        Schedule.of(method, **({"threshold": 1e9} if method in ("fbcache", "foresight", "dicache") else {})),
+    ):
+        made = generated(setup)
+    assert all(value.isfinite().all() for value in made)
+    assert same(generated(setup), full) and (method == "adacache" or not same(made, full))

@@ -212,6 +212,16 @@ def test_a_constant_polynomial_computes_what_is_promised(engine: str, steps: int
     assert tuple(made) == exported.plan.computed
 
 
+def test_tensorrt_llm_is_refused_for_what_its_teacache_does_not_know() -> None:
+    plain = schedule([0, 2])
+    other = plain.model_copy(update={"denoiser": Denoiser(class_name="SanaTransformer2DModel")})
+    with pytest.raises(ScheduleError, match=r"follows a plan for FluxTransformer2DModel, .*; test is for Sana"):
+        export(other, "tensorrt-llm")
+    two = {name: {"class": "FluxTransformer2DModel"} for name in ("transformer", "transformer_2")}
+    with pytest.raises(ScheduleError, match="test was fitted to several denoisers"):
+        export(plain.model_copy(update={"made": {"components": two}}), "tensorrt-llm")
+
+
 def test_a_constant_crosses_the_threshold_exactly_at_the_interval() -> None:
     for interval in range(1, 60):
         step = constant(interval, 0.2)[-1]

@@ -205,20 +205,28 @@ def test_tensorrt_llm_computes_every_nth_step_and_the_last(calls: int) -> None:
     config = yaml.safe_load(exported.text)["cache_config"]
     assert config.pop("cache_backend") == "teacache"
     with only(("tensorrt_llm",), ("tensorrt_llm._torch.visual_gen.cache.teacache",)) as (module,):
-        made = list[int]()
+        made = list[tuple[int, Any]]()
 
         class Denoiser:
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                made.append(step)
-                return x + 1
+            def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+                made.append((step, self._cache_branch))
+                return hidden_states + 1
 
+        def embed(own: Any, timestep: torch.Tensor, **_: Any) -> torch.Tensor:
+            return torch.cos(timestep * torch.arange(1.0, 5))[None]
+
+        config_of = module.ExtractorConfig("Denoiser", embed, return_dict_default=False)
+        module.register_extractor_from_config(config_of)
         denoiser = Denoiser()
-        module.register_extractor("Denoiser", lambda own, x: SimpleNamespace(
-            modulated_input=torch.rand(1, 4), hidden_states=x, postprocess=lambda output: output,
-            run_transformer_blocks=lambda: own._original_forward(x)))  # fmt: skip
         backend = module.TeaCacheBackend(SimpleNamespace(**config))
         backend.enable(denoiser)
-        backend.refresh(STEPS)
-        for step in range(STEPS):  # noqa: B007 - read by the denoiser
-            denoiser.forward(torch.zeros(1, 4))
-        assert made == list(np.flatnonzero(exported.plan.computed))
+        for steps in (STEPS, 20):  # the second run starts afresh
+            backend.refresh(steps)
+            made.clear()
+            for step in range(steps):
+                for denoiser._cache_branch in ("cond", "uncond"):
+                    out = denoiser.forward(torch.zeros(1, 4), timestep=torch.tensor([1 - step / steps]))
+                    assert torch.equal(out, torch.ones(1, 4))
+            plan = {*np.flatnonzero(exported.plan.computed[:steps]), steps - 1}
+            assert made == [(step, branch) for step in sorted(plan) for branch in ("cond", "uncond")]
+        assert backend.get_stats()["cached"] == 2 * (steps - len(plan))

@@ -159,6 +159,34 @@ def test_runs_without_a_call_for_guidance_are_refused_and_leave_nothing(name):
     assert same(generated(setup), plain)
 
 
+@pytest.mark.parametrize("name", ["guidance-interval", "fastercache"])
+def test_a_denoiser_that_takes_a_list_of_samples_is_refused_by_name(name):
+    setup = built("Z-Image")
+    plain = generated(setup)
+    with (
+        adaptcache.attach(setup.pipe, Schedule.of(name)),
+        pytest.raises(AttachError, match="takes a list of samples, of which the site 'guidance' cannot leave out"),
+    ):
+        generated(setup)
+    assert same(generated(setup), plain)
+
+
+def test_guidance_by_another_denoiser_is_refused_by_name():
+    setup = built("Ideogram4Pipeline")
+    with (
+        adaptcache.attach(setup.pipe, Schedule.of("guidance-interval")),
+        pytest.raises(AttachError, match="one for both"),
+    ):
+        generated(setup)
+
+
+def test_guidance_is_computed_where_outputs_have_another_shape_than_before():
+    setup = built("QwenImage21Pipeline")  # returns the text's tokens at the first step only
+    with adaptcache.attach(setup.pipe, schedule([1] + [0] * 9)) as handle:
+        assert all(value.isfinite().all() for value in generated(setup))
+        assert handle.report().sites["guidance"][:2] == (0, 1)
+
+
 def test_two_prompts_with_the_same_noise_are_not_taken_for_two_halves():
     pipe = built("Flux, two branches").pipe
     row = dict(

@@ -23,7 +23,7 @@ from diffusers import (
 import adaptcache
 from adaptcache.calibration.fit import build_schedule, choose_plan, fit_schedule
 from adaptcache.calibration.match import Fit, match, target_output
-from adaptcache.calibration.search import choose_judges, moves, plans_for, prompt_costs, search_plan
+from adaptcache.calibration.search import SearchCost, choose_judges, moves, plans_for, prompt_costs, search_plan
 from adaptcache.engines.diffusers.gate import DiffusersStep
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.fitting.instant import instant
@@ -219,16 +219,19 @@ def test_a_plan_that_begins_like_another_is_matched_by_its_own_calls_alone(pipe:
         np.testing.assert_array_equal(here, there)
     assert first.cost == alone.cost == 4 * 4 / STEPS
     assert shared.cost == 4 * 3 / STEPS  # the first step is always computed, then those from the difference on
+    late = match(setup, chosen, [0, 2, 5, 6], recorded, begun=replace(first, until=2))
+    assert late.cost == 4 * 4 / STEPS and late.forecast == alone.forecast  # as much is replayed as may be
     assert match(setup, chosen, first.plan, recorded, begun=shared).error == first.error
 
 
 def test_a_search_finds_no_worse_plan_and_costs_no_more_than_it_may(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
     measured, fit = measure(setup, chosen), Fit()
-    none = search_plan(setup, chosen, measured, 3, fit, effort=0.0)
+    none = search_plan(setup, chosen, measured, 3, fit, SearchCost.of(0.0, STEPS, 3, 4))
     assert none.plan == none.start == next(iter(plans_for(measured.profile, 3))) and none.cost == none.tried == 0
-    found = search_plan(setup, chosen, measured, 3, fit, effort=8.0)
-    assert 0 < found.cost <= 8 and found.tried > 1 and len(found.judges) == 3
+    announced = SearchCost.of(8.0, STEPS, 3, 4)
+    found = search_plan(setup, chosen, measured, 3, fit, announced)
+    assert found.cost == announced.room * 3 / STEPS and found.tried > 1 and len(found.judges) == 3
     first = found.judges[0]
     few, jury = replace(measured.head(3, 4, first=first), profile=measured.profile), chosen[first : first + 3]
     firm = replace(fit, ridge=10 * fit.ridge)

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 
 import adaptcache
 from adaptcache.cache import Cache
+from adaptcache.calibration.calibrate import Goal
 from adaptcache.calibration.estimate import Size, estimate
 from adaptcache.presets.preset import add_loras, compile_denoisers, place
 from adaptcache.runs import PromptSet
@@ -85,8 +86,8 @@ def test_denoisers_are_compiled_by_their_blocks(monkeypatch: pytest.MonkeyPatch)
 def test_an_estimate_counts_what_is_kept_on_disk(tmp_path: Path) -> None:
     pipe, rows = tiny_flux(), embedded(5)
     setup = CALL.of(pipe, batch_size=2, cache=Cache(tmp_path / "cache"))
-    found = estimate(setup, PromptSet.of(rows[:3]), PromptSet.of(rows[3:], 3), 4)
-    assert found.size == Size(STEPS, 4, 3, 2)
+    found = estimate(setup, PromptSet.of(rows[:3]), PromptSet.of(rows[3:], 3), Goal(budget=0.5))
+    assert found.size == Size(STEPS, 4, 3, 2, fewer=4)
     assert found.seconds > found.step > 0
     assert not list((tmp_path / "cache").rglob("*.safetensors"))  # nothing was kept of it
     adaptcache.calibrate(
@@ -105,11 +106,15 @@ def test_a_dry_run_prints_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert code == 0 and printed["passes"] == Size(4, 2, 2, 1).passes()
     code, out, _ = run(*words)
     assert code == 0 and "minutes" in out and "of disk" in out and "full runs                          8 passes" in out
+    code, out, _ = run(*words[:-2], "--gears", "0.5,0.75", "--min-psnr", "20", "--json")
+    assert code == 0 and json.loads(out)["passes"] == Size(4, (2, 3), 2, 1, batch_size=16).passes()
+    code, out, _ = run(*words[:-1], "4", "--effort", "40")
+    assert code == 0 and "refining the weights" in out and "at most" in out
     assert not list(tmp_path.glob("schedules/*"))
 
 
 def test_options_that_are_none_are_refused(run: Run) -> None:
     refused(run("calibrate", "--offload", "disk"), "--offload is one of none, model, group, got 'disk'")
     refused(run("generate", "-p", "a", "--dtype", "int8"), "--dtype is one of float32, float16, bfloat16, got 'int8'")
-    for more in (("--gears", "0.2,0.5", "--min-psnr", "30"), ("--matrix",), ("--times", "own")):
+    for more in (("--method", "magcache"), ("--matrix",), ("--times", "own")):
         refused(run("calibrate", "--dry-run", *more), "--dry-run counts schedules")

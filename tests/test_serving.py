@@ -220,6 +220,16 @@ def test_requests_choose_a_quality_or_a_gear(served: Served, tmp_path: Path) -> 
     assert "no quality 'superb': fast, balanced, exact, or a gear from 0 to 2" in served.server.metrics.refused
 
 
+def test_what_clients_ask_for_does_not_grow_the_log(served: Served, tmp_path: Path) -> None:
+    pipe, run = recorded()
+    served.start(geared(pipe).save(tmp_path / "s.json"), run)
+    for quality in (float("inf"), "x\n" * 5000, *(f"q{k}" for k in range(20))):
+        assert torch.equal(served(run, quality), run.final)
+    counted = served.server.metrics.refused
+    assert sum(counted.values()) == 22 and len(counted) == 17 and counted["other reasons"] == 6
+    assert len(str(served.server.metrics)) < 3000 and "\n" not in str(served.server.metrics)
+
+
 def test_the_engines_own_word_for_no_approximation_is_kept(served: Served, tmp_path: Path) -> None:
     pipe, run = recorded()
     served.start(fitted(pipe).save(tmp_path / "s.json"), run)
@@ -373,11 +383,15 @@ def test_settings_name_a_schedule_before_the_environment_does(monkeypatch: pytes
     monkeypatch.setenv("ADAPTCACHE_STRICT", "1")
     assert ServingConfig.of({}) == ServingConfig("a.json", "fast", True)
     assert ServingConfig.of({"schedule": "b.json", "strict": False}) == ServingConfig("b.json", "fast", False)
+    assert ServingConfig.of({"quality": 0}) == ServingConfig("a.json", 0, True)  # the first gear
+    assert ServingConfig.of({"quality": ""}) == ServingConfig("a.json", "fast", True)
 
 
 def test_schedules_that_cannot_be_served_are_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="has no schedule: put files"):
         load_schedules(str(tmp_path))
+    with pytest.raises(ScheduleError, match="has no schedule: put files"):  # and not at each request
+        Plugin(ServingConfig(str(tmp_path)), print)
     blocks = Schedule.of("fbcache", threshold=0.1)
     with pytest.raises(ScheduleError, match="fbcache skips parts of the denoiser"):
         load_schedules(str(blocks.save(tmp_path / "b.json")))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -13,9 +15,10 @@ from ..hooks import SchedulerStep, StepHook
 from ..profiling.measure import PERTURBED
 from ..runs import PromptSet, Setup, synchronize
 from ..step import Step
-from .search import EFFORT, judges_for
+from .calibrate import Goal, calls_for
+from .refine import REFINING
+from .search import EFFORT, SearchCost, searched
 
-PLANS = 2  # that are matched on all prompts
 HEAP = 64 * 2**20  # bytes that thousands of runs leave in pieces: 30 to 150 MB were measured
 PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipped: it is tried three times, and solved
 
@@ -26,35 +29,58 @@ class Size:
 
     Arguments:
         steps: Of a full run.
-        calls: Steps that are computed.
+        calls: Steps that are computed; of each gear, where there are several.
         prompts: Calibration prompts.
         held_out: Held-out prompts.
         effort: Full runs of one prompt that the search of the plan may cost.
+        batch_size: Prompts of a run.
+        fewer: Steps of the plain runs that evidence compares with; None for as many as calls.
     """
 
     steps: int
-    calls: int
+    calls: int | Sequence[int]
     prompts: int
     held_out: int = 0
     effort: float = EFFORT
+    batch_size: int = PERTURBED
+    fewer: int | None = None
+
+    @property
+    def few(self) -> int:
+        """On how many prompts the sensitivity is measured."""
+        return min(PERTURBED, self.batch_size, self.prompts)
+
+    @property
+    def search(self) -> SearchCost:
+        """Of the search of one plan."""
+        assert isinstance(self.calls, int)
+        return SearchCost.of(searched(self.effort), self.steps, self.calls, self.prompts)
 
     def passes(self) -> dict[str, int]:
         """Returns the passes of the denoiser by stage: calls, one for each prompt of a batch; guidance doubles them.
 
-        Those of the search are the most it makes: it ends where no move is left that its budget could pay.
+        All are exact but those of a refinement, which ends where it gains nothing.
         """
-        judges = judges_for(self.effort, self.calls / self.steps, self.prompts)
-        stages = {
-            "full runs": self.prompts * self.steps,
-            "sensitivity of each step": min(PERTURBED, self.prompts) * self.steps * (self.steps - 1) // 2,
+        n, calls, held_out = self.steps, self.calls, self.held_out
+        stages = Counter({
+            "full runs": self.prompts * n,
+            "sensitivity of each step": self.few * n * (n - 1) // 2,
             "reading the sampler": 1,
-            f"searching {self.calls} calls": int(self.effort * self.steps / judges) * judges,
-            f"matching {self.calls} calls": PLANS * self.prompts * self.calls,
-            "held-out, full": self.held_out * self.steps,
-            "held-out, by schedule": self.held_out * self.calls,
-            "precision floor": min(2, self.held_out) * self.steps * (self.held_out > 1),
-            "held-out, fewer steps": self.held_out * self.calls,
-        }
+            "held-out, full": held_out * n,
+        })  # fmt: skip
+        if isinstance(calls, int):
+            stages.update({
+                f"searching {calls} calls": self.search.room * self.search.judges,
+                f"matching {calls} calls": self.search.finals * self.prompts * calls,
+                REFINING: int((self.effort - searched(self.effort)) * n + 1e-9),
+                "held-out, by schedule": held_out * calls,
+                "precision floor": min(2, held_out) * n * (held_out > 1),
+                "held-out, fewer steps": held_out * (self.fewer or calls) * (calls < n),
+            })  # fmt: skip
+        else:
+            stages.update({"matching the gears": self.prompts * sum(calls), "decoding the full runs": self.prompts})
+            for count in (self.prompts, held_out):
+                stages[f"{count} prompts in each gear"] += count * sum(calls)
         return {stage: count for stage, count in stages.items() if count}
 
 
@@ -128,24 +154,32 @@ class StepTimer(StepHook):
         return sum(skipped) / len(skipped) if skipped else 0.0
 
 
-def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, effort: float = EFFORT) -> Estimate:
-    """Times three short runs, of four computed steps each, and returns what a calibration like this will cost.
+def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) -> Estimate:
+    """Times a few short runs, of four computed steps each, and returns what a calibration like this will cost.
 
     Arguments:
         setup: Who runs, and how.
         prompts: Calibration prompts.
         held_out: Held-out prompts.
-        calls: Steps that are computed.
-        effort: Full runs of one prompt that the search of the plan may cost.
+        goal: What is asked for: a speed, a budget, or gears.
+
+    Raises:
+        ValueError: The call has several denoising loops, of which each is calibrated.
     """
-    size = Size(setup.call.num_inference_steps, calls, len(prompts), len(held_out), effort)
-    few, many = prompts[:PERTURBED], prompts[: setup.batch_size]
+    few, many = prompts[: min(PERTURBED, setup.batch_size)], prompts[: setup.batch_size]
     timed_run(setup, few, decode=False)  # loads, compiles and picks its kernels
     small, around_small, _ = timed_run(setup, few, decode=False)
     large, around, image = timed_run(setup, many, decode=True)
+    n, skip = len(large.seconds), large.skip_seconds  # image-to-image runs fewer steps than it is asked for
+    calls: int | Sequence[int] = goal.gear_calls(n) if goal.gears else calls_for(n, goal.budget, goal.speed)
+    fewer = None
+    if len(held_out) and isinstance(calls, int):  # a call may run other steps than it is asked for
+        fewer_steps = max(1, round(calls * setup.call.num_inference_steps / n))
+        plain = replace(setup, call=replace(setup.call, num_inference_steps=fewer_steps))
+        fewer = len(timed_run(plain, few, decode=False)[0].seconds)
+    size = Size(n, calls, len(prompts), len(held_out), goal.effort, setup.batch_size, fewer)
     slope = (large.pass_seconds - small.pass_seconds) / max(len(many) - len(few), 1)
     base = small.pass_seconds - slope * len(few) if len(many) > len(few) else small.pass_seconds
-    n, skip = size.steps, large.skip_seconds
 
     def runs(count: int, computed: int, outside: float, idle: float = skip) -> float:
         """Returns the seconds of runs of so many prompts."""
@@ -154,24 +188,35 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, calls: int, 
         each = (outside + computed * (base + slopes * samples) + (n - computed) * idle for samples in batches)
         return sum(each)
 
-    pairs, judges = n * (n - 1) / 2, judges_for(effort, calls / n, size.prompts)
-    searched = effort * n / (judges * calls)  # plans
-    matched = PREVIEWS * skip
-    seconds = (
-        runs(size.prompts, n, around_small),
-        (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
-        runs(1, 1, around_small),
-        searched * runs(judges, calls, around_small, matched),
-        PLANS * runs(size.prompts, calls, around_small, matched),
-        runs(size.held_out, n, around),
-        runs(size.held_out, calls, around),
-        runs(2 * (size.held_out > 1), n, around),
-        runs(size.held_out, calls, around, 0.0),
-    )
-    stages = dict(zip(size.passes(), (value / setup.ranks.size for value in seconds if value), strict=True))
+    matched, pairs = PREVIEWS * skip, n * (n - 1) / 2
+    seconds = {
+        "full runs": runs(size.prompts, n, around_small),
+        "sensitivity of each step": (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
+        "reading the sampler": runs(1, 1, around_small),
+        "held-out, full": runs(size.held_out, n, around),
+        "precision floor": runs(2, n, around),
+    }
+    if isinstance(calls, int):
+        finals, plans = size.search.finals, size.search.room / calls
+        seconds |= {
+            f"searching {calls} calls": plans * runs(size.search.judges, calls, around_small, matched),
+            f"matching {calls} calls": finals * runs(size.prompts, calls, around_small, matched),
+            REFINING: size.passes().get(REFINING, 0) / calls * runs(1, calls, around_small),
+            "held-out, by schedule": runs(size.held_out, calls, around),
+            "held-out, fewer steps": runs(size.held_out, fewer or calls, around, 0.0),
+        }
+    else:
+        finals = len(calls)
+        seconds["matching the gears"] = sum(runs(size.prompts, made, around_small, matched) for made in calls)
+        seconds["decoding the full runs"] = runs(size.prompts, 1, around)
+        for count in (size.prompts, size.held_out):
+            each = seconds.get(name := f"{count} prompts in each gear", 0.0)
+            seconds[name] = each + sum(runs(count, made, around) for made in calls)
+    stages = {stage: seconds[stage] / setup.ranks.size for stage in size.passes()}
     runs_kept = n * large.kept // len(many) * size.prompts
     images = image * size.held_out
-    paths = int(PLANS * runs_kept * (n + calls) / (3 * n))  # how the runs of matched plans went
+    most = calls if isinstance(calls, int) else max(calls)
+    paths = int(finals * runs_kept * (n + most) / (3 * n))  # how the runs of matched plans went
     return Estimate(
         size,
         stages,
@@ -186,6 +231,10 @@ def timed_run(setup: Setup, prompts: PromptSet, *, decode: bool) -> tuple[StepTi
     """Runs a batch and returns its timer, the seconds outside of its steps, and the bytes of one decoded output."""
     timer, since = StepTimer(), time.perf_counter()
     outcome = setup.run(timer, prompts, decode=decode)
+    if outcome.loops > 1:
+        raise ValueError(
+            f"a call has {outcome.loops} denoising loops here, each calibrated by itself: a dry run counts one"
+        )
     total = time.perf_counter() - since
     image = outcome.images[0].nbytes if outcome.images else 0
     return timer, total - sum(timer.seconds.values()), image

@@ -18,9 +18,7 @@ from ..schedule.rule import Rule
 from ..schedule.schedule import LoopPlan, Schedule
 from .match import Fit, Matching, match
 from .refine import refine
-from .search import EFFORT, Search, search_plan
-
-SEARCHED = 0.3  # of a large effort, that goes into the plan; the rest goes into its weights
+from .search import EFFORT, Search, SearchCost, search_plan, searched
 
 
 def choose_plan(
@@ -29,23 +27,28 @@ def choose_plan(
     """Searches a plan of `calls` computed steps, and compares on all prompts what came of it.
 
     The plan that the search began with and the one that it found, or the second best, are matched on all prompts. On
-    those that did not judge, the second has to be better by more than the standard error of that. Each is matched from
+    those that did not judge, another has to be better by more than the standard error of that. Each is matched from
     its first step: what was announced is what is run. The arguments are those of `fit_schedule`.
 
     Returns:
         The best of them; all of them, beginning with that of the planner's proposals; and the search.
     """
     steps = measurement.profile.steps
-    found = search_plan(setup, prompts, measurement, calls, fit, min(effort, max(EFFORT, SEARCHED * effort)))
-    plans, matchings = list(dict.fromkeys((found.start, found.plan, *found.judged)))[:2], list[Matching]()
+    announced = SearchCost.of(searched(effort), steps, calls, len(prompts))
+    found = search_plan(setup, prompts, measurement, calls, fit, announced)
+    plans = list(dict.fromkeys((found.start, *found.whole, found.plan, *found.judged)))[: announced.finals]
+    matchings = list[Matching]()
     for number, plan in enumerate(plans):
         report = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps)
         matchings.append(found.whole.get(plan) or match(setup, prompts, plan, measurement, fit, report))
         report(steps)  # the last steps may have no weights
     unseen = [number for number in range(len(prompts)) if number not in found.judges] or found.judges
-    gains = matchings[0].ends[unseen] - matchings[-1].ends[unseen]
-    sure = gains.mean() > (gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0)
-    return matchings[-1 if sure else 0], matchings, found
+    best, *others = matchings
+    for other in sorted(others, key=lambda other: other.ends[unseen].mean())[:1]:
+        gains = best.ends[unseen] - other.ends[unseen]
+        if gains.mean() > (gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0):
+            best = other
+    return best, matchings, found
 
 
 def fit_schedule(
@@ -68,7 +71,7 @@ def fit_schedule(
     best, compared, found = choose_plan(setup, prompts, measurement, calls, fit, effort)
     cost = found.cost + sum(matching.cost for matching in compared)
     if setup.ranks.size == 1:
-        best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - found.cost)
+        best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - searched(effort))
         cost += best.cost
     gain = 10 * math.log10(compared[0].error / best.error)
     search = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}

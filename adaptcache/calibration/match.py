@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -253,7 +254,7 @@ class Matching:
         cost: Denoiser calls that were made, in full runs of one prompt.
         plan: The plan.
         times: The times of its steps.
-        forced: Whether calls were made that the plan does not have: then no other run can begin like these.
+        until: The step before which others can begin like these; 0 where calls were made that the plan does not have.
         paths: How the runs of this rank's batches went.
         ends: The logarithms of the squared errors that `error` is the mean of, by prompt, for paired tests.
     """
@@ -264,7 +265,7 @@ class Matching:
     cost: float = 0.0
     plan: tuple[int, ...] = ()
     times: tuple[float, ...] = ()
-    forced: bool = False
+    until: int = sys.maxsize
     paths: list[Path] = field(default_factory=list, compare=False, repr=False)
     ends: Array = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
@@ -310,10 +311,8 @@ def match(
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
     table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(min(tracks, TRACKS))]
     times, start, weighed = tuple(map(float, profile.times)), 0, 0
-    if begun and begun.forced:
-        begun = None
     if begun:
-        start = weighed = min(set(plan) ^ set(begun.plan), default=profile.steps)
+        start = weighed = min({*set(plan) ^ set(begun.plan), begun.until, profile.steps})
         if moved := [i for i, (a, b) in enumerate(zip(times, begun.times, strict=True)) if a != b]:
             start, weighed = min(start, moved[0]), min(start, moved[0] - 1)  # the step before leads there
         for track, rows in enumerate(begun.forecast.table[0]):
@@ -369,9 +368,9 @@ def match(
     error = float(np.exp(ends.mean()))
     paid = sum(itertools.chain(*ranks.exchange(sorted(cost))))
     paths = [hook.path for hook in hooks]
-    forced = any(ranks.exchange(any(hook.forced for hook in hooks)))
+    until = 0 if any(ranks.exchange(any(hook.forced for hook in hooks))) else sys.maxsize
     shown = list(zip(signals, seen, strict=True))
-    return Matching(forecast, error, shown, paid, tuple(plan), times, forced, paths, ends)
+    return Matching(forecast, error, shown, paid, tuple(plan), times, until, paths, ends)
 
 
 def columns(fit: Fit, outputs: int) -> int:

@@ -26,7 +26,7 @@ from ..schedule.schedule import Schedule
 from .fit import build_schedule
 from .match import Fit, Matching, match
 from .refine import refine
-from .search import EFFORT, choose_judges, judges_for, plans_for, search_plan
+from .search import EFFORT, SearchCost, choose_judges, judges_for, plans_for, search_plan
 
 SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
 SIZE, LEAST = 0.3, 0.02  # of a move, as a share of the gap that it goes into: at first, and at least
@@ -89,7 +89,8 @@ def fit_own_times(
             f"own times need full runs of a {EULER} that adds no noise, this is a {scheduler}: calibrate on the grid"
         )
     full, steps = tuple(map(float, measurement.profile.times)), measurement.profile.steps
-    plan = search_plan(setup, prompts, measurement, calls, fit, min(EFFORT / 2, SHARES[0] * effort))
+    announced = SearchCost.of(min(EFFORT / 2, SHARES[0] * effort), steps, calls, len(prompts), finals=2)
+    plan = search_plan(setup, prompts, measurement, calls, fit, announced)
     total, effort = effort, max(min(effort, EFFORT), SHARES[1] * effort)
     count = judges_for(effort, calls / steps, len(prompts))
     one = choose_judges(measurement.profile, plans_for(measurement.profile, calls), count, setup.batch_size)

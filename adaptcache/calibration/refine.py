@@ -25,6 +25,7 @@ SAMPLE = 4  # prompts that derivatives are measured on at least; all others tell
 ITERATIONS = 2  # that more prompts have to leave room for
 CHANGE = 0.01  # of a weight, for its derivative, and of a gap between two times
 DAMPING = (1e-3, 3e-2)  # that are tried, relative to each derivative's energy
+REFINING = "refining the weights"
 GAIN = 0.02  # decibels on the other prompts that an iteration has to bring
 
 Rows = tuple[tuple[tuple[float, ...], ...], ...]
@@ -161,10 +162,11 @@ def refine(
     room = int((effort * steps / ITERATIONS - tested) / each)
     sample = min(max(SAMPLE, min(room, 3 * len(prompts) // 4)), len(prompts))
     price = (sample * each + tested) / steps
-    if not columns or matching.forced or not all(run.alike and run.lead == 0 for run in measurement.runs):
+    if not (columns and matching.until) or not all(run.alike and run.lead == 0 for run in measurement.runs):
         return matching
     if price + len(prompts) * len(plan) / steps > effort:
         return matching
+    report = setup.stage(REFINING, int(effort * steps))
     best = errors_of(refiner.run(point, len(prompts)))
     others = slice(sample if sample < len(prompts) else 0, None)
     while refiner.cost + price <= effort:
@@ -172,6 +174,7 @@ def refine(
         for change in refiner.solve(point, columns, sample):
             trial = point.moved(columns, change)
             hooks = refiner.run(trial, len(prompts))
+            report(int(refiner.cost * steps))
             found.append((float(np.nan_to_num(errors_of(hooks)[others].mean(), nan=np.inf)), trial, hooks))
         least, trial, hooks = min(found, key=lambda entry: entry[0])
         gain = 10 * (float(best[others].mean()) - least) / np.log(10)
@@ -185,6 +188,7 @@ def refine(
             error=float(np.exp(best.mean())), times=trial.times,
             seen=[(row, np.concatenate(values)) for (row, _), values in zip(matching.seen, seen, strict=True)],
         )  # fmt: skip
+    report(int(effort * steps))
     return replace(matching, cost=matching.cost + refiner.cost)
 
 

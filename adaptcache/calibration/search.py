@@ -2,8 +2,8 @@
 
 What a plan is worth is the error that matched runs end with, which the planner's model knows roughly: it takes errors
 to add up. So the model only says in which order plans are tried. Two plans that begin alike share the runs up to the
-first difference, and the calls that are made for it are counted. Prompts disagree about plans, so those judge that say
-what all of them would.
+first difference, and the calls that are made for it are counted: those that were announced are made, and no others.
+Prompts disagree about plans, so those judge that say what all of them would.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..profiling.measure import Measurement
 from ..runs import PromptSet, Setup
 from .match import Fit, Matching, match
 
-EFFORT = 12.0  # full runs of one prompt that a search may cost
+EFFORT, SEARCHED = 12.0, 0.3  # full runs of one prompt that a search may cost, and its share of a larger effort
 LEAST, PROPOSALS = 3, 6  # prompts that judge at least, and plans whose judging takes a quarter of the effort
 FIRM = 10  # times the ridge where few prompts judge: fitted to these alone, weights hide what a plan lacks
 TRUST = (0.5, 0.25, 0.75, 0.0, 1.0)  # exponents of the measured sensitivity
@@ -70,9 +70,9 @@ def plans_for(profile: Profile, calls: int) -> dict[Steps, str]:
     return plans
 
 
-def moves(plan: Steps, steps: int) -> Iterator[Steps]:
+def moves(plan: Steps, steps: int, farthest: int = FARTHEST) -> Iterator[Steps]:
     """Yields plans with one call, or two that follow each other, moved by a few steps; the first stays."""
-    ways = [way for way in range(-FARTHEST, FARTHEST + 1) if way]
+    ways = [way for way in range(-farthest, farthest + 1) if way]
     for first in range(1, len(plan)):
         for way, both in itertools.product(ways, (False, True)):
             moved = [*plan]
@@ -82,9 +82,42 @@ def moves(plan: Steps, steps: int) -> Iterator[Steps]:
                 yield tuple(moved)
 
 
+def searched(effort: float) -> float:
+    """Returns what of an effort goes into the plan; the rest goes into its weights."""
+    return min(effort, max(EFFORT, SEARCHED * effort))
+
+
 def judges_for(effort: float, budget: float, prompts: int) -> int:
     """Returns on how many prompts plans of a budget are judged."""
     return min(max(round(effort / (4 * PROPOSALS * budget)), LEAST), prompts)
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What the search of a plan costs, known before anything is run.
+
+    Arguments:
+        judges: How many prompts judge.
+        room: Calls that each of them makes, all told.
+        finals: Plans that are matched on all prompts: what it began with, what it found or its second best, and one
+            more where that is a quarter of the effort at most.
+        afresh: Whether all plans there are can be matched from their first step.
+    """
+
+    judges: int
+    room: int
+    finals: int
+    afresh: bool
+
+    @classmethod
+    def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> SearchCost:
+        """Returns what a search costs for an effort in full runs of one prompt."""
+        judges, plans = judges_for(effort, calls / steps, prompts), math.comb(steps - 1, calls - 1)
+        third = finals > 2 and judges < prompts and plans > 2 and 4 * prompts * calls <= effort * steps
+        most = int((effort * steps - third * prompts * calls) / judges + 1e-9)
+        room = min(most, plans * calls)
+        room -= calls == 2 and room % 2  # every plan costs two
+        return cls(judges, room, 2 + third, most >= plans * calls) if room >= 2 * calls else cls(judges, 0, 1, False)
 
 
 def choose_judges(profile: Profile, plans: Iterable[Steps], count: int, batch_size: int) -> int:
@@ -130,7 +163,7 @@ def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
 
 
 def search_plan(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT
+    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, announced: SearchCost
 ) -> Search:
     """Searches the plan with the smallest matched error.
 
@@ -140,65 +173,72 @@ def search_plan(
         measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
         fit: What the forecasts may use.
-        effort: Full runs of one prompt that it may cost; the planner's first proposal costs nothing.
+        announced: What it costs; the planner's first proposal costs nothing.
     """
-    profile = measurement.profile
-    judges = judges_for(effort, calls / profile.steps, len(prompts))
+    profile, steps, judges = measurement.profile, measurement.profile.steps, announced.judges
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))
+    if not announced.room:
+        return Search(proposals[0], proposals[0], 0, 0.0, range(0))
     if measurement.request:
         proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
-    near = [proposals[0], *moves(proposals[0], profile.steps)]
+    near = [proposals[0], *moves(proposals[0], steps)]
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
     few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
     few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
-    spent, matchings, report = 0.0, 0, setup.stage(f"searching {calls} calls", max(round(effort), 1))
-    tried = dict[Steps, float]()  # with the logarithms of their errors; of those that cost too much: infinity
+    left, report = announced.room, setup.stage(f"searching {calls} calls", announced.room)
+    tried = dict[Steps, float]()  # with the logarithms of their errors
+
+    def spend(plan: Steps, cost: int, begun: Matching | None) -> Matching:
+        """Matches a plan for a number of calls: as much is replayed as leaves so many."""
+        nonlocal left
+        begun = replace(begun, until=min(begun.until, plan[calls - cost + 1])) if begun and cost < calls else None
+        found = match(setup, jury, plan, few, firm, begun=begun)
+        left -= round(found.cost * steps / judges)
+        tried[plan] = math.log(found.error)
+        report(announced.room - left)
+        return found
+
+    def price(plan: Steps, begun: Matching | None) -> int:
+        """Returns what a plan costs, with what another one shares."""
+        alike = min(set(plan) ^ set(begun.plan)) if begun and not announced.afresh else 0
+        cost = sum(step >= alike for step in plan) + (alike > 0)
+        return cost + (left == cost + 1)  # a single call would be of no use
 
     def judge(plan: Steps, begun: Matching | None) -> Matching | None:
         """Returns what a plan is worth, or None where that costs more than is left."""
-        nonlocal spent, matchings
-        alike = min(set(plan) ^ set(begun.plan)) if begun else 0
-        price = judges * (sum(step >= alike for step in plan) + (alike > 0)) / profile.steps
-        tried[plan] = math.inf
-        left = math.floor((effort - spent - price) * profile.steps / judges + 1e-9)  # calls of each judge
-        if left < 0 or left == 1:  # which no move could use: what was announced is spent to the last call
-            return None
-        found = match(setup, jury, plan, few, firm, begun=begun)
-        spent, matchings, tried[plan] = spent + found.cost, matchings + 1, math.log(found.error)
-        report(round(spent))
-        return found
+        cost = price(plan, begun)
+        return spend(plan, cost, begun) if cost <= min(left, calls) else None
 
     matched = list[Matching]()
     for plan in proposals:
         shared = max(matched, key=lambda found: min(set(plan) ^ set(found.plan)), default=None)
         matched += filter(None, [judge(plan, shared)])
-    if not matched:
-        return Search(proposals[0], proposals[0], 0, 0.0, range(first, first + judges))
-    best, *others = sorted(matched, key=lambda found: found.error)
-    rivals = [found for found in others if min(found.ends - best.ends) < 0]
-    whole, price = dict[Steps, Matching](), len(prompts) * calls / profile.steps
-    if rivals and spent + price <= effort:  # judges that disagree about where to begin are not enough
-        counted = setup.stage(f"matching {calls} calls", 2 * profile.steps)
-        whole[best.plan] = one = match(setup, prompts, best.plan, measurement, fit, counted)
-        counted(profile.steps)
-        whole[rivals[0].plan] = two = match(setup, prompts, rivals[0].plan, measurement, fit, begun=one)
-        report(round(spent + two.cost))
-        spent, best = (spent + two.cost, best) if one.error <= two.error else (spent + one.cost, rivals[0])
-    start = best
-    left = [best, *(found for found in matched if found is not best)]  # whose moves were not all tried
-    while left:  # from the best; when all its moves are tried, from the next, until what was announced is spent
-        base = min(left, key=lambda found: (found is not best, found.error))
-        known = {plan: error for plan, error in tried.items() if error < math.inf}
-        trust = most_alike([costs(plan) for plan in known], list(known.values()))
-        near = sorted(set(moves(base.plan, profile.steps)) - set(tried), key=lambda plan: costs(plan)[trust])
-        for found in filter(None, (judge(plan, base) for plan in near)):
-            left = sorted([*left, found], key=lambda found: found.error)[:PROPOSALS]
-            if found.error < best.error:
-                best = found
-                break
+    best, *others = kept = sorted(matched, key=lambda found: found.error)
+    rivals, whole = [found for found in others if min(found.ends - best.ends) < 0], dict[Steps, Matching]()
+    if rivals and announced.finals > 2:  # judges that disagree about where to begin are not enough
+        for number, found in enumerate((best, rivals[0])):
+            counted = setup.stage(f"matching {calls} calls", announced.finals * steps, number * steps)
+            whole[found.plan] = match(setup, prompts, found.plan, measurement, fit, counted)
+            counted(steps)
+        best = min(best, rivals[0], key=lambda found: whole[found.plan].error)
+    start, walked = best, set[tuple[int, Steps]]()
+    while left > 1:  # from the best; when all its moves are tried, from the next; then farther ones
+        turns = ((way, found) for way in (FARTHEST, steps) for found in kept if (way, found.plan) not in walked)
+        way, base = min(turns, key=lambda turn: (turn[0], turn[1] is not best, turn[1].error), default=(0, best))
+        if not way:  # no other plan can be paid: what was announced is made all the same
+            spend(base.plan, min(left, calls) - (left == calls + 1), base)
+            continue
+        trust = most_alike([costs(plan) for plan in tried], list(tried.values()))
+        near = [plan for plan in {*moves(base.plan, steps, way)} - {*tried} if price(plan, base) <= left]
+        for plan in sorted(near, key=lambda plan: costs(plan)[trust]):
+            if one := judge(plan, base):
+                kept = sorted([*kept, one], key=lambda found: found.error)[:PROPOSALS]
+                if one.error < best.error:
+                    best = one
+                    break
         else:
-            left = [found for found in left if found is not base]
-    report(max(round(effort), 1))
-    judged = sorted((plan for plan in tried if tried[plan] < math.inf), key=tried.__getitem__)
-    return Search(best.plan, start.plan, matchings, spent, range(first, first + judges), whole, judged)
+            walked.add((way, base.plan))
+    report(announced.room)
+    cost, judged = (announced.room - left) * judges / steps, sorted(tried, key=tried.__getitem__)
+    return Search(best.plan, start.plan, len(tried), cost, range(first, first + judges), whole, judged)

@@ -13,7 +13,8 @@ from .files import Loading, changed, default_name, load_pipeline, open_cache, qu
 from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
-    from ..calibration.estimate import Estimate
+    from ..calibration.calibrate import Goal
+    from ..calibration.estimate import Estimate, Size
     from ..runs import PromptSet
     from ..schedule.schedule import Schedule
 
@@ -111,6 +112,7 @@ def calibrate(
     """
     from ..calibration.calibrate import Goal, calls_for
     from ..calibration.calibrate import calibrate as fit_schedule
+    from ..calibration.estimate import Size
     from ..calibration.match import Fit
     from ..distributed import joined
     from ..files import check_writable
@@ -125,9 +127,9 @@ def calibrate(
         given = f"--site {site}" if site != "blocks" else f"--trials {trials}"
         raise ValueError(f"{given} goes with --per-instance; without it whole steps are skipped")
     loading = Loading(offload, dtype, compile, lora or ())
-    if dry_run and (method or gears or reference_steps or matrix or times == "own"):
+    if dry_run and (method or reference_steps or matrix or times == "own"):
         raise ValueError(
-            "--dry-run counts schedules for a speed or a budget: leave --method, --gears, --reference-steps, --matrix "
+            "--dry-run counts schedules for a speed, a budget or gears: leave --method, --reference-steps, --matrix "
             "and --times own out"
         )
     with joined() as ranks:
@@ -169,11 +171,12 @@ def calibrate(
         }  # fmt: skip
         pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
         if dry_run:
-            found = _estimate(pipe, calibration, held_out, (calls, effort), steps, runs)
+            found = _estimate(pipe, calibration, held_out, goal, steps, runs)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
-        first = "" if method or budgets else announce(steps, calls, len(calibration), len(held_out), effort)
+        size = Size(steps, calls, len(calibration), len(held_out), effort, runs["batch_size"])
+        first = "" if method or budgets else announce(size)
         with progress(ranks.rank == 0, kept, first) as report:
             schedule = fit_schedule(
                 pipe, calibration, steps, eval_prompts=held_out, progress=report, **runs,
@@ -186,19 +189,18 @@ def calibrate(
         _print(schedule, target, said, json)
 
 
-def announce(steps: int, calls: int, prompts: int, held_out: int, effort: float) -> str:
+def announce(size: Size) -> str:
     """Returns what a calibration is about to run, without what it may find in the cache."""
-    from ..calibration.estimate import Size
-
-    passes = sum(Size(steps, calls, prompts, held_out, effort).passes().values())
+    passes = sum(size.passes().values())
+    runs = counted(-(-passes // size.steps), "full run")
     return (
-        f"{counted(prompts, 'prompt')} to fit on, {held_out} held out: about {passes:,} passes of the denoiser, as "
-        f"many as {counted(-(-passes // steps), 'full run')} of one prompt; what is kept of before is not run again"
+        f"{counted(size.prompts, 'prompt')} to fit on, {size.held_out} held out: about {passes:,} passes of the "
+        f"denoiser, as many as {runs} of one prompt; what is kept of before is not run again"
     )
 
 
 def _estimate(
-    pipe: Any, prompts: PromptSet, held_out: PromptSet, goal: tuple[int, float], steps: int, runs: dict[str, Any]
+    pipe: Any, prompts: PromptSet, held_out: PromptSet, goal: Goal, steps: int, runs: dict[str, Any]
 ) -> Estimate:
     from ..calibration.estimate import estimate
     from ..engines import make_setup
@@ -206,11 +208,13 @@ def _estimate(
     setup = make_setup(pipe, steps, runs | {"progress": False})
     for given in (prompts, held_out):
         setup.engine.preflight(setup.call, given)
-    return estimate(setup, prompts, held_out, *goal)
+    return estimate(setup, prompts, held_out, goal)
 
 
 def _print_estimate(found: Estimate, json: bool) -> None:
     from rich.filesize import decimal
+
+    from ..calibration.refine import REFINING
 
     stages = found.size.passes()
     memory = {"memory": found.memory, "device_memory": found.device_memory}
@@ -218,8 +222,9 @@ def _print_estimate(found: Estimate, json: bool) -> None:
         return print_json({
             "passes": stages, "seconds": found.seconds, "step_seconds": found.step, "disk": found.disk, **memory,
         })  # fmt: skip
+    at_most = " at most" if REFINING in stages else ""
     for stage, count in {**stages, "in all": sum(stages.values())}.items():
-        out.print(f"{stage:26} {count:>9,} passes of the denoiser")
+        out.print(f"{stage:26} {count:>9,} passes of the denoiser{at_most * (stage in (REFINING, 'in all'))}")
     out.print(f"\n{found.seconds / 60:.1f} minutes, by {found.step:.3g} s a step of one batch")
     used = [f"{decimal(found.memory)} of memory"]
     if found.device_memory is not None:

@@ -27,6 +27,7 @@ from ..step import Step
 
 __all__ = ["Metrics", "Request", "RequestCall", "Server", "ServingConfig", "load_schedules", "world_size"]
 
+REASONS, OTHERS = 16, "other reasons"  # that are counted apart
 QUALITIES = ("fast", "balanced", "exact")
 SOURCE, QUALITY, STRICT = "ADAPTCACHE_SCHEDULE", "ADAPTCACHE_QUALITY", "ADAPTCACHE_STRICT"
 
@@ -51,14 +52,12 @@ class ServingConfig:
         """Returns what settings say (`schedule`, `quality`, `strict`), then environment variables; None where neither
         names a schedule."""
         source = settings.get("schedule") or os.environ.get(SOURCE)
+        qualities = settings.get("quality"), os.environ.get(QUALITY)  # 0 is a gear
         strict = settings.get("strict", os.environ.get(STRICT, "0"))
         if not source:
             return None
-        return cls(
-            str(source),
-            settings.get("quality") or os.environ.get(QUALITY) or None,
-            str(strict).lower() not in ("", "0", "false", "no"),
-        )
+        quality = next((one for one in qualities if one not in (None, "")), None)
+        return cls(str(source), quality, str(strict).lower() not in ("", "0", "false", "no"))
 
 
 def load_schedules(source: str) -> list[Schedule]:
@@ -100,7 +99,8 @@ class Metrics:
         extrapolated: Requests that ran by a schedule in a way that was not measured.
         exact: Requests that asked for all steps.
         aborted: Requests that ended before their last step.
-        refused: Requests that ran in full as they do not fit, by reason.
+        refused: Requests that ran in full as they do not fit, by reason: the first ones that came up, and `OTHERS`, as
+            clients can ask for anything.
     """
 
     requests: int = 0
@@ -110,6 +110,10 @@ class Metrics:
     exact: int = 0
     aborted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, reason: str) -> None:
+        """Counts a request that ran in full."""
+        self.refused[reason if reason in self.refused or len(self.refused) < REASONS else OTHERS] += 1
 
     def __str__(self) -> str:
         reasons = "".join(f"; {count} in full: {why}" for why, count in self.refused.most_common())
@@ -174,12 +178,15 @@ class Server:
         config: How it was switched on.
         denoiser: The class of the model's denoiser.
         log: Writes a line into the engine's log.
+        known: The schedules that the configuration names, where these are loaded.
     """
 
-    def __init__(self, config: ServingConfig, denoiser: str, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ServingConfig, denoiser: str, log: Callable[[str], None], known: Sequence[Schedule] = ()
+    ) -> None:
         first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
         self.config, self.denoiser, self.log = config, denoiser, log if first else lambda line: None
-        everything = load_schedules(config.source)
+        everything = known or load_schedules(config.source)
         self.schedules = [one for one in everything if one.denoiser.class_name in ("", denoiser)]
         self.metrics, self.idle = Metrics(), dict[tuple[int, int | None], list[Runner]]()
         names = ", ".join(one.name for one in self.schedules)
@@ -209,9 +216,10 @@ class Server:
             return {"fast": 0, "balanced": schedule.gears // 2}[quality]
         try:
             return schedule.check_gear(int(quality))
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, OverflowError):
             words = ", ".join(QUALITIES)
-            raise ScheduleError(f"no quality {quality!r}: {words}, or a gear from 0 to {schedule.gears - 1}") from None
+            given, last = f"{quality!r:.40}", schedule.gears - 1
+            raise ScheduleError(f"no quality {given}: {words}, or a gear from 0 to {last}") from None
 
     def take(self, schedule: Schedule, gear: int | None) -> Runner:
         """Returns a runner that no other request has."""
@@ -385,7 +393,7 @@ class Request:
         if self.quality == "exact":
             metrics.exact += 1
         elif self.reason:
-            metrics.refused[self.reason] += 1
+            metrics.refuse(self.reason)
         elif self.evidence == "extrapolated":
             metrics.extrapolated += 1
         how = "exact" if self.quality == "exact" else f"in full: {self.reason}" if self.reason else self.evidence

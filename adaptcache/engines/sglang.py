@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .diffusers.grid import times_of
-from .serving import QUALITIES, SOURCE, Request, RequestCall, Server, ServingConfig, world_size
+from .serving import QUALITIES, SOURCE, Request, RequestCall, Server, ServingConfig, load_schedules, world_size
 
 STAGE = "sglang.multimodal_gen.runtime.pipelines_core.stages.denoising.DenoisingStage"
 KEY = "adaptcache"  # in `batch.extra` of a request under way, and in its `diffusers_kwargs`
@@ -37,10 +37,13 @@ class Plugin:
     Arguments:
         config: How it was switched on.
         log: Writes a line into SGLang's log.
+
+    Raises:
+        ScheduleError: No schedule can be served. SGLang logs it at its start, and runs requests as without a plug-in.
     """
 
     def __init__(self, config: ServingConfig, log: Callable[[str], None]) -> None:
-        self.config, self.log = config, log
+        self.config, self.log, self.known = config, log, load_schedules(config.source)
         self.servers: dict[str, Server] = {}  # by the class of the denoiser
         self._lock = threading.Lock()
 
@@ -54,7 +57,7 @@ class Plugin:
         name = type(denoiser).__name__
         with self._lock:
             if name not in self.servers:
-                self.servers[name] = Server(self.config, name, self.log)
+                self.servers[name] = Server(self.config, name, self.log, self.known)
             return self.servers[name]
 
     def follow(self, original: Callable[..., Any], stage: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -35,4 +35,6 @@ class Gamma(Forecast):
         gone, whole = (here - before).abs().mean(1), (last - before).abs().mean(1)
         gamma = (gone / whole.clamp_min(TINY)).clamp(self.least, self.most)
         old, new = known.past[1].float(), known.past[0].float()
+        if len(gamma) != len(old):  # a stream that is packed without a batch, of another length than the probe
+            gamma = gamma.mean()[None]
         return (old + gamma.view(-1, *[1] * (old.ndim - 1)) * (new - old)).to(known.past[0].dtype)

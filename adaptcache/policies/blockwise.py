@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from ..step import Step, relative_change, worst
+from ..step import Step, mean_change, relative_change, worst
 from .base import Policy
 
 
@@ -42,7 +41,7 @@ class Blockwise(Policy):
         if step.index != state.index:  # the first block decides for all
             state.index, count = step.index, len(step.times)
             if state.changes:
-                change = worst(torch.stack(list(state.changes.values())).mean(0), step.groups)
+                change = worst(mean_change(state.changes.values()), step.groups)
                 state.changes = {}
                 last = count - max(self.cool_down > 0, round(self.cool_down * count))
                 if change < self.threshold:

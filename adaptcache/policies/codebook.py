@@ -5,12 +5,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..step import TINY, Step, relative_change, worst
+from ..step import TINY, Step, mean_change, relative_change, worst
 from .base import Policy
 
 Entry = tuple[PositiveFloat, PositiveInt]
@@ -61,7 +60,7 @@ class Codebook(Policy):
 
     def compute(self, state: CodebookState, step: Step) -> bool:
         if state.rates and step.index != state.asked:
-            rate, state.rates = worst(torch.stack(list(state.rates.values())).mean(0), step.groups), {}
+            rate, state.rates = worst(mean_change(state.rates.values()), step.groups), {}
             entry = bisect_right(self.table, rate, key=lambda entry: entry[0] * self.scale)
             last = max(index for index, _ in state.computed.values())
             state.due = last + (self.table[entry][1] if entry < len(self.table) else 1)

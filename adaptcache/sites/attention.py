@@ -10,14 +10,15 @@ from torch.overrides import TorchFunctionMode
 from ..errors import AttachError
 from .denoisers import TEXT_FIRST
 
-NAMES = "query", "key", "value"
+NAMES = "query", "key", "value", "attn_mask", "dropout_p", "is_causal"
 
 
 class AttentionTap(TorchFunctionMode):
     """Gives the calls of `scaled_dot_product_attention` to a function, while it is entered.
 
     Arguments:
-        see: Is given query, key and value, each with shape (B, heads, L, D), and what makes the call with these three.
+        see: Is given query, key and value, each with shape (B, heads, L, D), and what makes the call with these three;
+            where queries were left out it is told which are there (`rows`), for a mask of all.
     """
 
     def __init__(self, see: Callable[[Tensor, Tensor, Tensor, Callable[..., Tensor]], Tensor]) -> None:
@@ -29,9 +30,16 @@ class AttentionTap(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         given = {**dict(zip(NAMES, args, strict=False)), **kwargs}
-        rest = {name: value for name, value in given.items() if name not in NAMES}
-        query, key, value = (given[name] for name in NAMES)
-        return self.see(query, key, value, lambda q, k, v: func(q, k, v, *args[3:], **rest))
+        query, key, value = (given.pop(name) for name in NAMES[:3])
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None) -> Tensor:
+            mask = given.get("attn_mask")
+            if rows is not None and mask is not None and mask.shape[-2] > 1:
+                mask = mask.index_select(-2, rows)
+            output: Tensor = func(query, key, value, **{**given, "attn_mask": mask})
+            return output
+
+        return self.see(query, key, value, attend)
 
 
 def influence(query: Tensor, key: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Blocks(SiteHook):
             case "input":
                 return x.clone()
             case "residual":
-                return x - now.raw[IMAGE]
+                return added_streams(now.raw, now.entered)[IMAGE]  # the text may have been put before the image
             case "modulated":
                 if self.rule.head or not self.spec.modulated:
                     raise AttachError(
@@ -128,7 +128,7 @@ class Blocks(SiteHook):
                 "'blocks'; use the site 'step'"
             )
         self.keep(now.branch, found, now.entered[IMAGE].shape, now.entered)
-        if now.branch == 0:
+        if now.branch == self.decision.lead:
             self.decision.observe(found[IMAGE])
 
     def forecasts(self, now: DenoiserCall, through: Streams) -> Streams:
@@ -147,7 +147,7 @@ class Blocks(SiteHook):
         """Compares what the tail added with its forecast, or notes it where the site was computed."""
         if not now.skips:
             self.history.keep((now.branch, "tail"), now.tail[IMAGE], found, self.step.x)
-        elif now.branch == 0:
+        elif now.branch == self.decision.lead:
             step = replace(self.step, past=self.past[now.branch])
             expected = self.forecast(now.branch, "tail", now.tail[IMAGE])
             self.rule.policy.verify(self.decision.state, step, found, expected)

@@ -90,6 +90,6 @@ class Deep(SiteHook):
             self.holes[name] = split_tensors(output)[0]
             return output
         found = self.keep_output(self.branch, output, self.shape)
-        if self.branch == 0:
+        if self.branch == self.decision.lead:
             self.decision.observe(found[0])
         return output

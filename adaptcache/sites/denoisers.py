@@ -86,8 +86,8 @@ def find_spec(denoiser: nn.Module) -> DenoiserSpec:
     for stack in (stack for stack in STACKS if lists.keys() >= set(stack)):
         found = [streams_of(type(unwrapped(block))) for name in stack for block in lists[name]]
         if all(one is not None and one == found[0] for one in found):
-            streams, image = found[0]  # type: ignore[misc]
-            return DenoiserSpec(stack, streams, named={} if image == IMAGE else {IMAGE: image})
+            streams, named = found[0]  # type: ignore[misc]
+            return DenoiserSpec(stack, streams, named=named)
         kinds = sorted({type(block).__name__ for name in stack for block in lists[name]})
         reason = f"what {' and '.join(kinds)} take and return cannot be told, or differs"
     raise AttachError(
@@ -95,8 +95,8 @@ def find_spec(denoiser: nn.Module) -> DenoiserSpec:
     )
 
 
-def streams_of(kind: Any) -> tuple[tuple[str, ...], str] | None:
-    """Returns the streams that blocks of a class return, in order, and what they call the image's.
+def streams_of(kind: Any) -> tuple[tuple[str, ...], dict[str, str]] | None:
+    """Returns the streams that blocks of a class return, in order, and what they call those that have other names.
 
     From the names in the last `return` of the forward; where these do not tell, from diffusers' registry of blocks,
     which is wrong for some (Bria).
@@ -105,15 +105,18 @@ def streams_of(kind: Any) -> tuple[tuple[str, ...], str] | None:
     image = IMAGE if IMAGE in given else next(iter(given), "")
     if known is not None and known.hidden_states_argument_name in given:
         image = known.hidden_states_argument_name
-    returned = returned_names(kind)
+    named, returned = {} if image == IMAGE else {IMAGE: image}, returned_names(kind)
     if image and len(returned) == 1 and (known is None or known.return_encoder_hidden_states_index is None):
-        return (IMAGE,), image
+        return (IMAGE,), named
     if image in returned and set(returned) <= set(given):
-        return tuple(IMAGE if name == image else name for name in returned), image
+        return tuple(IMAGE if name == image else name for name in returned), named
     if known is None:
         return None
     places = {known.return_hidden_states_index: IMAGE, known.return_encoder_hidden_states_index: TEXT}
-    return tuple(places[at] for at in sorted(at for at in places if at is not None)), image
+    text = known.encoder_hidden_states_argument_name
+    if text in given and text != TEXT:
+        named[TEXT] = text
+    return tuple(places[at] for at in sorted(at for at in places if at is not None)), named
 
 
 def unwrapped(block: nn.Module) -> nn.Module:

@@ -83,6 +83,11 @@ class Guidance(SiteHook):
             self.entered = first_shape(args, kwargs)
             self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
             self.halved = is_guided(self.gate.pipe) and is_doubled(x)
+            if self.halved and not any(value is x for value in (*args, *kwargs.values())):  # it was stacked
+                raise AttachError(
+                    f"{type(self.denoiser).__name__} takes a list of samples, of which the site 'guidance' cannot "
+                    "leave out those without the prompt; use another site"
+                )
         whole = self.gate.half is not None and first_shape(args, kwargs) == self.entered
         if whole and not self.sure and x is not None:
             # Two prompts that began with the same noise are told apart once a step was taken.
@@ -102,7 +107,11 @@ class Guidance(SiteHook):
     def decides(self, step: Step, branch: int, args: Any, kwargs: Any) -> bool:
         """Whether the calls for guidance are made at this step."""
         says = self.decision.decide(step, branch, lambda: self.read_signal(args, kwargs))
-        return says or not self.knows(branch)
+        # Of two calls the first one was made, and may have returned another shape than before.
+        shape = self.shapes.get(branch) if self.gate.half is not None else first_shape(self.first, {})
+        if not says and not self.knows(branch, shape):
+            says = self.decision.made[-1] = True
+        return says
 
     def call_later(self, step: Step, branch: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call after the first was made: it serves guidance."""
@@ -121,8 +130,19 @@ class Guidance(SiteHook):
 
     def learn(self, branch: int, without: list[Tensor], given: list[Tensor]) -> None:
         """Notes by how much outputs differ from those with the prompt."""
+        if len(without) != len(given):
+            raise AttachError(
+                f"{type(self.denoiser).__name__} is called for guidance alone, and another denoiser with the prompt: "
+                "the site 'guidance' needs one for both; use another site"
+            )
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (without, given)]
+        if shapes[0] != shapes[1]:
+            raise AttachError(
+                f"{type(self.denoiser).__name__} returns {shapes[0]} without the prompt and {shapes[1]} with it: the "
+                "site 'guidance' cannot keep their difference; use another site"
+            )
         added = [a - b for a, b in zip(without, given, strict=True)]
-        self.keep(branch, dict(enumerate(added)))
+        self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
             self.decision.observe(added[0])
 

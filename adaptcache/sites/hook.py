@@ -59,6 +59,7 @@ class SiteDecision:
     def on_run_end(self) -> None:
         """Releases tensors."""
         self.gear, self.state, self.computed = 0, None, True
+        self.lead = 0  # the branch that decided last: the first, of those that this denoiser has
         self.first: tuple[Step, Tensor] | None = None  # the first step, where it came before the start
         self.past: tuple[int, ...] = ()
         self.step: Step | None = None
@@ -66,6 +67,7 @@ class SiteDecision:
     def decide(self, step: Step, branch: int, signal: Callable[[], Tensor | None]) -> bool:
         """Whether the site is computed in this call of the denoiser; `signal` gives what the policy reads."""
         if branch == 0 or self.step is None or self.step.index != step.index:
+            self.lead = branch
             if step.index == 0:
                 self.made = []
             self.step = replace(step, past=self.past, gear=self.gear, instance=self.instance, x=signal())

@@ -52,7 +52,7 @@ class Layers(SiteHook):
             return self.skip(key, original, args, kwargs)
         output = original(*args, **kwargs)
         found = self.learn(key, original, args, kwargs, output)
-        if leads and branch == 0:
+        if leads and branch == self.decision.lead:
             self.decision.made[-1] = True  # whatever was decided
             if found and self.computes:
                 self.decision.observe(found[0])

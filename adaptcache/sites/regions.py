@@ -82,11 +82,13 @@ class Regions(SiteHook):
 
         def see(query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
             at = next(number)
+            keys, values = known.pairs[at]
+            if key.shape[2] == keys.shape[2]:  # to something else than the image's tokens, or to all of them
+                return attend(query, key, value)
             text = key.shape[2] - len(chosen)
             places = torch.cat([torch.arange(text, device=chosen.device), text + chosen])
-            keys, values = known.pairs[at]
             known.pairs[at] = keys, values = keys.index_copy(2, places, key), values.index_copy(2, places, value)
-            return attend(query, keys, values)
+            return attend(query, keys, values, rows=places)
 
         with AttentionTap(see):
             holes, (fresh, *rest) = split_tensors(original(**part))
@@ -115,6 +117,6 @@ class Regions(SiteHook):
         same = known is not None and known.output.shape[:2] == found.shape[:2]
         drops = known.drops if known and same else torch.zeros(found.shape[1], device=found.device)
         self.branches[branch] = BranchTokens(found.clone(), drops, pairs)
-        if branch == 0:
+        if branch == self.decision.lead:
             self.decision.observe(found)
         return output

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from ...errors import ScheduleError
 from ...policies.polynomial import Polynomial
 from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings
 from .teacache import FITTED_ON, constant, read_polynomial
@@ -13,8 +14,17 @@ THRESHOLD = 0.2
 
 
 def write(planner: ReusePlanner) -> Exported:
+    name, parts = planner.schedule.denoiser.class_name, planner.schedule.made.get("components") or {}
+    if sum(part.get("class") == name for part in parts.values()) > 1:
+        raise ScheduleError(
+            f"{planner.schedule.name} was fitted to several denoisers: the TeaCache of TensorRT-LLM counts the steps "
+            "of each by itself, and would not compute what is planned"
+        )
     interval, plan = planner.every_nth(last=True)
-    expects = (f"any number of steps: every {interval}th, and the last, are computed",)
+    expects = (
+        f"any number of steps: every {interval}th, and the last, are computed",
+        "a model of one transformer: the two of Wan 2.2 count their steps each by itself",
+    )
     return form(THRESHOLD, constant(interval, THRESHOLD), plan, expects)
 
 
@@ -40,5 +50,7 @@ def read(data: Any, steps: int | None) -> Settings:
 
 FORMAT = Format(
     "tensorrt-llm", VERSION, read, write, write_polynomial,
+    models=("FluxTransformer2DModel", "Flux2Transformer2DModel", "WanTransformer3DModel",
+            "LTX2VideoTransformer3DModel", "QwenImageTransformer2DModel"),
     keys=("coefficients", "teacache_thresh", "cache_backend"),
 )  # fmt: skip
