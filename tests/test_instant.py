@@ -304,6 +304,13 @@ def test_a_thousand_steps_take_seconds():
     assert len(set(made.plan)) == 100 and made.plan[0] == 0 and len(made.matching.rows) == 1000
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_innovations_have_room_that_grows_as_guidance_multiplies_energies(guidance):
+    made = instant(build_sampler(EVEN), 10, guidance=guidance)
+    room = 2 + 2 * np.log10(guidance)
+    assert [high for _, high in made.bands] == pytest.approx(made.matching.innovations.max(1) + room)
+
+
 def test_where_theory_does_not_hold_it_computes_more():
     sampler = build_sampler(EVEN)
     asked = instant(sampler, 4)

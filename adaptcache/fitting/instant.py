@@ -112,11 +112,13 @@ class Instant:
         plan: The numbers of the computed steps, rising; the first is 0.
         matching: Its weights.
         fewer: The squared errors of as many plain steps, with shape (W,).
+        guidance: The scale of classifier-free guidance: energies of what it multiplies grow with its square.
     """
 
     plan: tuple[int, ...]
     matching: Matching
     fewer: Array
+    guidance: float = 1.0
 
     @property
     def lead(self) -> float:
@@ -127,8 +129,8 @@ class Instant:
     @property
     def bands(self) -> tuple[tuple[float, float], ...]:
         """The range of innovations that the worlds make likely, in decades, by computed step after the first."""
-        seen = self.matching.innovations
-        return tuple((float(row.min()) - MARGIN, float(row.max()) + MARGIN) for row in seen)
+        room = MARGIN + 2 * np.log10(max(1.0, self.guidance))
+        return tuple((float(row.min() - room), float(row.max() + room)) for row in self.matching.innovations)
 
 
 def build_toy(
@@ -404,7 +406,7 @@ def instant(
     found = tuple(map(int, plan))
     toy, few = build_toys((sampler, sampler.fewer(calls)), worlds, guidance, variance, SKETCH if n > FINE else None)
     heard = toy.emphasised(balance(toy, found, history))
-    return Instant(found, match(heard, found, history, looks=True), toy.errors(few.reference[-1]))
+    return Instant(found, match(heard, found, history, looks=True), toy.errors(few.reference[-1]), guidance)
 
 
 def find_instant(sampler: AffineSampler, calls: int, *, lead: float = LEAD, **options: object) -> Instant:
