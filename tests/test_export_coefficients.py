@@ -68,7 +68,11 @@ def test_magnitudes_become_the_mask_that_they_are() -> None:
 def test_more_files_of_others_are_read_as_they_mean_it(tmp_path: Path) -> None:
     path = tmp_path / "smooth.json"
     path.write_text(json.dumps({"attn1": [1, 0, 0, 1], "ff": [1, 0, 1, 0]}))
-    assert read_schedule(path).rules[0].policy.compute_steps == (True, False, True, True)
+    rules = read_schedule(path).rules
+    assert {rule.site: rule.policy.compute_steps for rule in rules} == {
+        "attention": (True, False, False, True),
+        "mlp": (True, False, True, False),
+    }
     path = tmp_path / "flags.txt"
     path.write_text('sd --cache-mode cache-dit --scm-mask "1,0,1"')
     assert read_schedule(path).rules[0].policy.compute_steps == (True, False, True)

@@ -131,7 +131,7 @@ def test_the_command_line_refuses_before_it_works(monkeypatch, tmp_path, capsys)
     monkeypatch.chdir(tmp_path)
     for words, message in [
         (["--method", "magcash"], "did you mean magcache"),
-        (["--method", "magcache", "--teacher-steps", "56"], "give --method or --reference-steps"),
+        (["--method", "magcache", "--teacher-steps", "56"], "give magcache, or reference steps, not both"),
     ]:
         monkeypatch.setattr(sys, "argv", ["adaptcache", "calibrate", *words])
         with pytest.raises(SystemExit) as end:

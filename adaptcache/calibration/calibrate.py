@@ -139,8 +139,9 @@ class Goal:
         """
         if self.method:
             check_params(self.method, self.params or {})
-            if self.gears or self.certify or self.reference_steps:
-                raise ValueError("a published method is fitted as it is: leave out gears, certify and reference_steps")
+            others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps}
+            if given := " and ".join(name for name, value in others.items() if value):
+                raise ValueError(f"a published method is fitted as it is: give {self.method}, or {given}, not both")
         if self.groups and len(self.groups) != len(held_out):
             raise ValueError(
                 f"{len(self.groups)} groups for {len(held_out)} held-out prompts: give the subject of each of them"

@@ -186,15 +186,15 @@ def search_plan(
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
     few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
     few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
-    left, report = announced.room, setup.stage(f"searching {calls} calls", announced.room)
+    left, made, report = announced.room, 0.0, setup.stage(f"searching {calls} calls", announced.room)
     tried = dict[Steps, float]()  # with the logarithms of their errors
 
     def spend(plan: Steps, cost: int, begun: Matching | None) -> Matching:
         """Matches a plan for a number of calls: as much is replayed as leaves so many."""
-        nonlocal left
+        nonlocal left, made
         begun = replace(begun, until=min(begun.until, plan[calls - cost + 1])) if begun and cost < calls else None
         found = match(setup, jury, plan, few, firm, begun=begun)
-        left -= round(found.cost * steps / judges)
+        left, made = left - cost, made + found.cost  # more where calls were made that no plan has
         tried[plan] = math.log(found.error)
         report(announced.room - left)
         return found
@@ -240,5 +240,5 @@ def search_plan(
         else:
             walked.add((way, base.plan))
     report(announced.room)
-    cost, judged = (announced.room - left) * judges / steps, sorted(tried, key=tried.__getitem__)
-    return Search(best.plan, start.plan, len(tried), cost, range(first, first + judges), whole, judged)
+    judged = sorted(tried, key=tried.__getitem__)
+    return Search(best.plan, start.plan, len(tried), made, range(first, first + judges), whole, judged)
