@@ -100,7 +100,7 @@ class SearchCost:
         judges: How many prompts judge.
         room: Calls that each of them makes, all told.
         finals: Plans that are matched on all prompts: what it began with, what it found or its second best, and one
-            more where that is a quarter of the effort at most.
+            more where that is half of the effort at most.
         afresh: Whether all plans there are can be matched from their first step.
     """
 
@@ -113,7 +113,8 @@ class SearchCost:
     def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> SearchCost:
         """Returns what a search costs for an effort in full runs of one prompt."""
         judges, plans = judges_for(effort, calls / steps, prompts), math.comb(steps - 1, calls - 1)
-        third = finals > 2 and judges < prompts and plans > 2 and 4 * prompts * calls <= effort * steps
+        third = finals > 2 and judges < prompts and plans > 2 and 2 * prompts * calls <= effort * steps
+        third = third and effort * steps - prompts * calls >= 3 * calls * judges  # which has to find as many plans
         most = int((effort * steps - third * prompts * calls) / judges + 1e-9)
         room = min(most, plans * calls)
         room -= calls == 2 and room % 2  # every plan costs two
