@@ -157,17 +157,17 @@ def measure_theory(case: Case, speeds: list[float]) -> Iterator[Row]:
         yield {"speed": speed, "calls": calls, "planned": planned, "instant": worth, "fewer": few}
 
 
-def measure_calibrated(case: Case, rows: list[Row], count: int) -> Iterator[Row]:
+def measure_calibrated(case: Case, rows: list[Row], count: int, effort: float) -> Iterator[Row]:
     """Yields what schedules reach that are fitted to so many prompts, with as many calls."""
     steps, known = case.setup.call.num_inference_steps, dict[int, float]()
     for row in rows:
         if (calls := row["calls"]) not in known:
             fitted = calibrate(
-                case.setup.engine, case.known[:count], steps, budget=calls / steps, progress=False,
+                case.setup.engine, case.known[:count], steps, budget=calls / steps, effort=effort, progress=False,
                 pipe_kwargs=case.setup.call.pipe_kwargs, batch_size=count, cache_dir=case.setup.cache,
             )  # fmt: skip
             known[calls] = case.score(generate(case.setup, case.prompts, fitted).images)
-        yield {**row, "calibrated": known[calls], "fitted on": count}
+        yield {**row, "calibrated": known[calls], "fitted on": count, "effort": effort}
 
 
 def measure_rivals(case: Case, rows: list[Row], swept: int = SWEPT) -> Iterator[Row]:
@@ -316,6 +316,7 @@ def main() -> None:
     parser.add_argument("--emoji128", help="the folder of that model; its prompts lie beside it")
     parser.add_argument("--eval-on", type=int, default=8)
     parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="calibrate on N prompts too")
+    parser.add_argument("--effort", type=float, default=12.0, help="of that: full runs of one prompt")
     parser.add_argument("--rivals", action="store_true", help="sweep other methods too")
     parser.add_argument("--sweep-on", type=int, default=SWEPT, metavar="N", help="on N calibration prompts")
     parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
@@ -355,7 +356,7 @@ def main() -> None:
                 if options.rivals and "rival" not in known[0]:
                     known = list(measure_rivals(case, known, options.sweep_on))
                 if options.calibrate and "calibrated" not in known[0]:
-                    known = list(measure_calibrated(case, known, options.calibrate))
+                    known = list(measure_calibrated(case, known, options.calibrate, options.effort))
                 rows[model, setting] = known
                 options.out.write_text("".join(json.dumps(row) + "\n" for several in rows.values() for row in several))
                 for row in known:
