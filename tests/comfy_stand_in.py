@@ -279,7 +279,16 @@ def euler_cfg_pp(model: Any, x: Tensor, sigmas: Tensor, extra: Any, tell: Any) -
     return x
 
 
-SAMPLERS = {one.__name__: one for one in (euler, euler_ancestral, dpmpp_2m, uni_pc, heun, euler_cfg_pp)}
+def sa_solver(model: Any, x: Tensor, sigmas: Tensor, extra: Any, tell: Any) -> Tensor:
+    for i, (now, after) in enumerate(itertools.pairwise(sigmas)):
+        denoised = model(x, now)
+        tell(i, denoised, x)
+        away = torch.stack([x - denoised])
+        x = denoised + torch.tensordot(away, (after / now)[None], dims=([0], [0]))  # of one precision, as the real one
+    return x
+
+
+SAMPLERS = {one.__name__: one for one in (euler, euler_ancestral, dpmpp_2m, uni_pc, heun, euler_cfg_pp, sa_solver)}
 
 
 class KSampler:

@@ -367,6 +367,10 @@ def test_an_instant_schedule_is_made_for_the_sampler_and_the_steps_of_each_run(
     assert applied.report().made == 8
     with pytest.raises(ScheduleError, match="euler_ancestral adds noise at its steps"):
         sample(applied.model, "euler_ancestral", steps=20)
+    with pytest.raises(ScheduleError, match="no instant schedule for sa_solver: it cannot be rehearsed"):
+        sample(applied.model, "sa_solver", steps=20)
+    with pytest.warns(UserWarning, match="planned anew"):  # without theory
+        assert sample(Applied(model, calibrated(model)).model, "sa_solver", steps=20).isfinite().all()
 
 
 class Vae:

@@ -218,12 +218,16 @@ def read_run(run: Run, speed: float) -> InstantRequest:
     """
     name = name_of(run.sampler)
     levels = levels_of(run.sampler, run.guider, run.sigmas, run.extra, run.noise)
-    if np.abs(walk(run, len(levels), 0.0)).max() > 0:
+    try:
+        still, rows = (walk(run, len(levels), size) for size in (0.0, 1.0))
+    except (RuntimeError, TypeError, ValueError) as error:  # not every sampler runs in double precision
+        says = f"no instant schedule for {name}: it cannot be rehearsed ({f'{error} '.splitlines()[0]:.100})"
+        raise ScheduleError(f"{says}; calibrate instead") from None
+    if np.abs(still).max() > 0:
         raise ScheduleError(
             f"{name} adds noise at its steps, which no forecast can know: an instant schedule needs a deterministic "
             "sampler (euler, dpmpp_2m, uni_pc, ...), or calibrate"
         )
-    rows = walk(run, len(levels), 1.0)
     sigmas = np.array(levels)
     flow = prediction_of(run.sampling) == "flow_prediction"
     alphas = 1 - sigmas if flow else np.ones_like(sigmas)
