@@ -145,9 +145,10 @@ def test_image_to_image_with_no_step_left_says_so() -> None:
 
 
 def test_a_path_given_for_a_schedule_is_loaded(tmp_path) -> None:
-    path = calibrated(Pipe()).save(tmp_path / "mine.json")
+    path = (schedule := calibrated(Pipe())).save(tmp_path / "mine.json")
     for given in (path, str(path)):
-        adaptcache.attach(Pipe(), given).close()
+        with adaptcache.attach(Pipe(), given) as handle:
+            assert handle.schedule.steps() == schedule.steps()
 
 
 def test_a_schedule_that_is_none_is_refused_in_words() -> None:

@@ -113,8 +113,8 @@ class SearchCost:
     def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> SearchCost:
         """Returns what a search costs for an effort in full runs of one prompt."""
         judges, plans = judges_for(effort, calls / steps, prompts), math.comb(steps - 1, calls - 1)
-        third = finals > 2 and judges < prompts and plans > 2 and 2 * prompts * calls <= effort * steps
-        third = third and effort * steps - prompts * calls >= 3 * calls * judges  # which has to find as many plans
+        spare = effort * steps - prompts * calls  # beside a third plan; the search has to find as many plans
+        third = finals > 2 and judges < prompts and plans > 2 and spare >= calls * max(prompts, 3 * judges)
         most = int((effort * steps - third * prompts * calls) / judges + 1e-9)
         room = min(most, plans * calls)
         room -= calls == 2 and room % 2  # every plan costs two
