@@ -74,7 +74,7 @@ class Size:
                 f"matching {calls} calls": self.search.finals * self.prompts * calls,
                 REFINING: int((self.effort - searched(self.effort)) * n + 1e-9),
                 "held-out, by schedule": held_out * calls,
-                "precision floor": min(2, held_out) * n * (held_out > 1),
+                "precision floor": min(2, self.batch_size, held_out) * n,
                 "held-out, fewer steps": held_out * (self.fewer or calls) * (calls < n),
             })  # fmt: skip
         else:
@@ -194,7 +194,7 @@ def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) 
         "sensitivity of each step": (n - 1) * around_small + pairs * (small.pass_seconds + small.skip_seconds),
         "reading the sampler": runs(1, 1, around_small),
         "held-out, full": runs(size.held_out, n, around),
-        "precision floor": runs(2, n, around),
+        "precision floor": runs(min(2, setup.batch_size, size.held_out), n, around),
     }
     if isinstance(calls, int):
         finals, plans = size.search.finals, size.search.room / calls

@@ -125,7 +125,7 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
             mean, low = format_psnr(plain.psnr["mean"]), format_psnr(plain.psnr["p05"])
             view.add_row("as few steps", f"{mean} with {plain.steps} plain steps (5th percentile {low}), same prompts")
         if (floor := seen.precision_floor) is not None:
-            view.add_row("precision floor", f"{format_psnr(floor)}: full runs against themselves in another batch")
+            view.add_row("precision floor", f"{format_psnr(floor)}: full runs with the last bit of each output moved")
         for cell in seen.matrix or ():
             changed = ", ".join(f"{name} {value}" for name, value in cell.changed.items())
             few = f", {format_psnr(cell.baseline.psnr['mean'])} with as few steps" if cell.baseline else ""

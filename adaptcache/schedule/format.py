@@ -257,8 +257,8 @@ class Evidence(Part):
         certificate: What was tested of a quality target.
         verdict: Why nothing is skipped, or should be, where that is the result.
         baseline: What as many plain steps are worth.
-        precision_floor: Decibels of full runs against themselves in batches of another size: rounding hides what is
-            above. None where that was not measured.
+        precision_floor: Decibels of full runs against themselves with the last bit of each output moved: what is above
+            is rounding. None where that was not measured.
         matrix: What was measured under other arguments.
     """
 
