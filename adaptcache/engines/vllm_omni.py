@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import ScheduleError
 from ..step import entering
-from .diffusers.grid import Position, times_of
+from .diffusers.gate import Track
+from .diffusers.grid import times_of
 from .serving import QUALITIES, SOURCE, Request, RequestCall, Server, ServingConfig, world_size
 
 NAME = "adaptcache"  # of the backend, and of what requests choose in `extra_args`
@@ -127,7 +128,7 @@ class Running:
         self.guidance: Any = None
         self.branches = 1.0
         self.output: Any = None  # the last computed one
-        self.position: Position | None = None
+        self.track: Track | None = None
 
 
 def forward(server: Server, pipeline: Any, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -177,9 +178,9 @@ def step(original: Callable[..., Any], noise_pred: Any, t: Any, latents: Any, *a
     request, time = running.request, t[0] if isinstance(t, tuple) else t
     if request.index == 0:
         scheduler = scheduler_of(running.pipeline, kwargs.get("per_request_scheduler"))
-        running.position = Position(scheduler, time)
-        request.start(times_of(scheduler)[running.position.begin :], asked(running, type(scheduler).__name__))
-    elif running.position is not None and not running.position.matches(time, request.index):
+        running.track = Track(scheduler, time)
+        request.start(times_of(scheduler)[running.track.begin :], asked(running, type(scheduler).__name__))
+    elif running.track is not None and not running.track.is_at(time, request.index):
         request.lost(f"is given the time {float(time):g} at step {request.index}")
     return original(request.end(latents, noise_pred), t, latents, *args, **kwargs)
 

@@ -30,8 +30,7 @@ def read_run(gate: Any, speed: float) -> InstantRequest:
         ScheduleError: The scheduler, or the call, adds noise at its steps.
     """
     loop, arguments = gate.loop, gate.arguments
-    position = loop.lead.position
-    scheduler, begin = position.scheduler, position.begin
+    scheduler, begin = loop.lead.scheduler, loop.lead.begin
     if eta := arguments.get("eta"):
         raise ScheduleError(f"eta={eta!r} adds noise, which no forecast can know: take eta=0, or calibrate")
     # EDM counts data in units of sigma_data.

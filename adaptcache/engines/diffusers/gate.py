@@ -42,7 +42,7 @@ from .components import (
     find_schedulers,
     is_scheduler,
 )
-from .grid import Position, number_of, times_of
+from .grid import CLOSE, times_of
 from .sampler import set_levels
 from .watch import check_plain, watch, watched
 
@@ -91,14 +91,48 @@ class LoopCalls:
     names: list[list[str]]  # likewise, the component that was called
 
 
-@dataclass
 class Track:
-    """The latents that one scheduler steps."""
+    """The latents that one scheduler steps, followed by the timesteps that it is given.
 
-    number: int  # which one: 0 for the pipeline's main scheduler
-    position: Position  # follows its timesteps
-    taken: int = 0  # how many times of the grid it has stepped
-    view: int = 0  # how often it has stepped at the last one, less one
+    The timestep that a denoiser is given will not do: Flux and Qwen-Image cast it to the latents' dtype, and in
+    bfloat16 neighbouring steps collide. The scheduler's own list is exact.
+
+    Arguments:
+        scheduler: The scheduler, after `set_timesteps`.
+        timestep: What its first step is given: above the first of the grid for image-to-image.
+        number: Which latents: 0 for those of the pipeline's main scheduler.
+    """
+
+    def __init__(self, scheduler: Any, timestep: Any, number: int = 0) -> None:
+        self.scheduler, self.number = scheduler, number
+        begin = getattr(scheduler, "begin_index", None)
+        self.begin = int(begin) if begin is not None else self._find(timestep)
+        self.taken = 0  # how many times of the grid it has stepped
+        self.view = 0  # how often it has stepped at the last one, less one
+
+    def _find(self, timestep: Any) -> int:
+        """Returns the first place in the grid that has a timestep."""
+        grid = self.scheduler.timesteps
+        if (known := offset_in(grid, timestep)) is not None:
+            return known
+        value, steps = number_of(timestep), grid.tolist()
+        largest = max(map(abs, steps), default=1.0)
+        return next((i for i, t in enumerate(steps) if abs(t - value) <= CLOSE * largest), 0)
+
+    def is_at(self, timestep: Any, index: int) -> bool:
+        """Whether a timestep is that of step `index` of the run. Syncs only where it is no part of the grid."""
+        grid, at = self.scheduler.timesteps, self.begin + index
+        if at >= len(grid):
+            return False
+        if (known := offset_in(grid, timestep)) is not None and known == at:
+            return True
+        scale = max(abs(float(grid.max())), 1e-12) if grid.device.type == "cpu" else 1000.0
+        return abs(number_of(timestep) - float(grid[at])) <= CLOSE * scale
+
+    def ratio(self) -> float:
+        """Returns the second timestep over the first; 0 where they are the same or there is none."""
+        grid = self.scheduler.timesteps[self.begin : self.begin + 2].tolist()
+        return grid[1] / grid[0] if len(grid) == 2 and grid[0] and grid[0] != grid[1] else 0.0
 
 
 class OutputPlaceholders:
@@ -183,7 +217,7 @@ class Loop:
             return self.view + 1 < self.views
         now, lead = time_argument(args, kwargs), self.lead
         same = False
-        if now is not None and self.time is not None and lead is not None and (ratio := lead.position.ratio()):
+        if now is not None and self.time is not None and lead is not None and (ratio := lead.ratio()):
             later = torch.tensor(self.time * ratio).to(now.dtype)  # where rounding hides the next step, none is told
             same = largest(now) == self.time != float(later)
         if not same:
@@ -515,12 +549,12 @@ class Gate:
     def _follow(self, loop: Loop, scheduler: Any, timestep: Any) -> Track:
         """Returns the track of a scheduler, moved to the step of the timestep it is given."""
         track = loop.tracks.get(id(scheduler)) or self._begin_track(loop, scheduler, timestep)
-        name, next_one = type(scheduler).__name__, track.position.matches(timestep, track.taken)
+        name, next_one = type(scheduler).__name__, track.is_at(timestep, track.taken)
         if next_one and track.taken < len(loop.decided):
             if track is loop.lead and track.taken == 1:
                 loop.views = track.view + 1
             track.taken, track.view = track.taken + 1, 0
-        elif track.taken and track.position.matches(timestep, track.taken - 1):
+        elif track.taken and track.is_at(timestep, track.taken - 1):
             track.view += 1
             self._check_view(loop, track, number_of(timestep))
         elif next_one:
@@ -546,10 +580,10 @@ class Gate:
         number = next(
             n for n in itertools.count(int(reserved)) if all(n != one.number for one in loop.tracks.values())
         )
-        track = loop.tracks[id(scheduler)] = Track(number, Position(scheduler, timestep))
+        track = loop.tracks[id(scheduler)] = Track(scheduler, timestep, number)
         if loop.lead is None:
             loop.lead = track
-            loop.times = times_of(scheduler)[track.position.begin :]
+            loop.times = times_of(scheduler)[track.begin :]
             loop.told = self.hook.loop in (None, self.stepped) and self.hook.follows(loop.times)
             if loop.told:
                 self.followed = len(loop.times)
@@ -704,6 +738,21 @@ def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
     if isinstance(output, Mapping):  # diffusers' outputs are dictionaries with attributes
         return type(output)(**{name: resized(part, given, samples) for name, part in output.items()})
     return output
+
+
+def offset_in(grid: Any, timestep: Any) -> int | None:
+    """Returns the place of a timestep that is an entry of the grid's own memory; reads nothing from the device."""
+    if not (isinstance(grid, Tensor) and isinstance(timestep, Tensor)) or grid.is_meta or timestep.is_meta:
+        return None
+    same = timestep.untyped_storage().data_ptr() == grid.untyped_storage().data_ptr()
+    if not same or timestep.dtype != grid.dtype or not grid.ndim or not grid.stride(0):
+        return None
+    return (timestep.storage_offset() - grid.storage_offset()) // grid.stride(0)
+
+
+def number_of(timestep: Any) -> float:
+    """Returns a timestep as a number: the first of a batch."""
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
 
 
 def time_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:

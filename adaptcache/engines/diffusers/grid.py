@@ -1,16 +1,6 @@
-"""Which step of its grid a scheduler is at, read from the timesteps that it is given.
-
-The timestep that a denoiser is given will not do: Flux and Qwen-Image cast it to the latents' dtype, and in
-bfloat16 neighbouring steps collide. The scheduler's own list is exact.
-"""
-
-from __future__ import annotations
+"""The times of a scheduler's grid."""
 
 from typing import Any
-
-from torch import Tensor
-
-__all__ = ["Position", "times_of"]
 
 EQUAL = 1e-6  # times this close are one time: schedulers compute them in float32
 CLOSE = 1e-4  # timesteps this close, relative to the largest, are one
@@ -65,56 +55,3 @@ def spread(times: list[float]) -> tuple[float, ...]:
         result += [time + gap * (count - 1 - k) / count for k in range(count)]
         before = time
     return tuple(result)
-
-
-class Position:
-    """Follows the timesteps that one scheduler is given.
-
-    Arguments:
-        scheduler: The scheduler, after `set_timesteps`.
-        timestep: What its first step is given: above the first of the grid for image-to-image.
-    """
-
-    def __init__(self, scheduler: Any, timestep: Any) -> None:
-        self.scheduler = scheduler
-        begin = getattr(scheduler, "begin_index", None)
-        self.begin = int(begin) if begin is not None else self._find(timestep)
-
-    def _find(self, timestep: Any) -> int:
-        """Returns the first place in the grid that has a timestep."""
-        grid = self.scheduler.timesteps
-        if (known := offset_in(grid, timestep)) is not None:
-            return known
-        value, steps = number_of(timestep), grid.tolist()
-        largest = max(map(abs, steps), default=1.0)
-        return next((i for i, t in enumerate(steps) if abs(t - value) <= CLOSE * largest), 0)
-
-    def matches(self, timestep: Any, index: int) -> bool:
-        """Whether a timestep is that of step `index` of the run. Syncs only where it is no part of the grid."""
-        grid, at = self.scheduler.timesteps, self.begin + index
-        if at >= len(grid):
-            return False
-        if (known := offset_in(grid, timestep)) is not None and known == at:
-            return True
-        scale = max(abs(float(grid.max())), 1e-12) if grid.device.type == "cpu" else 1000.0
-        return abs(number_of(timestep) - float(grid[at])) <= CLOSE * scale
-
-    def ratio(self) -> float:
-        """Returns the second timestep over the first; 0 where they are the same or there is none."""
-        grid = self.scheduler.timesteps[self.begin : self.begin + 2].tolist()
-        return grid[1] / grid[0] if len(grid) == 2 and grid[0] and grid[0] != grid[1] else 0.0
-
-
-def offset_in(grid: Any, timestep: Any) -> int | None:
-    """Returns the place of a timestep that is an entry of the grid's own memory; reads nothing from the device."""
-    if not (isinstance(grid, Tensor) and isinstance(timestep, Tensor)) or grid.is_meta or timestep.is_meta:
-        return None
-    same = timestep.untyped_storage().data_ptr() == grid.untyped_storage().data_ptr()
-    if not same or timestep.dtype != grid.dtype or not grid.ndim or not grid.stride(0):
-        return None
-    return (timestep.storage_offset() - grid.storage_offset()) // grid.stride(0)
-
-
-def number_of(timestep: Any) -> float:
-    """Returns a timestep as a number: the first of a batch."""
-    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)

@@ -25,8 +25,7 @@ from ...schedule.gears import resolve_gear
 from ...step import Step, entering
 from .attach import as_schedule
 from .components import plain_module
-from .gate import time_argument
-from .grid import number_of
+from .gate import number_of, time_argument
 
 __all__ = ["EXACT", "ScheduleHook", "hook"]
 
