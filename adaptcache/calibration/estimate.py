@@ -25,25 +25,15 @@ PREVIEWS = 6.0  # a step that is matched takes as long as so many that are skipp
 
 @dataclass(frozen=True)
 class Size:
-    """How large a calibration is.
+    """How large a calibration is."""
 
-    Arguments:
-        steps: Of a full run.
-        calls: Steps that are computed; of each gear, where there are several.
-        prompts: Calibration prompts.
-        held_out: Held-out prompts.
-        effort: Full runs of one prompt that the search of the plan may cost.
-        batch_size: Prompts of a run.
-        fewer: Steps of the plain runs that evidence compares with; None for as many as calls.
-    """
-
-    steps: int
-    calls: int | Sequence[int]
-    prompts: int
-    held_out: int = 0
-    effort: float = EFFORT
-    batch_size: int = PERTURBED
-    fewer: int | None = None
+    steps: int  # of a full run
+    calls: int | Sequence[int]  # steps that are computed; of each gear, where there are several
+    prompts: int  # calibration prompts
+    held_out: int = 0  # held-out prompts
+    effort: float = EFFORT  # full runs of one prompt that the search of the plan may cost
+    batch_size: int = PERTURBED  # prompts of a run
+    fewer: int | None = None  # steps of the plain runs that evidence compares with; None for as many as calls
 
     @property
     def few(self) -> int:
@@ -86,23 +76,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a calibration will cost.
+    """What a calibration will cost."""
 
-    Arguments:
-        size: How large it is.
-        stages: Seconds by stage.
-        step: Seconds of a step of one batch.
-        disk: Bytes of the full runs that are kept.
-        memory: Bytes that the process has at its peak.
-        device_memory: Bytes on the accelerator at the peak; None without one.
-    """
-
-    size: Size
-    stages: dict[str, float]
-    step: float
-    disk: int
-    memory: int
-    device_memory: int | None = None
+    size: Size  # how large it is
+    stages: dict[str, float]  # seconds by stage
+    step: float  # seconds of a step of one batch
+    disk: int  # bytes of the full runs that are kept
+    memory: int  # bytes that the process has at its peak
+    device_memory: int | None = None  # bytes on the accelerator at the peak; None without one
 
     @property
     def seconds(self) -> float:
@@ -112,17 +93,11 @@ class Estimate:
 
 @dataclass
 class StepTimer(StepHook):
-    """Computes the first steps and times them, then reuses, so that the run is over soon.
+    """Computes the first steps and times them, then reuses, so that the run is over soon."""
 
-    Arguments:
-        computed: How many steps are computed.
-        seconds: By step.
-        kept: Bytes of one output, and of the latents before and after it.
-    """
-
-    computed: int = 4
-    seconds: dict[int, float] = field(default_factory=dict)
-    kept: int = 0
+    computed: int = 4  # how many steps are computed
+    seconds: dict[int, float] = field(default_factory=dict)  # by step
+    kept: int = 0  # bytes of one output, and of the latents before and after it
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def should_compute(self, step: Step) -> bool:

@@ -41,15 +41,10 @@ Row = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Trials:
-    """What runs of P prompts in each of G gears gave.
+    """What runs of P prompts in each of G gears gave."""
 
-    Arguments:
-        ends: Decibels against the full run with the same noise, with shape (G, P).
-        seen: By gear and computed step after the first, the signals, each with shape (P, F).
-    """
-
-    ends: Array
-    seen: list[list[Array]]
+    ends: Array  # decibels against the full run with the same noise, with shape (G, P)
+    seen: list[list[Array]]  # by gear and computed step after the first, the signals, each with shape (P, F)
 
     def predicted(self, policy: Gears) -> dict[tuple[int, int], Array]:
         """Returns what a policy predicts, by gear and number of the signal, with shape (P,)."""

@@ -75,21 +75,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """What one batch gives at a meeting: inner products, summed over its samples.
+    """What one batch gives at a meeting: inner products, summed over its samples."""
 
-    Arguments:
-        index: The number of the step.
-        track: Which scheduler.
-        past: The numbers of the computed steps, newest first; this step too, if it is computed.
-        gram: Of the K features with each other, with shape (K, K).
-        moment: Of the features with the target, with shape (K,).
-    """
-
-    index: int
-    track: int
-    past: tuple[int, ...]
-    gram: Array
-    moment: Array
+    index: int  # the number of the step
+    track: int  # which scheduler
+    past: tuple[int, ...]  # the numbers of the computed steps, newest first; this step too, if it is computed
+    gram: Array  # of the K features with each other, with shape (K, K)
+    moment: Array  # of the features with the target, with shape (K,)
 
     @classmethod
     def of(
@@ -243,30 +235,23 @@ class MatchingHook(StepHook):
 
 @dataclass(frozen=True)
 class Matching:
-    """A fitted forecast, and how well its runs ended.
+    """A fitted forecast, and how well its runs ended."""
 
-    Arguments:
-        forecast: The weights, with one gear.
-        error: Squared error of the final latents, over the energy of the reference's: the geometric mean
-            over calibration prompts and tracks, as what people look at is the mean of decibels.
-        seen: What the runs showed at each computed step after the first, for a guard: an innovation as
-            weights of outputs, newest first, and that of each prompt in decades.
-        cost: Denoiser calls that were made, in full runs of one prompt.
-        plan: The plan.
-        times: The times of its steps.
-        until: The step before which others can begin like these; 0 where calls were made that the plan does not have.
-        paths: How the runs of this rank's batches went.
-        ends: The logarithms of the squared errors that `error` is the mean of, by prompt, for paired tests.
-    """
-
-    forecast: Matched
+    forecast: Matched  # the weights, with one gear
+    # squared error of the final latents, over the energy of the reference's: the geometric mean over calibration
+    # prompts and tracks, as what people look at is the mean of decibels
     error: float
+    # what the runs showed at each computed step after the first, for a guard: an innovation as weights of outputs,
+    # newest first, and that of each prompt in decades
     seen: list[tuple[tuple[float, ...], Array]] = field(compare=False)
-    cost: float = 0.0
-    plan: tuple[int, ...] = ()
-    times: tuple[float, ...] = ()
+    cost: float = 0.0  # denoiser calls that were made, in full runs of one prompt
+    plan: tuple[int, ...] = ()  # the plan
+    times: tuple[float, ...] = ()  # the times of its steps
+    # the step before which others can begin like these; 0 where calls were made that the plan does not have
     until: int = sys.maxsize
+    # how the runs of this rank's batches went
     paths: list[Path] = field(default_factory=list, compare=False, repr=False)
+    # the logarithms of the squared errors that `error` is the mean of, by prompt, for paired tests
     ends: Array = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     @property

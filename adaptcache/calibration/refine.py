@@ -55,21 +55,13 @@ Column = tuple[int, int, int]  # track, step and number of a weight; of a time: 
 
 @dataclass
 class Refiner:
-    """Runs a plan by given weights.
+    """Runs a plan by given weights."""
 
-    Arguments:
-        setup: Who runs, in one process.
-        prompts: The prompts of the measurement.
-        measurement: What full runs on these prompts gave.
-        matching: What is refined.
-        fit: What its forecasts use.
-    """
-
-    setup: Setup
-    prompts: PromptSet
-    measurement: Measurement
-    matching: Matching
-    fit: Fit
+    setup: Setup  # who runs, in one process
+    prompts: PromptSet  # the prompts of the measurement
+    measurement: Measurement  # what full runs on these prompts gave
+    matching: Matching  # what is refined
+    fit: Fit  # what its forecasts use
     cost: float = field(default=0.0, init=False)  # in runs of one prompt, of as many steps as the measurement has
 
     def run(self, point: Point, count: int, begun: Sequence[MatchingHook] = (), start: int = 0) -> list[MatchingHook]:

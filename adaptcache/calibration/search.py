@@ -34,25 +34,16 @@ Steps = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """What a search found."""
 
-    Arguments:
-        plan: The best plan.
-        start: The best of those it began with.
-        tried: How many plans were matched.
-        cost: Denoiser calls made, in full runs of one prompt.
-        judges: The numbers of the prompts that judged.
-        whole: Plans that were matched on all prompts, as the judges disagreed about where to begin.
-        judged: All plans that were matched, the best first.
-    """
-
-    plan: Steps
-    start: Steps
-    tried: int
-    cost: float
-    judges: Sequence[int]
+    plan: Steps  # the best plan
+    start: Steps  # the best of those it began with
+    tried: int  # how many plans were matched
+    cost: float  # denoiser calls made, in full runs of one prompt
+    judges: Sequence[int]  # the numbers of the prompts that judged
+    # plans that were matched on all prompts, as the judges disagreed about where to begin
     whole: Mapping[Steps, Matching] = field(default_factory=dict, repr=False)
-    judged: Sequence[Steps] = ()
+    judged: Sequence[Steps] = ()  # all plans that were matched, the best first
 
 
 def plans_for(profile: Profile, calls: int) -> dict[Steps, str]:
@@ -94,20 +85,14 @@ def judges_for(effort: float, budget: float, prompts: int) -> int:
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What the search of a plan costs, known before anything is run.
+    """What the search of a plan costs, known before anything is run."""
 
-    Arguments:
-        judges: How many prompts judge.
-        room: Calls that each of them makes, all told.
-        finals: Plans that are matched on all prompts: what it began with, what it found or its second best, and one
-            more where that is half of the effort at most.
-        afresh: Whether all plans there are can be matched from their first step.
-    """
-
-    judges: int
-    room: int
+    judges: int  # how many prompts judge
+    room: int  # calls that each of them makes, all told
+    # plans that are matched on all prompts: what it began with, what it found or its second best, and one more where
+    # that is half of the effort at most
     finals: int
-    afresh: bool
+    afresh: bool  # whether all plans there are can be matched from their first step
 
     @classmethod
     def of(cls, effort: float, steps: int, calls: int, prompts: int, finals: int = 3) -> SearchCost:

@@ -39,19 +39,12 @@ def load_schedule(source: str) -> Schedule:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a pipeline is loaded.
+    """How a pipeline is loaded."""
 
-    Arguments:
-        offload: Where weights wait: "none", "model" or "group".
-        dtype: Another precision than the preset's.
-        compile: Whether the denoiser is compiled.
-        loras: Files, folders or hub ids, each perhaps with "@SCALE".
-    """
-
-    offload: str = "none"
-    dtype: str | None = None
-    compile: bool = False
-    loras: Sequence[str] = ()
+    offload: str = "none"  # where weights wait: "none", "model" or "group"
+    dtype: str | None = None  # another precision than the preset's
+    compile: bool = False  # whether the denoiser is compiled
+    loras: Sequence[str] = ()  # files, folders or hub ids, each perhaps with "@SCALE"
 
     def preset(self, preset: Preset) -> Preset:
         """Returns a preset as it is to be loaded.

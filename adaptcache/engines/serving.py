@@ -34,18 +34,14 @@ SOURCE, QUALITY, STRICT = "ADAPTCACHE_SCHEDULE", "ADAPTCACHE_QUALITY", "ADAPTCAC
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """How an engine is switched on.
+    """How an engine is switched on."""
 
-    Arguments:
-        source: A schedule file, a folder of schedules, or a repository of the hub ("user/repo", "user/repo@revision").
-        quality: What requests run in that ask for nothing: "fast", "balanced", "exact", or the number of a gear; None
-            leaves it to the schedule.
-        strict: Whether requests run in full where they differ from the calibration at all.
-    """
-
+    # a schedule file, a folder of schedules, or a repository of the hub ("user/repo", "user/repo@revision")
     source: str
+    # what requests run in that ask for nothing: "fast", "balanced", "exact", or the number of a gear; None leaves it
+    # to the schedule
     quality: Any = None
-    strict: bool = False
+    strict: bool = False  # whether requests run in full where they differ from the calibration at all
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ServingConfig | None:
@@ -90,25 +86,16 @@ def load_schedules(source: str) -> list[Schedule]:
 
 @dataclass
 class Metrics:
-    """What a server did since it was started.
+    """What a server did since it was started."""
 
-    Arguments:
-        requests: Requests that came to an end, or were aborted.
-        computed: Steps whose denoiser was called.
-        skipped: Steps that were forecast.
-        extrapolated: Requests that ran by a schedule in a way that was not measured.
-        exact: Requests that asked for all steps.
-        aborted: Requests that ended before their last step.
-        refused: Requests that ran in full as they do not fit, by reason: the first ones that came up, and `OTHERS`, as
-            clients can ask for anything.
-    """
-
-    requests: int = 0
-    computed: int = 0
-    skipped: int = 0
-    extrapolated: int = 0
-    exact: int = 0
-    aborted: int = 0
+    requests: int = 0  # requests that came to an end, or were aborted
+    computed: int = 0  # steps whose denoiser was called
+    skipped: int = 0  # steps that were forecast
+    extrapolated: int = 0  # requests that ran by a schedule in a way that was not measured
+    exact: int = 0  # requests that asked for all steps
+    aborted: int = 0  # requests that ended before their last step
+    # requests that ran in full as they do not fit, by reason: the first ones that came up, and `OTHERS`, as clients
+    # can ask for anything
     refused: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, reason: str) -> None:
@@ -125,21 +112,15 @@ class Metrics:
 
 @dataclass(frozen=True)
 class RequestCall:
-    """How a request is called, as far as it is compared with the calibration.
+    """How a request is called, as far as it is compared with the calibration."""
 
-    Arguments:
-        guidance: How strongly branches are set apart: 1 without guidance; None where it is not known.
-        embedded: The guidance a distilled denoiser is given as an input; None for others.
-        settings: Height, width, number of frames, `guidance_rescale`: by diffusers' names.
-        scheduler: The class of the scheduler.
-        branches: How many samples the denoiser is called with for each of the latents: 2 with guidance.
-    """
-
+    # how strongly branches are set apart: 1 without guidance; None where it is not known
     guidance: float | None = None
-    embedded: float | None = None
+    embedded: float | None = None  # the guidance a distilled denoiser is given as an input; None for others
+    # height, width, number of frames, `guidance_rescale`: by diffusers' names
     settings: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: str = ""
-    branches: float = 1.0
+    scheduler: str = ""  # the class of the scheduler
+    branches: float = 1.0  # how many samples the denoiser is called with for each of the latents: 2 with guidance
 
     def differences(self, schedule: Schedule) -> tuple[list[str], bool]:
         """Returns how this call differs from that of the calibration, and whether so much that plain steps win."""

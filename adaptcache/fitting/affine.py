@@ -33,20 +33,13 @@ SHORT = 15  # steps: shorter runs of DPM++ end in a step of first order, as diff
 
 @dataclass(frozen=True)
 class AffineSampler:
-    """A sampler on a grid.
+    """A sampler on a grid."""
 
-    Arguments:
-        alphas: What the data are multiplied with in the latents of each denoiser call and at the end, with shape
-            (N + 1,).
-        sigmas: What the noise is multiplied with there, with shape (N + 1,).
-        data: The data prediction is `data[i, 0] * latents + data[i, 1] * output`; with shape (N, 2).
-        maps: Where each step lands, as above, with shape (N, N + 1).
-    """
-
+    # what the data are multiplied with in the latents of each denoiser call and at the end, with shape (N + 1,)
     alphas: Array
-    sigmas: Array
-    data: Array
-    maps: Array
+    sigmas: Array  # what the noise is multiplied with there, with shape (N + 1,)
+    data: Array  # the data prediction is `data[i, 0] * latents + data[i, 1] * output`; with shape (N, 2)
+    maps: Array  # where each step lands, as above, with shape (N, N + 1)
 
     def __post_init__(self) -> None:
         n = len(self.maps)

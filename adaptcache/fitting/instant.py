@@ -51,24 +51,15 @@ class Toy:
     A coordinate is what a mode has of one of the independent standard normal numbers that decide a run: the initial
     noise, what the prompt fixes, and the residual. Each is multiplied by the root of its mode's share and of its
     world's emphasis, so inner products over coordinates are expected values over modes, runs and worlds.
-
-    Arguments:
-        sampler: The sampler.
-        gain: The data prediction is `gain * latents + shift`; with shape (N, T).
-        shift: With shape (N, T).
-        start: The initial latents, with shape (T,).
-        reference: The latents before each step and after the last of the full run, with shape (N + 1, T).
-        first: The number of each world's first coordinate, with shape (W,).
-        energy: Of the reference's last latents in each world, with shape (W,).
     """
 
-    sampler: AffineSampler
-    gain: Array
-    shift: Array
-    start: Array
-    reference: Array
-    first: np.ndarray[Any, np.dtype[np.intp]]
-    energy: Array
+    sampler: AffineSampler  # the sampler
+    gain: Array  # the data prediction is `gain * latents + shift`; with shape (N, T)
+    shift: Array  # with shape (N, T)
+    start: Array  # the initial latents, with shape (T,)
+    reference: Array  # the latents before each step and after the last of the full run, with shape (N + 1, T)
+    first: np.ndarray[Any, np.dtype[np.intp]]  # the number of each world's first coordinate, with shape (W,)
+    energy: Array  # of the reference's last latents in each world, with shape (W,)
 
     def emphasised(self, emphasis: Array) -> Toy:
         """Returns the same worlds where the squared errors in each count so many times."""
@@ -88,37 +79,26 @@ class Toy:
 
 @dataclass(frozen=True)
 class Matching:
-    """The weights of a plan and what they lead to in W worlds.
+    """The weights of a plan and what they lead to in W worlds."""
 
-    Arguments:
-        rows: By step: the weights of the last computed outputs, newest first, then of the latents before the step and
-            before the first. At computed steps the step's own output comes first; empty there if it is used as it is.
-        errors: Squared errors of the last latents, relative to their energy, with shape (W,).
-        looks: At each computed step after the first: the innovation as weights of outputs, newest first.
-        innovations: Their expected energy over that of the output, in decades, with shape (K - 1, W).
-    """
-
+    # By step: the weights of the last computed outputs, newest first, then of the latents before the step and before
+    # the first. At computed steps the step's own output comes first; empty there if it is used as it is.
     rows: tuple[tuple[float, ...], ...]
-    errors: Array
+    errors: Array  # squared errors of the last latents, relative to their energy, with shape (W,)
+    # at each computed step after the first: the innovation as weights of outputs, newest first
     looks: tuple[tuple[float, ...], ...] = ()
+    # their expected energy over that of the output, in decades, with shape (K - 1, W)
     innovations: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)
 class Instant:
-    """An instant schedule: what to compute, what to use instead, and what theory expects of it.
+    """An instant schedule: what to compute, what to use instead, and what theory expects of it."""
 
-    Arguments:
-        plan: The numbers of the computed steps, rising; the first is 0.
-        matching: Its weights.
-        fewer: The squared errors of as many plain steps, with shape (W,).
-        guidance: The scale of classifier-free guidance: energies of what it multiplies grow with its square.
-    """
-
-    plan: tuple[int, ...]
-    matching: Matching
-    fewer: Array
-    guidance: float = 1.0
+    plan: tuple[int, ...]  # the numbers of the computed steps, rising; the first is 0
+    matching: Matching  # its weights
+    fewer: Array  # the squared errors of as many plain steps, with shape (W,)
+    guidance: float = 1.0  # the scale of classifier-free guidance: energies of what it multiplies grow with its square
 
     @property
     def lead(self) -> float:

@@ -21,17 +21,11 @@ GAIN = 0.02  # of R2, that a candidate has to have over a simpler one
 
 @dataclass(frozen=True)
 class QualityFit:
-    """A regression from F signals of P prompts.
+    """A regression from F signals of P prompts."""
 
-    Arguments:
-        numbers: The fields of `adaptcache.policies.signals.QualityPredictor`.
-        left_out: What is predicted for each prompt by fits to the others, with shape (P,).
-        scores: The share of the variance explained on prompts left out, by candidate; may be negative.
-    """
-
-    numbers: dict[str, Any]
-    left_out: Array
-    scores: dict[str, float]
+    numbers: dict[str, Any]  # the fields of `adaptcache.policies.signals.QualityPredictor`
+    left_out: Array  # what is predicted for each prompt by fits to the others, with shape (P,)
+    scores: dict[str, float]  # the share of the variance explained on prompts left out, by candidate; may be negative
 
 
 def build_regression(name: str, count: int) -> Any:

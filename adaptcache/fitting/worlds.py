@@ -40,29 +40,21 @@ NUGGET = 1e-6  # of the residual's variance is new at every step: rounding, and 
 
 @dataclass(frozen=True)
 class World:
-    """The numbers of a world.
+    """The numbers of a world."""
 
-    Arguments:
-        slope: There are lambda^slope modes of variance lambda on a logarithmic scale. -0.42 puts most modes at small
-            variances and most of the energy into large ones, as spectra of images do.
-        width: The logarithm of the largest variance over the smallest.
-        prompt: Energy that the prompt fixes over what it leaves open, for the modes of the largest variance.
-        tilt: The means' energy falls with lambda^(1 + tilt): above 0 prompts fix large modes rather.
-        residual: The size of what is not linear, in standard deviations of a mode that is half fixed.
-        memory: How far the residual is correlated, in nats of the signal-to-noise ratio.
-        floor: Near pure noise the ratio changes without end while nothing happens; there it is that of a signal
-            share `alpha / (alpha + sigma)` of this size.
-        slack: Guidance acts in full from 1 + slack on, and in proportion below. Where the prompt fixes nearly all, all
-            of a small guidance would drive the data far beyond what models do.
-    """
-
+    # there are lambda^slope modes of variance lambda on a logarithmic scale. -0.42 puts most modes at small variances
+    # and most of the energy into large ones, as spectra of images do
     slope: float = -0.42
-    width: float = 15.0
-    prompt: float = 6.0
-    tilt: float = 0.1
-    residual: float = 0.28
-    memory: float = 1.8
+    width: float = 15.0  # the logarithm of the largest variance over the smallest
+    prompt: float = 6.0  # energy that the prompt fixes over what it leaves open, for the modes of the largest variance
+    tilt: float = 0.1  # the means' energy falls with lambda^(1 + tilt): above 0 prompts fix large modes rather
+    residual: float = 0.28  # the size of what is not linear, in standard deviations of a mode that is half fixed
+    memory: float = 1.8  # how far the residual is correlated, in nats of the signal-to-noise ratio
+    # near pure noise the ratio changes without end while nothing happens; there it is that of a signal share `alpha /
+    # (alpha + sigma)` of this size
     floor: float = 0.05
+    # Guidance acts in full from 1 + slack on, and in proportion below. Where the prompt fixes nearly all, all of a
+    # small guidance would drive the data far beyond what models do.
     slack: float = 0.0
 
     def __post_init__(self) -> None:
@@ -91,24 +83,15 @@ class Response:
 
     The data prediction of a mode is `gain * x + pull * mean + size * xi`, where xi is the residual's process,
     independent between modes.
-
-    Arguments:
-        share: How many of the modes are of a kind, with sum 1 and shape (K,).
-        chance: Variances of what the prompt leaves open, with shape (K,).
-        mean: Variances of what it fixes, with shape (K,).
-        gain: With shape (M, K).
-        pull: With shape (M, K).
-        size: With shape (M, K).
-        process: A square root of the covariance of xi between levels, lower triangular, with shape (M, M).
     """
 
-    share: Array
-    chance: Array
-    mean: Array
-    gain: Array
-    pull: Array
-    size: Array
-    process: Array
+    share: Array  # how many of the modes are of a kind, with sum 1 and shape (K,)
+    chance: Array  # variances of what the prompt leaves open, with shape (K,)
+    mean: Array  # variances of what it fixes, with shape (K,)
+    gain: Array  # with shape (M, K)
+    pull: Array  # with shape (M, K)
+    size: Array  # with shape (M, K)
+    process: Array  # a square root of the covariance of xi between levels, lower triangular, with shape (M, M)
 
 
 def respond(

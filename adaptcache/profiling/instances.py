@@ -27,24 +27,17 @@ from ..step import TINY, entering, relative_change
 
 @dataclass(frozen=True)
 class InstanceErrors:
-    """What was measured of K blocks or layers in runs of N steps, the mean over prompts and branches.
+    """What was measured of K blocks or layers in runs of N steps, the mean over prompts and branches."""
 
-    Arguments:
-        names: Of the blocks or layers, in the order they are defined.
-        errors: Squared error of reusing what step i gave at step i + 1 + k, over the energy of what leaves the
-            block there, with shape (K, N, L). Infinite where there is no such step.
-        changes: Relative L1 change of what each gives since the step before, with shape (K, N); 0 at the first.
-        seconds: How long each takes, with shape (K,).
-        channels: The most channels any of them gives.
-        site: What they are.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the blocks or layers, in the order they are defined
+    # Squared error of reusing what step i gave at step i + 1 + k, over the energy of what leaves the block there, with
+    # shape (K, N, L). Infinite where there is no such step.
     errors: np.ndarray
+    # relative L1 change of what each gives since the step before, with shape (K, N); 0 at the first
     changes: np.ndarray
-    seconds: np.ndarray
-    channels: int
-    site: Site
+    seconds: np.ndarray  # how long each takes, with shape (K,)
+    channels: int  # the most channels any of them gives
+    site: Site  # what they are
 
 
 class WatchHook(StepHook):

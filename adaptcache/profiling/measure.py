@@ -36,20 +36,14 @@ def content_key(setup: Setup, *more: Any) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What full runs on the calibration prompts gave.
+    """What full runs on the calibration prompts gave."""
 
-    Arguments:
-        profile: Statistics, sensitivities included.
-        runs: The reference trajectories, one a batch; of several ranks, each has those of its own batches.
-        refine: Steps of the reference in each step of the grid.
-        own: Whether the times are a schedule's own, and the runs where the full ones came by at these.
-        request: What an instant schedule is made for in these runs; None where theory knows nothing of them.
-    """
-
-    profile: Profile
+    profile: Profile  # statistics, sensitivities included
+    # the reference trajectories, one a batch; of several ranks, each has those of its own batches
     runs: list[Trajectory]
-    refine: int = 1
-    own: bool = False
+    refine: int = 1  # steps of the reference in each step of the grid
+    own: bool = False  # whether the times are a schedule's own, and the runs where the full ones came by at these
+    # what an instant schedule is made for in these runs; None where theory knows nothing of them
     request: InstantRequest | None = None
 
     def head(self, count: int, batch_size: int, ranks: Ranks = ALONE, first: int = 0) -> Measurement:

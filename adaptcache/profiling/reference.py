@@ -15,26 +15,17 @@ from .statistics import check_finite
 
 @dataclass
 class Trajectory:
-    """One full run of a batch of B prompts; lists have one entry a track (video, audio, ...).
+    """One full run of a batch of B prompts; lists have one entry a track (video, audio, ...)."""
 
-    Arguments:
-        times: The grid, with shape (N,).
-        u: The guided outputs, N tensors with shape (B, *).
-        x: The latents before each step, N tensors with shape (B, *).
-        y: Where the scheduler landed, N tensors with shape (B, *).
-        branches: How many samples the denoiser was called with for each of the latents, N numbers.
-        guided: Whether the output with the prompt was there at each step, beside the guided one, of all that the
-            run denoises.
-        left: How many steps of its grid it left out at the end: some pipelines do (`denoising_end`).
-    """
-
-    times: tuple[float, ...] = ()
-    u: list[list[Tensor]] = field(default_factory=list)
-    x: list[list[Tensor]] = field(default_factory=list)
-    y: list[list[Tensor]] = field(default_factory=list)
+    times: tuple[float, ...] = ()  # the grid, with shape (N,)
+    u: list[list[Tensor]] = field(default_factory=list)  # the guided outputs, N tensors with shape (B, *)
+    x: list[list[Tensor]] = field(default_factory=list)  # the latents before each step, N tensors with shape (B, *)
+    y: list[list[Tensor]] = field(default_factory=list)  # where the scheduler landed, N tensors with shape (B, *)
+    # how many samples the denoiser was called with for each of the latents, N numbers
     branches: list[float] = field(default_factory=list)
+    # whether the output with the prompt was there at each step, beside the guided one, of all that the run denoises
     guided: bool = False
-    left: int = 0
+    left: int = 0  # how many steps of its grid it left out at the end: some pipelines do (`denoising_end`)
 
     @property
     def lead(self) -> int:

@@ -15,21 +15,14 @@ from ..evaluation.metrics import psnr
 
 @dataclass(frozen=True)
 class Measured:
-    """Some prompts' outputs, beside the numbers of all prompts.
+    """Some prompts' outputs, beside the numbers of all prompts."""
 
-    Arguments:
-        prompts: The captions of what is shown.
-        rows: The full run, then each schedule and as many plain steps in turn, as `evaluate` returns them.
-        images: What was made for these prompts, a list a row.
-        held_out: How many prompts the numbers are of.
-        rate: Samples a second, of sound.
-    """
-
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...]  # the captions of what is shown
+    # the full run, then each schedule and as many plain steps in turn, as `evaluate` returns them
     rows: tuple[Row, ...]
-    images: tuple[tuple[np.ndarray, ...], ...]
-    held_out: int
-    rate: int | None = None
+    images: tuple[tuple[np.ndarray, ...], ...]  # what was made for these prompts, a list a row
+    held_out: int  # how many prompts the numbers are of
+    rate: int | None = None  # samples a second, of sound
 
     @classmethod
     def of(

@@ -31,18 +31,13 @@ STYLE = """
 
 @dataclass
 class Player:
-    """Runs single prompts in three ways, and keeps what it fitted and the last full run.
-
-    Arguments:
-        prompts: What schedules are fitted on that were not given.
-        schedules: Those that were given; none fits one for each number of calls when it is first asked for.
-        pipe: The pipeline, for what it says of its sounds.
-    """
+    """Runs single prompts in three ways, and keeps what it fitted and the last full run."""
 
     setup: Setup
-    prompts: Sequence[Any]
+    prompts: Sequence[Any]  # what schedules are fitted on that were not given
+    # those that were given; none fits one for each number of calls when it is first asked for
     schedules: Sequence[Schedule] = ()
-    pipe: Any = None
+    pipe: Any = None  # the pipeline, for what it says of its sounds
     fitted: dict[int, Schedule] = field(default_factory=dict)
     full: tuple[tuple[str, int], Generation] | None = None
 

@@ -32,23 +32,14 @@ GUIDED_CALLS = 10  # the same with guidance
 
 @dataclass(frozen=True)
 class InstantRequest:
-    """What an instant schedule is made for.
+    """What an instant schedule is made for."""
 
-    Arguments:
-        times: The N times of the run in [0, 1], falling.
-        speed: Steps over computed steps, 1 or more.
-        sampler: Its sampler.
-        guidance: The scale of classifier-free guidance; 1 for none.
-        variance: The mean square of the data, in the units of the latents.
-        scheduler: The name of the scheduler's class.
-    """
-
-    times: tuple[float, ...]
-    speed: float
-    sampler: AffineSampler
-    guidance: float = 1.0
-    variance: float = 1.0
-    scheduler: str = ""
+    times: tuple[float, ...]  # the N times of the run in [0, 1], falling
+    speed: float  # steps over computed steps, 1 or more
+    sampler: AffineSampler  # its sampler
+    guidance: float = 1.0  # the scale of classifier-free guidance; 1 for none
+    variance: float = 1.0  # the mean square of the data, in the units of the latents
+    scheduler: str = ""  # the name of the scheduler's class
 
     def __post_init__(self) -> None:
         check_speed(self.speed)

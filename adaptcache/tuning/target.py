@@ -19,25 +19,15 @@ UNITS = {"speed": "x", "budget": "", "max_calls": "", "max_latency": " s", "min_
 
 @dataclass(frozen=True)
 class Target:
-    """One target; with none the whole front is wanted.
+    """One target; with none the whole front is wanted."""
 
-    Arguments:
-        speed: All calls over calls made.
-        budget: Fraction of the calls that are made.
-        max_calls: Denoiser calls at most.
-        max_latency: Seconds for one image at most, decoding included.
-        min_psnr: Decibels that prompts should reach, with as few calls as possible.
-        max_failure_rate: The share of prompts that may stay below `min_psnr`.
-        confidence: How sure that has to be.
-    """
-
-    speed: float | None = None
-    budget: float | None = None
-    max_calls: int | None = None
-    max_latency: float | None = None
-    min_psnr: float | None = None
-    max_failure_rate: float = 0.05
-    confidence: float = 0.95
+    speed: float | None = None  # all calls over calls made
+    budget: float | None = None  # fraction of the calls that are made
+    max_calls: int | None = None  # denoiser calls at most
+    max_latency: float | None = None  # seconds for one image at most, decoding included
+    min_psnr: float | None = None  # decibels that prompts should reach, with as few calls as possible
+    max_failure_rate: float = 0.05  # the share of prompts that may stay below `min_psnr`
+    confidence: float = 0.95  # how sure that has to be
 
     def __post_init__(self) -> None:
         if " and " in self.given:
@@ -86,23 +76,16 @@ class Target:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How long a search goes on, and where its trials are kept.
+    """How long a search goes on, and where its trials are kept."""
 
-    Arguments:
-        trials: How many trials there are in all, those of before included.
-        timeout: Seconds after which no trial is begun.
-        storage: URL of a database, or path of a journal file; by default SQLite in the cache, or memory.
-        resume: Continue the trials that are there.
-        groups: The subject of each held-out prompt: variants of one subject count once in a certificate.
-        name: What the schedule is called.
-    """
-
-    trials: int | None = None
-    timeout: float | None = None
+    trials: int | None = None  # how many trials there are in all, those of before included
+    timeout: float | None = None  # seconds after which no trial is begun
+    # URL of a database, or path of a journal file; by default SQLite in the cache, or memory
     storage: str | Path | None = None
-    resume: bool = False
+    resume: bool = False  # continue the trials that are there
+    # the subject of each held-out prompt: variants of one subject count once in a certificate
     groups: Sequence[Hashable] = ()
-    name: str | None = None
+    name: str | None = None  # what the schedule is called
 
     def __post_init__(self) -> None:
         for name in ("trials", "timeout"):
