@@ -1,7 +1,5 @@
 """Names of the first version that keep working for one more, with a DeprecationWarning."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import warnings

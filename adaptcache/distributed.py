@@ -6,8 +6,6 @@ histories. Plans decide by the step alone and exchange nothing. Policies that lo
 one number, the largest of a batch: with such a denoiser it is the largest of all ranks.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What an engine asks and tells while it runs a denoising loop: the interface of recorder, matcher and runtime."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """What was measured on calibration prompts: statistics, and the reference trajectories."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path

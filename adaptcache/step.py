@@ -1,7 +1,5 @@
 """Where a run is: which step of which grid; and what dynamic policies read there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -69,6 +67,12 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
     """Returns mean |new - old| over mean |old|, of each sample, with shape (B,). Does not sync."""
     new, old = new.flatten(1).float(), old.flatten(1).float()
     return (new - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)
+
+
+def relative_distance(new: Tensor, old: Tensor) -> Tensor:
+    """Returns |new - old| over |old|, of each sample, with shape (B,). Does not sync."""
+    new, old = new.flatten(1).float(), old.flatten(1).float()
+    return (new - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
 
 
 def mean_change(changes: Iterable[Tensor]) -> Tensor:

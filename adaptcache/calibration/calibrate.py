@@ -1,7 +1,5 @@
 """From prompts to a schedule in one call: profile, plan, match, validate."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a calibration will cost: passes of the denoiser, disk, memory and minutes, from a few steps that are timed."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

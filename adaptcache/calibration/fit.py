@@ -1,7 +1,5 @@
 """From measurements to a schedule: a plan for a number of calls, and the weights matched to it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

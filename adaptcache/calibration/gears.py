@@ -1,7 +1,5 @@
 """Gears: plans that begin alike, weights for each, and what tells which one a prompt needs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Plans for each block or layer, by what reuse of each is off by; optuna sees in runs what errors do together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

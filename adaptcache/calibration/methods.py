@@ -1,7 +1,5 @@
 """Fits a published method to a pipeline, as its paper does it where it says how."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ of it is known: Euler's sampler goes straight from step to step. So the same tra
 are searched by the error it ends with, from those of the plan that was found on the grid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Verbs import what they need when they run: help, completion and wrong words are answered without torch.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

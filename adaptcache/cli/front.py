@@ -1,7 +1,5 @@
 """Fronts on the screen: a line a point, and the one that is picked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.text import Text

@@ -1,7 +1,5 @@
 """`adaptcache methods`"""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from rich.text import Text

@@ -1,7 +1,5 @@
 """`adaptcache models`"""
 
-from __future__ import annotations
-
 from . import options as opt
 from .screen import new_table, out, print_json
 

@@ -1,7 +1,5 @@
 """The options that several verbs have: the same words everywhere."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`adaptcache play`"""
 
-from __future__ import annotations
-
 import time
 import webbrowser
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`adaptcache push`"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The same command in other processes, which share the trials of one storage."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Who runs the denoising loop, and the settings files of engines that are only written and read."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields

@@ -6,8 +6,6 @@ the end of a run, and those of latents, have no meaning there. Looked at with ca
 calibrators knows its own three kinds: it is taught a fourth.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ methods are wrapped by SGLang's own registry of hooks: `forward` stands around a
 returns the guided output that the scheduler is given next. Looked at with SGLang 0.5.23.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

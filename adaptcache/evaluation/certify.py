@@ -10,8 +10,6 @@ References:
     | Clopper and Pearson, 1934, https://doi.org/10.1093/biomet/26.4.404
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Hashable, Sequence

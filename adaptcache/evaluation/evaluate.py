@@ -1,7 +1,5 @@
 """Measures schedules on held-out prompts: same noise, decoded images, next to as many plain steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

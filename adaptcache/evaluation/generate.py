@@ -1,7 +1,5 @@
 """Generates decoded outputs, timed: what every measurement of quality and speed is made of."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The evidence matrix: what a schedule is worth at other sizes, step counts and guidance than the calibration had."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """How close images are to those of the full run."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Evidence: what a schedule is worth on prompts that it was not fitted on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

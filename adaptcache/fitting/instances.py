@@ -12,6 +12,7 @@ import numpy as np
 from .kernel import Array
 
 HALVINGS = 60
+SLOWER = 2  # times longer the interval of the calmer half is
 
 
 def cheapest_rows(errors: Array, weights: Array, seconds: Array, budget: float) -> list[list[int]]:
@@ -86,20 +87,19 @@ def accumulated_rows(changes: Array, budget: float) -> list[list[int]]:
     return _within(rows_at, lambda rows: sum(map(len, rows)) / (count * steps), budget)
 
 
-def two_speed_rows(changes: Array, budget: float, factor: int = 2) -> list[list[int]]:
+def two_speed_rows(changes: Array, budget: float) -> list[list[int]]:
     """Returns rows of two intervals: the half of the blocks that changes less is computed less often: ProfilingDiT.
 
     Arguments:
         changes: With shape (K, N).
         budget: The fraction of all blocks and steps that is computed.
-        factor: How many times longer the interval of the calmer half is.
     """
     count, steps = changes.shape
     calm = changes.mean(1) <= np.median(changes.mean(1))
 
     def rows_at(interval: float) -> list[list[int]]:
         every = max(1, round(interval))
-        return [list(range(0, steps, every * factor if quiet else every)) for quiet in calm]
+        return [list(range(0, steps, SLOWER * every if quiet else every)) for quiet in calm]
 
     candidates = [rows_at(interval) for interval in range(1, steps + 1)]
     return min(candidates, key=lambda rows: abs(sum(map(len, rows)) / (count * steps) - budget))

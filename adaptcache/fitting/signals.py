@@ -8,11 +8,12 @@ from .kernel import Array, fit_open_loop, fit_open_loop_table, forecast_error
 
 CEILING = 100.0  # decibels of a run without errors, so that means stay finite
 LEAST = 1e-14  # of a relative energy
+HISTORY = 4  # outputs that a forecast uses
 
 Row = tuple[float, ...]
 
 
-def signal_rows(gram: Array, plan: Sequence[int], history: int = 4) -> list[list[Row]]:
+def signal_rows(gram: Array, plan: Sequence[int], history: int = HISTORY) -> list[list[Row]]:
     """Returns the signals of each computed step after the first, as weights of outputs, newest first.
 
     The first is the innovation: the output less its best forecast from those before. The others are the
@@ -54,19 +55,18 @@ def measure_signals(gram: Array, plan: Sequence[int], signals: Sequence[Sequence
     return seen
 
 
-def predict_psnr(gram: Array, sensitivity: Array, plan: Sequence[int], history: int = 4) -> Array:
+def predict_psnr(gram: Array, sensitivity: Array, plan: Sequence[int]) -> Array:
     """Returns decibels that runs by a plan should end with, in the model that errors add up, with shape (P,).
 
     Arguments:
         gram: Inner products of the outputs by prompt, with shape (P, N, N).
         sensitivity: What an error at each step does to the end result, with shape (N,).
         plan: The computed steps, rising.
-        history: How many outputs a forecast uses.
     """
-    table = fit_open_loop_table(gram.mean(axis=0), plan, history)
+    table = fit_open_loop_table(gram.mean(axis=0), plan, HISTORY)
     errors = np.zeros(len(gram))
     for index, row in enumerate(table):
         if row:
-            known = [step for step in sorted(plan, reverse=True) if step < index][:history]
+            known = [step for step in sorted(plan, reverse=True) if step < index][:HISTORY]
             errors += sensitivity[index] * np.array([forecast_error(one, index, known, np.array(row)) for one in gram])
     return np.asarray(np.minimum(CEILING, -10 * np.log10(np.maximum(errors, 10 ** (-CEILING / 10)))))

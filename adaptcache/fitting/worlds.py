@@ -24,8 +24,6 @@ References:
     | Biroli et al. (2024), Dynamical Regimes of Diffusion Models, https://arxiv.org/abs/2402.18491
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +32,7 @@ from .kernel import Array
 
 __all__ = ["PRIOR", "Response", "World", "respond", "wiener"]
 
+KINDS = 16  # of modes: nodes of the quadrature over the spectrum
 LEAST = 1e-6  # noise shares below are taken for this one: logarithms have to be finite
 NUGGET = 1e-6  # of the residual's variance is new at every step: rounding, and a Cholesky factor that exists
 
@@ -94,9 +93,7 @@ class Response:
     process: Array  # a square root of the covariance of xi between levels, lower triangular, with shape (M, M)
 
 
-def respond(
-    world: World, alphas: Array, sigmas: Array, guidance: float = 1.0, variance: float = 1.0, kinds: int = 16
-) -> Response:
+def respond(world: World, alphas: Array, sigmas: Array, guidance: float = 1.0, variance: float = 1.0) -> Response:
     """Returns what the denoiser of a world does at noise levels.
 
     Arguments:
@@ -105,9 +102,8 @@ def respond(
         sigmas: What the noise is multiplied with, with shape (M,).
         guidance: The scale of classifier-free guidance; 1 for none.
         variance: The mean square of the data, in the units of the latents.
-        kinds: Nodes of the quadrature over the spectrum.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(kinds)
+    nodes, weights = np.polynomial.legendre.leggauss(KINDS)
     chance = np.exp(world.width * (nodes - 1) / 2)
     share = chance**world.slope * weights
     share /= share.sum()

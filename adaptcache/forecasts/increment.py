@@ -1,7 +1,7 @@
 """ICC (Chen et al., 2025), https://arxiv.org/abs/2505.05829: the last output, and what its input has changed by."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, model_validator
@@ -35,13 +35,11 @@ class Increment(Forecast):
     Exact for a linear layer of that rank. What enters each layer is kept beside what leaves it.
     """
 
+    keeps_latents: ClassVar[bool] = True
+
     type: Literal["increment"] = "increment"
     # by layer, in the order they are defined; one serves all, none is reuse
     layers: Annotated[tuple[Factors, ...], Field(max_length=4096)]
-
-    @property
-    def keeps_latents(self) -> bool:
-        return True
 
     @classmethod
     def fit(cls, profile: Profile, plan: Sequence[int], **params: Any) -> Self:

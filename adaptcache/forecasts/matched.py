@@ -63,10 +63,6 @@ class Matched(Forecast):
         return self
 
     @property
-    def depth(self) -> int:
-        return self.history
-
-    @property
     def keeps_latents(self) -> bool:
         return "past_x" in self.features
 

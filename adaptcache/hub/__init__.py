@@ -5,8 +5,6 @@ model card and its plot. `huggingface_hub.ModelHubMixin` does not fit: it knows 
 repository and no subfolders, keeps an old card, and sets attributes on objects that are frozen here.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

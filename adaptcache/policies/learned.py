@@ -4,14 +4,14 @@ LazyDiT (Shen et al., 2024), https://arxiv.org/abs/2412.12444, trains such gates
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from ..profile import Profile
-from ..step import TINY, Signal, Step, worst
+from ..step import TINY, Signal, Step, relative_distance, worst
 from .base import Policy
 from .threshold import ThresholdState
 
@@ -39,6 +39,8 @@ class Learned(Policy):
     Fitting needs scikit-learn; running does not.
     """
 
+    signal: ClassVar[Signal] = "input"
+
     type: Literal["learned"] = "learned"
     threshold: NonNegativeFloat  # the largest predicted relative error that is skipped
     # nodes of a regression tree, root first; children come after their parents
@@ -54,20 +56,14 @@ class Learned(Policy):
                 raise ValueError(f"node {number} of the tree has no such children: {node.left}, {node.right}")
         return self
 
-    @property
-    def signal(self) -> Signal:
-        return "input"
-
     def init(self, times: tuple[float, ...]) -> ThresholdState:
         return ThresholdState()
 
     def compute(self, state: ThresholdState, step: Step) -> bool:
         if step.x is None or state.anchor is None or state.anchor.shape != step.x.shape:
             return True
-        old = state.anchor.flatten(1).float()
-        change = (step.x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
         gone = step.times[step.past[0]] - step.t
-        seen = math.log(worst(change, step.groups) + TINY)
+        seen = math.log(worst(relative_distance(step.x, state.anchor), step.groups) + TINY)
         return math.exp(self.predict((step.t, gone, seen))) >= self.threshold
 
     def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:

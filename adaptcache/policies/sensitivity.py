@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ..profile import Profile
-from ..step import TINY, Step
+from ..step import Step, relative_distance
 from .threshold import Threshold, ThresholdState
 
 Table = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=4096)]
@@ -29,12 +29,10 @@ class Sensitivity(Threshold):
 
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
         assert state.anchor is not None
-        old = state.anchor.flatten(1).float()
-        moved = (x.flatten(1).float() - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
         rising = self.times[::-1]
         a = float(np.interp(step.t, rising, self.to_input[::-1]))
         b = float(np.interp(step.t, rising, self.to_time[::-1]))
-        score: Tensor = a * moved + b * (step.times[step.past[0]] - step.t)
+        score: Tensor = a * relative_distance(x, state.anchor) + b * (step.times[step.past[0]] - step.t)
         return score
 
     @classmethod

@@ -1,7 +1,5 @@
 """Prompt files: what to calibrate on, and what to keep aside for judging the result."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """What is done of a profile: each batch and each step's sensitivity is on disk as soon as it is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

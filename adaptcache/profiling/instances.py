@@ -1,7 +1,5 @@
 """What reuse of each block or layer is off by, and how long each takes."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,6 +21,8 @@ from ..sites.denoisers import IMAGE, find_layers, find_spec
 from ..sites.interceptor import ModuleInterceptor, find_compiled, is_compiled
 from ..sites.outputs import split_tensors
 from ..step import TINY, entering, relative_change
+
+Place = tuple[int, int]  # a branch, and the number of a block or layer
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,10 @@ class WatchHook(StepHook):
         """Makes the call."""
         return original(*args, **kwargs)
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         """Notes what was seen at a step.
 
         Arguments:
-            place: The branch, and the number of the block or layer.
             given: What a block adds to each stream, or what a layer returns.
             leaves: What leaves it.
             entered: The first tensor that entered.
@@ -137,9 +134,7 @@ class InstanceHook(WatchHook):
         self.seconds[number].append(clock() - start)
         return output
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         new, number = given[IMAGE], place[1]
         self.channels = max(self.channels, new.shape[-1 if new.ndim == 3 else 1])
         energy = leaves[IMAGE].float().pow(2).mean().clamp_min(TINY)

@@ -4,8 +4,6 @@ References:
     | SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """What each block or layer gives, by least squares on what it gave before or on what enters it, in full runs."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +14,7 @@ from ..runs import PromptSet, Setup
 from ..sites.blocks import Streams
 from ..sites.denoisers import IMAGE
 from ..step import TINY, relative_change
-from .instances import WatchHook
+from .instances import Place, WatchHook
 
 RIDGE = 1e-4  # relative to the mean of the diagonal
 LEAST, STRONG = 1e-7, 1.0  # likewise: of the spread of single channels, and of gates
@@ -35,9 +33,7 @@ class AffineHook(WatchHook):
         self.rows = rows
         self.sums: dict[tuple[int, int], Any] = defaultdict(float)  # count, sums of x, y, x x, x y, with shape (5, C)
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         for name, value in given.items():
             if index in self.rows[place[1]] or (*place, name) not in self.kept:
                 self.kept[(*place, name)] = channels_last(value.detach())
@@ -78,9 +74,7 @@ class IncrementHook(WatchHook):
         super().__init__(site)
         self.sums: dict[int, tuple[Any, Any]] = {}
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         if entered is None or entered.ndim != 3 or entered.shape[:2] != given[IMAGE].shape[:2]:
             return
         x, y = channels_last(entered.detach()), channels_last(given[IMAGE].detach())
@@ -129,9 +123,7 @@ class PositionHook(WatchHook):
         super().__init__(site)
         self.sums: dict[int, Any] = defaultdict(float)  # by length, with shape (L,)
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         new = given[IMAGE].detach().float()
         old, self.kept[place] = self.kept.get(place), new.clone()
         if old is not None and new.ndim == 3 and old.shape == new.shape:
@@ -152,9 +144,7 @@ class GateHook(WatchHook):
         super().__init__(site)
         self.seen: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
 
-    def watch(
-        self, place: tuple[int, int], index: int, given: Streams, leaves: Streams, entered: Tensor | None
-    ) -> None:
+    def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         new = given[IMAGE].detach()
         old, self.kept[place] = self.kept.get(place), (index, new.clone())
         if old is not None and entered is not None and old[0] < index and old[1].shape == new.shape:

@@ -1,7 +1,5 @@
 """The sensitivity of each step: what a forecast at that step alone does to the final latents."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -30,6 +30,7 @@ SETTINGS: Any = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt
 ON = "#1f5fa8"
 THEME = {"#000000": "currentColor", "#ffffff": "var(--paper)", ON: "var(--on)"}
 MARKERS = "osD"  # with ten colours: thirty methods look different
+MOST = 8  # lines of a Pareto chart
 LEAST = 1e-12  # of what is drawn in decades
 TIP = "tip: "  # begins the id of what has a text to be shown by a browser
 
@@ -87,15 +88,14 @@ def build_heat_map(distances: np.ndarray) -> Figure:
     return figure
 
 
-def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache", most: int = 8) -> Figure:
+def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figure:
     """Draws decibels over denoiser calls, a line a method with its name at the end: ours and the best of the others.
 
     Arguments:
         lines: Calls and decibels, by method.
         ours: The method that stands out.
-        most: Lines at most.
     """
-    chosen = best_lines(lines, ours, most)
+    chosen = best_lines(lines, ours, MOST)
     looks = itertools.product(MARKERS, [f"C{k}" for k in range(10)])
     with _decibels(9, 5, "denoiser calls (block calls / blocks)") as (figure, axes):
         ends = []

@@ -1,7 +1,5 @@
 """What was measured for a page or a picture: full run, schedules, and as many plain steps as each computes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self

@@ -3,8 +3,6 @@
 Needs `adaptcache-diffusers[report]`.
 """
 
-from __future__ import annotations
-
 import base64
 import importlib.resources
 import io

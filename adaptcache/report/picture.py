@@ -1,7 +1,5 @@
 """Pictures of results, of sound too: full run, cached runs and their differences, a row a prompt."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,26 +14,24 @@ GAP, HEAD, CAPTION = 8, 60, 190  # pixels
 LEAST = 160  # small images are enlarged to about this size
 FRAMES = 5  # of a clip are shown
 SPECTRUM = (160, 96)  # pixels of a spectrogram, time and frequency
+GAIN = 4  # by which differences are amplified
 FAINTEST = 60.0  # decibels below full scale: black
 
 
-def side_by_side(
-    prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]], path: str | Path, gain: float = 4.0
-) -> Path:
-    """Draws a row for each prompt: the columns, then the difference of each from the first times `gain`.
+def side_by_side(prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]], path: str | Path) -> Path:
+    """Draws a row for each prompt: the columns, then the difference of each from the first, amplified.
 
     Arguments:
         columns: Images by heading, one a prompt, the full run's first, with values in [0, 1] and shape (H, W, 3);
             clips with shape (F, H, W, 3), of which some frames are shown; or sounds with values in [-1, 1] and
             shape (channels, samples).
-        gain: By how much differences are amplified.
     """
     clips = next(iter(columns.values()))[0].ndim == 4
     table = {heading: [strip(image) for image in images] for heading, images in columns.items()}
     (_, truth), *others = table.items()
     for heading, images in others:
-        table[f"{heading}:\ndifference x {gain:g}"] = [
-            np.clip(np.abs(a - b) * gain, 0, 1) for a, b in zip(truth, images, strict=True)
+        table[f"{heading}:\ndifference x {GAIN:g}"] = [
+            np.clip(np.abs(a - b) * GAIN, 0, 1) for a, b in zip(truth, images, strict=True)
         ]
     height, width = truth[0].shape[:2]
     scale = max(1, math.ceil((LEAST / 2 if clips else LEAST) / (height if clips else max(height, width))))

@@ -3,8 +3,6 @@
 Needs `adaptcache-diffusers[play]`.
 """
 
-from __future__ import annotations
-
 import html
 import importlib.util
 from collections.abc import Sequence

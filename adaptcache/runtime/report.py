@@ -1,7 +1,5 @@
 """What a call of a pipeline did, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil

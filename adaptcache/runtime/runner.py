@@ -1,7 +1,5 @@
 """Follows a schedule through the runs of a pipeline: the deciding hook."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress

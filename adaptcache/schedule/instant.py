@@ -1,7 +1,5 @@
 """Schedules from theory: plan and weights for one grid, sampler and budget, without one run of the model."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Sequence

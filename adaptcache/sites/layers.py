@@ -22,6 +22,8 @@ from .denoisers import find_layers
 from .hook import Gate, SiteHook
 from .outputs import first_shape, join_tensors, split_tensors, take_half
 
+Key = tuple[int, str, int]  # a branch, a layer, and how often it was called in this branch before
+
 
 class Layers(SiteHook):
     """Skips all layers of one type of one denoiser.
@@ -58,7 +60,7 @@ class Layers(SiteHook):
                 self.decision.observe(found[0])
         return output
 
-    def skip(self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def skip(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Returns what a layer gives at a skipped step."""
         return self.forecast_output(key, self.entered(args, kwargs))
 
@@ -66,7 +68,7 @@ class Layers(SiteHook):
         """Returns what enters a layer, for forecasts that are made of it."""
         return entering(args, kwargs) if self.rule.forecast.keeps_latents else None
 
-    def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
+    def fits(self, key: Key, args: Any, kwargs: Any) -> bool:
         """Whether a layer was computed on such a shape, or on a batch of which one half is left out now."""
         known, shape = self.shapes.get(key), first_shape(args, kwargs)
         if self.gate.half and known and shape and known[0] == 2 * shape[0]:
@@ -79,9 +81,7 @@ class Layers(SiteHook):
             self.holes[key] = split_tensors(halved)[0]
         return shape is not None and self.knows(key, shape)
 
-    def learn(
-        self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any, output: Any
-    ) -> list[Tensor]:
+    def learn(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any, output: Any) -> list[Tensor]:
         """Notes what a layer returned, and returns its tensors: of the half that is always computed."""
         shape = first_shape(args, kwargs)
         if self.gate.half is False and shape:

@@ -25,7 +25,7 @@ from ..schedule.rule import Rule
 from ..step import TINY
 from .attention import AttentionTap, check_text_first, influence
 from .hook import Gate
-from .layers import Layers
+from .layers import Key, Layers
 from .outputs import first_shape
 
 ROUNDS = 5  # of k-means
@@ -86,10 +86,10 @@ class Tokens(Layers):
         self.known: dict[Hashable, LayerTokens] = {}
         self.full: dict[Hashable, int] = {}  # the last step with all tokens
 
-    def fits(self, key: tuple[int, str, int], args: Any, kwargs: Any) -> bool:
+    def fits(self, key: Key, args: Any, kwargs: Any) -> bool:
         return key in self.known and self.known[key].inputs.shape == first_shape(args, kwargs)
 
-    def skip(self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def skip(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.gate.skipped()
         x = (*args, *kwargs.values())[0]
         more = kwargs if args else dict(list(kwargs.items())[1:])
@@ -102,9 +102,7 @@ class Tokens(Layers):
             known.outputs = self.forecast(key, 0)
         return self.refresh(known, x, lambda chosen: original(chosen, *args[1:], **more))
 
-    def learn(
-        self, key: tuple[int, str, int], original: Callable[..., Any], args: Any, kwargs: Any, output: Any
-    ) -> list[Tensor]:
+    def learn(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any, output: Any) -> list[Tensor]:
         """Keeps what a layer gave for all tokens.
 
         Raises:
@@ -162,17 +160,15 @@ class Tokens(Layers):
         else:  # of each cluster the one with the highest score
             same = known.groups[:, None] == torch.arange(tokens.count(x.shape[1]), device=x.device)[None, :, None]
             chosen = score[:, None].expand(same.shape).masked_fill(~same, -torch.inf).argmax(-1)
-        wide = chosen[..., None]
-        fresh = compute(x.gather(1, wide.expand(-1, -1, x.shape[-1])))
-        spread = wide.expand(-1, -1, fresh.shape[-1])
+        wide = chosen[..., None].expand(-1, -1, x.shape[-1])
+        fresh = compute(part := x.gather(1, wide))
+        spread = chosen[..., None].expand(-1, -1, fresh.shape[-1])
         outputs = known.outputs
         if known.groups is not None and tokens.spread:  # the others follow the one of their cluster
             moved = (fresh - outputs.gather(1, spread)).gather(1, known.groups[..., None].expand_as(outputs))
             outputs = outputs + tokens.spread * moved
         known.outputs = outputs.scatter(1, spread, fresh)
-        known.inputs = known.inputs.scatter(
-            1, wide.expand(-1, -1, x.shape[-1]), x.gather(1, wide.expand(-1, -1, x.shape[-1]))
-        )
+        known.inputs = known.inputs.scatter(1, wide, part)
         known.ages = (known.ages + 1).scatter(1, chosen, 0)
         return known.outputs
 

@@ -1,7 +1,5 @@
 """The search space: which steps are computed and what a forecast may use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self

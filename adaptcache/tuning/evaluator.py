@@ -1,7 +1,5 @@
 """Fits candidates and judges them: on the true pipeline, by decoded images, in rungs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Workers share a study by its storage, and draw parameters in turn, so that none 
 The trial of a worker that died is failed and queued again by optuna's heartbeats.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

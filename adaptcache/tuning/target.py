@@ -1,7 +1,5 @@
 """What is asked of a tuned schedule: a speed, a budget, calls, seconds, a quality, or the whole front."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Applies a schedule to a MODEL of ComfyUI: a clone that skips, and what it can tell of its runs."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How well a schedule fits a MODEL and a sampling run: every difference from what it was fitted on, with a grade."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

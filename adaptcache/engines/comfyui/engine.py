@@ -1,7 +1,5 @@
 """Runs a MODEL of ComfyUI for calibration and evaluation: one batch, watched by a hook."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

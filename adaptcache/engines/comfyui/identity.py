@@ -4,8 +4,6 @@ Weights are told by a sample of their values, as they are without patches; LoRA 
 and a sample of their values, whether they are merged at the moment or not.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any

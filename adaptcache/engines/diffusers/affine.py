@@ -1,7 +1,5 @@
 """Reads a scheduler of diffusers as an affine sampler, by stepping a copy of it with unit vectors."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Attaches a schedule to a pipeline: the handle, and what it can tell."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

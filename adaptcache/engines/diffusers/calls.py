@@ -4,8 +4,6 @@ A modular pipeline takes what its blocks take (`pipe.blocks.inputs`) and returns
 that is not decoded has no blocks behind the last one with a denoiser.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import re

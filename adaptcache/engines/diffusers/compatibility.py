@@ -1,7 +1,5 @@
 """How well a schedule fits a pipeline and a call of it: every difference from what it was fitted on, with a grade."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator, Mapping

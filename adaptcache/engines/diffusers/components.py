@@ -1,7 +1,5 @@
 """What the parts of a pipeline are: denoisers, ControlNets, schedulers, found by what they do and not by name."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from typing import Any

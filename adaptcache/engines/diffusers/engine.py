@@ -1,7 +1,5 @@
 """Runs pipelines of diffusers: one batch, watched by a hook."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Configurations and weights of its modules, adapters with their scales, what patc
 told by a sample of their values: enough to tell checkpoints and LoRAs apart, and cheap for 12 B parameters.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -6,8 +6,6 @@ and projected guidance is not. Latents have to enter the denoiser as the schedul
 reach the scheduler with its sign. Pipelines of which this was tested are in `EXACT`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field

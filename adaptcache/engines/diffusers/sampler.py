@@ -1,7 +1,5 @@
 """Another sampler in a pipeline's stead, for the same model and the same noise levels."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import functools
