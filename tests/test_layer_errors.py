@@ -12,7 +12,7 @@ import adaptcache
 from adaptcache.calibration.methods import check_params, fit_thresholds
 from adaptcache.cli import main
 from adaptcache.errors import AttachError
-from adaptcache.profiling.layers import layer_errors
+from adaptcache.profiling.instances import layer_errors
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.schedule import Schedule

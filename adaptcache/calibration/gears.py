@@ -207,10 +207,7 @@ def choose_gears(
 
 
 def least_margin(
-    plans: Sequence[Sequence[int]],
-    predicted: Mapping[tuple[int, int], Array],
-    ends: Array,
-    target: QualityTarget,
+    plans: Sequence[Sequence[int]], predicted: Mapping[tuple[int, int], Array], ends: Array, target: QualityTarget
 ) -> float:
     """Returns the smallest margin with which no more than a share of prompts stays below the target.
 

@@ -21,7 +21,7 @@ from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
 from ..profile import Profile
-from ..profiling.layers import layer_errors
+from ..profiling.instances import layer_errors
 from ..profiling.regressions import fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner

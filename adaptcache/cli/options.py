@@ -43,8 +43,7 @@ output = partial(Option, rich_help_panel="What is written")
 MODEL = "A preset, a preset file, a folder or a hub id."
 Model = Annotated[str, run("--model", "-m", help=MODEL, autocompletion=complete_models)]
 FittedModel = Annotated[
-    str | None,
-    run("--model", "-m", help=f"{MODEL} \\[default: the schedule's]", autocompletion=complete_models),
+    str | None, run("--model", "-m", help=f"{MODEL} \\[default: the schedule's]", autocompletion=complete_models)
 ]
 Steps = Annotated[int | None, run(help="Scheduler steps. \\[default: the preset's]", min=1, max=STEPS)]
 Scheduler = Annotated[

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import tempfile
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Annotated, Self
 
 from typer import Option
 
@@ -75,7 +81,6 @@ def tune(
     from ..tuning.front import conclude
     from ..tuning.target import Target
     from ..tuning.tune import begin
-    from .workers import Workers
 
     limit = read_seconds(max_latency) if max_latency is not None else None
     target = Target(speed, budget, max_calls, limit, min_psnr, max_failure_rate, confidence)
@@ -163,3 +168,47 @@ def draw(front: Front, path: Path) -> Path:
     lines = {name: line for name, line in lines.items() if line}
     chosen = None if front.chosen is None else lines["tuned, select prompts"][front.chosen]
     return write_png(build_front(lines, f"{front.name}: {front.target}", chosen), path)
+
+
+class Workers:
+    """Runs this command in `count` further processes, which share the trials, until the context is closed.
+
+    The trial of a worker that dies is made by another. The threads are shared out.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+
+    def start(self) -> None:
+        """Starts them; not before the study and the full runs are there, so that none makes these again."""
+        if not self.count:
+            return
+        import torch
+
+        threads = max(1, torch.get_num_threads() // (self.count + 1))
+        torch.set_num_threads(threads)
+        root = str(Path(__file__).resolve().parents[2])  # the same copy of the package, however it was found
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
+        command = [sys.executable, "-m", "adaptcache", *sys.argv[1:], "--join"]
+        for _ in range(self.count):
+            errors = tempfile.TemporaryFile()  # not a pipe, which would be full before it is read
+            nothing = subprocess.DEVNULL
+            process = subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=errors)
+            self.running.append((process, errors))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for process, errors in self.running:
+            if kind is not None:
+                process.terminate()
+            process.wait()
+            with errors:
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+            if kind is None and process.returncode:
+                last = lines[-1] if lines else f"code {process.returncode}"
+                warnings.warn(f"a worker ended early ({last}); the others made its trials", stacklevel=2)

@@ -19,7 +19,6 @@ from ..policies.plan import Plan, SignalSpecs
 from ..policies.signals import SPREAD, SignalSpec, compute_signals
 from ..policies.uniform import Uniform
 from ..schedule.format import same_grid, same_run
-from ..schedule.gears import resolve_gear
 from ..schedule.instant import InstantRequest, check_speed, load_instant
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
@@ -80,7 +79,7 @@ class Runner(StepHook):
 
     def follow(self, gear: int | None) -> None:
         """Follows one gear from the next run on, or the one that is chosen on the way."""
-        self.schedule, self.gear = resolve_gear(self.original, gear, self.guard)
+        self.schedule, self.gear = self.original.resolve_gear(gear, self.guard)
         self.reads_input = self.follows_views and self.schedule.rules[0].signal != "none"
         self.reads_branches = self.schedule.rules[0].forecast.keeps_branches
         self.account = Account(self.gear)

@@ -139,8 +139,7 @@ class Kernel(Part):
 
     times: Times
     gram: Annotated[
-        tuple[Annotated[tuple[FiniteFloat, ...], Field(max_length=KERNEL_STEPS)], ...],
-        Field(max_length=KERNEL_STEPS),
+        tuple[Annotated[tuple[FiniteFloat, ...], Field(max_length=KERNEL_STEPS)], ...], Field(max_length=KERNEL_STEPS)
     ]
     sensitivity: Annotated[tuple[Annotated[FiniteFloat, Field(ge=0)], ...], Field(max_length=KERNEL_STEPS)]
 

@@ -24,6 +24,8 @@ from .. import hub
 from ..errors import ScheduleError
 from ..forecasts.matched import Matched
 from ..limits import LOOPS, check_plain, first_fault
+from ..policies.gears import Gears
+from ..policies.plan import Plan
 from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, read_artifact, same_run
 from .methods import build_rules
 from .rule import LAYERS, Rule
@@ -217,6 +219,35 @@ class Schedule(Part):
         if not -self.gears <= gear < self.gears:
             raise LookupError(f"no gear {gear}: {self.name} has {self.gears} (0 to {self.gears - 1})")
         return gear % self.gears
+
+    def resolve_gear(self, gear: int | None, guard: bool = False) -> tuple[Self, int]:
+        """Returns the schedule as it is to be run, and the gear of runs in which none is chosen.
+
+        Arguments:
+            gear: The gear to stay in, negative ones counted from the end; None leaves it to the policy.
+            guard: Whether to compare innovations with their bands.
+
+        Raises:
+            LookupError: There is no such gear.
+            ScheduleError: The schedule has nothing that the guard could look at.
+        """
+        rule = self.rules[0]
+        policy = rule.policy
+        chooses = rule.chooses and gear is None
+        # On another grid nothing is known of the prompt: a schedule that chooses is safest in its slowest gear.
+        number = self.check_gear(-1 if chooses else gear or 0)
+        if guard and not rule.guarded:
+            raise ScheduleError(
+                f"{self.name} has nothing for the guard to look at; `adaptcache calibrate` writes that"
+            )
+        if guard:
+            assert isinstance(policy, Plan)
+            policy = policy.model_copy(update={"guard": True}) if chooses else Gears.staying(policy, number, True)
+        elif isinstance(policy, Gears) and not chooses:
+            policy = Plan(gears=policy.gears)
+        if policy is rule.policy:
+            return self, number
+        return self.model_copy(update={"rules": (rule.model_copy(update={"policy": policy}),)}), number
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Yields what identifies it, for `repr`, `str` and rich: a table of weights is no use there."""

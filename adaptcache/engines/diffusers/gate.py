@@ -34,14 +34,7 @@ from ...sites.interceptor import ModuleInterceptor
 from ...sites.outputs import split_tensors
 from ...step import Step, entering
 from .calls import named_arguments
-from .components import (
-    TIMES,
-    denoisers_of,
-    find_controlnets,
-    find_denoisers,
-    find_schedulers,
-    is_scheduler,
-)
+from .components import TIMES, denoisers_of, find_controlnets, find_denoisers, find_schedulers, is_scheduler
 from .grid import CLOSE, times_of
 from .sampler import set_levels
 from .watch import check_plain, watch, watched

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ...errors import AttachError, LoopError, ScheduleError
 from ...forecasts.base import Forecast, History
 from ...schedule.findings import ONE_OUTPUT
-from ...schedule.gears import resolve_gear
 from ...step import Step, entering
 from .attach import as_schedule
 from .components import plain_module
@@ -227,7 +226,7 @@ def hook(transformer: nn.Module, schedule: Any, *, gear: int = 0, linear: bool =
         ...     sample(transformer)
         >>> print(hooked.computed, hooked.skipped)
     """
-    schedule, gear = resolve_gear(as_schedule(schedule), gear)
+    schedule, gear = as_schedule(schedule).resolve_gear(gear)
     rule, made, module = schedule.rules[0], schedule.made, plain_module(transformer)
     if schedule.denoiser.class_name not in ("", type(module).__name__):
         raise ScheduleError(

@@ -19,7 +19,6 @@ from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
 from ...schedule.format import Kernel
-from ...schedule.gears import resolve_gear
 from ...schedule.rule import Rule, Site
 from ...schedule.schedule import Schedule
 
@@ -195,7 +194,7 @@ class ReusePlanner:
     """
 
     def __init__(self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None) -> None:
-        self.schedule, self.gear = resolve_gear(schedule, gear, guard=False)
+        self.schedule, self.gear = schedule.resolve_gear(gear)
         native = len(schedule.grid.times)
         if schedule.grid.full and steps not in (None, native):
             raise ScheduleError(f"{schedule.name} has {native} times of its own and goes on no other grid")
