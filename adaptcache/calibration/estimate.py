@@ -130,12 +130,6 @@ class StepTimer(StepHook):
 def estimate(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: Goal) -> Estimate:
     """Times a few short runs, of four computed steps each, and returns what a calibration like this will cost.
 
-    Arguments:
-        setup: Who runs, and how.
-        prompts: Calibration prompts.
-        held_out: Held-out prompts.
-        goal: What is asked for: a speed, a budget, or gears.
-
     Raises:
         ValueError: The call has several denoising loops, of which each is calibrated.
     """

@@ -61,9 +61,7 @@ def fit_schedule(
 
     Arguments:
         prompts: The prompts of the measurement.
-        measurement: What full runs on these prompts gave.
         calls: How many steps are computed.
-        fit: What the forecast may use.
         effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
     """
     best, compared, found = choose_plan(setup, prompts, measurement, calls, fit, effort)
@@ -94,9 +92,7 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
     is measured and matched after full runs of those before it, so that it begins with what the full call has.
 
     Arguments:
-        prompts: Calibration prompts.
         schedule: What was fitted to one loop.
-        fit: What forecasts may use.
         effort: Full runs of one prompt that the search of each plan may cost.
     """
     share = schedule.rules[0].policy.gears[0].budget if isinstance(schedule.rules[0].policy, Plan) else 1.0
@@ -124,9 +120,6 @@ def build_schedule(
     """Returns fitted rules as a schedule: with the kernel, and with what they were fitted on.
 
     Arguments:
-        setup: Who ran, and how.
-        profile: What was measured.
-        rules: What was fitted.
         about: What the provenance says besides.
         name: What it is called. A plan has a name by itself.
         full: What was measured of the full run, where the times of `profile` are a schedule's own.

@@ -124,8 +124,6 @@ def evaluate_gears(
     """Runs prompts in every gear of a schedule.
 
     Arguments:
-        prompts: P prompts.
-        schedule: What to run by.
         rows: The signals, by gear and computed step after the first.
         truth: The images of the full runs.
     """
@@ -152,8 +150,6 @@ def prove_gears(
     before the held-out prompts are looked at. Prompts choose their gears one by one, as in runs of one.
 
     Arguments:
-        prompts: The held-out prompts.
-        schedule: With gears.
         target: What they should show; None leaves the margin of the calibration.
         groups: The subject of each of them.
     """

@@ -145,9 +145,7 @@ class MatchingHook(StepHook):
     Arguments:
         plan: The numbers of the computed steps.
         fitted: The numbers of the steps with weights.
-        fit: What the forecast may use.
         reference: The trajectory of the batch.
-        prompts: The batch.
         meet: Gives the common weights for what this batch gives.
     """
 
@@ -276,7 +274,6 @@ def match(
         prompts: The P prompts of the measurement.
         plan: The numbers of the computed steps; the first is 0.
         measurement: What full runs on these prompts gave; the profile has the open-loop weights.
-        fit: What the forecast may use.
         progress: Called with the number of steps done after each forecast.
         begun: Of another plan on the same prompts: where both begin alike, nothing is computed again.
 

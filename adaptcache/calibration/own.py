@@ -72,9 +72,7 @@ def fit_own_times(
     Arguments:
         setup: Who runs, in one process.
         prompts: The prompts of the measurement.
-        measurement: What full runs on these prompts gave.
         calls: How many steps a run has.
-        fit: What the forecasts may use.
         effort: Full runs of one prompt that the search may cost.
 
     Raises:

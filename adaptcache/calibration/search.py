@@ -156,9 +156,6 @@ def search_plan(
     Arguments:
         setup: Who runs, and who shares the batches.
         prompts: The prompts of the measurement; a few of them judge.
-        measurement: What full runs on these prompts gave.
-        calls: How many steps are computed.
-        fit: What the forecasts may use.
         announced: What it costs; the planner's first proposal costs nothing.
     """
     profile, steps, judges = measurement.profile, measurement.profile.steps, announced.judges

@@ -25,7 +25,6 @@ def result_rows(results: Sequence[MethodResult], measure: str = "") -> Rows:
     """Returns what methods reached, as text.
 
     Arguments:
-        results: The rows.
         measure: The name of the caption score; empty where there is none.
     """
     exact, lead = any(one.exact for one in results), any(one.lead for one in results)
@@ -134,10 +133,7 @@ def write_folder(
     """Writes a comparison.
 
     Arguments:
-        folder: Where to.
-        result: What was measured.
         data: The numbers, as they are printed.
-        prompts: The held-out prompts.
         name: Of the model, for the schedules.
         rate: Samples a second, of sound.
     """

@@ -100,7 +100,6 @@ def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptS
     """Returns the quality of decoded outputs in decibels against the full run, mean and 5th percentile.
 
     Arguments:
-        exported: The export.
         pipe: A diffusers pipeline; it is as it was afterwards.
         setup: How to run it; its engine runs the pipeline itself and no twin, which has no cache.
         prompts: What to generate: prompts that nothing was fitted on.

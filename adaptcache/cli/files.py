@@ -115,10 +115,6 @@ def measure_schedules(
     """Runs held-out prompts in full, by each schedule, and by as many plain steps, as `evaluate_schedules` does.
 
     Arguments:
-        pipe: The pipeline of the preset.
-        preset: How it is called.
-        known: Its prompts.
-        schedules: What to run by.
         eval_on: Prompts at most.
         kept: What is said to be kept where that is stopped.
         steps: Steps of a full run; None takes the preset's.

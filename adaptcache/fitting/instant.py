@@ -123,7 +123,6 @@ def build_toy(
     """Returns worlds as coordinates, with the full run.
 
     Arguments:
-        sampler: The sampler.
         worlds: Each counts as one.
         guidance: The scale of classifier-free guidance.
         variance: The mean square of the data, in the units of the latents.
@@ -192,7 +191,6 @@ def match(
     coordinates give the weights, and the run goes on with them, so later steps undo what earlier ones did wrong.
 
     Arguments:
-        toy: The worlds.
         plan: The numbers of the computed steps; 0 is among them.
         history: How many computed outputs are used at most.
         correct: Whether computed steps have weights too, of their own output and what is known besides.

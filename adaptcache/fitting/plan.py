@@ -145,7 +145,6 @@ def move_call(plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: 
     Arguments:
         plan: The computed steps, rising from 0.
         steps: The number of steps N.
-        rng: What to draw from.
         far: Whether the call may go to any step.
     """
     free = sorted(set(range(1, steps)) - set(plan))

@@ -290,7 +290,6 @@ def place(pipe: Any, device: str, offload: str) -> Any:
     """Puts a pipeline on a device, or lets its weights wait on the CPU.
 
     Arguments:
-        pipe: The pipeline, on the CPU.
         offload: "model" has one part at a time on the device; "group" one layer at a time, and needs least.
     """
     if offload == "none":

@@ -21,10 +21,6 @@ CHUNK = 2**16  # values of each vector that are in float64 at a time: 50 MB for 
 def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndarray]]:
     """Returns the arrays of a profile, one dictionary a prompt. Tracks count with equal weight.
 
-    Arguments:
-        run: A full run of a batch.
-        prompts: The batch.
-
     Raises:
         ValueError: All outputs of a prompt are zero.
     """
@@ -97,8 +93,6 @@ def check_finite(value: Tensor, what: str, step: int, prompts: PromptSet) -> Non
     Arguments:
         value: With shape (B, *).
         what: What it is, in words.
-        step: The number of the step.
-        prompts: The batch.
     """
     if bool(torch.isfinite(value).all()):
         return

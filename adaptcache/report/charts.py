@@ -180,7 +180,6 @@ def to_svg(figure: Figure, label: str) -> str:
     """Returns a figure as an element of a page, in the page's colours.
 
     Arguments:
-        figure: The figure.
         label: What it shows, for those who do not see it.
     """
     import matplotlib

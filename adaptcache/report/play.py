@@ -106,13 +106,7 @@ def check_gradio() -> None:
 
 
 def build_page(player: Player, title: str, prompt: str) -> Any:
-    """Returns the page, a `gradio.Blocks`.
-
-    Arguments:
-        player: Who makes the outputs.
-        title: What stands above.
-        prompt: The first one.
-    """
+    """Returns the page, a `gradio.Blocks`."""
     import gradio
 
     choices, steps = player.choices, player.setup.call.num_inference_steps
