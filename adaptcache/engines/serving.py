@@ -25,8 +25,6 @@ from ..schedule.format import same_grid
 from ..schedule.schedule import Schedule
 from ..step import Step
 
-__all__ = ["Metrics", "Request", "RequestCall", "Server", "ServingConfig", "load_schedules", "world_size"]
-
 REASONS, OTHERS = 16, "other reasons"  # that are counted apart
 QUALITIES = ("fast", "balanced", "exact")
 SOURCE, QUALITY, STRICT = "ADAPTCACHE_SCHEDULE", "ADAPTCACHE_QUALITY", "ADAPTCACHE_STRICT"

@@ -21,8 +21,6 @@ import numpy as np
 
 from .kernel import Array
 
-__all__ = ["PREDICTIONS", "SAMPLERS", "AffineSampler", "build_sampler", "data_weights", "thin_levels", "trace_steps"]
-
 SAMPLERS = ("euler", "ddim", "dpm++2m")
 PREDICTIONS = ("velocity", "noise", "data", "v")
 FLAT = 1e-12  # weights below do not count

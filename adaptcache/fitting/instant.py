@@ -19,18 +19,6 @@ from .affine import AffineSampler
 from .kernel import Array, solve_ridge
 from .worlds import PRIOR, World, respond
 
-__all__ = [
-    "Instant",
-    "Matching",
-    "Toy",
-    "build_toy",
-    "find_instant",
-    "instant",
-    "match",
-    "search_plan",
-    "spread_steps",
-]
-
 RIDGE = 1e-6  # pull towards reuse, relative to each feature's energy; residuals hold weights down by themselves
 CORRECT_RIDGE = 1e-6  # the same at computed steps, whose own output is at hand
 LOOKED_AT = 4  # earlier outputs that an innovation is taken against

@@ -30,8 +30,6 @@ import numpy as np
 
 from .kernel import Array
 
-__all__ = ["PRIOR", "Response", "World", "respond", "wiener"]
-
 KINDS = 16  # of modes: nodes of the quadrature over the spectrum
 LEAST = 1e-6  # noise shares below are taken for this one: logarithms have to be finite
 NUGGET = 1e-6  # of the residual's variance is new at every step: rounding, and a Cholesky factor that exists

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
-__all__ = ["Report"]
-
 
 @dataclass(frozen=True)
 class Report:

@@ -26,8 +26,6 @@ from ..schedule.schedule import LoopPlan, Schedule
 from ..sites import SiteHook, check_compiled, find_sites
 from ..step import TINY, Step
 
-__all__ = ["InstantRunner", "Runner"]
-
 # Prompts are unlike the calibration's where an innovation lies above its band, or where n of them lie on average
 # BIAS + SINGLE / sqrt(n) standard deviations above its middle: a single run tells little, a handful tell.
 BIAS, SINGLE = 0.3, 2.0

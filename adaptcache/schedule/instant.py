@@ -21,8 +21,6 @@ from .format import Grid
 from .rule import Rule
 from .schedule import THEORY, Schedule
 
-__all__ = ["InstantRequest", "check_speed", "load_instant", "make_instant", "sampler_of"]
-
 VERSION = 3  # of the theory: what is kept on disk by another one is made anew
 CALLS = 8  # fewer computed steps than these are not agreed to: on demo models as few plain steps were better there
 GUIDED_CALLS = 10  # the same with guidance

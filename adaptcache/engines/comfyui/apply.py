@@ -14,8 +14,6 @@ from .gate import KEY, Gate, Run
 from .grid import read_run
 from .identity import state_of
 
-__all__ = ["Applied", "applied_to"]
-
 
 class Applied(Gate):
     """A schedule on a MODEL, whose clone `model` skips.

@@ -9,8 +9,6 @@ from .gate import Run
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint
 
-__all__ = ["cache_on", "compare_model", "compare_run", "knows_plain", "other_cache", "parts_of", "scheduler_name"]
-
 SAME = {  # samplers, and the schedulers of diffusers that take the same steps: of flow-matching models, and of others
     "ddim": ("", "DDIMScheduler"),
     "ddpm": ("", "DDPMScheduler"),

@@ -20,8 +20,6 @@ from .gate import KEY, Gate, Run, Switch, watched
 from .grid import name_of, prediction_of
 from .identity import denoiser_class, fingerprint, plain
 
-__all__ = ["ComfyEngine", "Sampling"]
-
 
 @dataclass(frozen=True)
 class Sampling:

@@ -19,8 +19,6 @@ from ...hooks import SchedulerStep, StepHook
 from ...step import Step
 from .grid import Output, StandIn, input_scale, levels_of, readers_of, times_of
 
-__all__ = ["KEY", "Gate", "Run", "Switch"]
-
 KEY = "adaptcache"  # of our wrappers on a MODEL
 NEAR = 1e-4  # relative: noise levels this close are one
 

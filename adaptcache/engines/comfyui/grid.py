@@ -21,10 +21,6 @@ from ...schedule.instant import InstantRequest
 if TYPE_CHECKING:
     from .gate import Run
 
-__all__ = [
-    "Output", "StandIn", "input_scale", "levels_of", "name_of", "prediction_of", "read_run", "readers_of", "times_of",
-]  # fmt: skip
-
 KINDS = {  # the classes that say what a model predicts, and what `u = (x - denoised) / sigma` is in diffusers' words
     "CONST": "flow_prediction",
     "IMG_TO_IMG": "sample",

@@ -14,8 +14,6 @@ from torch import Tensor
 from ...cache import feed
 from .gate import KEY
 
-__all__ = ["denoiser_class", "fingerprint", "plain", "state_of"]
-
 SAMPLE = 64  # values read of each tensor
 
 DIFFUSERS = {  # classes of ComfyUI's denoisers, and the classes of diffusers that have the same weights

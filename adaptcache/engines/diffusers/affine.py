@@ -16,8 +16,6 @@ from ...schedule.instant import InstantRequest
 from .calls import defaults_of
 from .compatibility import GUIDANCE, has_effect
 
-__all__ = ["guidance_of", "read_run", "read_sampler"]
-
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_prediction": "velocity"}
 
 

@@ -18,8 +18,6 @@ from .components import find_remembering
 from .gate import Gate
 from .identity import components_of, state_of
 
-__all__ = ["Handle", "attach"]
-
 REMEMBERS = "{name} remembers earlier steps: at skipped ones it saw the outputs of the step that was computed last"
 ALLOWED = {"guidance"}
 

@@ -18,16 +18,6 @@ from ...errors import AttachError
 from ...runs import SET_HERE, PipelineCall, Prompt, PromptSet, fork_rng
 from .components import find_denoisers, is_modular
 
-__all__ = [
-    "call_classic",
-    "call_pipeline",
-    "check_arguments",
-    "defaults_of",
-    "named_inputs",
-    "parameters_of",
-    "without_decoding",
-]
-
 OUTPUTS = ("images", "videos", "frames", "audio", "audios", "sound")  # what decoding blocks return
 LATENT = re.compile(r"""["']latent["']""")
 NO_LATENT: set[type] = set()  # pipelines that name the word, and fail to return latents (QwenImageLayeredPipeline)

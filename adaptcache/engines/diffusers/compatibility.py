@@ -14,8 +14,6 @@ from .calls import defaults_of, named_inputs
 from .components import denoisers_of, find_denoisers, find_guiders, find_schedulers, plain_module
 from .identity import checkpoint_of, components_of, config_of, fingerprint, guiders_of, provenance
 
-__all__ = ["check_schedule", "graded", "graded_call", "other_cache"]
-
 logger = logging.getLogger(__name__)
 
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "image_guidance_scale")

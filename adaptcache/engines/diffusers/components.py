@@ -8,11 +8,6 @@ from torch import Tensor, nn
 
 from ...errors import AttachError
 
-__all__ = [
-    "denoisers_of", "find_controlnets", "find_denoisers", "find_guiders", "find_remembering", "find_schedulers",
-    "is_modular", "parts_of",
-]  # fmt: skip
-
 FIRST = ("transformer", "transformer_2", "unet")  # what most pipelines call theirs: they come first, in this order
 TIMES = {
     "timestep", "timesteps", "timestep_ratio", "t", "time", "sigma", "sigmas", "noise_level", "noise_labels",

@@ -24,8 +24,6 @@ from .gate import Gate, LoopDone
 from .identity import components_of, fingerprint, identity_of, provenance
 from .sampler import refined
 
-__all__ = ["DiffusersEngine", "sampling_rate", "twin"]
-
 
 class DiffusersEngine:
     """Runs a pipeline of diffusers.

@@ -39,8 +39,6 @@ from .grid import CLOSE, times_of
 from .sampler import set_levels
 from .watch import check_plain, watch, watched
 
-__all__ = ["Gate", "LoopCalls"]
-
 VIEWS = (
     "{name} steps its scheduler several times at timestep {t:g} (views of a panorama, tiles?), which {hook} cannot "
     "keep apart: calibrate on the plain pipeline of the same model, and attach that schedule here"

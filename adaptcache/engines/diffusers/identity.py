@@ -24,17 +24,6 @@ from ...files import dump_json
 from ...schedule.format import Denoiser
 from .components import denoisers_of, find_guiders, find_schedulers, parts_of, plain_module
 
-__all__ = [
-    "checkpoint_of",
-    "components_of",
-    "fingerprint",
-    "guiders_of",
-    "identity_of",
-    "provenance",
-    "state_of",
-    "weights_hash",
-]
-
 SAMPLE = 64  # values read of each tensor
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what is written when a module is saved
 ORIGINS = ("accelerate", "diffusers", "peft", "torch", "transformers")  # whose layers are not patched ones

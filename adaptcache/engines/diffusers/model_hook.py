@@ -24,8 +24,6 @@ from .attach import as_schedule
 from .components import plain_module
 from .gate import number_of, time_argument
 
-__all__ = ["EXACT", "ScheduleHook", "hook"]
-
 NAME = "adaptcache"
 EXACT = {  # tests/test_model_hook.py compares them with `attach`
     "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline", "FluxKontextPipeline",

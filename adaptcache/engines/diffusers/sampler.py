@@ -11,8 +11,6 @@ import torch
 
 from ...errors import ScheduleError
 
-__all__ = ["FLOW", "refined", "sampler", "set_levels", "with_sampler"]
-
 FLOW = "FlowMatchEulerDiscreteScheduler"
 EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
 
