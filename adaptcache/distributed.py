@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 Groups: TypeAlias = tuple[Any, ...]  # torch.distributed process groups
@@ -23,8 +24,6 @@ def groups_of(denoisers: Iterable[nn.Module]) -> Groups:
 
     They are told by diffusers' `enable_parallelism`, and by weights that are sharded over a device mesh.
     """
-    import torch.distributed as dist
-
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ()
     found: dict[int, Any] = {}
@@ -61,8 +60,6 @@ def _shards(weight: Any) -> list[Any]:
 def highest(value: Tensor, groups: Groups) -> Tensor:
     """Returns the largest value that any rank has; as it is where there is no group."""
     if groups:
-        import torch.distributed as dist
-
         value = value.clone()
         for group in groups:
             dist.all_reduce(value, dist.ReduceOp.MAX, group)
@@ -94,6 +91,7 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True)
 class Ranks:
     """The processes that share a calibration, as torchrun or `accelerate launch` starts them, and which one this is.
 
@@ -101,16 +99,12 @@ class Ranks:
     small (statistics, inner products, quality) and is exchanged by a gloo group on the CPU, whatever the accelerators
     are. It is put together in the order of the batches, so the result does not depend on how many ranks there are, to
     the bit where a batch gives the same bits on each of them.
-
-    Arguments:
-        rank: The number of this process, from 0.
-        size: How many there are.
-        group: A gloo process group of all of them; None for one process, which exchanges nothing.
-        device: Where this one is to compute; None leaves that to others.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, device: str | None = None) -> None:
-        self.rank, self.size, self.group, self.device = rank, size, group, device
+    rank: int = 0  # the number of this process, from 0
+    size: int = 1  # how many there are
+    group: Any = None  # a gloo process group of all of them; None for one process, which exchanges nothing
+    device: str | None = None  # where this one is to compute; None leaves that to others
 
     def own(self, count: int) -> range:
         """Returns which of `count` jobs are this rank's."""
@@ -124,8 +118,6 @@ class Ranks:
         """
         found: list[Any] = [value]
         if self.size > 1:
-            import torch.distributed as dist
-
             found = [None] * self.size
             try:
                 dist.all_gather_object(found, value, group=self.group)
@@ -141,8 +133,6 @@ class Ranks:
         self.exchange(None)  # a failure is told here
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         found = [value if self.rank == 0 else None]
         try:
             dist.broadcast_object_list(found, src=0, group=self.group)
@@ -211,8 +201,6 @@ def joined() -> Iterator[Ranks]:
 def _join() -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return ALONE
-    import torch.distributed as dist
-
     device = None
     if not dist.is_initialized():
         try:

@@ -72,7 +72,8 @@ def relative_change(new: Tensor, old: Tensor) -> Tensor:
 def relative_distance(new: Tensor, old: Tensor) -> Tensor:
     """Returns |new - old| over |old|, of each sample, with shape (B,). Does not sync."""
     new, old = new.flatten(1).float(), old.flatten(1).float()
-    return (new - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+    distance: Tensor = (new - old).norm(dim=1) / old.norm(dim=1).clamp_min(TINY)
+    return distance
 
 
 def mean_change(changes: Iterable[Tensor]) -> Tensor:

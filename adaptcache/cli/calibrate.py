@@ -13,9 +13,7 @@ from .files import Loading, changed, default_name, load_pipeline, open_cache, qu
 from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
-    from ..calibration.calibrate import Goal
     from ..calibration.estimate import Estimate, Size
-    from ..runs import PromptSet
     from ..schedule.schedule import Schedule
 
 EVERY = 1_000_000  # prompts
@@ -112,9 +110,10 @@ def calibrate(
     """
     from ..calibration.calibrate import Goal, calls_for
     from ..calibration.calibrate import calibrate as fit_schedule
-    from ..calibration.estimate import Size
+    from ..calibration.estimate import Size, estimate
     from ..calibration.match import Fit
     from ..distributed import joined
+    from ..engines import make_setup
     from ..files import check_writable
     from ..presets import read_prompts, resolve
     from ..runs import PromptSet
@@ -171,7 +170,10 @@ def calibrate(
         }  # fmt: skip
         pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
         if dry_run:
-            found = _estimate(pipe, calibration, held_out, goal, steps, runs)
+            setup = make_setup(pipe, steps, runs | {"progress": False})
+            for given in (calibration, held_out):
+                setup.engine.preflight(setup.call, given)
+            found = estimate(setup, calibration, held_out, goal)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
         kept = goes_on.format(cache_of_runs.folder) if cache_of_runs else "nothing is kept"
@@ -197,18 +199,6 @@ def announce(size: Size) -> str:
         f"{counted(size.prompts, 'prompt')} to fit on, {size.held_out} held out: about {passes:,} passes of the "
         f"denoiser, as many as {runs} of one prompt; what is kept of before is not run again"
     )
-
-
-def _estimate(
-    pipe: Any, prompts: PromptSet, held_out: PromptSet, goal: Goal, steps: int, runs: dict[str, Any]
-) -> Estimate:
-    from ..calibration.estimate import estimate
-    from ..engines import make_setup
-
-    setup = make_setup(pipe, steps, runs | {"progress": False})
-    for given in (prompts, held_out):
-        setup.engine.preflight(setup.call, given)
-    return estimate(setup, prompts, held_out, goal)
 
 
 def _print_estimate(found: Estimate, json: bool) -> None:

@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ...engines.diffusers.sampler import FLOW, is_flow, sampler, set_levels
+from ...engines.diffusers.sampler import FLOW, is_flow, sampler, set_levels, with_grid
 from ...evaluation.generate import run_latents
 from ...hooks import SchedulerStep, StepHook
 from ..trial import latent_error
@@ -66,7 +65,7 @@ class Searched(Baseline):
 
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
-        own = with_levels(sampler(self.kind, case.pipe.scheduler), params["levels"])
+        own = with_grid(sampler(self.kind, case.pipe.scheduler), lambda one: set_levels(one, params["levels"]))
         hook = MultistepHook(self.order) if self.order > 1 else None
         with with_scheduler(case, own):
             yield Ready(replace(case.setup.call, num_inference_steps=len(params["levels"])), hook)
@@ -92,24 +91,6 @@ class LevelWatcher(StepHook):
         if step.step.index == step.track == 0:
             self.levels: list[float] = step.scheduler.sigmas.tolist()  # type: ignore[attr-defined]
         return step.u
-
-
-def with_levels(scheduler: Any, levels: Sequence[float]) -> Any:
-    """Returns a flow-matching scheduler that steps through these noise levels, and then to its last one."""
-    base = type(scheduler)
-
-    class Fixed(base):  # type: ignore[misc, valid-type]
-        sigmas: Tensor
-        timesteps: Tensor
-
-        @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
-        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-            super().set_timesteps(*args, **kwargs)
-            set_levels(self, levels)
-
-    Fixed.__name__ = base.__name__
-    scheduler.__class__ = Fixed
-    return scheduler
 
 
 def bent_levels(grid: Sequence[float], calls: int) -> list[list[float]]:

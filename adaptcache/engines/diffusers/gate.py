@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ...distributed import Groups, groups_of
 from ...errors import AttachError, LoopError
@@ -720,15 +721,15 @@ def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
     """
     listed = isinstance(given[-1], tuple)  # one tensor a sample goes in, and one comes out
     order = [k % given[0] for k in range(samples)]
-    if isinstance(output, Tensor) or (listed and isinstance(output, list)):
-        if len(output) != given[0]:
-            raise LookupError(f"{len(output)} entries for {given[0]} samples")
-        return output[order] if isinstance(output, Tensor) else [output[k] for k in order]
-    if isinstance(output, (list, tuple)):
-        return type(output)(resized(part, given, samples) for part in output)
-    if isinstance(output, Mapping):  # diffusers' outputs are dictionaries with attributes
-        return type(output)(**{name: resized(part, given, samples) for name, part in output.items()})
-    return output
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, (Tensor, list)):
+            return value
+        if len(value) != given[0]:
+            raise LookupError(f"{len(value)} entries for {given[0]} samples")
+        return value[order] if isinstance(value, Tensor) else [value[k] for k in order]
+
+    return tree_map(cut, output, is_leaf=lambda value: listed and isinstance(value, list))
 
 
 def offset_in(grid: Any, timestep: Any) -> int | None:

@@ -4,7 +4,7 @@ import copy
 import difflib
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -124,23 +124,30 @@ def refined(scheduler: Any, factor: int) -> Any:
         raise ValueError(f"a teacher needs at least as many steps as the schedule, got a factor of {factor}")
     if factor == 1:
         return scheduler
-    base = type(scheduler)
-    if base.__name__ != FLOW or scheduler.config.stochastic_sampling:
-        raise ValueError(f"a finer teacher needs a deterministic {FLOW}, this is a {base.__name__}")
+    name = type(scheduler).__name__
+    if name != FLOW or scheduler.config.stochastic_sampling:
+        raise ValueError(f"a finer teacher needs a deterministic {FLOW}, this is a {name}")
 
-    class Refined(base):  # type: ignore[misc, valid-type]
+    def refine(finer: Any) -> None:
+        left, right = finer.sigmas[:-1, None], finer.sigmas[1:, None]
+        share = torch.arange(factor, device=finer.sigmas.device) / factor
+        inner = (left + (right - left) * share).flatten()
+        finer.sigmas = torch.cat([inner, finer.sigmas[-1:]])
+        finer.timesteps = (inner * finer.config.num_train_timesteps).to(finer.timesteps.device)
+
+    return with_grid(copy.deepcopy(scheduler), refine)
+
+
+def with_grid(scheduler: Any, change: Callable[[Any], None]) -> Any:
+    """Makes a scheduler change its grid whenever that is set, and returns it."""
+    base = type(scheduler)
+
+    class Changed(base):  # type: ignore[misc, valid-type]
         @functools.wraps(base.set_timesteps)  # pipelines ask for the names of its arguments
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
-            self.sigmas: torch.Tensor
-            self.timesteps: torch.Tensor
-            left, right = self.sigmas[:-1, None], self.sigmas[1:, None]
-            share = torch.arange(factor, device=self.sigmas.device) / factor
-            inner = (left + (right - left) * share).flatten()
-            self.sigmas = torch.cat([inner, self.sigmas[-1:]])
-            self.timesteps = (inner * self.config.num_train_timesteps).to(self.timesteps.device)
+            change(self)
 
-    Refined.__name__ = base.__name__
-    finer = copy.deepcopy(scheduler)
-    finer.__class__ = Refined
-    return finer
+    Changed.__name__ = base.__name__
+    scheduler.__class__ = Changed
+    return scheduler
