@@ -32,8 +32,10 @@ def groups_of(denoisers: Iterable[nn.Module]) -> Groups:
         if (context := getattr(config, "context_parallel_config", None)) is not None:
             group = context._flattened_mesh.get_group()
             found[id(group)] = group
-        for weight in filter(sharded, denoiser.parameters()):
-            found |= {id(group): group for group in _shards(weight)}
+        weights: list[Any] = list(filter(sharded, denoiser.parameters()))
+        for weight in weights:
+            groups = (weight.device_mesh.get_group(at) for at, how in enumerate(weight.placements) if how.is_shard())
+            found |= {id(group): group for group in groups}
     return tuple(group for group in found.values() if dist.get_world_size(group) > 1)
 
 
@@ -49,12 +51,6 @@ def splits(block: nn.Module) -> bool:
 def sharded(weight: Tensor) -> bool:
     """Whether other processes have parts of a weight (it is a DTensor, whose module is slow to import)."""
     return hasattr(weight, "device_mesh")
-
-
-def _shards(weight: Any) -> list[Any]:
-    """Returns the groups that have a part of a weight each."""
-    places = enumerate(weight.placements)
-    return [weight.device_mesh.get_group(dim) for dim, how in places if how.is_shard()]
 
 
 def highest(value: Tensor, groups: Groups) -> Tensor:

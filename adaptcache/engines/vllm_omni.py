@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ScheduleError
@@ -114,21 +115,17 @@ def wrap(pipeline: Any, config: ServingConfig, log: Callable[[str], None]) -> Se
     return server
 
 
+@dataclass
 class Running:
-    """The request under way in this thread.
+    """The request under way in this thread."""
 
-    Arguments:
-        request: Its run by a schedule.
-        pipeline: The pipeline.
-        batch: The requests of one forward, called alike.
-    """
-
-    def __init__(self, request: Request, pipeline: Any, batch: Any) -> None:
-        self.request, self.pipeline, self.batch = request, pipeline, batch
-        self.guidance: Any = None
-        self.branches = 1.0
-        self.output: Any = None  # the last computed one
-        self.track: Track | None = None
+    request: Request  # its run by a schedule
+    pipeline: Any
+    batch: Any  # the requests of one forward, called alike
+    guidance: Any = None
+    branches: float = 1.0
+    output: Any = None  # the last computed one
+    track: Track | None = None
 
 
 def forward(server: Server, pipeline: Any, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -60,19 +60,16 @@ class StreamHistory:
     past_c: list[Tensor] = field(default_factory=list)
 
 
+@dataclass
 class History:
-    """Keeps the last `depth` outputs of a run and what entered first, for each stream.
+    """Keeps the last outputs of a run and what entered first, for each stream.
 
     At the site `step` a stream is the latents of one scheduler and view; elsewhere a branch, a layer, ...
-
-    Arguments:
-        depth: How many outputs are kept.
-        latents: Whether what entered at those steps is kept too.
     """
 
-    def __init__(self, depth: int, latents: bool = False) -> None:
-        self.depth, self.latents = depth, latents
-        self.streams: dict[Hashable, StreamHistory] = {}
+    depth: int  # how many outputs are kept
+    latents: bool = False  # whether what entered at those steps is kept too
+    streams: dict[Hashable, StreamHistory] = field(default_factory=dict)
 
     def keep(
         self, key: Hashable, x: Tensor | None, output: Tensor, signal: Tensor | None = None, cond: Tensor | None = None

@@ -1,6 +1,7 @@
 """What is done of a profile: each batch and each step's sensitivity is on disk as soon as it is measured."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,17 +13,13 @@ from .reference import Trajectory
 Rows = list[dict[str, np.ndarray]]
 
 
+@dataclass(frozen=True)
 class ProfileCheckpoint:
-    """The finished parts of one profile, in a cache. What is not whole is measured again.
+    """The finished parts of one profile, in a cache. What is not whole is measured again."""
 
-    Arguments:
-        cache: Where they are; ranks may share it, or have one each.
-        key: What they belong to.
-        rank: Who writes: each rank has a file of its own for the sensitivity.
-    """
-
-    def __init__(self, cache: Cache, key: str, rank: int = 0) -> None:
-        self.cache, self.key, self.rank = cache, key, rank
+    cache: Cache  # where they are; ranks may share it, or have one each
+    key: str  # what they belong to
+    rank: int = 0  # who writes: each rank has a file of its own for the sensitivity
 
     def load(self, number: int) -> tuple[Trajectory, Rows] | None:
         """Returns the trajectory of a batch and the statistics of its prompts, or None."""

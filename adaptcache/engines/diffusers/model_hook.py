@@ -122,13 +122,11 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
             return -1
         expected = state.index + 1 if at is None else int(at)
         later = range(expected, len(self.times))  # guidance may begin late
-        found = next((i for i in later if self._near(time, self.times[i])), -1)
+        known = time / self.scale
+        found = next((i for i in later if abs(known - self.times[i]) <= ROUNDED * self.times[i] + 1e-4), -1)
         if found < 0:
             self._off(time, expected)
         return found
-
-    def _near(self, time: float, known: float) -> bool:
-        return abs(time / self.scale - known) <= ROUNDED * known + 1e-4
 
     def _off(self, time: float, expected: int) -> None:
         warnings.warn(

@@ -14,16 +14,6 @@ COMPONENTS: dict[str, Site] = {  # of SmoothCache, by what they are in diffusers
 }  # fmt: skip
 
 
-def read_mask(data: Any, steps: int | None) -> Settings:
-    """Reads a list of 1 for each computed step and 0 for each other."""
-    return reuse_by_mask(data)
-
-
-def read_flags(data: Any, steps: int | None) -> Settings:
-    """Reads the flag `--scm-mask` of stable-diffusion.cpp."""
-    return reuse_by_mask(data["scm-mask"])
-
-
 def read_components(data: Any, steps: int | None) -> Settings:
     """Reads SmoothCache's lists by component.
 
@@ -53,9 +43,9 @@ def read_skipped(data: Any, steps: int | None) -> Settings:
 
 
 SD_CPP = Format(
-    "sd.cpp", "of 2026-08 (97d2990)", read_flags, keys=("scm-mask",),
+    "sd.cpp", "of 2026-08 (97d2990)", lambda data, steps: reuse_by_mask(data["scm-mask"]), keys=("scm-mask",),
     void="it parses --scm-mask and does not follow it: a threshold decides, between 15 and 95 % of the steps",
 )  # fmt: skip
 SMOOTHCACHE = Format("smoothcache", "arXiv 2411.10510", read_components)
 BUDCACHE = Format("budcache", "", read_skipped, keys=("cache_step",))
-MASK = Format("mask", "", read_mask)
+MASK = Format("mask", "", lambda data, steps: reuse_by_mask(data))

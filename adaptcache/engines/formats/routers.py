@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def read_router(data: Any, steps: int | None, pairs: bool = True) -> Settings:
     """Reads a router: for each step, last one first, a number for the attention and the MLP of each block in turn.
 
     Arguments:
-        pairs: Whether every second step, the first one included, is computed in full, as Learning-to-Cache has it.
+        pairs: Whether every second step, the first one included, is computed in full, as Learning-to-Cache has it; in
+            HarmoniCa every step but the first has a choice.
     """
     routers = data["routers"]
     if isinstance(routers, Mapping):  # "0.prob", "1.prob", ...
@@ -120,11 +122,6 @@ def read_router(data: Any, steps: int | None, pairs: bool = True) -> Settings:
         )
     columns = list(zip(*flags, strict=True))
     return tables({"attention": columns[0::2], "mlp": columns[1::2]})
-
-
-def read_harmonica(data: Any, steps: int | None) -> Settings:
-    """Reads a router whose every step but the first has a choice."""
-    return read_router(data, steps, pairs=False)
 
 
 def read_ecad(data: Any, steps: int | None) -> Settings:
@@ -167,5 +164,5 @@ def check_step(number: int, step: Mapping[str, Any], first: Mapping[str, Any]) -
 
 VOID = "it is a mask of layers, that no engine reads"
 L2C = Format("l2c", "d45efce", read_router, keys=("routers",), void=VOID)
-HARMONICA = Format("harmonica", "arXiv 2410.01723", read_harmonica, void=VOID)
+HARMONICA = Format("harmonica", "arXiv 2410.01723", partial(read_router, pairs=False), void=VOID)
 ECAD = Format("ecad", "fb9e0e5", read_ecad, keys=("cache_schedule",), void=VOID)
