@@ -22,8 +22,7 @@ from adaptcache.calibration.refine import Point, columns_of, refine
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.engines.formats import export
 from adaptcache.errors import ScheduleError
-from adaptcache.evaluation.matrix import other_calls
-from adaptcache.evaluation.validate import evidence_of
+from adaptcache.evaluation.validate import evidence_of, other_calls
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.format import Baseline

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from ..cache import feed
 from ..engines import make_setup, take
 from ..evaluation.certify import QualityTarget, refuse_unaimed
-from ..evaluation.matrix import measure_matrix
-from ..evaluation.validate import validate
+from ..evaluation.validate import measure_matrix, validate
 from ..limits import check_name
 from ..profiling.measure import measure
 from ..runs import Prompt, PromptSet, Setup

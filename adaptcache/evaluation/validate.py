@@ -1,7 +1,9 @@
-"""Evidence: what a schedule is worth on prompts that it was not fitted on."""
+"""Evidence: what a schedule is worth on prompts that it was not fitted on, and under other arguments."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +12,19 @@ from torch import Tensor
 from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
 from ..policies.plan import Plan
-from ..runs import PromptSet, Setup
-from ..schedule.format import Baseline, Certificate, Evidence
+from ..runs import PipelineCall, PromptSet, Setup
+from ..schedule.format import Baseline, Cell, Certificate, Evidence
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
-from .generate import generate, reference_batch
+from .generate import Generation, generate, reference_batch, reference_images
 from .metrics import CEILING, psnr_each, score_images, summary
 
 FEW = 8  # steps of a run in which there is little to skip
+PROMPTS = 8  # of a cell of the matrix
+GUIDANCE = ("guidance_scale", "true_cfg_scale")
+FACTORS = {"num_inference_steps": (0.7, 1.5), "guidance": (0.75, 1.5), "size": (0.75, 1.5)}
+MULTIPLE = 16  # of pixels
 
 
 def validate(
@@ -141,3 +147,62 @@ def compute_all(schedule: Schedule, failed: Certificate) -> Schedule:
         psnr={"mean": CEILING, "p05": CEILING}, certificate=failed, verdict=verdict,
     )  # fmt: skip
     return schedule.model_copy(update={"rules": (rule,), "evidence": evidence})
+
+
+# The same under other arguments: a matrix of sizes, step counts and guidance.
+
+
+def other_calls(call: PipelineCall) -> list[dict[str, Any]]:
+    """Returns what is changed of a call by default: steps, guidance and size, one at a time."""
+    cells: list[dict[str, Any]] = []
+    for factor in FACTORS["num_inference_steps"]:
+        cells.append({"num_inference_steps": max(2, round(factor * call.num_inference_steps))})
+    for name in GUIDANCE:
+        value = call.pipe_kwargs.get(name)
+        if isinstance(value, (int, float)) and value > 1:
+            cells += [{name: round(value * factor, 2)} for factor in FACTORS["guidance"]]
+    sizes = {
+        name: call.pipe_kwargs[name] for name in ("height", "width") if isinstance(call.pipe_kwargs.get(name), int)
+    }
+    for factor in FACTORS["size"] if sizes else ():
+        cells.append({name: MULTIPLE * max(1, round(size * factor / MULTIPLE)) for name, size in sizes.items()})
+    here = {"num_inference_steps": call.num_inference_steps, **call.pipe_kwargs}
+    return [cell for cell in cells if any(here[name] != value for name, value in cell.items())]
+
+
+def measure_matrix(
+    setup: Setup, prompts: PromptSet, schedule: Schedule, cells: Sequence[Mapping[str, Any]] | None = None
+) -> Schedule:
+    """Returns the schedule with what it is worth under other arguments, each beside as many plain steps.
+
+    Arguments:
+        prompts: Held-out prompts, of which the first few are taken.
+        schedule: What was fitted, with evidence.
+        cells: By cell the arguments that differ; None takes other steps, guidance and sizes.
+    """
+    assert schedule.evidence
+    found = [
+        measure_cell(setup, prompts[:PROMPTS], schedule, dict(changed))
+        for changed in (other_calls(setup.call) if cells is None else cells)
+    ]
+    return schedule.model_copy(update={"evidence": schedule.evidence.model_copy(update={"matrix": tuple(found)})})
+
+
+def measure_cell(setup: Setup, prompts: PromptSet, schedule: Schedule, changed: dict[str, Any]) -> Cell:
+    """Returns what a schedule is worth under other arguments."""
+    rest = dict(changed)
+    steps = rest.pop("num_inference_steps", setup.call.num_inference_steps)
+    call = replace(setup.call, num_inference_steps=steps, pipe_kwargs={**setup.call.pipe_kwargs, **rest})
+    here, what = replace(setup, call=call, refine=1), ", ".join(f"{name} {value}" for name, value in changed.items())
+    truth = reference_images(here, prompts)
+
+    def worth(made: Generation) -> dict[str, float]:
+        return summary(score_images(made.images, truth, prompts.first, f"the run at {what}"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was fitted elsewhere is the point
+        made = generate(here, prompts, schedule, stage=f"at {what}")
+    fewer = replace(here, call=replace(call, num_inference_steps=max(1, round(made.calls))))
+    plain = generate(fewer, prompts, stage=f"at {what}, fewer steps")
+    baseline, calls = Baseline(steps=round(plain.calls), psnr=worth(plain)), (round(made.calls), steps)
+    return Cell(changed=changed, n=len(prompts), calls=calls, psnr=worth(made), baseline=baseline)
