@@ -167,31 +167,23 @@ class Kernel(Part):
 
 
 class Certificate(Part):
-    """What was tested on held-out prompts, and what came of it.
+    """What was tested on held-out prompts, and what came of it."""
 
-    Arguments:
-        target: Decibels (PSNR against the full run with the same noise) that a prompt should reach.
-        max_failure_rate: The share of prompts that may stay below it.
-        confidence: How sure the statement is.
-        prompts: The name of the prompt set.
-        n: How many held-out prompts were tested; subjects, where prompts vary them.
-        unit: "subjects" where `n` counts them, each by the worst of its prompts; None where prompts count.
-        certified: The position of the fastest setting that passed, counted from the slowest (0); None where
-            not even the slowest did.
-        setting: What that setting is called; where none passed, the one that failed.
-        failures: How many of these stay below the target in that setting.
-        upper: The upper bound of their share, at this confidence for that setting alone.
-    """
-
-    target: FiniteFloat
-    max_failure_rate: Share = Field(alias="at_most")
-    confidence: Share
-    prompts: Line
+    target: FiniteFloat  # decibels (PSNR against the full run with the same noise) that a prompt should reach
+    max_failure_rate: Share = Field(alias="at_most")  # the share of prompts that may stay below it
+    confidence: Share  # how sure the statement is
+    prompts: Line  # the name of the prompt set
+    # how many held-out prompts were tested; subjects, where prompts vary them
     n: Annotated[int, Field(ge=1, le=2**53)]
+    # "subjects" where `n` counts them, each by the worst of its prompts; None where prompts count
     unit: Literal["subjects"] | None = None
+    # the position of the fastest setting that passed, counted from the slowest (0); None where not even the slowest
+    # did
     certified: Annotated[int, Field(ge=0, le=4096)] | None = None
+    # what that setting is called; where none passed, the one that failed
     setting: Annotated[str, Field(max_length=200)]
-    failures: Count
+    failures: Count  # how many of these stay below the target in that setting
+    # the upper bound of their share, at this confidence for that setting alone
     upper: Annotated[float, Field(ge=0, le=1)]
 
     @property
@@ -214,33 +206,20 @@ class Certificate(Part):
 
 
 class Baseline(Part):
-    """What as many plain steps as the schedule makes calls are worth, on the same prompts.
+    """What as many plain steps as the schedule makes calls are worth, on the same prompts."""
 
-    Arguments:
-        steps: How many steps.
-        psnr: Decibels against the full run with the same noise: mean, and 5th percentile over prompts.
-    """
-
-    steps: Count
-    psnr: Summary
+    steps: Count  # how many steps
+    psnr: Summary  # decibels against the full run with the same noise: mean, and 5th percentile over prompts
 
 
 class Cell(Part):
-    """What was measured under other arguments of the call than those of the calibration.
+    """What was measured under other arguments of the call than those of the calibration."""
 
-    Arguments:
-        changed: The arguments that differ.
-        n: How many held-out prompts.
-        calls: Steps whose denoiser is called, of all steps.
-        psnr: Decibels against the full run under the same arguments, with the same noise.
-        baseline: The same of as many plain steps.
-    """
-
-    changed: Annotated[dict[str, Any], AfterValidator(check_plain)]
-    n: Count
-    calls: tuple[Count, Count]
-    psnr: Summary
-    baseline: Baseline | None = None
+    changed: Annotated[dict[str, Any], AfterValidator(check_plain)]  # the arguments that differ
+    n: Count  # how many held-out prompts
+    calls: tuple[Count, Count]  # steps whose denoiser is called, of all steps
+    psnr: Summary  # decibels against the full run under the same arguments, with the same noise
+    baseline: Baseline | None = None  # the same of as many plain steps
 
 
 class Evidence(Part):

@@ -41,28 +41,23 @@ Site = Literal[
 
 
 class TokenChoice(Part):
-    """Which tokens a layer, or a whole denoiser, computes at a partial step; the others keep what they had.
+    """Which tokens a layer, or a whole denoiser, computes at a partial step; the others keep what they had."""
 
-    Arguments:
-        ratio: The fraction of the tokens that is computed.
-        number: How many tokens are computed, in place of a fraction.
-        score: Those come first whose input changed most since they were computed ("change"), whose output is largest
-            ("norm"), which get most attention ("attention"), whose positions have the highest of `scores`
-            ("position"), or one of each cluster of similar outputs ("cluster").
-            At the site "regions": those whose last output deviates most over its channels ("deviation").
-        freshness: What each partial step that a token was left out adds to its score; at the site "regions" it counts
-            all of the run, and its score is multiplied with e to so much.
-        spread: How much of the change of its cluster's computed token a token takes over.
-        every: At every so many partial steps tokens are computed; between them all keep what they had.
-        scores: Of each position, for sequences of the lengths of these rows.
-    """
-
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
-    number: Annotated[int, Field(ge=1)] | None = None
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1  # the fraction of the tokens that is computed
+    number: Annotated[int, Field(ge=1)] | None = None  # how many tokens are computed, in place of a fraction
+    # Those come first whose input changed most since they were computed ("change"), whose output is largest ("norm"),
+    # which get most attention ("attention"), whose positions have the highest of `scores` ("position"), or one of each
+    # cluster of similar outputs ("cluster"). At the site "regions": those whose last output deviates most over its
+    # channels ("deviation").
     score: Literal["change", "norm", "attention", "position", "cluster", "deviation"] = "change"
+    # what each partial step that a token was left out adds to its score; at the site "regions" it counts all of the
+    # run, and its score is multiplied with e to so much
     freshness: Annotated[float, Field(ge=0)] = 0.25
+    # how much of the change of its cluster's computed token a token takes over
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # at every so many partial steps tokens are computed; between them all keep what they had
     every: Annotated[int, Field(ge=1)] = 1
+    # of each position, for sequences of the lengths of these rows
     scores: Annotated[tuple[Annotated[tuple[FiniteFloat, ...], Field(max_length=4096)], ...], Field(max_length=8)] = ()
 
     def count(self, tokens: int) -> int:

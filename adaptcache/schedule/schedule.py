@@ -38,15 +38,10 @@ LARGEST = 2**20  # bytes; real schedules have about 20 thousand
 
 
 class LoopPlan(Part):
-    """What one of several denoising loops of a call goes by: the chunks of a clip, the stages of a pyramid.
+    """What one of several denoising loops of a call goes by: the chunks of a clip, the stages of a pyramid."""
 
-    Arguments:
-        grid: The steps it was fitted on.
-        rules: What to do, by site.
-    """
-
-    grid: Grid
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]
+    grid: Grid  # the steps it was fitted on
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=8)]  # what to do, by site
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
