@@ -171,8 +171,8 @@ def calibrate(
         pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
         if dry_run:
             setup = make_setup(pipe, steps, runs | {"progress": False})
-            for given in (calibration, held_out):
-                setup.engine.preflight(setup.call, given)
+            for one in (calibration, held_out):
+                setup.engine.preflight(setup.call, one)
             found = estimate(setup, calibration, held_out, goal)
             return _print_estimate(found, json) if ranks.rank == 0 else None
         goes_on = "finished full runs are kept in {}: the same command goes on from them"
