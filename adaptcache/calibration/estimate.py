@@ -27,8 +27,8 @@ class Size:
 
     steps: int  # of a full run
     calls: int | Sequence[int]  # steps that are computed; of each gear, where there are several
-    prompts: int  # calibration prompts
-    held_out: int = 0  # held-out prompts
+    prompts: int  # to calibrate on
+    held_out: int = 0
     effort: float = EFFORT  # full runs of one prompt that the search of the plan may cost
     batch_size: int = PERTURBED  # prompts of a run
     fewer: int | None = None  # steps of the plain runs that evidence compares with; None for as many as calls
@@ -76,7 +76,7 @@ class Size:
 class Estimate:
     """What a calibration will cost."""
 
-    size: Size  # how large it is
+    size: Size
     stages: dict[str, float]  # seconds by stage
     step: float  # seconds of a step of one batch
     disk: int  # bytes of the full runs that are kept

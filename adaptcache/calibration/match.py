@@ -243,7 +243,7 @@ class Matching:
     # newest first, and that of each prompt in decades
     seen: list[tuple[tuple[float, ...], Array]] = field(compare=False)
     cost: float = 0.0  # denoiser calls that were made, in full runs of one prompt
-    plan: tuple[int, ...] = ()  # the plan
+    plan: tuple[int, ...] = ()
     times: tuple[float, ...] = ()  # the times of its steps
     # the step before which others can begin like these; 0 where calls were made that the plan does not have
     until: int = sys.maxsize

@@ -59,7 +59,7 @@ class Refiner:
 
     setup: Setup  # who runs, in one process
     prompts: PromptSet  # the prompts of the measurement
-    measurement: Measurement  # what full runs on these prompts gave
+    measurement: Measurement
     matching: Matching  # what is refined
     fit: Fit  # what its forecasts use
     cost: float = field(default=0.0, init=False)  # in runs of one prompt, of as many steps as the measurement has

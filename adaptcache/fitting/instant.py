@@ -84,7 +84,7 @@ class Instant:
     """An instant schedule: what to compute, what to use instead, and what theory expects of it."""
 
     plan: tuple[int, ...]  # the numbers of the computed steps, rising; the first is 0
-    matching: Matching  # its weights
+    matching: Matching
     fewer: Array  # the squared errors of as many plain steps, with shape (W,)
     guidance: float = 1.0  # the scale of classifier-free guidance: energies of what it multiplies grow with its square
 

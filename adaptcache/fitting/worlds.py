@@ -47,8 +47,8 @@ class World:
     tilt: float = 0.1  # the means' energy falls with lambda^(1 + tilt): above 0 prompts fix large modes rather
     residual: float = 0.28  # the size of what is not linear, in standard deviations of a mode that is half fixed
     memory: float = 1.8  # how far the residual is correlated, in nats of the signal-to-noise ratio
-    # near pure noise the ratio changes without end while nothing happens; there it is that of a signal share `alpha /
-    # (alpha + sigma)` of this size
+    # near pure noise the ratio changes without end while nothing happens; there it is that of a signal share
+    # `alpha / (alpha + sigma)` of this size
     floor: float = 0.05
     # Guidance acts in full from 1 + slack on, and in proportion below. Where the prompt fixes nearly all, all of a
     # small guidance would drive the data far beyond what models do.

@@ -51,6 +51,7 @@ class WatchHook(StepHook):
         self.site, self.steps = site, 0
         self.names: list[str] = []
         self.kept: dict[Any, Any] = {}  # of a run: what each block or layer gave before
+        self.sums: dict[Any, Any] = defaultdict(float)  # what is added up over runs
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
@@ -124,7 +125,7 @@ class InstanceHook(WatchHook):
     def __init__(self, site: str, longest: int) -> None:
         super().__init__(site)
         self.longest, self.channels = longest, 0
-        self.sums: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
+        self.errors: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
         self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.seconds: dict[int, list[float]] = defaultdict(list)
 
@@ -146,7 +147,7 @@ class InstanceHook(WatchHook):
         for before, old in past:
             if old.shape == new.shape and 0 < index - before <= self.longest:
                 error = (new.float() - old.float()).pow(2).mean() / energy
-                self.sums[number, before, index - before - 1].append(error)
+                self.errors[number, before, index - before - 1].append(error)
                 if index - before == 1:
                     self.changes[number, index].append(relative_change(new, old).mean())
         past.insert(0, (index, new.detach().clone()))
@@ -164,7 +165,7 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
     hook = InstanceHook(site, longest).follow(setup, prompts, f"errors of each of the {site}")
     errors = np.full((len(hook.names), hook.steps, longest), np.inf)
     changes = np.zeros((len(hook.names), hook.steps))
-    for place, values in hook.sums.items():
+    for place, values in hook.errors.items():
         errors[place] = float(torch.stack(values).mean())
     for at, values in hook.changes.items():
         changes[at] = float(torch.stack(values).mean())

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,14 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class AffineHook(WatchHook):
-    """Sums what a scale and a shift of each channel need, from the last computed step of a row to each skipped one."""
+    """Sums what a scale and a shift of each channel need, from the last computed step of a row to each skipped one.
+
+    By block and step: a count, and the sums of x, y, x x and x y, with shape (5, C).
+    """
 
     def __init__(self, site: str, rows: Sequence[Sequence[int]]) -> None:
         super().__init__(site)
         self.rows = rows
-        self.sums: dict[tuple[int, int], Any] = defaultdict(float)  # count, sums of x, y, x x, x y, with shape (5, C)
 
     def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         for name, value in given.items():
@@ -69,10 +70,6 @@ def fit_affine(
 
 class IncrementHook(WatchHook):
     """Sums products of what enters each layer and of what it gives, both as changes since the step before."""
-
-    def __init__(self, site: str) -> None:
-        super().__init__(site)
-        self.sums: dict[int, tuple[Any, Any]] = {}
 
     def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         if entered is None or entered.ndim != 3 or entered.shape[:2] != given[IMAGE].shape[:2]:
@@ -118,10 +115,6 @@ def reduced_rank(xx: Array, xy: Array, rank: int) -> tuple[Array, Array]:
 
 class PositionHook(WatchHook):
     """Sums by how much each token of the layers of one length has changed since the step before, over its size."""
-
-    def __init__(self, site: str) -> None:
-        super().__init__(site)
-        self.sums: dict[int, Any] = defaultdict(float)  # by length, with shape (L,)
 
     def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
         new = given[IMAGE].detach().float()

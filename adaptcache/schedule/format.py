@@ -177,8 +177,7 @@ class Certificate(Part):
     n: Annotated[int, Field(ge=1, le=2**53)]
     # "subjects" where `n` counts them, each by the worst of its prompts; None where prompts count
     unit: Literal["subjects"] | None = None
-    # the position of the fastest setting that passed, counted from the slowest (0); None where not even the slowest
-    # did
+    # the position of the fastest setting that passed, counted from the slowest (0); None where not even that did
     certified: Annotated[int, Field(ge=0, le=4096)] | None = None
     # what that setting is called; where none passed, the one that failed
     setting: Annotated[str, Field(max_length=200)]

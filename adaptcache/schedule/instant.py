@@ -32,7 +32,7 @@ class InstantRequest:
 
     times: tuple[float, ...]  # the N times of the run in [0, 1], falling
     speed: float  # steps over computed steps, 1 or more
-    sampler: AffineSampler  # its sampler
+    sampler: AffineSampler
     guidance: float = 1.0  # the scale of classifier-free guidance; 1 for none
     variance: float = 1.0  # the mean square of the data, in the units of the latents
     scheduler: str = ""  # the name of the scheduler's class
