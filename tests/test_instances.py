@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import adaptcache
-from adaptcache.calibration.instances import build_table, fit_tables, search_rows
+from adaptcache.calibration.methods import build_table, fit_tables, search_rows
 from adaptcache.engines import make_setup
 from adaptcache.errors import AttachError
 from adaptcache.fitting.instances import accumulated_rows, cheapest_rows, interpolated_plan, two_speed_rows

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import AttachError, ScheduleError
+from ..evaluation.generate import run_latents
+from ..fitting.instances import accumulated_rows, cheapest_rows, two_speed_rows
+from ..fitting.kernel import Array
 from ..forecasts import FORECASTS
+from ..forecasts.affine import Affine
+from ..forecasts.base import Forecast
 from ..forecasts.channels import group_channels
 from ..forecasts.extrapolate import Extrapolate
 from ..forecasts.increment import Factors, Increment
@@ -20,9 +25,10 @@ from ..policies import POLICIES
 from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
+from ..policies.table import Table
 from ..profile import Profile
-from ..profiling.instances import layer_errors
-from ..profiling.regressions import fit_gates, fit_increments, fit_positions
+from ..profiling.instances import InstanceErrors, layer_errors, measure_instances
+from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
 from ..schedule.methods import find_method, find_name, fit_rules
@@ -31,11 +37,12 @@ from ..schedule.schedule import Schedule
 from ..sites.tokens import cluster_tokens
 from ..step import TINY
 from .fit import build_schedule
-from .instances import NUMBERS, fit_tables
 
 FEW = 8  # prompts for the errors of layers, which are means over layers too: they hardly differ by prompt
 NEVER = 1e9  # no error is as large
 RANK, CLUSTERS = 4, 4  # of ICC's matrices; groups of HyCa's channels
+NUMBERS = 60_000  # that are fitted and kept in a schedule: a megabyte holds no more
+RANGE = 3.0  # decades that the weight of a block may go up or down
 HALVINGS = 6  # runs of all prompts that the threshold of gates takes
 
 
@@ -188,6 +195,101 @@ def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
     size = hook.config.get("patch_size_t") or hook.config.get("patch_size") or 1
     patch = size[0] if isinstance(size, (tuple, list)) else size if hook.config.get("patch_size_t") else 1
     return int(hook.entered.shape[2 if hook.entered.shape[1] == hook.config.get("in_channels") else 1]) // patch
+
+
+# Plans for each block or layer, by what reuse of each is off by; optuna sees in runs what errors do together.
+
+
+def fit_tables(
+    setup: Setup,
+    prompts: PromptSet,
+    profile: Profile,
+    method: str,
+    budget: float,
+    sites: Sequence[str],
+    trials: int = 0,
+) -> tuple[Rule, ...]:
+    """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
+
+    Of several sites those that the denoiser does not have are left out.
+
+    Arguments:
+        prompts: What to measure the errors on.
+        profile: Says what an error at each step does to the end result.
+        method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
+            planned (`cheapest_rows`), under a budget of measured time.
+        budget: The fraction of the blocks, or of their time, that is computed.
+        sites: "blocks", or types of layers.
+        trials: How many plans optuna runs; none takes the planner's as it is.
+    """
+    weights = profile.sensitivity * np.diagonal(profile.kernel)
+    rules = list[Rule]()
+    for site in sites:
+        try:
+            found = measure_instances(setup, prompts, site)  # type: ignore[arg-type]
+        except AttachError:
+            if site == sites[-1] and not rules:
+                raise
+            continue
+        if method in ("block-caching", "eoc"):
+            rows = accumulated_rows(found.changes, budget)
+        elif method == "profilingdit":
+            rows = two_speed_rows(found.changes, budget)
+        elif trials:
+            rows = search_rows(setup, prompts, found, weights, budget, trials)
+        else:
+            rows = cheapest_rows(found.errors, weights, found.seconds, budget)
+        table = build_table(rows, profile.steps)
+        forecast: Forecast = Extrapolate(order=0)
+        if find_method(method).forecast == "affine":
+            wide = sum(profile.steps - len(row) for row in rows) * 2 * found.channels <= NUMBERS
+            forecast = Affine(rows=fit_affine(setup, prompts, site, rows, channels=wide and method != "eoc"))
+        rules.append(Rule(site=site, policy=table, forecast=forecast, each=True))
+    return tuple(rules)
+
+
+def build_table(rows: Sequence[Sequence[int]], steps: int) -> Table:
+    """Returns the policy that computes these steps of each block."""
+    return Table(rows=tuple("".join("01"[i in row] for i in range(steps)) for row in rows))
+
+
+def search_rows(
+    setup: Setup, prompts: PromptSet, found: InstanceErrors, weights: Array, budget: float, trials: int
+) -> list[list[int]]:
+    """Returns the rows whose runs end nearest to the full ones, of plans within a budget of measured time.
+
+    Each trial weighs the errors of every block anew, by the sampler of optuna, and plans by these weights; the first
+    is the plan for the errors as they are. So all keep the budget, and no trial is lost on plans without sense.
+
+    Arguments:
+        found: What reuse of each block is off by at the site, and how long each takes.
+        weights: What an error at each step does to the end result, with shape (N,).
+        budget: The fraction of the time of all blocks.
+        trials: How many plans are run on all prompts.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError("trials need optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
+
+    full, kept = run_latents(setup, prompts)[0], list[list[list[int]]]()
+
+    def objective(trial: optuna.Trial) -> float:
+        decades = [trial.suggest_float(name, -RANGE, RANGE) for name in found.names]
+        rows = cheapest_rows(found.errors * 10 ** np.array(decades)[:, None, None], weights, found.seconds, budget)
+        kept.append(rows)
+        table = build_table(rows, len(weights))
+        rule = Rule(site=found.site, policy=table, forecast=Extrapolate(order=0), each=True)
+        made = run_latents(setup, prompts, Runner(Schedule(name="trial", rules=(rule,)), gear=0))[0]
+        off = (made - full).flatten(1).square().mean(1)
+        setup.progress("plans for each block", len(kept), trials)
+        return float(off.clamp_min(TINY).log().mean())  # decibels: no single prompt decides
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    study.enqueue_trial(dict.fromkeys(found.names, 0.0))
+    study.optimize(objective, n_trials=trials)
+    return kept[study.best_trial.number]
 
 
 def check_params(name: str, params: Mapping[str, Any]) -> None:

@@ -11,11 +11,24 @@ from .base import Policy
 
 
 @dataclass
-class BlockwiseState:
-    """What the blocks gave last, by their numbers."""
+class BlockChanges:
+    """What the blocks gave last, and how far they moved, by their numbers."""
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
     changes: dict[int, Tensor] = field(default_factory=dict)  # of each sample, with shape (B,); not read yet
+
+    def note(self, number: int, output: Tensor) -> None:
+        """Notes what a block gave, with shape (B, *)."""
+        old = self.outputs.get(number)
+        if old is not None and old.shape == output.shape:
+            self.changes[number] = relative_change(output, old)
+        self.outputs[number] = output.clone()
+
+
+@dataclass
+class BlockwiseState(BlockChanges):
+    """What the blocks gave, and when they are computed next."""
+
     due: int = 0  # the next step to compute
     index: int = -1  # the last step that was decided
 
@@ -49,7 +62,4 @@ class Blockwise(Policy):
         return step.index >= state.due
 
     def observe(self, state: BlockwiseState, step: Step, output: Tensor) -> None:
-        old = state.outputs.get(step.instance)
-        if old is not None and old.shape == output.shape:
-            state.changes[step.instance] = relative_change(output, old)
-        state.outputs[step.instance] = output.clone()
+        state.note(step.instance, output)

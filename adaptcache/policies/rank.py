@@ -1,6 +1,6 @@
 """SortBlock (Chen et al., 2025), https://arxiv.org/abs/2508.00412: the blocks that changed most are computed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -9,16 +9,15 @@ from torch import Tensor
 
 from ..distributed import highest
 from ..profile import Profile
-from ..step import Step, relative_change
+from ..step import Step
 from .base import Policy
+from .blockwise import BlockChanges
 
 
 @dataclass
-class RankState:
-    """What the blocks gave at the last steps where all were computed, by their numbers."""
+class RankState(BlockChanges):
+    """What the blocks gave at the last steps where all were computed."""
 
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    changes: dict[int, Tensor] = field(default_factory=dict)
     chosen: frozenset[int] | None = None  # what is computed between; None until it is known
 
 
@@ -51,12 +50,8 @@ class Rank(Policy):
         return state.chosen is None or step.instance in state.chosen
 
     def observe(self, state: RankState, step: Step, output: Tensor) -> None:
-        if not self._has_all(step.index):
-            return
-        old = state.outputs.get(step.instance)
-        if old is not None and old.shape == output.shape:
-            state.changes[step.instance] = relative_change(output, old)
-        state.outputs[step.instance] = output.clone()
+        if self._has_all(step.index):
+            state.note(step.instance, output)
 
     def _has_all(self, index: int) -> bool:
         """Whether all blocks are computed at a step."""
