@@ -9,7 +9,6 @@ reach the scheduler with its sign. Pipelines of which this was tested are in `EX
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -158,7 +157,7 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
