@@ -30,11 +30,7 @@ def complain(line: str) -> None:
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM; its notes say what is kept.
-
-    Arguments:
-        number: The signal.
-    """
+    """Ctrl-C or SIGTERM, by its number; its notes say what is kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

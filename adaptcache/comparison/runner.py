@@ -109,11 +109,7 @@ def settings_between(found: Sequence[tuple[float, Params]], threshold: str, budg
 
 
 class ComparisonRunner:
-    """Runs methods on held-out prompts, and on calibration prompts to choose their settings.
-
-    Arguments:
-        prompts: The held-out prompts.
-    """
+    """Runs methods on held-out prompts (`prompts`), and on calibration prompts to choose their settings."""
 
     def __init__(self, case: Case, prompts: PromptSet, caption_score: CaptionScore | None = None) -> None:
         self.case, self.prompts, self.caption_score = case, prompts, caption_score

@@ -154,7 +154,6 @@ class Server:
     """The schedules of one model, and what its requests did.
 
     Arguments:
-        config: How it was switched on.
         denoiser: The class of the model's denoiser.
         log: Writes a line into the engine's log.
         known: The schedules that the configuration names, where these are loaded.
@@ -215,7 +214,6 @@ class Request:
     """One request under way. Steps are numbered by the engine, or counted.
 
     Arguments:
-        server: The server.
         quality: What it asks for; None takes what the server is set to.
         name: What it is called in the log.
         refused: Why it runs in full, where that is known beforehand.

@@ -32,10 +32,6 @@ def register() -> None:
 class Plugin:
     """What requests of this process go through.
 
-    Arguments:
-        config: How it was switched on.
-        log: Writes a line into SGLang's log.
-
     Raises:
         ScheduleError: No schedule can be served. SGLang logs it at its start, and runs requests as without a plug-in.
     """

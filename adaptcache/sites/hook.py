@@ -36,7 +36,6 @@ class SiteDecision:
     """Decides once a step, at its first branch, by a rule: the others follow.
 
     Arguments:
-        rule: What is followed.
         instance: Which block or layer of the site it decides for.
         leader: The decision of the first of them, whose state the others share where the policy says so.
     """

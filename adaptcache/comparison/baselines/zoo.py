@@ -57,11 +57,7 @@ def build_runner(rule: Rule, times: tuple[float, ...] = ()) -> Runner:
 
 
 class NamedMethod(Baseline):
-    """A method of `adaptcache methods` by its name there, fitted to the budget on the calibration prompts.
-
-    Arguments:
-        name: A key of METHODS.
-    """
+    """A method of `adaptcache methods` by its name there, fitted to the budget on the calibration prompts."""
 
     package = "adaptcache"
     about = "our zoo, fitted to the budget"
