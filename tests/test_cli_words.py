@@ -156,4 +156,5 @@ def test_a_report_without_a_browser_says_so_in_one_line(
     code, out, err = run("report", "s.json", "t.json", "--open")
     assert code == 0 and out == "wrote s-and-by-hand.html\n"
     assert err == f"no browser was found: open {tmp_path / 's-and-by-hand.html'} in one\n"
-    refused(run("report", "s.json", "--model", "emoji-flux-32"), "--model is what --pictures runs")
+    for option, value in (("--model", "emoji-flux-32"), ("--device", "cpu")):
+        refused(run("report", "s.json", option, value), "--model and --device are for what --pictures runs")

@@ -98,6 +98,8 @@ def tune(
     if plot:
         check_charts()
         check_writable(plot)
+    if len({path.resolve() for path in (where, beside, plot or Path())}) < 3:
+        raise ValueError(f"--out, --front and --plot need a file each, got {where}, {beside} and {plot}")
     options = {
         **vars(target), "groups": groups, "trials": trials,
         "timeout": read_seconds(timeout) if timeout is not None else None, "storage": storage,
