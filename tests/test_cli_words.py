@@ -110,7 +110,7 @@ def test_generate_prints_the_plan_and_the_evidence(run: Run, tmp_path: Path) -> 
     code, out, _ = run(*words, "-s", "s.json", "--json")
     assert json.loads(out).keys() == {"out", "calls", "seconds", "evidence"}
     code, out, _ = run(*words)
-    assert code == 0 and "replaced image.png  (4 denoiser calls" in out
+    assert code == 0 and "replaced image.png  (4 steps computed" in out
 
 
 @pytest.mark.parametrize("columns", ["80", ""])
