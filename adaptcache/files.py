@@ -83,8 +83,10 @@ def check_image(path: str | Path) -> Path:
     """Raises at once if no image can be written to a path."""
     from PIL import Image
 
-    if Path(path).suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg")
+    try:  # some formats are only read, or wait for a plugin, or have no colours
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[Path(path).suffix.lower()])
+    except (KeyError, OSError, ValueError):
+        raise ValueError(f"cannot write an image as {Path(path).name!r}; use an ending such as .png or .jpg") from None
     return check_writable(path)
 
 

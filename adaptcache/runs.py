@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,18 @@ SET_HERE = {"generator", "latents", "num_inference_steps", "output_type", "promp
 
 def silent(stage: str, done: int, of: int) -> None:
     """Reports no progress."""
+
+
+def whole(name: str, value: Any) -> int:
+    """Returns a whole number, of numpy too, as Python's.
+
+    Raises:
+        TypeError: It is none.
+    """
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r:.40}") from None
 
 
 def fork_rng() -> AbstractContextManager[None]:
@@ -106,6 +119,10 @@ class PipelineCall:
     seed: int = 0  # the noise of prompt number k is drawn with seed + k, on the CPU: the same on every device
 
     def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "seed"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in self.pipe_kwargs.items()}
+        object.__setattr__(self, "pipe_kwargs", plain)  # a schedule keeps them, and is compared with others
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
         if not -SEEDS <= self.seed < SEEDS:
@@ -181,6 +198,7 @@ class Setup:
     loop: int | None = None  # which loop of a call is measured; None: the first one, or a longer one after it
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size))
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 

@@ -10,8 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import schedule_of
 
 import adaptcache
 from adaptcache.errors import AttachError
@@ -302,3 +304,44 @@ def test_other_errors_get_no_such_note() -> None:
     with pytest.raises(RuntimeError) as raised:
         calibrated(pipe)
     assert not hasattr(raised.value, "__notes__")
+
+
+def test_numbers_of_numpy_are_kept_and_compared_as_pythons(pipe: Any, prompts: list[Any]) -> None:
+    size = {"height": np.int64(16), "width": np.int64(16), "guidance_scale": np.float32(3.5)}
+    schedule = adaptcache.calibrate(
+        pipe, prompts[:2], np.int64(4), gears=np.array([0.5, 0.75]), min_psnr=20, seed=np.int64(3),
+        batch_size=np.int64(2), progress=False, **size,
+    )  # fmt: skip
+    assert schedule.made["call"] == {"height": 16, "width": 16, "guidance_scale": 3.5}
+    with adaptcache.attach(pipe, schedule) as handle:
+        pipe(**prompts[0], num_inference_steps=4, height=16, width=16, guidance_scale=3.5, output_type="latent")
+    assert handle.report().evidence == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        ({"num_inference_steps": 4.0}, "num_inference_steps must be a whole number, got 4.0"),
+        ({"seed": "3"}, "seed must be a whole number, got '3'"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"reference_steps": 8.0}, "reference_steps must be a whole number, got 8.0"),
+        ({"params": {"x": 1}}, "are of a published method"),
+    ],
+)
+def test_what_is_no_number_or_goes_nowhere_is_refused_before_any_run(
+    bad: dict[str, Any], complaint: str, pipe: Any, prompts: list[Any]
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        adaptcache.calibrate(pipe, prompts, **{"num_inference_steps": 4, "speed": 2, **bad})
+
+
+def test_nothing_is_measured_on_no_prompts_and_schedules_may_be_files(
+    pipe: Any, prompts: list[Any], tmp_path: Path
+) -> None:
+    file = schedule_of(pipe, [0, 2], steps=4).save(tmp_path / "s.json")
+    options = {"progress": False, "height": 16, "width": 16}
+    assert adaptcache.evaluate(pipe, file, prompts[:1], 4, **options)[1].calls == 2
+    with pytest.raises(ValueError, match="no prompts to measure on"):
+        adaptcache.evaluate(pipe, file, [], 4, **options)
+    with pytest.raises(ValueError, match="one or more, got 1, 0 and None"):
+        adaptcache.compare(pipe, prompts[:1], [], [0.5], 4, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from adaptcache.cli import main, quiet
 from adaptcache.files import check_writable, write_atomically
 from adaptcache.schedule.schedule import Schedule
 
+SHIPPED = str(Path(__file__).parents[1] / "schedules" / "emoji-flux-28-4x.json")
 QUICK = ("--steps", "4", "--fit-on", "2", "--eval-on", "1", "--batch-size", "2")
 
 
@@ -103,6 +105,15 @@ def test_verbs_that_load_no_pipeline_need_no_text_encoders(run: Run, monkeypatch
         (("calibrate", "--times", "never"), "times must be 'grid' or 'own', got 'never'"),
         (("calibrate", "--seed", "9" * 22, "--dry-run"), "seed must be from -2**62 to 2**62"),
         (("show", "x" * 4000), "xxx ... xxx"),
+        (("generate", "-p", "pizza", "--out", "image.psd"), "cannot write an image as 'image.psd'"),  # is only read
+        (("generate", "-p", "pizza", "--steps", "2", "--set", "height=tall"), "was called with height='tall', width"),
+        (("compare", "--methods", ","), "no method ''"),
+        (("tune", "--speed", "2", "--out", "t.json", "--front", "./t.json"), "need a file each, got t.json, t.json"),
+        (("export", SHIPPED, "--to", "diffusers", "--model", "flux"), "are what --eval-on measures on"),
+        (("export", SHIPPED, "--to", "diffusers", "--eval-on", "1", "--model", "fluks"), "no model 'fluks'"),
+        (("export", SHIPPED, "--to", "diffusers", "--steps", "0"), "'--steps'"),
+        (("push", SHIPPED, "./mine", "--public", "--message", "x"), "the hub: --private/--public, --message"),
+        (("report", SHIPPED, "--pictures", "--model", "fluks", "--comparison", "none"), "none is no comparison"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -176,6 +187,7 @@ def test_what_no_user_can_change_is_not_said(
         for module in ("torchsde._brownian.brownian_interval", "elsewhere"):
             warnings.warn_explicit("Should have tb<=t1", UserWarning, "here.py", 1, module=module)
     assert capsys.readouterr().err == "warning: Should have tb<=t1\n"
+    assert os.environ["HF_HUB_VERBOSITY"] == "error"  # without a network it says each of five tries
 
 
 def test_one_of_several_processes_speaks_and_most_verbs_are_for_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

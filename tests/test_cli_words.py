@@ -110,7 +110,7 @@ def test_generate_prints_the_plan_and_the_evidence(run: Run, tmp_path: Path) -> 
     code, out, _ = run(*words, "-s", "s.json", "--json")
     assert json.loads(out).keys() == {"out", "calls", "seconds", "evidence"}
     code, out, _ = run(*words)
-    assert code == 0 and "replaced image.png  (4 denoiser calls" in out
+    assert code == 0 and "replaced image.png  (4 steps computed" in out
 
 
 @pytest.mark.parametrize("columns", ["80", ""])
@@ -156,4 +156,5 @@ def test_a_report_without_a_browser_says_so_in_one_line(
     code, out, err = run("report", "s.json", "t.json", "--open")
     assert code == 0 and out == "wrote s-and-by-hand.html\n"
     assert err == f"no browser was found: open {tmp_path / 's-and-by-hand.html'} in one\n"
-    refused(run("report", "s.json", "--model", "emoji-flux-32"), "--model is what --pictures runs")
+    for option, value in (("--model", "emoji-flux-32"), ("--device", "cpu")):
+        refused(run("report", "s.json", option, value), "--model and --device are for what --pictures runs")

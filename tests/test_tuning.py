@@ -316,6 +316,9 @@ def test_a_storage_that_is_some_other_file_is_named_and_left_alone(tmp_path: Pat
                 toy_tuned(place)
         assert path.read_bytes() == content
     assert isinstance(open_storage(tmp_path / "new.log", None), Journal)
+    for place in (tmp_path, f"sqlite:///{tmp_path}", "sqlite:////proc/trials.db"):
+        with pytest.raises(ValueError, match=r"cannot open the storage .*(is a folder|cannot write)"):
+            open_storage(place, None)
 
 
 def test_a_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

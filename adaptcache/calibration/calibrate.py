@@ -12,7 +12,7 @@ from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.validate import measure_matrix, validate
 from ..limits import check_name
 from ..profiling.measure import measure
-from ..runs import Prompt, PromptSet, Setup
+from ..runs import Prompt, PromptSet, Setup, whole
 from ..schedule.schedule import Schedule
 from .fit import fit_loops, fit_schedule
 from .gears import fit_gears, prove_gears
@@ -81,6 +81,11 @@ class Goal:
     times: Literal["grid", "own"] = "grid"
     matrix: bool | Sequence[Mapping[str, Any]] = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gears", tuple(self.gears))  # of arrays and generators too
+        if self.reference_steps is not None:
+            object.__setattr__(self, "reference_steps", whole("reference_steps", self.reference_steps))
+
     def refine(self, steps: int) -> int:
         """Returns the steps of the reference in each step of the grid."""
         refine, rest = divmod(steps if self.reference_steps is None else self.reference_steps, steps)
@@ -139,6 +144,8 @@ class Goal:
             others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps}
             if given := " and ".join(name for name, value in others.items() if value):
                 raise ValueError(f"a published method is fitted as it is: give {self.method}, or {given}, not both")
+        elif self.params:
+            raise ValueError(f"params {self.params!r:.40} are of a published method, and none is named (method)")
         if self.groups and len(self.groups) != len(held_out):
             raise ValueError(
                 f"{len(self.groups)} groups for {len(held_out)} held-out prompts: give the subject of each of them"

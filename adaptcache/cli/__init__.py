@@ -102,7 +102,7 @@ def begin(
 
 def quiet() -> None:
     """Leaves the screen to our own lines: libraries log errors only, warnings become one line each."""
-    os.environ |= {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ |= {f"{library}_VERBOSITY": "error" for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB")}
     # Rounding in Brownian trees, old ways to keep weights: no user can change these.
     warnings.filterwarnings("ignore", module="torchsde")
     warnings.filterwarnings("ignore", message=r".*weight_norm. is deprecated")
@@ -131,7 +131,9 @@ def explain(error: Exception) -> str:
     text = " ".join(text.split()) or type(error).__name__
     if is_out_of_memory(error):
         text = f"{'. '.join(text.split('. ')[:2]).rstrip('.')}; {LESS_MEMORY}"
-    elif not isinstance(error, MEANT):
+    else:
+        text = " ".join([text, *(f"({note})" for note in getattr(error, "__notes__", ()))])
+    if not isinstance(error, MEANT):
         text = f"{type(error).__name__}: {text}; perhaps a fault of adaptcache: --debug shows where"
     return f"error: {text if len(text) <= LONGEST else text[: LONGEST // 2] + ' ... ' + text[-LONGEST // 2 :]}"
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..calibration.estimate import Estimate, Size
     from ..schedule.schedule import Schedule
 
-EVERY = 1_000_000  # prompts
 EFFORT = 12.0  # as `calibration.search` has it, which needs torch
 
 published = partial(Option, rich_help_panel="Published methods")
@@ -135,7 +134,7 @@ def calibrate(
         preset = resolve(model).called_with(settings or [])
         steps = preset.steps if steps is None else steps
         known = read_prompts(prompts or preset.prompts)
-        most = (EVERY if certify else opt.EVAL_ON) if eval_on is None else eval_on
+        most = (opt.EVERY if certify else opt.EVAL_ON) if eval_on is None else eval_on
         calibration = PromptSet(known.calibration[:fit_on])
         held_out = PromptSet(known.held_out[:most], len(calibration))
         budgets = read_budgets("--gears", gears) if gears else []

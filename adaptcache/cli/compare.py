@@ -56,7 +56,7 @@ def compare(
     shares = sorted(set(read_budgets("--budgets", budgets)), reverse=True)
     if bad := [share for share in shares if not 0 < share < 1]:
         raise ValueError(f"a budget is a fraction of the calls, between 0 and 1; got {bad[0]:g}")
-    names = find_methods([name.strip() for name in methods.split(",") if name.strip()])
+    names = find_methods([name.strip() for name in methods.split(",")] if methods else [])
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)
     eval_prompts = known.held_out[:eval_on]

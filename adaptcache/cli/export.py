@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from ..limits import STEPS
 from . import options as opt
 from .files import Source, find_model, load_pipeline, load_schedule, wrote
 from .screen import out, print_json, progress
@@ -32,7 +33,9 @@ def export(
     ] = None,
     gear: Annotated[int, Option(help="Which plan of the schedule.")] = 0,
     calls: Annotated[int | None, Option(help="Compute this many steps. \\[default: as many as the plan]")] = None,
-    steps: Annotated[int | None, Option(help="Steps of the run. \\[default: those it was fitted on]")] = None,
+    steps: Annotated[
+        int | None, Option(help="Steps of the run. \\[default: those it was fitted on]", min=1, max=STEPS)
+    ] = None,
     eval_on: Annotated[
         int, opt.prompts(help="Measure on this many held-out prompts (diffusers, cache-dit).", min=0)
     ] = 0,
@@ -64,8 +67,10 @@ def export(
     said, measurable = wrote(path), [form.name for form in FORMATS.values() if form.apply]
     if eval_on and (find_format(engine).apply is None or exported.plan is None):
         raise LookupError(f"--eval-on measures {' and '.join(measurable)}; {engine} does not run here")
-    exported.save(path)
+    if (model or device) and not eval_on:
+        raise ValueError("--model and --device are what --eval-on measures on: give it too, or leave them out")
     quality = measure_on_preset(exported, find_model(model, [given]), device, eval_on) if eval_on else None
+    exported.save(path)
     plan = exported.plan
     if json:
         print_json({

@@ -7,7 +7,7 @@ from typer import Option
 
 from . import options as opt
 from .files import Loading, find_model, load_pipeline, load_schedule, wrote
-from .screen import out, print_json, progress
+from .screen import counted, out, print_json, progress
 
 
 def generate(
@@ -115,4 +115,4 @@ def generate(
     if compare:
         out.print(f"{format_psnr(worth)} against the full run, {full.total / seconds:.2f}x as fast")
         out.print(f"{format_psnr(without)} with {plain.steps} plain steps instead")
-    out.print(f"{said}  ({numbers['calls']} denoiser calls, {numbers['seconds']:.2f} s)")
+    out.print(f"{said}  ({counted(numbers['calls'], 'step')} computed, {numbers['seconds']:.2f} s)")

@@ -9,7 +9,7 @@ from typer import Option
 from ..limits import STEPS
 
 DEMO = "emoji-flux"  # what is run where no model is named
-FIT_ON, EVAL_ON = 16, 32  # prompts
+FIT_ON, EVAL_ON, EVERY = 16, 32, 1_000_000  # prompts
 MAX_FAILURE_RATE, CONFIDENCE = 0.05, 0.95
 
 

@@ -21,7 +21,9 @@ def play(
     settings: opt.Set = None,
     prompts: opt.Prompts = None,
     device: opt.Device = None,
-    port: Annotated[int | None, Option(help="Where it listens. \\[default: 7860, or the next free]", min=1)] = None,
+    port: Annotated[
+        int | None, Option(help="Where it listens. \\[default: 7860, or the next free]", min=1, max=65535)
+    ] = None,
     show: opt.Open = False,
 ) -> None:
     """Open a page to play with: full run, schedule and as many plain steps side by side, with a slider over calls.

@@ -30,6 +30,10 @@ def push(
     """
     pushed = load_schedule(schedule)
     if to.startswith((".", "/", "~")) or Path(to).is_dir():
+        given = {"--revision": revision, "--private/--public": private, "--create-pr": create_pr or None,
+                 "--message": message}  # fmt: skip
+        if unused := [option for option, value in given.items() if value is not None]:
+            raise ValueError(f"{to} is a folder: leave out what is for repositories of the hub: {', '.join(unused)}")
         before = set(Path(to).expanduser().rglob("*"))
         path = pushed.save_pretrained(to, name=name)
         out.print(f"{'replaced' if path in before else 'wrote'} {path} and its model card")

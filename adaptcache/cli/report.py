@@ -39,16 +39,16 @@ def report(
       adaptcache report mine.json --model ./my-fine-tune --pictures
     """
     from ..files import check_writable
-    from ..report import write_report
-    from ..report.charts import check_charts
+    from ..report import build_report, write_report
 
-    if model and not pictures:
-        raise ValueError("--model is what --pictures runs: give both, or none")
+    if (model or device) and not pictures:
+        raise ValueError("--model and --device are for what --pictures runs: give it too, or leave them out")
     described = [load_schedule(source) for source in schedules]
     first = Path(schedules[0])
     name = "-and-".join([first.stem if first.is_file() else described[0].name, *(one.name for one in described[1:])])
     target = check_writable(to or (first.parent if first.is_file() else Path()) / f"{name}.html")
-    check_charts()
+    if pictures:
+        build_report(described, comparison)  # raises now what it would raise after the runs
     said = wrote(target)
     measured = measure(described, model, eval_on, device) if pictures else None
     write_report(described, target, comparison, measured)

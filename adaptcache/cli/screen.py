@@ -67,6 +67,11 @@ def progress(shown: bool = True, kept: str = "", first: str = "") -> Iterator[Ca
         if kept:
             stop.add_note(kept)
         raise
+    except Exception:
+        bars.live.transient = True  # an error is one line
+        bars.live.stop()
+        tasks.clear()
+        raise
     finally:
         if tasks:
             bars.stop()

@@ -49,7 +49,10 @@ def tune(
     fit_on: Annotated[
         int, opt.prompts(help="Calibration prompts at most: half to fit on, half to select by.", min=2)
     ] = opt.FIT_ON,
-    eval_on: Annotated[int, opt.prompts(help="Held-out prompts at most; 0 reports nothing.", min=0)] = opt.EVAL_ON,
+    eval_on: Annotated[
+        int | None,
+        opt.prompts(help="Held-out prompts at most; 0 reports nothing. \\[default: 32, or all for a quality]", min=0),
+    ] = None,
     seed: Annotated[int, opt.run(help="Noise of the first prompt; also of the search.")] = 0,
     batch_size: opt.BatchSize = None,
     device: opt.Device = None,
@@ -87,7 +90,8 @@ def tune(
     preset = resolve(model)
     steps = preset.steps if steps is None else steps
     known = read_prompts(prompts or preset.prompts)
-    eval_prompts, groups = known.held_out[:eval_on], known.groups[:eval_on]
+    most = (opt.EVERY if target.quality else opt.EVAL_ON) if eval_on is None else eval_on
+    eval_prompts, groups = known.held_out[:most], known.groups[:most]
     target.choices(steps)  # raises before the pipeline is loaded
     if target.quality:
         target.quality.check_enough(len(eval_prompts), groups)
@@ -103,6 +107,8 @@ def tune(
     if plot:
         check_charts()
         check_writable(plot)
+    if len({path.resolve() for path in (where, beside, plot or Path())}) < 3:
+        raise ValueError(f"--out, --front and --plot need a file each, got {where}, {beside} and {plot}")
     options = {
         **vars(target), "groups": groups, "trials": trials,
         "timeout": read_seconds(timeout) if timeout is not None else None, "storage": storage,

@@ -112,7 +112,10 @@ def compare(
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts")
     setup.engine.preflight(setup.call, calibration)
-    allowed = {budget: calls_for(num_inference_steps, budget) for budget in budgets}
+    if not min(len(calibration), len(held_out), chosen.sweep_on is None or chosen.sweep_on > 0):
+        given = f"{len(calibration)}, {len(held_out)} and {chosen.sweep_on}"
+        raise ValueError(f"prompts, eval_prompts and sweep_on have to be one or more, got {given}")
+    allowed = {budget: calls_for(setup.call.num_inference_steps, budget) for budget in budgets}
     return compare_methods(setup, calibration, held_out, allowed, chosen)
 
 

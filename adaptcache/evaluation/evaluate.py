@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..engines import make_setup
@@ -32,7 +33,7 @@ def row(name: str, made: Generation, full: Generation) -> Row:
 
 def evaluate(
     pipe: Any,
-    schedules: Schedule | Sequence[Schedule],
+    schedules: Schedule | str | Path | Sequence[Schedule | str | Path],
     prompts: Iterable[Prompt],
     num_inference_steps: int = 28,
     **options: Any,
@@ -41,7 +42,7 @@ def evaluate(
 
     Arguments:
         pipe: A diffusers pipeline, or an engine; it is not changed.
-        schedules: What to measure.
+        schedules: What to measure: schedules, or files, folders or hub ids.
         prompts: Prompts that nothing was fitted on.
         num_inference_steps: The steps of the full run.
         options: As for `calibrate`: `seed`, `batch_size`, `progress`, ..., and arguments of the pipeline.
@@ -51,8 +52,9 @@ def evaluate(
     """
     first, known = options.pop("first", 0), ["first", "num_inference_steps", "schedules", "prompts"]
     setup = make_setup(pipe, num_inference_steps, options, "evaluate", known)
-    many = [schedules] if isinstance(schedules, Schedule) else list(schedules)
-    return evaluate_schedules(setup, PromptSet.of(prompts, first), many)[0]
+    many = [schedules] if isinstance(schedules, (Schedule, str, Path)) else list(schedules)
+    loaded = [one if isinstance(one, Schedule) else Schedule.from_pretrained(one) for one in many]
+    return evaluate_schedules(setup, PromptSet.of(prompts, first), loaded)[0]
 
 
 def evaluate_schedules(
@@ -63,6 +65,8 @@ def evaluate_schedules(
     Returns:
         The rows as in `evaluate`, and what was generated, an entry a row.
     """
+    if not len(prompts):
+        raise ValueError("there are no prompts to measure on: give one or more")
     generate(setup, prompts[: setup.batch_size])  # warms up: first runs are slow
     full = generate(setup, prompts, stage="full run")
     names, made = ["full run"], [full]

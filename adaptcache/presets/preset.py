@@ -232,8 +232,8 @@ def _no_such_model(text: str) -> str:
     close = difflib.get_close_matches(text.lower(), names(), n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return (
-        f"no model {text!r}.{hint} Give a folder with a diffusers pipeline, a hub id "
-        f"(user/repo), or one of: {', '.join(names())}"
+        f"no model {text!r}.{hint} Give a folder with a diffusers pipeline, a preset file "
+        f"(.toml), a hub id (user/repo), or one of: {', '.join(names())}"
     )
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def check_speed(speed: float) -> float:
     Raises:
         ValueError: It is not a finite number of 1 or more.
     """
-    if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 1 <= speed < float("inf"):
+    if isinstance(speed, bool) or not isinstance(speed, Real) or not 1 <= speed < float("inf"):
         raise ValueError(f"speed is how many times fewer denoiser calls are made, 1 or more, got {speed!r}: take 2")
     return float(speed)
 

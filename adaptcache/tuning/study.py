@@ -19,6 +19,7 @@ from warnings import catch_warnings
 import numpy as np
 
 from ..cache import Cache
+from ..files import check_writable
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
@@ -78,13 +79,13 @@ def open_storage(where: str | Path | None, cache: Cache | None) -> Any:
     path, wait = Path(url.removeprefix("sqlite:///").split("?")[0]), dict[str, Any]()
     lock: Any = nullcontext()
     try:
+        if "://" not in url or url.startswith("sqlite:///"):
+            check_writable(path).parent.mkdir(parents=True, exist_ok=True)
         if "://" not in url:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.read_bytes()[:10] not in (b"", b'{"op_code"'):
                 raise ValueError("it is some other file; a database has a URL (sqlite:///...)")
             return Journal(JournalFileBackend(url, JournalFileOpenLock(url)))
         if url.startswith("sqlite:///"):  # two workers that begin at once would both make the tables
-            path.parent.mkdir(parents=True, exist_ok=True)
             wait, lock = {"connect_args": {"timeout": 60}}, FileLock(f"{path}.lock")
         with catch_warnings(**EXPERIMENTAL), lock:
             return optuna.storages.RDBStorage(

@@ -7,7 +7,9 @@ that is not decoded has no blocks behind the last one with a denoiser.
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -140,6 +142,9 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
     Arguments:
         prompts: The batch; its first number sets the noise.
         output_type: "latent" (not decoded, where it can be had), "np" or "pil".
+
+    Raises:
+        Exception: What the pipeline raises, with a note that says how it was called.
     """
     names, any_other = parameters_of(pipe)
     decoded = output_type != "latent"
@@ -155,7 +160,7 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
     }
     own = {name: value for name, value in own.items() if name in names or any_other}
     given = own | spread(call.pipe_kwargs, samples) | join_prompts(prompts)
-    with fork_rng():
+    with fork_rng(), noting_call(pipe, call.pipe_kwargs):
         torch.manual_seed(seed)  # some schedulers take no generator
         if not is_modular(pipe):
             return list(call_classic(pipe, given))
@@ -163,6 +168,19 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
         # What decoding alone takes is not among the inputs of a pipeline that does not decode.
         found = pipe(**{name: value for name, value in given.items() if name in names}, output=wanted)
     return [as_array(found[name]) if decoded else found[name] for name in wanted]
+
+
+@contextmanager
+def noting_call(pipe: Any, pipe_kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Adds how a pipeline was called to the errors of others, which do not say what they are about."""
+    try:
+        yield
+    except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if pipe_kwargs and not frame.f_globals["__name__"].startswith("adaptcache."):
+            given = ", ".join(f"{name}={value!r:.40}" for name, value in pipe_kwargs.items())
+            error.add_note(f"{type(pipe).__name__} was called with {given}")
+        raise
 
 
 def outputs_of(pipe: Any) -> list[str]:

@@ -198,6 +198,8 @@ class ReusePlanner:
         native = len(schedule.grid.times)
         if schedule.grid.full and steps not in (None, native):
             raise ScheduleError(f"{schedule.name} has {native} times of its own and goes on no other grid")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {steps}")
         if not (steps or native):
             raise ScheduleError(f"{schedule.name} is for any number of steps; say for how many (steps)")
         self.steps = steps or native
