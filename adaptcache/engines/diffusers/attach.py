@@ -18,7 +18,7 @@ from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
 from .components import find_remembering
 from .gate import Gate
-from .identity import components_of, state_of
+from .identity import components_of, settings_of, state_of
 
 __all__ = ["Handle", "attach"]
 
@@ -40,7 +40,8 @@ class Handle:
         # What a schedule does not say of the pipeline is to stay as it is now.
         known = made.get("components") or {}
         known = {**components_of(pipe, besides=known), **known}
-        self._known = runner.original.model_copy(update={"made": {**made, "components": known}})
+        made = {"config": settings_of(pipe), **made, "components": known}
+        self._known = runner.original.model_copy(update={"made": made})
         self._warned = {finding.what for finding in self._found}
         with ExitStack() as undo:
             self._gate = Gate(pipe, runner, self._on_call).open()
@@ -48,12 +49,12 @@ class Handle:
             undo.push(runner.install(self._gate))
             self._undo = undo.pop_all()
 
-    def _on_call(self, arguments: Mapping[str, Any]) -> None:
+    def _on_call(self, arguments: Mapping[str, Any]) -> Any:
         """Compares the pipeline and its call, as they are now, with what was calibrated; warns or refuses."""
         schedule, strict = self._runner.schedule, self._runner.strict
         if (state := state_of(self._pipe)) != self._state:
             self._found, self._state = graded(self._known, self._pipe), state
-        found = [*self._found, *graded_call(schedule, self._pipe, arguments)]
+        found = [*self._found, *graded_call(self._known, self._pipe, arguments)]
         found = [one for one in found if one.grade >= Grade.WARNED]
         self._runner.on_call_start(measured=not found)
         found = [one for one in found if one.what not in self._allow]
@@ -62,6 +63,7 @@ class Handle:
             if finding.what not in self._warned:
                 self._warned.add(finding.what)
                 warnings.warn(explain_findings(schedule, [finding]), stacklevel=6)
+        return state
 
     @property
     def schedule(self) -> Schedule:

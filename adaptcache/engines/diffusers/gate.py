@@ -18,7 +18,7 @@ import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,7 @@ from .components import (
     is_scheduler,
 )
 from .grid import Position, number_of, times_of
+from .identity import state_of
 from .sampler import set_levels
 from .watch import check_plain, watch, watched
 
@@ -77,6 +78,19 @@ THREADS = (
     "this pipeline is used by two threads at once; give each thread a pipeline of its own "
     "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
 )
+
+
+KEPT = "_adaptcache"  # the attribute of a pipeline that keeps its gate
+
+
+class Keeper:
+    """Keeps a gate alive as long as its pipeline; copies and pickles of the pipeline keep nothing."""
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self.gate = gate
+
+    def __reduce__(self) -> Any:
+        return Keeper, ()
 
 
 class LoopDone(BaseException):
@@ -229,12 +243,13 @@ class Gate:
     _starts = itertools.count(1)
 
     def __init__(
-        self, pipe: Any, hook: StepHook, on_call: Callable[[Mapping[str, Any]], None] = lambda arguments: None
+        self, pipe: Any, hook: StepHook, on_call: Callable[[Mapping[str, Any]], Any] = lambda arguments: None
     ) -> None:
         """Prepares a gate.
 
         Arguments:
-            on_call: Called with the arguments of each call of the pipeline before it is made; may refuse it.
+            on_call: Called with the arguments of each call of the pipeline before it is made; may refuse it. Returns
+                the state of the pipeline, which is to be the same at the end of calls with callbacks; or None.
         """
         self.pipe, self.hook, self.on_call = pipe, hook, on_call
         self.schedulers: list[Any] = []  # as they were when the gate was opened
@@ -247,6 +262,7 @@ class Gate:
         self.stepped = 0  # loops of this call that are over and had steps: a call may only fill a key-value cache
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.called = self.closed = self.paused = self.stepping = False
+        self.called_back = False  # whether this call had a callback
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
         # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
         self.within: dict[int, Callable[..., Any]] = {}
@@ -291,6 +307,8 @@ class Gate:
                 watch(scheduler, self, SCHEDULER, undo)
             if callable(self.pipe):
                 watch(self.pipe, self, {"__call__": _call}, undo)
+            vars(self.pipe)[KEPT] = Keeper(self)
+            undo.callback(vars(self.pipe).pop, KEPT, None)
             self._undo = undo.pop_all()
         return self
 
@@ -300,6 +318,10 @@ class Gate:
         self._undo.close()
         self._copies.close()
         self.finish()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # deleted with its pipeline, and nobody closed the handle
+            self.close()
 
     def _guard(self) -> None:
         """Guards the modules the pipeline has now: they may have been compiled or replaced since the last run."""
@@ -337,13 +359,15 @@ class Gate:
             try:
                 self._check_schedulers()
                 self.arguments = arguments
-                self.on_call(arguments)
-                self.called, self.thread = True, threading.get_ident()
+                state = self.on_call(arguments)
+                self.called, self.thread, self.called_back = True, threading.get_ident(), False
                 self.started, self._announced, self.done = next(self._starts), False, []
                 self.followed = self.stepped = 0
                 self._guard()
                 yield
                 self._check_used()
+                if state is not None and self.called_back and not self.closed and state_of(self.pipe) != state:
+                    self.hook.on_change("weights or settings of the pipeline")
             finally:
                 self.finish()  # broken off, or stopped before the end of the grid
                 self._copies.close()
@@ -398,10 +422,24 @@ class Gate:
             return _AsideCallback(self, callback)  # pipelines ask these which tensors they want
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.aside():
-                return callback(*args, **kwargs)
+            return self.call_back(callback, args, kwargs)
 
         return functools.update_wrapper(call, callback)
+
+    def call_back(self, callback: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a callback aside from the loop; tells the hook what it changed, in place or by what it returns."""
+        given = dict(_named_tensors((*args, *kwargs.values())))
+        before, numbers = {name: _version(one) for name, one in given.items()}, _numbers(vars(self.pipe))
+        with self.aside():
+            result = callback(*args, **kwargs)
+        self.called_back = True
+        changed = [name for name, one in given.items() if _version(one) != before[name]]
+        changed += [name for name, one in _named_tensors([result]) if not _same(one, given.get(name))]
+        now = _numbers(vars(self.pipe))
+        changed += [name.lstrip("_") for name in now if now[name] != numbers.get(name)]
+        if changed and not self.closed:
+            self.hook.on_change(", ".join(changed))
+        return result
 
     # The loop
 
@@ -592,8 +630,29 @@ class _AsideCallback(MultiPipelineCallbacks):  # type: ignore[misc]
         self.gate = gate
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.gate.aside():
-            return super().__call__(*args, **kwargs)
+        return self.gate.call_back(super().__call__, args, kwargs)
+
+
+def _named_tensors(values: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors that a callback is given or returns: those in a mapping by name, others by number."""
+    for number, value in enumerate(values):
+        named = value if isinstance(value, Mapping) else {f"argument {number}": value}
+        yield from ((name, one) for name, one in named.items() if isinstance(one, Tensor))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(new: Tensor, old: Tensor | None) -> bool:
+    """Whether a tensor that a callback returns is the one that it was given. Syncs where it is another object."""
+    return new is old or (old is not None and new.dtype == old.dtype and torch.equal(new, old))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers among the attributes of a pipeline, a scale of guidance, say; and those within mappings."""
+    kept = {k: v for k, v in values.items() if isinstance(v, (int, float, dict)) and k != "_interrupt"}
+    return {k: _numbers(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 # What the classes of a pipeline and its schedulers are made to do, for the objects that are watched
