@@ -109,5 +109,8 @@ class StepHook:
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
         """The scheduler has landed on `latents`, with shape (B, *)."""
 
+    def on_change(self, what: str) -> None:
+        """A callback of the call changed what its steps depend on: "latents", say."""
+
     def on_run_end(self) -> None:
         """The loop is over, or was abandoned: release tensors."""

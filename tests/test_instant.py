@@ -13,7 +13,8 @@ from scipy.integrate import solve_ivp
 
 import adaptcache
 from adaptcache import Schedule
-from adaptcache.engines.diffusers.affine import guidance_of, read_sampler
+from adaptcache.engines.diffusers.affine import read_sampler
+from adaptcache.engines.diffusers.compatibility import guidance_of
 from adaptcache.errors import ScheduleError
 from adaptcache.fitting.affine import SAMPLERS, AffineSampler, build_sampler, thin_levels
 from adaptcache.fitting.instant import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..errors import AttachError, ScheduleError
+from ..errors import AttachError, LoopError, ScheduleError
 from ..forecasts.base import History
 from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
@@ -59,7 +59,7 @@ class Runner(StepHook):
     ) -> None:  # fmt: skip
         self.strict, self.guard, self.read = strict, guard, read
         self.gate: Any = None
-        self.evidence = "calibrated"  # of the call under way, or of the last one
+        self.evidence = "none"  # of the call under way, or of the last one
         self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
         self.bands: SignalSpecs | None = None
         self.branches: Sequence[float] = ()  # of each step as calibrated, on the grid of this run
@@ -148,8 +148,12 @@ class Runner(StepHook):
         Arguments:
             measured: Whether the pipeline and the arguments are those of the calibration.
         """
-        self.measured, self.loops = measured, 0
+        self.measured, self.loops, self.evidence = measured, 0, "none"
         self.innovations.clear()
+
+    def on_change(self, what: str) -> None:
+        if not any("callback" in name for name in self.schedule.made.get("call") or ()):
+            self._not_measured(f"has a callback that changed {what}")
 
     def _not_measured(self, what: str) -> None:
         """Notes that this call does what no calibration run does.
@@ -223,6 +227,15 @@ class Runner(StepHook):
             self._not_measured(
                 f"calls its denoiser with {step.branches:g} branches at step {index}, not {self.branches[index]:g}"
             )
+        known, shape = self.history.streams.get(key), tuple(step.x.shape)
+        if known and known.x0 is not None and known.x0.shape != shape:  # resized: all is computed from here
+            if not (step.computed or step.made):
+                raise LoopError(
+                    f"the latents have the shape {shape} at step {index}, which was skipped, and had "
+                    f"{tuple(known.x0.shape)} before: make that call inside of handle.paused()"
+                )
+            self.end = min(self.end, index)
+            self._not_measured("has a callback that changed the shape of its latents")
         if beyond := index >= self.end:
             self._not_measured("goes on after the last step that was calibrated on")
         if self.sites or step.made or beyond:

@@ -211,8 +211,8 @@ class Schedule(Part):
 
     def check_gear(self, gear: int) -> int:
         """Returns the number of a gear, negative ones counted from the end; `LookupError` for others."""
-        if not -self.gears <= gear < self.gears:
-            raise LookupError(f"no gear {gear}: {self.name} has {self.gears} (0 to {self.gears - 1})")
+        if not isinstance(gear, int) or not -self.gears <= gear < self.gears:
+            raise LookupError(f"no gear {gear!r}: {self.name} has {self.gears} (0 to {self.gears - 1})")
         return gear % self.gears
 
     def resolve_gear(self, gear: int | None, guard: bool = False) -> tuple[Self, int]:

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from ...fitting.affine import AffineSampler, data_weights, trace_steps, with_end
 from ...fitting.kernel import Array
 from ...runs import fork_rng
 from ...schedule.instant import InstantRequest
-from .calls import defaults_of
-from .compatibility import GUIDANCE, has_effect
+from .compatibility import guidance_of
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_prediction": "velocity"}
 
@@ -118,19 +116,3 @@ def output_weights(scheduler: Any, alphas: Array, sigmas: Array) -> Array:
     if kind == "flow_prediction" and len(sigmas) > 1 and sigmas[0] < sigmas[-1]:
         raise ValueError("its noise levels rise")
     return data_weights(PREDICTIONS[kind], alphas, sigmas)
-
-
-def guidance_of(pipe: Any, arguments: Mapping[str, Any]) -> float:
-    """Returns the scale of classifier-free guidance of a call; 1 for none. A distilled scale counts as one."""
-    default = defaults_of(pipe)
-    given = {name: arguments.get(name, default.get(name)) for name in GUIDANCE}
-    if "true_cfg_scale" in default and not any(
-        arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
-    ):
-        given.pop("true_cfg_scale")
-    scales = [
-        float(value)
-        for name, value in given.items()
-        if isinstance(value, (int, float)) and has_effect(name, pipe, default)
-    ]
-    return max([1.0, *scales])

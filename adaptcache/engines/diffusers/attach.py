@@ -15,7 +15,7 @@ from .affine import read_run
 from .compatibility import check_schedule, graded, graded_call
 from .components import find_remembering
 from .gate import Gate
-from .identity import components_of, state_of
+from .identity import components_of, settings_of, state_of
 
 REMEMBERS = "{name} remembers earlier steps: at skipped ones it saw the outputs of the step that was computed last"
 ALLOWED = {"guidance"}
@@ -35,20 +35,27 @@ class Handle:
         # What a schedule does not say of the pipeline is to stay as it is now.
         known = made.get("components") or {}
         known = {**components_of(pipe, besides=known), **known}
-        self._known = runner.original.model_copy(update={"made": {**made, "components": known}})
+        made = {"config": settings_of(pipe), **made, "components": known}
+        self._known = runner.original.model_copy(update={"made": made})
         self._warned = {finding.what for finding in self._found}
         with ExitStack() as undo:
-            self._gate = Gate(pipe, runner, self._on_call).open()
+            self._gate = Gate(pipe, runner, self._on_call, self._changed).open()
             undo.callback(self._gate.close)
             undo.push(runner.install(self._gate))
             self._undo = undo.pop_all()
 
+    def _changed(self) -> bool:
+        """Compares the pipeline as it is now; whether that differs otherwise than when it was last compared."""
+        before = self._found
+        if (state := state_of(self._pipe)) != self._state:
+            self._found, self._state = graded(self._known, self._pipe), state
+        return self._found != before
+
     def _on_call(self, arguments: Mapping[str, Any]) -> None:
         """Compares the pipeline and its call, as they are now, with what was calibrated; warns or refuses."""
         schedule, strict = self._runner.schedule, self._runner.strict
-        if (state := state_of(self._pipe)) != self._state:
-            self._found, self._state = graded(self._known, self._pipe), state
-        found = [*self._found, *graded_call(schedule, self._pipe, arguments)]
+        self._changed()
+        found = [*self._found, *graded_call(self._known, self._pipe, arguments)]
         found = [one for one in found if one.grade >= Grade.WARNED]
         self._runner.on_call_start(measured=not found)
         found = [one for one in found if one.what not in self._allow]

@@ -16,7 +16,7 @@ from .identity import checkpoint_of, components_of, config_of, fingerprint, guid
 
 logger = logging.getLogger(__name__)
 
-GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "image_guidance_scale")
+GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "image_guidance_scale", "max_guidance_scale")
 SIZE = ("height", "width", "num_frames", "audio_end_in_s")
 GRID = {  # what of a scheduler's configuration moves its steps and nothing else
     "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start", "flow_shift",
@@ -90,6 +90,8 @@ def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> 
     given = {name: value for name, value in arguments.items() if name not in SIZE or name in chosen}
     sizes = {name: made[name] for name in SIZE if name in made and name not in chosen}
     found = [*_other_cache(pipe), *_call(schedule, pipe, {**given, **sizes})]
+    if schedule.from_theory and (before := schedule.made.get("guidance")) != (now := guidance_of(pipe, arguments)):
+        found += _other_guidance(f"guidance {before} and now {now:g}", [(before, now)])
     return [finding for finding in found if finding.grade >= Grade.WARNED]
 
 
@@ -169,6 +171,11 @@ def _pipeline(schedule: Schedule, here: Mapping[str, Any]) -> Iterator[Finding]:
     if made.get("pipeline", here["pipeline"]).replace("Modular", "") != here["pipeline"].replace("Modular", ""):
         says = f"was fitted with a {made['pipeline']}, this is a {here['pipeline']}: it was not measured here"
         yield Finding("pipeline", Grade.WARNED, says)
+    else:
+        before, now = made.get("config") or {}, here["config"]
+        if differ := [f"{k} {before[k]} and now {now[k]}" for k in before.keys() & now.keys() if before[k] != now[k]]:
+            says = f"was fitted with other settings of the {here['pipeline']}: {', '.join(sorted(differ))}"
+            yield Finding("settings", Grade.WARNED, f"{says}; it was not measured here")
     if made.get("dtype", here["dtype"]) != here["dtype"]:
         says = f"was measured in {made['dtype']}, this is {here['dtype']}: the plan holds, its decibels may not"
         yield Finding("dtype", Grade.WARNED, says)
@@ -276,6 +283,22 @@ def has_effect(name: str, pipe: Any, default: Mapping[str, Any]) -> bool:
     """Whether a guidance changes outputs: without an input for it, a denoiser as Flux has it does not see it."""
     embedded = any(config_of(plain_module(part)).get("guidance_embeds") for part in denoisers_of(pipe))
     return name != "guidance_scale" or embedded or "true_cfg_scale" not in default
+
+
+def guidance_of(pipe: Any, arguments: Mapping[str, Any]) -> float:
+    """Returns the scale of guidance of a call, or of the guiders; 1 for none. A distilled scale counts as one."""
+    default = defaults_of(pipe)
+    given = {name: arguments.get(name, default.get(name)) for name in GUIDANCE}
+    if "true_cfg_scale" in default and not any(
+        arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
+    ):
+        given.pop("true_cfg_scale")
+    scales = [
+        float(value)
+        for name, value in given.items()
+        if isinstance(value, (int, float)) and has_effect(name, pipe, default)
+    ]
+    return max([1.0, *scales, _scale(guiders_of(pipe))])
 
 
 def _others(

@@ -16,7 +16,16 @@ HOMES = ("diffusers.models.transformers", "diffusers.models.unets")
 
 
 def parts_of(pipe: Any) -> dict[str, Any]:
-    """Returns the components of a pipeline by name, and what else it has as attributes."""
+    """Returns the components of a pipeline by name, and what else it has as attributes.
+
+    Raises:
+        AttachError: It is no pipeline.
+    """
+    if not hasattr(pipe, "__dict__") or (isinstance(pipe, nn.Module) and not hasattr(pipe, "components")):
+        raise AttachError(
+            f"adaptcache works on pipelines of diffusers, got {type(pipe).__name__}: load one (from_pretrained), or "
+            "take adaptcache.hook(transformer, schedule) for a denoiser alone"
+        )
     found = dict(getattr(pipe, "components", None) or {})
     for name, value in vars(pipe).items():
         if not name.startswith("_") and (isinstance(value, nn.Module) or is_scheduler(value)):

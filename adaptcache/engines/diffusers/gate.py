@@ -18,7 +18,7 @@ import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +69,19 @@ THREADS = (
     "this pipeline is used by two threads at once; give each thread a pipeline of its own "
     "(type(pipe)(**pipe.components) with its own scheduler shares the weights) and attach to each"
 )
+
+
+KEPT = "_adaptcache"  # the attribute of a pipeline that keeps its gate
+
+
+class Keeper:
+    """Keeps a gate alive as long as its pipeline; copies and pickles of the pipeline keep nothing."""
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self.gate = gate
+
+    def __reduce__(self) -> Any:
+        return Keeper, ()
 
 
 class LoopDone(BaseException):
@@ -255,14 +268,16 @@ class Gate:
     _starts = itertools.count(1)
 
     def __init__(
-        self, pipe: Any, hook: StepHook, on_call: Callable[[Mapping[str, Any]], None] = lambda arguments: None
-    ) -> None:
+        self, pipe: Any, hook: StepHook, on_call: Callable[[Mapping[str, Any]], Any] = lambda arguments: None,
+        changed: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         """Prepares a gate.
 
         Arguments:
             on_call: Called with the arguments of each call of the pipeline before it is made; may refuse it.
+            changed: Whether the pipeline is another one than at `on_call`. Asked after calls with callbacks.
         """
-        self.pipe, self.hook, self.on_call = pipe, hook, on_call
+        self.pipe, self.hook, self.on_call, self.changed = pipe, hook, on_call, changed
         self.schedulers: list[Any] = []  # as they were when the gate was opened
         self.denoisers: list[nn.Module] = []  # as they were when the call under way began
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
@@ -273,6 +288,7 @@ class Gate:
         self.stepped = 0  # loops of this call that are over and had steps: a call may only fill a key-value cache
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
         self.called = self.closed = self.paused = self.stepping = False
+        self.called_back = False  # whether this call had a callback
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
         # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
         self.within: dict[int, Callable[..., Any]] = {}
@@ -317,6 +333,8 @@ class Gate:
                 watch(scheduler, self, SCHEDULER, undo)
             if callable(self.pipe):
                 watch(self.pipe, self, {"__call__": _call}, undo)
+            vars(self.pipe)[KEPT] = Keeper(self)
+            undo.callback(vars(self.pipe).pop, KEPT, None)
             self._undo = undo.pop_all()
         return self
 
@@ -326,6 +344,10 @@ class Gate:
         self._undo.close()
         self._copies.close()
         self.finish()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # deleted with its pipeline, and nobody closed the handle
+            self.close()
 
     def _guard(self) -> None:
         """Guards the modules the pipeline has now: they may have been compiled or replaced since the last run."""
@@ -364,12 +386,14 @@ class Gate:
                 self._check_schedulers()
                 self.arguments = arguments
                 self.on_call(arguments)
-                self.called, self.thread = True, threading.get_ident()
+                self.called, self.thread, self.called_back = True, threading.get_ident(), False
                 self.started, self._announced, self.done = next(self._starts), False, []
                 self.followed = self.stepped = 0
                 self._guard()
                 yield
                 self._check_used()
+                if self.called_back and not self.closed and self.changed():
+                    self.hook.on_change("weights or settings of the pipeline")
             finally:
                 self.finish()  # broken off, or stopped before the end of the grid
                 self._copies.close()
@@ -424,10 +448,24 @@ class Gate:
             return _AsideCallback(self, callback)  # pipelines ask these which tensors they want
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.aside():
-                return callback(*args, **kwargs)
+            return self.call_back(callback, args, kwargs)
 
         return functools.update_wrapper(call, callback)
+
+    def call_back(self, callback: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a callback aside from the loop; tells the hook what it changed, in place or by what it returns."""
+        given = dict(_named_tensors((*args, *kwargs.values())))
+        before, numbers = {name: _version(one) for name, one in given.items()}, _numbers(vars(self.pipe))
+        with self.aside():
+            result = callback(*args, **kwargs)
+        self.called_back = True
+        changed = [name for name, one in given.items() if _version(one) != before[name]]
+        changed += [name for name, one in _named_tensors([result]) if not _same(one, given.get(name))]
+        now = _numbers(vars(self.pipe))
+        changed += [name.lstrip("_") for name in now if now[name] != numbers.get(name)]
+        if changed and not self.closed:
+            self.hook.on_change(", ".join(changed))
+        return result
 
     # The loop
 
@@ -618,8 +656,29 @@ class _AsideCallback(MultiPipelineCallbacks):  # type: ignore[misc]
         self.gate = gate
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.gate.aside():
-            return super().__call__(*args, **kwargs)
+        return self.gate.call_back(super().__call__, args, kwargs)
+
+
+def _named_tensors(values: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors that a callback is given or returns: those in a mapping by name, others by number."""
+    for number, value in enumerate(values):
+        named = value if isinstance(value, Mapping) else {f"argument {number}": value}
+        yield from ((name, one) for name, one in named.items() if isinstance(one, Tensor))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(new: Tensor, old: Tensor | None) -> bool:
+    """Whether a tensor that a callback returns is the one that it was given. Syncs where it is another object."""
+    return new is old or (old is not None and new.dtype == old.dtype and torch.equal(new, old))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers among the attributes of a pipeline, a scale of guidance, say; and those within mappings."""
+    kept = {k: v for k, v in values.items() if isinstance(v, (int, float, dict)) and k != "_interrupt"}
+    return {k: _numbers(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 # What the classes of a pipeline and its schedulers are made to do, for the objects that are watched

@@ -75,13 +75,14 @@ def identity_of(pipe: Any) -> list[Any]:
 
 
 def state_of(pipe: Any) -> tuple[Any, ...]:
-    """Returns what differs whenever a pipeline may have changed. Reads nothing from the device.
+    """Returns what differs whenever a pipeline may have changed. Waits for the device once.
 
-    Replaced parts and tensors have other addresses, tensors that were written to another version. Compared only
-    while the objects live, never kept.
+    Replaced parts and tensors have other addresses, tensors that were written to another version; those that were
+    written to as `.data` (diffusers' EMA weights) have other values. Compared only while the objects live, never kept.
     """
     found: list[Any] = [(type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()]
-    found.append(dump_json(guiders_of(pipe)))
+    found += [dump_json(guiders_of(pipe)), dump_json(config_of(pipe))]
+    values: dict[Any, list[Tensor]] = {}
     for name, part in parts_of(pipe).items():
         module = plain_module(part) if isinstance(part, nn.Module) else part
         found.append((name, id(module)))
@@ -95,7 +96,12 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
                     version = 0 if tensor.is_inference() else tensor._version
                     address = 0 if tensor.is_meta or sharded(tensor) else tensor.data_ptr()
                     found.append((id(tensor), version, address))
-    return tuple(found)
+            for weight in layer._parameters.values():
+                if type(weight) is nn.Parameter and not (weight.is_meta or sharded(weight) or 0 in weight.stride()):
+                    few = weight.detach().as_strided((min(4, weight.numel()),), (max(1, weight.numel() // 4),))
+                    few = few.view(torch.uint8) if few.itemsize == 1 else few
+                    values.setdefault((few.device, few.dtype), []).append(few)
+    return *found, *(torch.cat(few).cpu().view(torch.uint8).numpy().tobytes() for few in values.values())
 
 
 def digest_of(value: Any) -> str:
@@ -225,11 +231,18 @@ def provenance(pipe: Any) -> dict[str, Any]:
     scheduler = next(iter(find_schedulers(pipe).values()))
     return {
         "pipeline": type(pipe).__name__,
+        "config": settings_of(pipe),
         "dtype": str(next(denoisers_of(pipe)[0].parameters()).dtype).removeprefix("torch."),
         "scheduler": config_of(scheduler),
         "loras": sorted(loras),
         "guiders": guiders_of(pipe),
     }
+
+
+def settings_of(pipe: Any) -> dict[str, Any]:
+    """Returns the numbers and switches of the configuration of a pipeline: at which time its experts change, say."""
+    config = config_of(pipe).items()
+    return {k: v for k, v in config if (v is None or isinstance(v, (int, float))) and "safety" not in k}
 
 
 def guiders_of(pipe: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from ...errors import AttachError
 
@@ -29,8 +30,9 @@ class Wrapped:
     users: int = 1  # how many watched objects need it
 
 
-_lock = threading.Lock()
-watched: dict[int, Gate] = {}  # by the id of an object, which lives as long: the gate that it reports to
+_lock = threading.RLock()  # a gate may be collected, and close, while another one opens
+# By the id of an object, which lives as long: the gate that it reports to. Gates are kept by their pipelines.
+watched: WeakValueDictionary[int, Gate] = WeakValueDictionary()
 _wrapped: dict[tuple[type, str], Wrapped] = {}
 
 
@@ -49,7 +51,7 @@ def watch(part: Any, gate: Gate, wrappers: Mapping[str, Callable[[Any], Any]], u
         if id(part) in watched:
             raise AttachError(f"the {name} of this pipeline is attached already; close() that handle first")
         watched[id(part)] = gate
-    undo.callback(lambda part: watched.pop(id(part), None), part)
+    undo.callback(watched.pop, id(part), None)
     for method, wrap in wrappers.items():
         for kind in [one for one in kinds if method in vars(one)] if method == "__call__" else kinds[:1]:
             _wrap(kind, method, wrap)
