@@ -25,6 +25,7 @@ from ...schedule.format import Denoiser
 from .components import denoisers_of, find_guiders, find_schedulers, parts_of, plain_module
 
 SAMPLE = 64  # values read of each tensor
+SAMPLED = 32  # weights of a module that are read before each call
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what is written when a module is saved
 ORIGINS = ("accelerate", "diffusers", "peft", "torch", "transformers")  # whose layers are not patched ones
 HARMLESS = ("gradient_checkpointing", "name_or_path", "training", "use_slicing")  # but for dropout in training
@@ -77,8 +78,9 @@ def identity_of(pipe: Any) -> list[Any]:
 def state_of(pipe: Any) -> tuple[Any, ...]:
     """Returns what differs whenever a pipeline may have changed. Waits for the device once.
 
-    Replaced parts and tensors have other addresses, tensors that were written to another version; those that were
-    written to as `.data` (diffusers' EMA weights) have other values. Compared only while the objects live, never kept.
+    Replaced parts and tensors have other addresses, tensors that were written to another version; weights that were
+    written to as `.data` (diffusers' EMA copies) have other values, a few of which are read. Compared only while the
+    objects live, never kept.
     """
     found: list[Any] = [(type(one).__name__, dump_json(config_of(one))) for one in find_schedulers(pipe).values()]
     found += [dump_json(guiders_of(pipe)), dump_json(config_of(pipe))]
@@ -96,11 +98,12 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
                     version = 0 if tensor.is_inference() else tensor._version
                     address = 0 if tensor.is_meta or sharded(tensor) else tensor.data_ptr()
                     found.append((id(tensor), version, address))
-            for weight in layer._parameters.values():
-                if type(weight) is nn.Parameter and not (weight.is_meta or sharded(weight) or 0 in weight.stride()):
-                    few = weight.detach().as_strided((min(4, weight.numel()),), (max(1, weight.numel() // 4),))
-                    few = few.view(torch.uint8) if few.itemsize == 1 else few
-                    values.setdefault((few.device, few.dtype), []).append(few)
+        weights = [one for _, layer in layers for one in layer._parameters.values() if type(one) is nn.Parameter]
+        for weight in weights[:: len(weights) // SAMPLED + 1]:
+            if not (weight.is_meta or sharded(weight) or 0 in weight.stride()):
+                few = weight.detach().as_strided((min(4, weight.numel()),), (max(1, weight.numel() // 4),))
+                few = few.view(torch.uint8) if few.itemsize == 1 else few
+                values.setdefault((few.device, few.dtype), []).append(few)
     return *found, *(torch.cat(few).cpu().view(torch.uint8).numpy().tobytes() for few in values.values())
 
 
