@@ -156,7 +156,7 @@ def test_a_static_plan_reads_nothing_at_any_step(schedule, reads):
             reads.clear()
             toy.run(pipe, steps)
         made.append(len(reads) - alone)
-    assert made[0] == made[1] <= 5  # the grid, and the times of the first two denoiser calls
+    assert made[0] == made[1] <= 6  # the grid, the times of the first two denoiser calls, and a few weights
 
 
 def test_a_guard_is_silent_on_what_calibration_knows(schedule):
