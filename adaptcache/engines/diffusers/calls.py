@@ -177,7 +177,7 @@ def noting_call(pipe: Any, pipe_kwargs: Mapping[str, Any]) -> Iterator[None]:
         yield
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if pipe_kwargs and not frame.f_globals["__name__"].startswith("adaptcache."):
+        if pipe_kwargs and not frame.f_globals.get("__name__", "").startswith("adaptcache."):
             given = ", ".join(f"{name}={value!r:.40}" for name, value in pipe_kwargs.items())
             error.add_note(f"{type(pipe).__name__} was called with {given}")
         raise
