@@ -7,6 +7,7 @@ that are not finite, grids that do not fall and more of anything than `adaptcach
 import html
 import itertools
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -211,9 +212,9 @@ class Schedule(Part):
 
     def check_gear(self, gear: int) -> int:
         """Returns the number of a gear, negative ones counted from the end; `LookupError` for others."""
-        if not isinstance(gear, int) or not -self.gears <= gear < self.gears:
+        if not isinstance(gear, Integral) or not -self.gears <= gear < self.gears:
             raise LookupError(f"no gear {gear!r}: {self.name} has {self.gears} (0 to {self.gears - 1})")
-        return gear % self.gears
+        return int(gear) % self.gears
 
     def resolve_gear(self, gear: int | None, guard: bool = False) -> tuple[Self, int]:
         """Returns the schedule as it is to be run, and the gear of runs in which none is chosen.

@@ -346,7 +346,7 @@ class Gate:
         self.finish()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # deleted with its pipeline, and nobody closed the handle
+        with suppress(Exception):  # deleted with its pipeline, before the handle was closed
             self.close()
 
     def _guard(self) -> None:
