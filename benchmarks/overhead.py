@@ -1,8 +1,8 @@
 """What caching itself costs: `python -m benchmarks.overhead --help`.
 
 Prints, for FLUX denoisers with random weights: the time of a computed step, of a skipped one (a weighted
-sum of four outputs and two latents, and the pipeline around it) and of attach; and at some budgets the
-speed-up that is realised over the ideal one, which is all calls over calls made.
+sum of four outputs and two latents, and the pipeline around it) and of attach; and at some budgets, with skipped steps
+and with these joined, the speed-up that is realised over the ideal one, which is all calls over calls made.
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ def planned(schedule: Schedule) -> list[int]:
 def report(name: str, pipe: Any, call: dict[str, Any], repeats: int) -> None:
     """Measures one denoiser, full and cached runs in turn, and prints a table."""
     schedules = [by_hand(pipe, call, budget) for budget in BUDGETS]
+    schedules += [schedule.collapse() for schedule in schedules]
     full, computed, attaching = [], [], []
     cached: dict[str, list[float]] = {s.name: [] for s in schedules}
     skipped: list[float] = []
@@ -195,7 +196,7 @@ def report(name: str, pipe: Any, call: dict[str, Any], repeats: int) -> None:
     for schedule in schedules:
         ideal = STEPS / len(planned(schedule))
         real = statistics.median(full) / statistics.median(cached[schedule.name])
-        print(f"  budget {schedule.name:>5} {real:11.3f} x of {ideal:.3f} x, {real / ideal:8.2%} of the ideal")
+        print(f"  budget {schedule.name:>11} {real:11.3f} x of {ideal:.3f} x, {real / ideal:8.2%} of the ideal")
 
 
 def main() -> None:

@@ -23,9 +23,12 @@ from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.engines.formats import export
 from adaptcache.errors import ScheduleError
 from adaptcache.evaluation.validate import evidence_of, other_calls
+from adaptcache.forecasts.matched import Matched
+from adaptcache.policies.plan import Plan
 from adaptcache.profiling.measure import measure
 from adaptcache.runs import PromptSet
-from adaptcache.schedule.format import Baseline
+from adaptcache.schedule.format import Baseline, Grid
+from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
 
 CALLS = 3
@@ -88,6 +91,54 @@ def test_on_other_grids_it_warns_or_refuses(pipe: FluxPipeline, prompts: list, o
     grid = {**dict(own.grid), "times": (*own.grid.times, own.grid.times[-1] / 2)}
     with pytest.raises(ValueError, match="computes at all"):
         Schedule.model_validate({**dict(own), "grid": grid})
+
+
+@pytest.mark.parametrize("features", [(), ("x",), ("x0", "x"), ("past_x", "x0")])
+@pytest.mark.parametrize("plan", [(0,), (0, 1, 2, 5), (0, 3, 4, 7), tuple(range(STEPS))])
+def test_joined_steps_end_where_the_skipped_ones_end(
+    pipe: FluxPipeline, prompts: list, plan: tuple[int, ...], features: tuple[Any, ...]
+) -> None:
+    numbers = np.random.default_rng(len(plan))
+    CALL(pipe, prompts[:1])
+    times = tuple(float(t) / 1000 for t in pipe.scheduler.timesteps)
+    rows = []
+    for i in range(STEPS):
+        known = min(2, sum(step <= i for step in plan))
+        each = known * (1 + ("past_x" in features))
+        width = 0 if i in plan and i % 2 else each + len({"x", "x0"} & set(features))
+        rows.append(tuple(numbers.normal(0.3, 0.2, width)))
+    rule = {"policy": Plan.of(plan, times), "forecast": Matched(history=2, features=features, table=((tuple(rows),),))}
+    grid = Grid(scheduler="FlowMatchEulerDiscreteScheduler", times=times)
+    schedule = Schedule(name="random", grid=grid, rules=(Rule(**rule),))
+    joined = Schedule.model_validate(schedule.collapse().data())
+    assert joined.plans == [list(range(len(plan)))] and joined.grid.full == times
+    made = {}
+    for one in (schedule, joined):
+        with adaptcache.attach(pipe, one, strict=True) as handle:
+            made[one.name] = CALL(pipe, prompts[:2])
+        assert handle.report().made == len(plan)
+    torch.testing.assert_close(made["random-joined"], made["random"], rtol=1e-4, atol=1e-4)
+    assert joined.collapse() is joined
+
+
+def test_steps_that_cannot_be_joined_are_refused(pipe: FluxPipeline, prompts: list, own: Schedule) -> None:
+    with pytest.raises(ScheduleError, match="has no plan with matched weights"):
+        Schedule.of("teacache", model="flux").collapse()
+    times = tuple(1 - i / STEPS for i in range(STEPS))
+    instant = Schedule.instant(times, 1.0)
+    with pytest.raises(ScheduleError, match=r"its sampler \(any\) is no FlowMatchEuler"):
+        instant.collapse()
+    grid = Grid(scheduler="FlowMatchEulerDiscreteScheduler", times=times)
+    instant = instant.model_copy(update={"grid": grid})
+    assert instant.collapse().grid.full == times
+    other = instant.model_copy(update={"grid": Grid(scheduler="DDIMScheduler", times=times)})
+    with pytest.raises(ScheduleError, match=r"its sampler \(DDIMScheduler\) is no FlowMatchEuler"):
+        other.collapse()
+    late = Rule(policy=Plan.of((1, 4), times), forecast=Matched(history=1, features=(), table=((((1.0,),) * STEPS,),)))
+    with pytest.raises(ScheduleError, match="not of one whole loop"):
+        instant.model_copy(update={"rules": (late,)}).collapse()
+    with pytest.raises(LookupError, match="no gear 3"):
+        instant.collapse(3)
 
 
 def test_samplers_that_take_no_levels_are_refused_before_a_run(

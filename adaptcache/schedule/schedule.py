@@ -311,6 +311,27 @@ class Schedule(Part):
         grid = tuple(map(float, times))
         return cls.model_validate(dict(make_instant(InstantRequest(grid, speed, sampler_of(grid, sampler), guidance))))
 
+    def collapse(self, gear: int = 0) -> "Schedule":
+        """Returns a schedule whose runs have a step for each call of a plan's and end where that plan's runs end.
+
+        For denoisers of a few milliseconds: the time that the pipeline and its scheduler take at skipped steps is
+        saved. It is for runs whose latents are not looked at in between, and whose steps are not counted.
+
+        Arguments:
+            gear: Which plan, negative ones counted from the end.
+
+        Raises:
+            LookupError: There is no such gear.
+            ScheduleError: It has no plan with matched weights, or not for Euler's sampler of flow matching.
+
+        Example:
+            >>> with adaptcache.attach(pipe, schedule.collapse()):
+            ...     image = pipe("a lighthouse").images[0]  # 10 steps instead of 28
+        """
+        from .collapse import collapse
+
+        return collapse(self, gear)
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a schedule; `ScheduleError` says what is wrong with it."""
