@@ -10,6 +10,7 @@ import pytest
 import torch
 from flux import pipeline, run
 from scipy.integrate import solve_ivp
+from torch.utils._pytree import tree_leaves
 
 import adaptcache
 from adaptcache import Schedule
@@ -144,6 +145,34 @@ def test_a_scheduler_is_read_as_it_steps(name):
         if not clips:
             assert sampler.maps[i] @ history == pytest.approx(x.double().numpy().ravel(), rel=1e-4, abs=1e-4)
     assert sampler.missed() < 1e-4 and np.diff(sampler.sigmas / (sampler.alphas + sampler.sigmas)).max() <= 0
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of another device: it takes no tensors of this one but numbers, and comes here by `cpu()`."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.cpu:
+                return args[0].as_subclass(torch.Tensor)
+            if any(type(one) is torch.Tensor and one.ndim for one in tree_leaves((args, kwargs))):
+                raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def __deepcopy__(self, memo):
+        return self.clone()
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_scheduler_whose_levels_are_on_another_device_is_read_likewise(name):
+    kind, config = READ[name]
+    here, there = scheduler_of(kind, **config), scheduler_of(kind, **config)
+    moved = {k: v.as_subclass(Elsewhere) for k, v in vars(there).items() if isinstance(v, torch.Tensor)}
+    vars(there).update(moved)
+    with pytest.raises(RuntimeError, match="same device"):
+        there.timesteps + torch.ones(len(there.timesteps))
+    assert read_sampler(there).maps == pytest.approx(read_sampler(here).maps)
+    assert all(vars(there)[name] is value for name, value in moved.items())
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def read_sampler(scheduler: Any, begin: int = 0) -> AffineSampler:
 
     def fresh() -> Any:
         one = copy.deepcopy(scheduler)
+        # To the CPU, as some devices have no double precision.
+        vars(one).update({name: value.cpu() for name, value in vars(one).items() if isinstance(value, torch.Tensor)})
         one.is_scale_input_called = True
         for setting in ("clip_sample", "thresholding", "sample_clipping"):  # rarely binds, and is not linear
             if one.config.get(setting):
@@ -56,7 +58,8 @@ def read_sampler(scheduler: Any, begin: int = 0) -> AffineSampler:
         return one
 
     def walk(scale: float) -> Array:
-        one, times = fresh(), scheduler.timesteps[begin:]
+        one = fresh()
+        times = one.timesteps[begin:]
 
         def step(i: int, latents: Array, output: Array) -> Array:
             x, u = (torch.from_numpy(scale * v)[None, None, None] for v in (latents, output))
