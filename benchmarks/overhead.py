@@ -22,6 +22,7 @@ import adaptcache
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.matched import Matched
 from adaptcache.policies.plan import Plan
+from adaptcache.runs import synchronize
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
@@ -84,19 +85,25 @@ def pipeline(size: Size, device: str, dtype: torch.dtype) -> tuple[FluxPipeline,
     return pipe, call
 
 
-def timed(pipe: Any, call: dict[str, Any]) -> tuple[float, list[float]]:
-    """Returns the seconds of a run and of each of its steps after the first."""
+def run_seconds(pipe: Any, call: dict[str, Any]) -> float:
+    """Returns the seconds of a run."""
+    since = CLOCK()
+    pipe(**call)
+    synchronize()
+    return CLOCK() - since
+
+
+def step_seconds(pipe: Any, call: dict[str, Any]) -> list[float]:
+    """Returns the seconds of each step after the first, in a run that waits for the device after each."""
     marks = []
 
     def mark(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         marks.append(CLOCK())
         return tensors
 
-    since = CLOCK()
     pipe(**call, callback_on_step_end=mark)
-    return CLOCK() - since, [b - a for a, b in itertools.pairwise(marks)]
+    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def by_hand(pipe: Any, call: dict[str, Any], budget: float) -> Schedule:
@@ -173,19 +180,18 @@ def report(name: str, pipe: Any, call: dict[str, Any], repeats: int) -> None:
     full, computed, attaching = [], [], []
     cached: dict[str, list[float]] = {s.name: [] for s in schedules}
     skipped: list[float] = []
-    timed(pipe, call)  # warms up
+    run_seconds(pipe, call)  # warms up
     for _ in range(repeats):
-        total, steps = timed(pipe, call)
-        full.append(total)
-        computed += steps
+        full.append(run_seconds(pipe, call))
+        computed += step_seconds(pipe, call)
         for schedule in schedules:
             since = CLOCK()
             handle = adaptcache.attach(pipe, schedule)
             attaching.append(CLOCK() - since)
-            total, steps = timed(pipe, call)
+            cached[schedule.name].append(run_seconds(pipe, call))
+            steps = step_seconds(pipe, call)
             made = handle.report().calls
             handle.close()
-            cached[schedule.name].append(total)
             skipped += [s for s, branches in zip(steps, made[1:], strict=True) if not any(branches)]
     step, skip, attach = map(statistics.median, (computed, skipped, attaching))
     millions = sum(p.numel() for p in pipe.transformer.parameters()) / 1e6

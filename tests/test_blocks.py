@@ -266,6 +266,24 @@ def test_delta_dit_skips_the_rear_first_and_then_the_front():
     assert counts == [2 * len(front)] * 2 + [2 * len(rear)] * 2
 
 
+@pytest.mark.parametrize("method", ["delta-dit", "speca", "fora"])
+def test_one_negative_text_serves_all_images(method):
+    pipe, random = flux.pipeline(), torch.Generator().manual_seed(0)
+    text, pooled = torch.randn(3, 5, 16, generator=random), torch.randn(3, 8, generator=random)
+    rows = {"prompts": [0, 1], "one": [2], "two": [2, 2]}
+    pipe.encode_prompt = lambda prompt, **_: (text[rows[prompt]], pooled[rows[prompt]], torch.zeros(5, 3))
+
+    def made(negative):
+        latents = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+        return pipe(
+            "prompts", negative_prompt=negative, true_cfg_scale=2.0, num_inference_steps=STEPS, height=16, width=16,
+            num_images_per_prompt=2, latents=latents, output_type="latent", return_dict=False,
+        )[0]  # fmt: skip
+
+    with adaptcache.attach(pipe, Schedule.of(method)):
+        torch.testing.assert_close(made("one"), made("two"))
+
+
 def test_blockdance_reuses_what_left_the_front_in_late_steps():
     pipe = flux.pipeline(double=2, single=2)
     counts = counted(pipe)

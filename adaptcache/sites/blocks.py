@@ -188,7 +188,7 @@ def added_streams(entered: Streams, left: Streams) -> Streams:
             continue
         if value.ndim == 3 and value.shape[1] > before.shape[1]:
             value = value[:, -before.shape[1] :]
-        if value.shape == before.shape:
+        if value.shape[1:] == before.shape[1:]:  # one text may serve several images
             sums[name] = value - before
     return sums
 
