@@ -152,7 +152,7 @@ class Gears(Plan):
         """Notes, on the device, which of the open gears to take."""
         innovation = state.signals[-1][:, 0]
         predictors = [self.signal_specs[g][number].predictor for g in opened]
-        choice = torch.tensor(state.gear, device=innovation.device)
+        choice = torch.full((), state.gear, device=innovation.device)  # does not sync, as a tensor of a list would
         if len(opened) > 1 and all(predictors) and not state.alarms:
             signals = torch.cat(state.signals, 1)
             worst = torch.stack([one.predict(signals).min() for one in predictors if one])
