@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ Prompt = str | Mapping[str, Any]  # a mapping holds the arguments of one sample:
 Progress = Callable[[str, int, int], None]  # stage, done, of
 
 SEEDS = 2**62  # prompt number k draws with seed + k, and generators take 64 bits
+MANY = re.compile("num_.*_per_prompt")
 SET_HERE = {"generator", "latents", "num_inference_steps", "output_type", "prompt", "return_dict"}
 
 
@@ -71,7 +73,7 @@ class PromptSet:
             return replace(prompts, first=prompts.first or first)
         if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
             raise TypeError(f"{what} must be a list, got one {type(prompts).__name__}: write [{prompts!r:.40}]")
-        rows = tuple(prompts)
+        rows, first = tuple(prompts), whole("first", first)
         for number, row in enumerate(rows):
             if not isinstance(row, (str, Mapping)):
                 raise TypeError(
@@ -130,6 +132,8 @@ class PipelineCall:
         given = {name for name, value in self.pipe_kwargs.items() if (name, value) != ("prompt", None)}
         if taken := sorted(SET_HERE & given):
             raise ValueError(f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call")
+        if many := sorted(name for name in given if MANY.fullmatch(name) and self.pipe_kwargs[name] not in (None, 1)):
+            raise ValueError(f"a prompt counts as one sample here: leave {many[0]} out, and give more prompts")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -82,7 +83,8 @@ class Goal:
     matrix: bool | Sequence[Mapping[str, Any]] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gears", tuple(self.gears))  # of arrays and generators too
+        for name in ("gears", "groups"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # of arrays and generators too
         if self.reference_steps is not None:
             object.__setattr__(self, "reference_steps", whole("reference_steps", self.reference_steps))
 
@@ -173,6 +175,8 @@ class Goal:
                 raise ValueError(f"{what} are made in one process, not in {processes}: start without a launcher")
         if self.certify:
             check_distinct(prompts, held_out)
+        else:
+            warn_of_known(prompts, held_out, 5)
 
 
 def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
@@ -188,6 +192,17 @@ def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
                     "leave one of the two out"
                 )
             seen.setdefault(text, here)
+
+
+def warn_of_known(prompts: PromptSet, held_out: PromptSet, stacklevel: int) -> None:
+    """Warns where held-out prompts were calibrated on: evidence of them is of other noise alone."""
+    known = set(map(digest_of, prompts))
+    if same := [row for row in held_out if digest_of(row) in known]:
+        warnings.warn(
+            f"{len(same)} of {len(held_out)} held-out prompts are calibration prompts ({str(same[0])[:60]!r}): what "
+            "they show is no evidence for new prompts; give others as eval_prompts",
+            stacklevel=stacklevel,
+        )
 
 
 def digest_of(row: Prompt) -> str:

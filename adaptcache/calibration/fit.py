@@ -136,11 +136,12 @@ def build_schedule(
         gram=tuple(map(tuple, profile.kernel.tolist())),
         sensitivity=tuple(profile.sensitivity.tolist()),
     )  # fmt: skip
+    call = {**made.get("call", {}), **profile.about.get("call", {})}
     return Schedule(
         name=name,
         denoiser=Denoiser(**denoiser),
         grid=grid,
         rules=rules,
         kernel=kernel,
-        made={**made, **profile.about, **(about or {})},
+        made={**made, **profile.about, **(about or {}), "call": call},
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.calibrate import calls_for
+from ..calibration.calibrate import calls_for, warn_of_known
 from ..calibration.fit import fit_schedule
 from ..engines import make_setup, take
 from ..engines.diffusers.engine import DiffusersEngine, twin
@@ -115,6 +115,7 @@ def compare(
     if not min(len(calibration), len(held_out), chosen.sweep_on is None or chosen.sweep_on > 0):
         given = f"{len(calibration)}, {len(held_out)} and {chosen.sweep_on}"
         raise ValueError(f"prompts, eval_prompts and sweep_on have to be one or more, got {given}")
+    warn_of_known(calibration, held_out, 4)
     allowed = {budget: calls_for(setup.call.num_inference_steps, budget) for budget in budgets}
     return compare_methods(setup, calibration, held_out, allowed, chosen)
 

@@ -25,13 +25,18 @@ class TransformRate(Threshold):
         moved = size(x - before)
         if not state.notes:
             return torch.full_like(moved, float("inf"))
-        return state.notes[0] * moved / size(state.output).clamp_min(TINY)
+        return state.notes[0] * moved / each(size(state.output), moved).clamp_min(TINY)
 
     def observe(self, state: ThresholdState, step: Step, output: Tensor) -> None:
         if step.x is not None and state.anchor is not None and state.output is not None:
-            change = size(output - state.output)
-            state.notes[:] = [change / size(step.x - state.anchor).clamp_min(TINY)]
+            moved = size(step.x - state.anchor)
+            state.notes[:] = [each(size(output - state.output), moved) / moved.clamp_min(TINY)]
         super().observe(state, step, output.clone())
+
+
+def each(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Returns a number of each output for each input: guidance makes one output of the two halves of a batch."""
+    return outputs.repeat(len(inputs) // len(outputs))
 
 
 def size(value: Tensor) -> Tensor:

@@ -168,8 +168,11 @@ def record(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint | Non
     rows = [row for _, known, _, _ in done for row in known]
     about: dict[str, Any] = {"branches": done[0][2]} if all(one[2] == done[0][2] for one in done) else {}
     about |= {"left": done[0][3]} if done[0][3] else {}
-    names = sorted({name for row in prompts if not isinstance(row, str) for name in row})
-    about |= {"prompt_arguments": names} if names else {}
+    mappings = [row for row in prompts if not isinstance(row, str)] or [{}]
+    names = sorted({name for row in mappings for name in row})
+    numbers = {name: value for name, value in mappings[0].items() if isinstance(value, (int, float))}
+    same = {name: value for name, value in numbers.items() if all(row[name] == value for row in mappings)}
+    about |= {"prompt_arguments": names, "call": same} if names else {}
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
     profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)

@@ -60,6 +60,7 @@ class Runner(StepHook):
         self.strict, self.guard, self.read = strict, guard, read
         self.gate: Any = None
         self.evidence = "none"  # of the call under way, or of the last one
+        self.followed = Account(0)  # likewise, which gear it is; `account` is that of the next one
         self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
         self.bands: SignalSpecs | None = None
         self.branches: Sequence[float] = ()  # of each step as calibrated, on the grid of this run
@@ -148,7 +149,7 @@ class Runner(StepHook):
         Arguments:
             measured: Whether the pipeline and the arguments are those of the calibration.
         """
-        self.measured, self.loops, self.evidence = measured, 0, "none"
+        self.measured, self.loops, self.evidence, self.followed = measured, 0, "none", self.account
         self.innovations.clear()
 
     def on_change(self, what: str) -> None:
@@ -275,7 +276,7 @@ class Runner(StepHook):
             self.prompts += len(mean)
             self.deviations = self.deviations.to(mean.device) + mean.sum()
         if self.state is not None:
-            self.account = self.rule.policy.account(self.state, self.gear)
+            self.account = self.followed = self.rule.policy.account(self.state, self.gear)
         self.history, self.state, self.x, self.bands, self.plan = History(0), None, None, None, None
         for _, site in self.sites:
             site.on_run_end()

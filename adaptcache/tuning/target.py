@@ -89,4 +89,5 @@ class SearchOptions:
         for name in ("trials", "timeout"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value:g}")
+        object.__setattr__(self, "groups", tuple(self.groups))
         check_name(self.name or "tuned")

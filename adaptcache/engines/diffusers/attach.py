@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,10 +57,10 @@ class Handle:
         self._changed()
         found = [*self._found, *graded_call(self._known, self._pipe, arguments)]
         found = [one for one in found if one.grade >= Grade.WARNED]
+        refusable = [one for one in found if one.what not in self._allow]
+        check_findings(schedule, refusable, strict)
         self._runner.on_call_start(measured=not found)
-        found = [one for one in found if one.what not in self._allow]
-        check_findings(schedule, found, strict)
-        for finding in found:
+        for finding in refusable:
             if finding.what not in self._warned:
                 self._warned.add(finding.what)
                 warnings.warn(explain_findings(schedule, [finding]), stacklevel=6)
@@ -87,7 +87,7 @@ class Handle:
         loops = [*gate.done, *([gate.loop.record] if gate.loop is not None and gate.loop.decided else [])]
         calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
         names = tuple(tuple(branches) for loop in loops for branches in loop.names)
-        account = runner.account
+        account = runner.followed
         notes = [REMEMBERS.format(name=name) for name in find_remembering(self._pipe) if not all(map(all, calls))]
         sites, unlike = runner.site_steps(), runner.unlike()
         return Report(calls, runner.evidence, account.gear, account.why(), sites, names, unlike, tuple(notes))
@@ -101,24 +101,29 @@ class Handle:
 
         Example:
             >>> with attach(pipe, schedule) as handle, handle.loop():
+            ...     pipe.scheduler.set_timesteps(28)
             ...     for t in pipe.scheduler.timesteps: ...
         """
         known = self._runner.schedule.made.get("call") or {}
-        with self._gate.calling({**known, **arguments}):
+        with nullcontext() if self._gate.pauses else self._gate.calling({**known, **arguments}, own_loop=True):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Runs the pipeline as if nothing were attached, for comparisons."""
-        before, self._gate.paused = self._gate.paused, True
+        gate = self._gate
+        gate.pauses.append(None)
         try:
-            yield
+            with gate.aside() if gate.running else nullcontext():
+                yield
         finally:
-            self._gate.paused = before
+            gate.pauses.pop()
 
     def close(self) -> None:
-        """Takes the schedule off the pipeline and leaves nothing behind. Safe to call twice."""
-        self._undo.close()
+        """Takes the schedule off the pipeline and leaves nothing behind, after a run in another thread. Safe to call
+        twice."""
+        with self._gate.caller:
+            self._undo.close()
 
     def __enter__(self) -> Self:
         return self

@@ -253,7 +253,8 @@ def _call(schedule: Schedule, pipe: Any, call: Mapping[str, Any]) -> Iterator[Fi
     if made is None:
         return
     default = defaults_of(pipe)
-    known = {name: default.get(name) for name in (*GUIDANCE, *SIZE) if name in default or name in made}
+    by_prompt = {name for name in schedule.made.get("prompt_arguments", ()) if name not in made}  # of each its own
+    known = {n: default.get(n) for n in (*GUIDANCE, *SIZE) if (n in default or n in made) and n not in by_prompt}
     crossed = bool(schedule.made.get("guiders")) != bool(find_guiders(pipe))
     if crossed:
         yield from _crossed(schedule, pipe, call)

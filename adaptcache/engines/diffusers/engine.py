@@ -95,7 +95,10 @@ class DiffusersEngine:
         """
         denoisers_of(self.pipe)
         own = prompts[0] if len(prompts) else {}
-        check_arguments(self.pipe, {**call.pipe_kwargs, **({} if isinstance(own, str) else own)})
+        own = {} if isinstance(own, str) else own
+        if twice := sorted(own.keys() & call.pipe_kwargs.keys()):
+            raise TypeError(f"{', '.join(twice)} is given by the prompts and for all of them: give it once")
+        check_arguments(self.pipe, {**call.pipe_kwargs, **own})
         if name := other_cache(self.pipe):
             raise ValueError(
                 f"{name} is on in this pipeline: its full runs would not be full; turn it off "

@@ -61,6 +61,11 @@ STRANGER = (
     "a {scheduler} that is no component of {name} stepped at step {index}, which was skipped: what it was given may "
     "be no true output; make it a component of the pipeline (pipe.{attribute} = ...) and attach again"
 )
+UNSET = (
+    "{scheduler} stepped through timesteps that were set before this call: call set_timesteps within it (in a loop of "
+    "your own, inside of handle.loop())"
+)
+WITHIN = "{name} was called inside of handle.loop(), which is for loops of your own: call it outside, it is followed"
 AGAIN = (
     "{name} was called by a callback of its own call, which shares its scheduler: make that call inside of "
     "handle.paused(), or with a pipeline of its own"
@@ -287,14 +292,16 @@ class Gate:
         self.followed = 0  # the steps of the loop of this call that the hook was told of last
         self.stepped = 0  # loops of this call that are over and had steps: a call may only fill a key-value cache
         self.started = 0  # orders the calls of gates in one thread: a callback may call another pipeline
-        self.called = self.closed = self.paused = self.stepping = False
+        self.called = self.closed = self.stepping = False
+        self.own_loop = False  # whether that call is a loop of the user's own
+        self.pauses: list[None] = []  # one for each `paused()` that is open, in any thread
         self.called_back = False  # whether this call had a callback
         # What makes the calls of a denoiser, by its id, where a site skips some of them; and, of a batch of
         # two halves with and without the prompt: whether only the half with it goes through the denoiser now.
         self.within: dict[int, Callable[..., Any]] = {}
         self.half: bool | None = None
         self._undo, self._guards, self._copies = ExitStack(), ExitStack(), ExitStack()
-        self._caller = threading.RLock()  # held while the pipeline is called
+        self.caller = threading.RLock()  # held while the pipeline is called
         self._names: dict[int, str] = {}
         self._sides: set[int] = set()
         self._last: list[Any] = []  # the schedulers of the last loop
@@ -366,7 +373,7 @@ class Gate:
     # A call of the pipeline
 
     @contextmanager
-    def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def calling(self, arguments: Mapping[str, Any], own_loop: bool = False) -> Iterator[None]:
         """Stands around a call of the pipeline, or a loop of the user's own.
 
         Raises:
@@ -374,11 +381,13 @@ class Gate:
         """
         if self.closed:
             raise AttachError("this handle is closed: attach again")
-        if not self._caller.acquire(blocking=False):
+        if not self.caller.acquire(blocking=False):
             raise AttachError(THREADS)
         try:
             if self.called and self.thread is None:
                 raise AttachError(AGAIN.format(name=type(self.pipe).__name__))
+            if self.called and self.own_loop and not own_loop:
+                raise AttachError(WITHIN.format(name=type(self.pipe).__name__))
             if self.called:  # a `__call__` that calls that of its base
                 yield
                 return
@@ -387,6 +396,7 @@ class Gate:
                 self.arguments = arguments
                 self.on_call(arguments)
                 self.called, self.thread, self.called_back = True, threading.get_ident(), False
+                self.own_loop = own_loop
                 self.started, self._announced, self.done = next(self._starts), False, []
                 self.followed = self.stepped = 0
                 self._guard()
@@ -399,7 +409,7 @@ class Gate:
                 self._copies.close()
                 self.arguments, self.called, self.thread = {}, False, None
         finally:
-            self._caller.release()
+            self.caller.release()
 
     def _check_schedulers(self) -> None:
         known, now = (
@@ -426,6 +436,8 @@ class Gate:
                 f"{name} called its denoiser but not the step() of its scheduler, which was replaced after "
                 "attach (by another library?): nothing could be skipped; close() the handle"
             )
+        if self.hook.own_times and loop is not None and not loop.decided and not self.done:
+            self.hook.on_run_start(())  # no step was left of its times: it says so
         if not self._announced and not self.closed:
             raise AttachError(f"{name} did not use its scheduler: nothing could be skipped; close() the handle")
 
@@ -545,7 +557,8 @@ class Gate:
         if loop is None or not loop.decided:
             if scheduler is not self.schedulers[0]:
                 return method(scheduler, **arguments)  # a loop without a denoiser: nothing was skipped
-            raise LoopError(EARLY.format(scheduler=type(scheduler).__name__, index=0))
+            says = EARLY if self._announced else UNSET
+            raise LoopError(says.format(scheduler=type(scheduler).__name__, index=0))
         track = self._follow(loop, scheduler, arguments["timestep"])
         index = track.taken - 1
         computed = loop.decided[index]
@@ -735,7 +748,7 @@ def _call(original: Any) -> Any:
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         gate = watched.get(id(self))
-        if gate is None or gate.paused:
+        if gate is None or gate.pauses:
             return original(self, *args, **kwargs)
         try:
             bound = signature.bind(self, *args, **kwargs)
