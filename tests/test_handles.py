@@ -90,13 +90,19 @@ def test_a_handle_that_is_closed_by_another_thread_waits_for_the_end_of_the_run(
     assert handle._gate.closed and len(calls) == setup.steps
 
 
-def test_a_pipeline_that_is_called_within_a_loop_of_ones_own_is_not_taken_for_it():
+@pytest.mark.parametrize("again", [lambda setup, handle: generated(setup), lambda setup, handle: enter(handle.loop())])
+def test_what_begins_within_a_loop_of_ones_own_is_not_taken_for_it(again):
     setup = built(SD)
     with adaptcache.attach(setup.pipe, planned(setup, PLAN)) as handle:
-        with pytest.raises(AttachError, match=r"inside of handle\.loop\(\).*call it outside"), handle.loop():
-            generated(setup, guidance_scale=3.0)
+        with pytest.raises(AttachError, match=r"loop\(\) is open.*call StableDiffusionPipeline.*after"), handle.loop():
+            again(setup, handle)
         generated(setup)
         assert handle.report().evidence == "calibrated"
+
+
+def enter(context):
+    with context:
+        pass
 
 
 def test_timesteps_that_were_set_before_a_loop_of_ones_own_are_named():
@@ -135,6 +141,46 @@ def test_image_to_image_that_leaves_no_step_of_own_times_is_refused():
     pipe.set_progress_bar_config(disable=True)
     with adaptcache.attach(pipe, own), pytest.raises(ScheduleError, match="begins or ends within them"):
         generated(setup, pipe, image=noise(3, 1, 3, 16, 16).sigmoid(), strength=0.5, num_inference_steps=8)
+
+
+def test_own_times_are_not_calibrated_on_a_part_of_the_grid():
+    setup = built("Flux image-to-image")
+    call = {**setup.call, "strength": 0.5}
+    with pytest.raises(ScheduleError, match=r"these take 4 of its 8 steps \(strength\?\)"):
+        adaptcache.calibrate(setup.pipe, setup.prompts[:1], 8, speed=2, times="own", **call, **QUICK)
+
+
+def test_a_hook_begins_anew_after_a_run_that_was_broken_off():
+    setup = built("Flux")
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], setup.steps, speed=2, **setup.call, **QUICK)
+
+    def breaks(*_):
+        raise ZeroDivisionError
+
+    with adaptcache.hook(setup.pipe.transformer, schedule):
+        made = generated(setup)
+        with setup.pipe.transformer.proj_out.register_forward_hook(breaks), pytest.raises(ZeroDivisionError):
+            generated(setup)
+        assert same(generated(setup), made)
+        with pytest.raises(ZeroDivisionError):
+            generated(setup, callback_on_step_end=breaks)
+        with pytest.raises(LoopError, match="a run was broken off there: begin again"):
+            generated(setup)
+        assert same(generated(setup), made)
+
+
+def test_a_hook_below_a_schedule_was_not_measured():
+    setup = built("Flux")
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:1], setup.steps, speed=2, **setup.call, **QUICK)
+    with adaptcache.hook(setup.pipe.transformer, schedule):
+        with (
+            pytest.warns(UserWarning, match=r"on top of adaptcache\.hook"),
+            adaptcache.attach(setup.pipe, schedule) as handle,
+        ):
+            generated(setup)
+        assert handle.report().evidence == "extrapolated"
+        with pytest.raises(ValueError, match=r"adaptcache\.hook is on"):
+            adaptcache.calibrate(setup.pipe, setup.prompts[:1], setup.steps, speed=2, **setup.call, **QUICK)
 
 
 def test_easycache_takes_several_images_with_guidance():

@@ -1,13 +1,15 @@
 """Loops that do more at a step than call a denoiser with the latents and step a scheduler with what it says."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
 import adaptcache
-from adaptcache.engines.diffusers.calls import takes_latent
+from adaptcache.engines.diffusers.calls import NO_LATENT, call_pipeline, takes_latent
 from adaptcache.engines.diffusers.grid import times_of
 from adaptcache.errors import AttachError
+from adaptcache.runs import PipelineCall, PromptSet
 from tests.pipelines.table import built, counted
 
 STEPS = 8
@@ -118,6 +120,14 @@ def test_a_grid_that_names_its_end_too_has_a_step_less():
         other = kind()
         other.set_timesteps(4)
         assert len(times_of(other)) == len(other.timesteps)
+
+
+def test_a_call_that_turns_out_to_give_no_latents_is_made_again_from_the_same_noise():
+    setup = built("QwenImageLayeredPipeline")
+    call, prompts = PipelineCall(2, setup.call), PromptSet.of(setup.prompts[:1])
+    NO_LATENT.discard(type(setup.pipe))
+    first, second = (call_pipeline(setup.pipe, call, prompts)[0] for _ in range(2))
+    assert (np.asarray(first[0]) == np.asarray(second[0])).all()
 
 
 def test_whether_latents_can_be_had_is_read_from_the_call():

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ScheduleError
 from ..fitting.kernel import Array, fit_open_loop, solve_ridge
 from ..fitting.signals import signal_rows
 from ..forecasts.base import History
@@ -171,6 +172,13 @@ class MatchingHook(StepHook):
 
     def follows(self, times: tuple[float, ...]) -> bool:
         return same_grid(times[: len(self.reference.times)], self.reference.times)
+
+    def on_grid(self, times: tuple[float, ...]) -> None:
+        if not same_grid(times, self.reference.full):
+            raise ScheduleError(
+                f"own times need runs of the whole grid, and these take {len(self.reference.full)} of its "
+                f"{len(times)} steps (strength?): calibrate on the grid (times='grid')"
+            )
 
     def on_run_start(self, times: tuple[float, ...]) -> None:
         self.history = History(self.fit.history, "past_x" in self.fit.features)

@@ -51,7 +51,7 @@ def through(run: Trajectory, times: Times) -> Trajectory:
         y.append(stops[1:])
         gaps = [b - a for a, b in zip(times, (*times[1:], 0.0), strict=True)]
         u.append([(b - a) / gap for a, b, gap in zip(stops, stops[1:], gaps, strict=False)])
-    return Trajectory(times, u, x, y, guided=run.guided)
+    return Trajectory(times, u, x, y, guided=run.guided, full=run.times)
 
 
 def measured_at(setup: Setup, prompts: PromptSet, measurement: Measurement, times: Times) -> Measurement:

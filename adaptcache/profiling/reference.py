@@ -26,6 +26,7 @@ class Trajectory:
     # whether the output with the prompt was there at each step, beside the guided one, of all that the run denoises
     guided: bool = False
     left: int = 0  # how many steps of its grid it left out at the end: some pipelines do (`denoising_end`)
+    full: tuple[float, ...] = ()  # where its times are a schedule's own: those of the full run
 
     @property
     def lead(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcache.engines.diffusers.calls import call_classic, parameters_of, takes_latent
+from adaptcache.engines.diffusers.calls import NO_LATENT, parameters_of, takes_latent
 from adaptcache.engines.diffusers.components import denoisers_of, is_modular
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.forecasts.base import Forecast
@@ -69,7 +69,13 @@ def generated(setup: Setup, pipe: Any = None, sample: int = 0, **arguments: Any)
     with fork_rng():
         torch.manual_seed(sample)  # some schedulers take no generator
         given = own | dict(setup.call) | arguments | dict(setup.prompts[sample])
-        return tensors(pipe(**given) if is_modular(pipe) else call_classic(pipe, given))
+        try:
+            return tensors(pipe(**given))
+        except UnboundLocalError:
+            if own.get("output_type") != "latent":
+                raise
+            NO_LATENT.add(type(pipe))
+    return generated(setup, pipe, sample, **arguments)
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -125,17 +125,6 @@ def takes_latent(pipe: Any) -> bool:
         return True
 
 
-def call_classic(pipe: Any, given: Mapping[str, Any]) -> Any:
-    """Calls a classic pipeline, decoded where it was asked for latents and does not know what to return then."""
-    try:
-        return pipe(**given)
-    except UnboundLocalError:
-        if given.get("output_type") != "latent":
-            raise
-        NO_LATENT.add(type(pipe))
-        return pipe(**{**given, "output_type": "np"})
-
-
 def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type: str = "latent") -> list[Any]:
     """Runs a pipeline on one batch and returns all it returns: frames and audio, say.
 
@@ -163,7 +152,13 @@ def call_pipeline(pipe: Any, call: PipelineCall, prompts: PromptSet, output_type
     with fork_rng(), noting_call(pipe, call.pipe_kwargs):
         torch.manual_seed(seed)  # some schedulers take no generator
         if not is_modular(pipe):
-            return list(call_classic(pipe, given))
+            try:
+                return list(pipe(**given))
+            except UnboundLocalError:
+                if output_type != "latent":
+                    raise
+                NO_LATENT.add(type(pipe))  # it does not know what to return: once more, decoded, from the same noise
+                return call_pipeline(pipe, call, prompts, output_type)
         wanted = outputs_of(pipe) if decoded else ["latents"]
         # What decoding alone takes is not among the inputs of a pipeline that does not decode.
         found = pipe(**{name: value for name, value in given.items() if name in names}, output=wanted)

@@ -96,11 +96,13 @@ def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> 
 
 
 def other_cache(pipe: Any) -> str:
-    """Returns the name of a cache of diffusers or cache-dit that is on in a denoiser; "" where none is."""
+    """Returns the name of a cache that is on in a denoiser: diffusers', cache-dit or our hook; "" where none is."""
     for denoiser in denoisers_of(pipe):
         module = getattr(denoiser, "_orig_mod", denoiser)
         if (config := getattr(module, "_cache_config", None)) is not None:
             return type(config).__name__.removesuffix("Config")
+        if "adaptcache" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+            return "adaptcache.hook"
         if getattr(module, "_is_cached", False):
             return "cache-dit"
     return ""

@@ -102,7 +102,7 @@ class DiffusersEngine:
         if name := other_cache(self.pipe):
             raise ValueError(
                 f"{name} is on in this pipeline: its full runs would not be full; turn it off "
-                "(pipe.transformer.disable_cache()), then calibrate"
+                "(close() of a hook, pipe.transformer.disable_cache()), then calibrate"
             )
 
 

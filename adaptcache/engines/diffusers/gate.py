@@ -65,7 +65,7 @@ UNSET = (
     "{scheduler} stepped through timesteps that were set before this call: call set_timesteps within it (in a loop of "
     "your own, inside of handle.loop())"
 )
-WITHIN = "{name} was called inside of handle.loop(), which is for loops of your own: call it outside, it is followed"
+WITHIN = "handle.loop() is open, which is for one loop of your own: call {name}, or open it again, after its end"
 AGAIN = (
     "{name} was called by a callback of its own call, which shares its scheduler: make that call inside of "
     "handle.paused(), or with a pipeline of its own"
@@ -386,7 +386,7 @@ class Gate:
         try:
             if self.called and self.thread is None:
                 raise AttachError(AGAIN.format(name=type(self.pipe).__name__))
-            if self.called and self.own_loop and not own_loop:
+            if self.called and self.own_loop:
                 raise AttachError(WITHIN.format(name=type(self.pipe).__name__))
             if self.called:  # a `__call__` that calls that of its base
                 yield

@@ -86,7 +86,11 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
         due = tuple(sorted((i for i in self.plan if i < index), reverse=True))
         if index < 0 or x is None or index in self.plan or state.past[: self.depth] != due[: self.depth]:
             self.computed += 1
-            output = self.fn_ref.original_forward(*args, **kwargs)
+            try:
+                output = self.fn_ref.original_forward(*args, **kwargs)
+            except BaseException:
+                self.states.clear()  # the next call begins a run
+                raise
             if index >= 0 and x is not None:
                 self._keep(state, index, x, output)
                 if self.forecast.corrects(step) and state.past[1 : self.depth] == due[: self.depth - 1]:
@@ -102,9 +106,11 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
         if state is not None and time < state.time:
             return state
         if state is not None and time == state.time and state.index in range(len(self.times) - 1):
+            self.states.clear()
             raise LoopError(
                 f"the denoiser is called twice at time {time:g} in one cache context: branches cannot be told apart; "
-                "call it inside of transformer.cache_context('cond') and cache_context('uncond')"
+                "call it inside of transformer.cache_context('cond') and cache_context('uncond') (or a run was broken "
+                "off there: begin again)"
             )
         for other in [other for other, old in self.states.items() if old.time != time]:  # of the run before
             del self.states[other]
