@@ -36,7 +36,8 @@ class ProfileCheckpoint:
         except (AssertionError, ValueError, KeyError, StopIteration):
             return None
         rows = [{name: stacked[k].numpy() for name, stacked in tensors.items()} for k in range(samples)]
-        return Trajectory(times, **tracks, branches=branches, guided=guided, left=left), rows
+        u, x, y = tracks.values()
+        return Trajectory(times, u, x, y, branches=branches, guided=guided, left=left), rows
 
     def save(self, number: int, run: Trajectory, rows: Rows) -> None:
         """Keeps a batch."""
