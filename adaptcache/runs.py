@@ -11,6 +11,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .cache import Cache
 from .distributed import ALONE, Ranks
@@ -52,6 +53,14 @@ def synchronize() -> None:
     """Waits for the accelerator, if there is one: clocks that do not wait measure nothing."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def in_double(value: Tensor) -> Tensor:
+    """Returns a tensor in double precision: on the CPU where its device has none (MPS, some XPU)."""
+    try:
+        return value.double()
+    except (TypeError, RuntimeError):
+        return value.cpu().double()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from alike import assert_alike
 from conftest import CALL, STEPS, embedded, schedule_of
 from diffusers import (
     DDIMScheduler,
@@ -281,3 +282,33 @@ def test_calls_are_moved_alone_and_in_pairs_within_the_run() -> None:
     found = set(moves((0, 2, 6), 7))
     assert (0, 3, 6) in found and (0, 2, 5) in found and (0, 1, 5) in found and (0, 4, 6) in found
     assert all(plan[0] == 0 and plan[-1] < 7 and len(set(plan)) == 3 for plan in found) and (0, 2, 6) not in found
+
+
+class Single(torch.Tensor):
+    """A tensor of a device that has no double precision (MPS); it comes to the CPU by `cpu()` and `to("cpu")`."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(function, types, args, kwargs)
+        if function is torch.Tensor.cpu or (function is torch.Tensor.to and "cpu" in args):
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, Single) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+    def __deepcopy__(self, memo: Any) -> Single:
+        return self.clone()
+
+
+def test_devices_without_double_precision_calibrate_alike(pipe: FluxPipeline, prompts: list) -> None:
+    options = {"speed": 2, "effort": 40.0, "gears": (), "progress": False, "eval_prompts": prompts[2:4]}
+
+    def calibrated() -> Any:
+        return adaptcache.calibrate(pipe, prompts[:2], STEPS, pipe_kwargs=CALL.arguments, **options)
+
+    expected = calibrated()
+    with pipe.transformer.register_forward_hook(lambda module, args, out: (out[0].as_subclass(Single), *out[1:])):
+        found = calibrated()
+        with adaptcache.attach(pipe, speed=2):
+            CALL(pipe, prompts[:1])
+    assert_alike([found], [expected])

@@ -36,7 +36,7 @@ from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
 from ..profiling.statistics import check_finite, part, relative_error
-from ..runs import PromptSet, Setup, fork_rng
+from ..runs import PromptSet, Setup, fork_rng, in_double
 from ..schedule.format import same_grid
 from ..schedule.rule import Rule
 from ..step import Step
@@ -93,8 +93,8 @@ class NormalEquations:
             check_finite(feature, "by this plan, what a forecast needs", step.step.index, prompts)
         gram, moment, samples = np.zeros((len(features),) * 2), np.zeros(len(features)), len(prompts)
         for k in range(samples):
-            a = torch.stack([part(feature, k, samples).flatten() for feature in features]).double()
-            b = part(target.to(features[0].device), k, samples).flatten().double()
+            a = in_double(torch.stack([part(feature, k, samples).flatten() for feature in features]))
+            b = in_double(part(target.to(features[0].device), k, samples).flatten())
             energy = float(b @ b) or 1.0
             gram += (a @ a.T).cpu().numpy() / energy
             moment += (a @ b).cpu().numpy() / energy
@@ -211,7 +211,7 @@ class MatchingHook(StepHook):
         key, lead = (step.track, 0), self.reference.lead
         if self.reference.at(step.track) == lead >= step.track and before:
             seen = compute_signals([self.signals[before - 1]], [own, *self.history.streams[key].past])
-            self.innovations.append(seen[:, 0].double().cpu().numpy())
+            self.innovations.append(seen[:, 0].cpu().double().numpy())
         self.history.keep(key, step.x, own, cond=cond)
 
     def _weigh(self, step: SchedulerStep) -> Tensor:

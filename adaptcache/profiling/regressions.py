@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fitting.kernel import Array
 from ..policies.gate import pool
-from ..runs import PromptSet, Setup
+from ..runs import PromptSet, Setup, in_double
 from ..sites.blocks import Streams
 from ..sites.denoisers import IMAGE
 from ..step import TINY, relative_change
@@ -21,7 +21,7 @@ LEAST, STRONG = 1e-7, 1.0  # likewise: of the spread of single channels, and of 
 
 def channels_last(x: Tensor) -> Tensor:
     """Returns outputs as rows of channels, with shape (*, C), in double precision."""
-    return (x if x.ndim < 4 else x.movedim(1, -1)).flatten(0, -2).double()
+    return in_double((x if x.ndim < 4 else x.movedim(1, -1)).flatten(0, -2))
 
 
 class AffineHook(WatchHook):

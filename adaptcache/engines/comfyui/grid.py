@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import AttachError, ScheduleError
 from ...fitting.affine import data_weights, with_end
 from ...fitting.kernel import Array
-from ...runs import fork_rng
+from ...runs import fork_rng, in_double
 from ...schedule.instant import InstantRequest
 
 if TYPE_CHECKING:
@@ -196,12 +196,13 @@ class Tracer(StandIn):
 
 def walk(run: Run, steps: int, size: float) -> Array:
     """Returns the latents at each call and at the end as sums of the first latents and the outputs; a square."""
-    start = torch.zeros(1, run.noise.shape[1], *[1] * (run.noise.ndim - 3), steps + 1, dtype=torch.float64)
-    start = start.to(run.noise.device)
+    single = torch.zeros(1, run.noise.shape[1], *[1] * (run.noise.ndim - 3), steps + 1, device=run.noise.device)
+    double = in_double(single)
+    start = double if double.device == single.device else single
     start[..., 0] = size
     tracer = Tracer(run.guider, steps, size)
     end = tracer.follow(run.sampler, run.sigmas, run.extra, start, torch.zeros_like(start), None)
-    rows = torch.stack([x[0, 0].reshape(-1) for x in (*tracer.seen, end)]).double().cpu().numpy()
+    rows = torch.stack([x[0, 0].reshape(-1) for x in (*tracer.seen, end)]).cpu().double().numpy()
     rows[:, 0] /= rows[0, 0] or 1.0
     return rows
 
