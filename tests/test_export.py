@@ -271,6 +271,13 @@ def test_models_that_an_engine_has_no_cache_for_are_refused(engine: str, model: 
     assert export(fitted.model_copy(update={"denoiser": Denoiser()}), engine).plan.calls == 3
 
 
+def test_a_plan_for_each_block_is_not_written_as_one_that_computes_all() -> None:
+    fitted = schedule([0, 3, 7], matched=False)
+    each = fitted.rules[0].model_copy(update={"site": "blocks", "each": True})
+    with pytest.raises(ScheduleError, match=r"skips parts of the denoiser \(blocks\)"):
+        export(fitted.model_copy(update={"rules": (each,)}), "diffusers")
+
+
 @pytest.mark.parametrize("call", [{"true_cfg_scale": 4.0}, {"negative_prompt": "blurred"}])
 def test_a_mask_that_goes_on_at_each_branch_is_not_written_for_two(call: dict[str, object]) -> None:
     guided = schedule([0, 3, 7], matched=False).model_copy(update={"made": {"call": call}})

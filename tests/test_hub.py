@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,29 @@ def test_what_is_missing_in_a_folder_names_what_there_is(fitted: Schedule, tmp_p
 
 
 # The card
+
+
+def test_a_broken_neighbour_is_named_before_anything_is_written(fitted: Schedule, tmp_path: Path) -> None:
+    path = fitted.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes(b"caf\xe9")
+    for file in (tmp_path / "README.md", tmp_path / "old" / CONFIG):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"caf\xe9")
+        with pytest.raises(ValueError, match=file.name):
+            fitted.model_copy(update={"name": "other"}).save_pretrained(tmp_path)
+        file.unlink()
+        assert Schedule.load(path).name == "test"
+
+
+def test_what_is_there_is_not_asked_of_the_hub_and_no_disk_is_walked(fitted: Schedule, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ScheduleError, match="not a regular file"):
+        Schedule.from_pretrained(tmp_path / "pipe")
+    fitted.save(tmp_path / "a" / "b" / "c" / CONFIG)
+    with pytest.raises(HubError, match="holds no schedules"):
+        Schedule.from_pretrained(tmp_path)
+    with pytest.raises(HubError, match="it has b/c/"):
+        Schedule.from_pretrained(tmp_path / "a")
 
 
 def test_the_card_says_what_the_hub_needs_to_know(fitted: Schedule, tmp_path: Path) -> None:

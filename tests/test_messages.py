@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
+import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Run, refused, schedule_of, tiny_flux
 
-from adaptcache.cli import explain
+from adaptcache.cli import explain, stoppable
+from adaptcache.cli.screen import Stderr, Stopped, complain
 from adaptcache.errors import LESS_MEMORY
 from adaptcache.schedule.schedule import Schedule
 
@@ -101,3 +107,37 @@ def test_a_scheduler_that_is_none_has_those_that_do_run_named(run: Run) -> None:
     known = err.split("there are ")[1].strip().split(", ")
     assert {"FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"} <= set(known)
     assert "DDIMScheduler" not in known  # cannot run a flow-matching model
+
+
+def test_what_a_strangers_file_says_moves_no_cursor(run: Run, tmp_path: Path) -> None:
+    data = json.loads(schedule_of(tiny_flux(), [0, 3]).save(tmp_path / "s.json").read_text())
+    for changes in ({"denoiser": {"class": "A\x1b[2JB"}}, {"made": {"\x9b2J": "x\x07"}}, {"x\x1b[2J": 1}):
+        (tmp_path / "s.json").write_text(json.dumps(data | changes))
+        _, out, err = run("show", "s.json")
+        assert "\N{REPLACEMENT CHARACTER}" in out + err and not set("\x1b\x9b\x07") & set(out + err)
+
+
+def test_a_full_disk_below_the_log_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Stderr(Full()))
+    complain("12 prompts to fit on")
+
+
+def test_with_stderr_closed_nothing_of_it_is_said_on_stdout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("shwo") == (2, "", "")
+
+
+def test_ctrl_c_within_a_finalizer_is_not_lost() -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+    ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped), stoppable():
+        del thing
+        time.sleep(5)
+    assert ref() is None

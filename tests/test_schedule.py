@@ -100,6 +100,10 @@ def test_what_is_no_schedule_is_refused(content: str, complaint: str, tmp_path: 
         ({"grid": {"scheduler": "S", "times": [0.5, 0.9]}}, "must fall"),
         ({"grid": {"scheduler": "S", "times": [7.0]}}, "less than or equal to 1"),
         ({"rules": []}, "at least 1 item"),
+        ({"made": {"scheduler": "euler"}}, "made: Value error, scheduler: Input should be a valid dictionary"),
+        ({"made": {"components": {"vae": {"class": "V"}}}}, "components.vae.dtype: Field required"),
+        ({"made": {"guiders": {"guider": {"class": "G", "scale": "3"}}}}, "guiders.guider.scale"),
+        ({"made": {"branches": 2}}, "made: Value error, branches"),
         ({"kernel": {"times": [1.0, 0.5], "gram": [[1.0]], "sensitivity": [1.0]}}, "2 x 2 products"),
     ],
 )

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from .models import models
 from .play import play
 from .push import push
 from .report import report
-from .screen import Stopped, complain
+from .screen import Stderr, Stopped, complain, printable
 from .show import show
 from .tune import tune
 
@@ -111,16 +112,28 @@ def quiet() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raises `Stopped` at Ctrl-C and at SIGTERM."""
+    """Raises `Stopped` at Ctrl-C and at SIGTERM.
+
+    After a long call of C the first line of Python may be that of a finalizer, where an exception is lost: then it is
+    raised again a little later.
+    """
 
     def stop(number: int, _: object) -> None:
         raise Stopped(number)
 
+    def again(lost: Any) -> None:
+        if isinstance(stopped := lost.exc_value, Stopped):
+            threading.Timer(0.05, signal.raise_signal, [stopped.number]).start()
+        else:
+            sys.__unraisablehook__(lost)
+
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
+    hook, sys.unraisablehook = sys.unraisablehook, again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -128,7 +141,7 @@ def stoppable() -> Iterator[None]:
 def explain(error: Exception) -> str:
     """Returns an error as one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # no quotes
-    text = " ".join(text.split()) or type(error).__name__
+    text = " ".join(printable(text).split()) or type(error).__name__
     if is_out_of_memory(error):
         text = f"{'. '.join(text.split('. ')[:2]).rstrip('.')}; {LESS_MEMORY}"
     else:
@@ -140,6 +153,7 @@ def explain(error: Exception) -> str:
 
 def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
+    sys.stderr = Stderr(sys.stderr or open(os.devnull, "w"))
     try:
         with stoppable():
             sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from . import options as opt
-from .screen import out, print_json
+from .screen import out, print_json, printable
 
 COLOURS = {"error": "red", "warning": "yellow"}
 
@@ -32,7 +32,7 @@ def lint(
     if json:
         print_json([asdict(fault) for fault in found])
     for fault in () if json else found:
-        out.print(Text.assemble((fault.level, COLOURS[fault.level]), f" {fault.code}: {fault.message}"))
+        out.print(Text.assemble((fault.level, COLOURS[fault.level]), printable(f" {fault.code}: {fault.message}")))
     if not (json or found):
         out.print(f"{schedule}: nothing found")
     if any(fault.level == "error" for fault in found):

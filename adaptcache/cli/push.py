@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .files import Source, load_schedule
+from .files import Source, load_schedule, wrote
 from .screen import out
 
 
@@ -28,15 +28,17 @@ def push(
       adaptcache push schedules/flux-28-4x.json me/flux-schedules --name fast
       adaptcache push schedules/flux-28-2.8x.json ./flux-schedules
     """
+    from ..hub import CONFIG
+
     pushed = load_schedule(schedule)
     if to.startswith((".", "/", "~")) or Path(to).is_dir():
         given = {"--revision": revision, "--private/--public": private, "--create-pr": create_pr or None,
                  "--message": message}  # fmt: skip
         if unused := [option for option, value in given.items() if value is not None]:
             raise ValueError(f"{to} is a folder: leave out what is for repositories of the hub: {', '.join(unused)}")
-        before = set(Path(to).expanduser().rglob("*"))
-        path = pushed.save_pretrained(to, name=name)
-        out.print(f"{'replaced' if path in before else 'wrote'} {path} and its model card")
+        said = wrote(Path(to).expanduser() / "/".join(filter(None, [name, CONFIG])))
+        pushed.save_pretrained(to, name=name)
+        out.print(f"{said} and its model card")
         return
     address = pushed.push_to_hub(
         to, name=name, revision=revision, private=private, create_pr=create_pr, message=message

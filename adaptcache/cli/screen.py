@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,7 +18,41 @@ if TYPE_CHECKING:
 
 WIDEST = 400  # columns that a table may take
 
-out = Console(
+
+def printable(text: str) -> str:
+    """Returns a text without what moves a cursor or clears a screen: some come out of strangers' files."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+class Screen(Console):
+    """A console on which texts are texts."""
+
+    def render_str(self, text: str, **options: Any) -> Any:
+        """Returns a text as rich shows it."""
+        return super().render_str(printable(text), **options)
+
+
+class Stderr:
+    """The stream of errors and progress: where its disk is full or its reader gone, the work goes on in silence."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        """Writes what can be written."""
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        """Writes what waits, if that is possible."""
+        with suppress(OSError):
+            self.stream.flush()
+
+
+out = Screen(
     markup=False, highlight=False, soft_wrap=True,  # names and paths may have [brackets]
     width=None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else WIDEST,  # piped: nothing is cut
 )  # fmt: skip
@@ -26,7 +61,7 @@ out = Console(
 def complain(line: str) -> None:
     """Prints a line on stderr, once where there are several processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 class Stopped(BaseException):

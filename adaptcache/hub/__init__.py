@@ -62,13 +62,19 @@ def save_pretrained(
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file; give a folder to save into")
-    path: Path = schedule.save(folder / _location(name))
-    files = [file for file in (folder / CONFIG, *folder.glob(f"*/{CONFIG}")) if file.is_file()]
+    path = folder / _location(name)
+    files = [file for file in (folder / CONFIG, *folder.glob(f"*/{CONFIG}")) if file.is_file() and file != path]
     schedules = {"" if file.parent == folder else file.parent.name: load(file) for file in files}
-    before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    if plot := plot_png(schedules):
-        write_atomically(folder / PLOT, plot)
+    schedules[name or ""] = schedule
+    try:
+        before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the card {folder / CARD}: {error}; save it as UTF-8") from None
+    plot = plot_png(schedules)
     card = build_card(schedules, repo or folder.resolve().name, before, PLOT if plot else None)
+    schedule.save(path)  # not before all that can fail was read
+    if plot:
+        write_atomically(folder / PLOT, plot)
     write_atomically(folder / CARD, card.encode())
     return path
 
@@ -84,13 +90,14 @@ def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "
         HubError: It cannot be had; the message says why and what helps.
     """
     where, local, repo = _location(name, subfolder), Path(source).expanduser(), str(source)
-    if local.is_file():
-        return local
     if local.is_dir():
-        if not (local / where).is_file():
-            there = [str(path.relative_to(local)) for path in sorted(local.rglob(CONFIG))]
+        if not (local / where).is_file():  # three levels at most, as `_location` makes them: not the whole of `/`
+            levels = (local.glob(f"{'*/' * depth}{CONFIG}") for depth in range(3))
+            there = [str(path.relative_to(local)) for level in levels for path in sorted(level)]
             raise HubError(f"{local} has no {where}{_others(there)}")
         return local / where
+    if local.exists():
+        return local
     try:
         return Path(hf_hub_download(repo, where, library_name="adaptcache", **download))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
@@ -18,6 +18,7 @@ from ..limits import (
     check_falling,
     check_name,
     check_plain,
+    first_fault,
     parse_json,
     read_bytes,
 )  # fmt: skip
@@ -161,6 +162,53 @@ class Kernel(Part):
             return gram, sensitivity
         moved = np.interp(times, self.times[::-1], sensitivity[::-1])
         return resample_kernel(gram, np.array(self.times), np.array(times)), moved
+
+
+# Where a schedule came from: most of it is for people.
+
+Table = dict[str, Any] | None
+
+
+class _Component(BaseModel):
+    class_name: str = Field(alias="class")
+    dtype: str
+    config: str
+    weights: str
+    settings: str
+
+
+class _Guider(BaseModel):
+    class_name: str = Field(alias="class")
+    scale: float
+
+
+class _Model(BaseModel):  # of ComfyUI
+    weights_hash: str
+    config_hash: str
+
+
+class Made(BaseModel):
+    """What is read back of it, to say what differs."""
+
+    pipeline: str = ""
+    dtype: str = ""
+    config: Table = None
+    call: Table = None
+    scheduler: Table = None
+    components: dict[str, _Component] | None = None
+    guiders: dict[str, _Guider] | None = None
+    loras: Sequence[str] = ()
+    branches: Sequence[float] | None = None
+    model: _Model | None = None
+
+
+def check_made(made: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is known of where a schedule came from, if it is plain and what is read back of it can be read."""
+    try:
+        Made.model_validate(check_plain(made), strict=True)
+    except ValidationError as error:
+        raise ValueError(first_fault(error, "made")) from None
+    return made
 
 
 # How good a schedule is, as it was measured.

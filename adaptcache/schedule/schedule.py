@@ -24,10 +24,10 @@ from pydantic import (
 from .. import hub
 from ..errors import ScheduleError
 from ..forecasts.matched import Matched
-from ..limits import LOOPS, check_plain, first_fault
+from ..limits import LOOPS, first_fault
 from ..policies.gears import Gears
 from ..policies.plan import Plan
-from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, read_artifact, same_run
+from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, check_made, read_artifact, same_run
 from .methods import build_rules
 from .rule import LAYERS, Rule
 
@@ -93,7 +93,7 @@ class Schedule(Part):
     loops: Annotated[tuple[LoopPlan, ...], Field(max_length=LOOPS)] = ()
     kernel: Kernel | None = None
     evidence: Evidence | None = None
-    made: Annotated[dict[str, Any], AfterValidator(check_plain)] = Field(default_factory=dict)
+    made: Annotated[dict[str, Any], AfterValidator(check_made)] = Field(default_factory=dict)
 
     @field_validator("rules")
     @classmethod

@@ -135,7 +135,7 @@ def computed_steps(schedule: Schedule, gear: int = 0, times: tuple[float, ...] |
         ScheduleError: The policy decides by what it sees in a run, or parts of the denoiser are skipped.
     """
     rule = schedule.rules[0]
-    if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span:
+    if len(schedule.rules) > 1 or rule.site not in ("step", "blocks") or rule.span or rule.each:
         sites = ", ".join(dict.fromkeys(rule.site for rule in schedule.rules))
         raise ScheduleError(
             f"{schedule.name} skips parts of the denoiser ({sites}), which settings of other engines cannot "
