@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from numbers import Real
+from types import NoneType
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -40,6 +42,18 @@ def whole(name: str, value: Any) -> int:
         return int(operator.index(value))
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {value!r:.40}") from None
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments with numbers of numpy as Python's: a schedule keeps them, and is compared with others."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+
+
+def check_numbers(options: Any, *names: str) -> None:
+    """Raises `TypeError` where a field is neither a number nor None."""
+    for name in names:
+        if not isinstance(value := getattr(options, name), (Real, NoneType)):
+            raise TypeError(f"{name} must be a number, got {value!r:.40}")
 
 
 def fork_rng() -> AbstractContextManager[None]:
@@ -132,8 +146,7 @@ class PipelineCall:
     def __post_init__(self) -> None:
         for name in ("num_inference_steps", "seed"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
-        plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in self.pipe_kwargs.items()}
-        object.__setattr__(self, "pipe_kwargs", plain)  # a schedule keeps them, and is compared with others
+        object.__setattr__(self, "pipe_kwargs", plain(self.pipe_kwargs))
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, got {self.num_inference_steps}")
         if not -SEEDS <= self.seed < SEEDS:
@@ -143,6 +156,12 @@ class PipelineCall:
             raise ValueError(f"adaptcache sets {', '.join(taken)} itself; remove it from the arguments of the call")
         if many := sorted(name for name in given if MANY.fullmatch(name) and self.pipe_kwargs[name] not in (None, 1)):
             raise ValueError(f"a prompt counts as one sample here: leave {many[0]} out, and give more prompts")
+
+    def changed(self, arguments: Mapping[str, Any]) -> PipelineCall:
+        """Returns the call with other arguments, `num_inference_steps` among them."""
+        rest = {**self.pipe_kwargs, **arguments}
+        steps = rest.pop("num_inference_steps", self.num_inference_steps)
+        return replace(self, num_inference_steps=steps, pipe_kwargs=rest)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,30 @@ def test_guidance_that_all_prompts_give_is_that_of_the_calibration(scales):
                 generated(setup, guidance_scale=4.0)
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "says"),
+    [
+        ("calibrate", {"speed": "2"}, "speed must be a number, got '2'"),
+        ("calibrate", {"speed": 2, "effort": "1"}, "effort must be a number"),
+        ("tune", {"max_calls": "4"}, "max_calls must be a number"),
+        ("tune", {"trials": "3"}, "trials must be a number"),
+    ],
+)
+def test_texts_are_no_numbers(verb, option, says):
+    with pytest.raises(TypeError, match=says):
+        getattr(adaptcache, verb)(toy.Pipe(), toy.PROMPTS, 8, **option)
+
+
+def test_the_cells_of_a_matrix_are_checked_before_any_run():
+    setup = built("Flux")
+    how = {"eval_prompts": setup.prompts[1:], "speed": 2, **setup.call, **QUICK}
+    with counted(setup.pipe) as calls, pytest.raises(TypeError, match="takes no hieght"):
+        adaptcache.calibrate(setup.pipe, setup.prompts[:1], 6, matrix=[{"hieght": 32}], **how)
+    assert not calls
+    made = adaptcache.calibrate(setup.pipe, setup.prompts[:1], 6, matrix={"num_inference_steps": np.int64(4)}, **how)
+    assert [type(cell.changed["num_inference_steps"]) for cell in made.evidence.matrix] == [int]
+
+
 def test_groups_may_be_an_array_and_first_a_number_of_numpy():
     setup = built("Flux")
     how = {**setup.call, **QUICK}

@@ -13,7 +13,7 @@ from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.validate import measure_matrix, validate
 from ..limits import check_name
 from ..profiling.measure import measure
-from ..runs import Prompt, PromptSet, Setup, whole
+from ..runs import Prompt, PromptSet, Setup, check_numbers, plain, whole
 from ..schedule.schedule import Schedule
 from .fit import fit_loops, fit_schedule
 from .gears import fit_gears, prove_gears
@@ -85,6 +85,10 @@ class Goal:
     def __post_init__(self) -> None:
         for name in ("gears", "groups"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # of arrays and generators too
+        check_numbers(self, "speed", "budget", "min_psnr", "max_failure_rate", "confidence", "effort")
+        if not isinstance(self.matrix, bool):
+            cells = [self.matrix] if isinstance(self.matrix, Mapping) else self.matrix
+            object.__setattr__(self, "matrix", tuple(map(plain, cells)))
         if self.reference_steps is not None:
             object.__setattr__(self, "reference_steps", whole("reference_steps", self.reference_steps))
 
@@ -254,8 +258,10 @@ def calibrate(
         pipe, num_inference_steps, options, "calibrate", [*vars(goal), "num_inference_steps", "eval_prompts"]
     )
     goal.check(setup.call.num_inference_steps, calibration, held_out, setup.ranks.size)
-    for given in (calibration, held_out):
-        setup.engine.preflight(setup.call, given)
+    cells = () if isinstance(goal.matrix, bool) else goal.matrix
+    for call in (setup.call, *(setup.call.changed(cell) for cell in cells)):
+        for given in (calibration, held_out):
+            setup.engine.preflight(call, given)
     return calibrate_for(setup, calibration, held_out, goal)
 
 

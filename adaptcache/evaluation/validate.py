@@ -190,9 +190,7 @@ def measure_matrix(
 
 def measure_cell(setup: Setup, prompts: PromptSet, schedule: Schedule, changed: dict[str, Any]) -> Cell:
     """Returns what a schedule is worth under other arguments."""
-    rest = dict(changed)
-    steps = rest.pop("num_inference_steps", setup.call.num_inference_steps)
-    call = replace(setup.call, num_inference_steps=steps, pipe_kwargs={**setup.call.pipe_kwargs, **rest})
+    call = setup.call.changed(changed)
     here, what = replace(setup, call=call, refine=1), ", ".join(f"{name} {value}" for name, value in changed.items())
     truth = reference_images(here, prompts)
 
@@ -204,5 +202,8 @@ def measure_cell(setup: Setup, prompts: PromptSet, schedule: Schedule, changed: 
         made = generate(here, prompts, schedule, stage=f"at {what}")
     fewer = replace(here, call=replace(call, num_inference_steps=max(1, round(made.calls))))
     plain = generate(fewer, prompts, stage=f"at {what}, fewer steps")
-    baseline, calls = Baseline(steps=round(plain.calls), psnr=worth(plain)), (round(made.calls), steps)
+    baseline, calls = (
+        Baseline(steps=round(plain.calls), psnr=worth(plain)),
+        (round(made.calls), call.num_inference_steps),
+    )
     return Cell(changed=changed, n=len(prompts), calls=calls, psnr=worth(made), baseline=baseline)

@@ -10,6 +10,7 @@ from ..calibration.calibrate import calls_for
 from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.metrics import CEILING
 from ..limits import check_name
+from ..runs import check_numbers
 
 SPEEDS = (1.4, 1.7, 2, 2.4, 2.8, 3.4, 4, 4.8, 5.6, 7)  # of the points of a whole front
 UNITS = {"speed": "x", "budget": "", "max_calls": "", "max_latency": " s", "min_psnr": " dB"}
@@ -28,6 +29,7 @@ class Target:
     confidence: float = 0.95  # how sure that has to be
 
     def __post_init__(self) -> None:
+        check_numbers(self, *UNITS, "max_failure_rate", "confidence")
         if " and " in self.given:
             raise ValueError(f"{self.given} are two targets: give one, or none for the whole front")
         if self.max_latency is not None and not 0 < self.max_latency < math.inf:
@@ -86,6 +88,7 @@ class SearchOptions:
     name: str | None = None  # what the schedule is called
 
     def __post_init__(self) -> None:
+        check_numbers(self, "trials", "timeout")
         for name in ("trials", "timeout"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value:g}")
