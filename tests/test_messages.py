@@ -101,6 +101,14 @@ def test_one_step_is_refused_by_what_is_wrong_with_it(run: Run) -> None:
     refused(run("calibrate", "--steps", "1"), "nothing can be skipped in 1 step; take 2 or more")
 
 
+@pytest.mark.parametrize("words", [("--scheduler", "DDIMScheduler"), ("--lora", "style.safetensors@much")])
+def test_what_only_the_pipeline_could_refuse_is_refused_before_its_weights_are_read(
+    words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptcache.presets.preset.load", None)
+    refused(run("calibrate", *words), "cannot run a flow-matching model" if "DDIM" in words[1] else "SOURCE@SCALE")
+
+
 def test_a_scheduler_that_is_none_has_those_that_do_run_named(run: Run) -> None:
     code, _, err = run("calibrate", "--scheduler", "UniPCMultistep")
     assert code == 2 and "did you mean UniPCMultistepScheduler?" in err
@@ -139,5 +147,6 @@ def test_ctrl_c_within_a_finalizer_is_not_lost() -> None:
     ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped), stoppable():
         del thing
-        time.sleep(5)
+        for _ in range(500):
+            time.sleep(0.01)
     assert ref() is None

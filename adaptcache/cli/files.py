@@ -76,7 +76,7 @@ def load_pipeline(
     """Loads the pipeline of a preset with another sampler, if one is named, and without others' bars."""
     import diffusers
 
-    from ..engines.diffusers.sampler import with_sampler
+    from ..engines.diffusers.sampler import sampler, with_sampler
     from ..presets.preset import compile_denoisers
 
     loading = loading or Loading()
@@ -88,10 +88,21 @@ def load_pipeline(
     for library in loud if not logging.getLogger().isEnabledFor(logging.DEBUG) else ():
         library.set_verbosity_error()
         library.disable_progress_bar()
+    if scheduler and (before := own_scheduler(preset.folder or preset.checkpoint)):
+        sampler(scheduler, before)  # raises before the weights are read
     pipe = loading.preset(preset).load_pipeline(device, **loading.placement)
     if loading.compile:
         compile_denoisers(pipe)
     return with_sampler(pipe, scheduler)
+
+
+def own_scheduler(source: str | Path) -> Any:
+    """Returns the scheduler of a checkpoint without its weights; None where loading the pipeline will say why not."""
+    import diffusers
+
+    with suppress(Exception):
+        _, kind = diffusers.DiffusionPipeline.load_config(source)["scheduler"]
+        return getattr(diffusers, kind).from_pretrained(source, subfolder="scheduler")
 
 
 def find_model(given: str | None, schedules: Sequence[Schedule]) -> Preset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -134,6 +135,8 @@ class Preset(BaseModel):
         """
         if offload not in OFFLOAD:
             raise ValueError(f"--offload is one of {', '.join(OFFLOAD)}, got {offload!r}")
+        for text in loras:
+            read_lora(text)  # raises before the weights are read
         folder = Path(path).expanduser() if path else self.folder
         if folder and not any((folder / name).is_file() for name in INDEXES):
             raise CheckpointError(_no_folder(folder, self))
@@ -304,6 +307,22 @@ def place(pipe: Any, device: str, offload: str) -> Any:
     return pipe
 
 
+def read_lora(text: str) -> tuple[str, float]:
+    """Reads SOURCE or SOURCE@SCALE.
+
+    Raises:
+        ValueError: The scale is no finite number.
+    """
+    source, at, scale = text.rpartition("@")
+    try:
+        number = float(scale) if at else 1.0
+        if math.isfinite(number):
+            return source if at else text, number
+    except ValueError:
+        pass
+    raise ValueError(f"--lora takes SOURCE or SOURCE@SCALE, say style.safetensors@0.8; got {text!r}")
+
+
 def add_loras(pipe: Any, loras: Sequence[str]) -> None:
     """Loads LoRAs, and sets their scales.
 
@@ -315,13 +334,8 @@ def add_loras(pipe: Any, loras: Sequence[str]) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
     scales = {}
-    for number, text in enumerate(loras):
-        source, at, scale = text.rpartition("@")
-        source, name = (source, f"lora{number}") if at else (text, f"lora{number}")
-        try:
-            scales[name] = float(scale) if at else 1.0
-        except ValueError:
-            raise ValueError(f"--lora takes SOURCE or SOURCE@SCALE, say style.safetensors@0.8; got {text!r}") from None
+    for number, (source, scale) in enumerate(map(read_lora, loras)):
+        scales[name := f"lora{number}"] = scale
         path, options = Path(source).expanduser(), {}
         if path.is_file():
             source, options = str(path.parent), {"weight_name": path.name}
