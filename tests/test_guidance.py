@@ -5,7 +5,9 @@ import functools
 import flux
 import pytest
 import torch
-from diffusers import FasterCacheConfig
+from diffusers import DDPMWuerstchenScheduler, FasterCacheConfig, StableCascadePriorPipeline
+from diffusers.models import StableCascadeUNet
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import adaptcache
 from adaptcache.engines.diffusers.components import denoisers_of
@@ -258,3 +260,36 @@ def test_fastercache_of_a_distilled_model_is_that_of_diffusers(interval):
     peer = flux.run(pipe, 12)
     pipe.transformer.disable_cache()
     assert close([peer], [made]) and not close([full], [made])
+
+
+def cascade():
+    """A Stable Cascade prior, whose batch has the half with the prompt first."""
+    torch.manual_seed(0)
+    prior = StableCascadeUNet(
+        conditioning_dim=32, block_out_channels=(32, 32), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1), switch_level=(False,), clip_image_in_channels=768, clip_text_in_channels=8,
+        clip_text_pooled_in_channels=8, dropout=(0.0, 0.0),
+    ).eval()  # fmt: skip
+    shape = CLIPTextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=4
+    )
+    encoder = CLIPTextModelWithProjection(shape)  # is asked for its type of numbers
+    pipe = StableCascadePriorPipeline(
+        tokenizer=None, text_encoder=encoder, prior=prior, scheduler=DDPMWuerstchenScheduler()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_pipeline_whose_halves_are_the_other_way_round_is_refused():
+    pipe, text = cascade(), torch.randn(2, 1, 77, 8, generator=torch.Generator().manual_seed(0))
+    call = {
+        "prompt_embeds": text[0], "negative_prompt_embeds": text[1], "prompt_embeds_pooled": text[0, :, :1],
+        "negative_prompt_embeds_pooled": text[1, :, :1], "height": 128, "width": 128, "guidance_scale": 4.0,
+        "num_inference_steps": 4, "output_type": "np",
+    }  # fmt: skip
+    with adaptcache.attach(pipe, schedule([1, 0, 1, 1])), pytest.raises(AttachError, match="puts the half with the"):
+        pipe(**call)
+    setup = built("ACE-Step")
+    with adaptcache.attach(setup.pipe, schedule([1, 0] * 3)), pytest.raises(AttachError, match="use another site"):
+        generated(setup, guidance_scale=5.0)

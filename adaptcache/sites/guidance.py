@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,12 @@ from ..step import Step, entering
 from .hook import Gate, SiteHook
 from .outputs import first_shape, join_tensors, split_tensors, take_half
 
+CLOSE = 0.1  # of its energy: what of a guided output is no weighted sum of two
+PROMPT_FIRST = {"AceStepTransformer1DModel"}  # and whose guidance is no weighted sum
+REVERSED = (
+    "{name} puts the half with the prompt first, where others put that without it: the site 'guidance' would leave "
+    "out the prompt; use another site"
+)
 NONE = (
     "{name} calls its denoiser once a step, and not on a batch of two halves with and without the prompt: "
     "there is no call for guidance that the site 'guidance' could skip; turn guidance on, or use another "
@@ -63,6 +70,8 @@ class Guidance(SiteHook):
     def on_run_end(self) -> None:
         super().on_run_end()
         self.first: list[Tensor] = []  # what the first call of this step returned
+        self.pair: tuple[Tensor, Tensor] | None = None  # outputs without and with the prompt, before the first guided
+        self.ordered = False  # whether guided outputs told that these are in their usual order
         self.entered: torch.Size | None = None
         self.halved = self.sure = self.guided = False
         self.gate.half = None
@@ -70,6 +79,10 @@ class Guidance(SiteHook):
     def error(self) -> AttachError:
         """Returns the error of a run that has no calls for guidance."""
         return AttachError(NONE.format(name=type(self.gate.pipe).__name__))
+
+    def reversed(self) -> AttachError:
+        """Returns the error of a run whose halves are the other way round."""
+        return AttachError(REVERSED.format(name=type(self.gate.pipe).__name__))
 
     def call_denoiser(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The denoiser was called at a step that is computed."""
@@ -83,6 +96,8 @@ class Guidance(SiteHook):
             self.entered = first_shape(args, kwargs)
             self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
             self.halved = is_guided(self.gate.pipe) and is_doubled(x)
+            if self.halved and type(self.denoiser).__name__ in PROMPT_FIRST:
+                raise self.reversed()
             if self.halved and not any(value is x for value in (*args, *kwargs.values())):  # it was stacked
                 raise AttachError(
                     f"{type(self.denoiser).__name__} takes a list of samples, of which the site 'guidance' cannot "
@@ -145,6 +160,20 @@ class Guidance(SiteHook):
         self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
             self.decision.observe(added[0])
+            if not self.ordered:
+                self.pair = without[0].clone(), given[0].clone()
+
+    def on_guided(self, u: Tensor) -> None:
+        # Guidance weighs the output with the prompt by its scale, and the other one by 1 less, of the other sign.
+        if self.pair is None or self.ordered or self.pair[0].shape != u.shape:
+            return
+        rows = torch.stack([*self.pair, u]).flatten(1).float()
+        gram = (rows @ rows.T).cpu().double().numpy()
+        self.pair, self.ordered = None, True
+        weights = np.linalg.lstsq(gram[:2, :2], gram[:2, 2])[0]
+        missed = gram[2, 2] - weights @ gram[:2, 2]
+        if weights[0] * weights[1] < 0 and abs(weights[0]) > abs(weights[1]) and missed < CLOSE * gram[2, 2]:
+            raise self.reversed()
 
     def forecasts(self, branch: int, given: list[Tensor]) -> list[Tensor]:
         """Returns what is used instead of outputs without the prompt."""

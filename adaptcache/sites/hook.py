@@ -130,6 +130,9 @@ class SiteHook:
         """A run has started, on a grid of N times; its first step may have been computed already."""
         self.decision.on_run_start(rule, times, gear)
 
+    def on_guided(self, u: Tensor) -> None:
+        """Step over: the scheduler is about to be given `u`, what guidance made of the outputs; with shape (B, *)."""
+
     def on_run_end(self) -> None:
         """Releases tensors."""
         self.decision.on_run_end()
