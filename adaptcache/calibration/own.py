@@ -20,6 +20,7 @@ from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
 from ..profiling.statistics import statistics_of
 from ..runs import PromptSet, Setup
+from ..schedule.format import EULER
 from ..schedule.schedule import Schedule
 from .fit import build_schedule
 from .match import Fit, Matching, match
@@ -29,7 +30,6 @@ from .search import EFFORT, SearchCost, choose_judges, judges_for, plans_for, se
 SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
 SIZE, LEAST = 0.3, 0.02  # of a move, as a share of the gap that it goes into: at first, and at least
 WIDER = 1.5  # times that after a gain
-EULER = "FlowMatchEulerDiscreteScheduler"
 
 Times = tuple[float, ...]
 

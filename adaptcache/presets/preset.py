@@ -316,11 +316,11 @@ def read_lora(text: str) -> tuple[str, float]:
     source, at, scale = text.rpartition("@")
     try:
         number = float(scale) if at else 1.0
-        if math.isfinite(number):
-            return source if at else text, number
     except ValueError:
-        pass
-    raise ValueError(f"--lora takes SOURCE or SOURCE@SCALE, say style.safetensors@0.8; got {text!r}")
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"--lora takes SOURCE or SOURCE@SCALE, say style.safetensors@0.8; got {text!r}")
+    return source if at else text, number
 
 
 def add_loras(pipe: Any, loras: Sequence[str]) -> None:

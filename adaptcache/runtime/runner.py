@@ -239,9 +239,8 @@ class Runner(StepHook):
             self._not_measured("has a callback that changed the shape of its latents")
         if beyond := index >= self.end:
             self._not_measured("goes on after the last step that was calibrated on")
-        if self.sites and step.track == 0:
-            for _, site in self.sites:
-                site.on_guided(step.u)
+        for _, site in self.sites if step.track == 0 else ():
+            site.on_guided(step.u)
         if self.sites or step.made or beyond:
             return step.u
         if step.view == 1:

@@ -12,10 +12,8 @@ from ..fitting.kernel import Array
 from ..forecasts.base import Weights
 from ..forecasts.matched import Feature, Matched, Row, split_row
 from ..policies.plan import Plan
-from .format import Grid
+from .format import EULER, Grid
 from .schedule import Schedule
-
-EULER = "FlowMatchEulerDiscreteScheduler"
 
 
 def collapse(schedule: Schedule, gear: int = 0) -> Schedule:
@@ -53,6 +51,7 @@ def collapse(schedule: Schedule, gear: int = 0) -> Schedule:
     return schedule.model_copy(
         update={
             "name": f"{schedule.name}-joined", "kernel": None, "made": made,
+            "evidence": schedule.evidence if schedule.gears == 1 else None,
             "grid": Grid(scheduler=EULER, times=joined.gears[0].compute, full=times),
             "rules": (rule.model_copy(update={"policy": joined, "forecast": forecast}),),
         }

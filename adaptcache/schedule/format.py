@@ -24,6 +24,8 @@ from ..limits import (
 )  # fmt: skip
 from ..step import NEAR
 
+EULER = "FlowMatchEulerDiscreteScheduler"  # its times are its sigmas, and its steps go straight
+
 Time = Annotated[float, Field(ge=0, le=1)]
 Times = Annotated[tuple[Time, ...], Field(min_length=1, max_length=STEPS), AfterValidator(check_falling)]
 Name = Annotated[str, AfterValidator(check_name)]

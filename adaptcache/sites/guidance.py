@@ -71,7 +71,7 @@ class Guidance(SiteHook):
         super().on_run_end()
         self.first: list[Tensor] = []  # what the first call of this step returned
         self.pair: tuple[Tensor, Tensor] | None = None  # outputs without and with the prompt, before the first guided
-        self.ordered = False  # whether guided outputs told that these are in their usual order
+        self.looked = False  # whether that was compared with them
         self.entered: torch.Size | None = None
         self.halved = self.sure = self.guided = False
         self.gate.half = None
@@ -160,16 +160,19 @@ class Guidance(SiteHook):
         self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
             self.decision.observe(added[0])
-            if not self.ordered:
+            if not self.looked:
                 self.pair = without[0].clone(), given[0].clone()
 
     def on_guided(self, u: Tensor) -> None:
         # Guidance weighs the output with the prompt by its scale, and the other one by 1 less, of the other sign.
-        if self.pair is None or self.ordered or self.pair[0].shape != u.shape:
+        pair, self.pair = self.pair, None
+        if pair is None:
             return
-        rows = torch.stack([*self.pair, u]).flatten(1).float()
+        self.looked = True
+        if pair[0].shape != u.shape:  # a variance beside, say: nothing is told
+            return
+        rows = torch.stack([*pair, u]).flatten(1).float()
         gram = (rows @ rows.T).cpu().double().numpy()
-        self.pair, self.ordered = None, True
         weights = np.linalg.lstsq(gram[:2, :2], gram[:2, 2])[0]
         missed = gram[2, 2] - weights @ gram[:2, 2]
         if weights[0] * weights[1] < 0 and abs(weights[0]) > abs(weights[1]) and missed < CLOSE * gram[2, 2]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...engines.diffusers.sampler import FLOW, sampler
+from ...engines.diffusers.sampler import sampler
 from ...fitting.differences import mean_weights
 from ...hooks import SchedulerStep, StepHook
+from ...schedule.format import EULER
 from ...step import Step
 from .base import Baseline, Case, Params, Ready, product_of, with_scheduler
 
@@ -38,7 +39,7 @@ class AdamsBashforth(Baseline):
 
     def find_obstacle(self, case: Case) -> str | None:
         kind = type(case.pipe.scheduler).__name__
-        return None if kind == FLOW else f"needs a {FLOW}, this is a {kind}"
+        return None if kind == EULER else f"needs a {EULER}, this is a {kind}"
 
     def propose(self, case: Case) -> list[Params]:
         even: list[Params] = [{"steps": calls} for calls in case.calls]

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from ...engines.diffusers.sampler import FLOW, is_flow, sampler, set_levels, with_grid
+from ...engines.diffusers.sampler import is_flow, sampler, set_levels, with_grid
 from ...evaluation.generate import run_latents
 from ...hooks import SchedulerStep, StepHook
+from ...schedule.format import EULER
 from ..trial import latent_error
 from .base import Baseline, Case, Params, Ready, with_scheduler
 from .samplers import DPM, MultistepHook
@@ -38,7 +39,7 @@ class Searched(Baseline):
     """
 
     name: str  # type: ignore[misc]
-    kind: str = FLOW
+    kind: str = EULER
     order: int = 1
 
     about = "fewer steps at searched noise levels"

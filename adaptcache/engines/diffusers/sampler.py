@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...errors import ScheduleError
+from ...schedule.format import EULER
 
-FLOW = "FlowMatchEulerDiscreteScheduler"
 EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
 
 
@@ -32,7 +32,7 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
     base: Any = getattr(diffusers, kind, None)
     if base is None or not hasattr(base, "set_timesteps"):
         known = {other.__name__ for other in getattr(before, "compatibles", [])} | {type(before).__name__}
-        known |= {FLOW, *flow_samplers()} if is_flow(before) else set()
+        known |= {EULER, *flow_samplers()} if is_flow(before) else set()
         near = difflib.get_close_matches(kind, known, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise LookupError(
@@ -43,7 +43,7 @@ def sampler(kind: str, before: Any, **settings: Any) -> Any:
         raise ValueError(f"{kind} cannot run a model of {own}: it tells the denoiser other numbers for the same noise")
     if not is_flow(before):
         return base.from_config(before.config, **settings)
-    if kind == FLOW:
+    if kind == EULER:
         shift, dynamic = shift_of(before)
         return base.from_config({**before.config, "shift": shift}, use_dynamic_shifting=dynamic, **settings)
     return flow_sampler(base, before, settings)
@@ -78,7 +78,7 @@ def flow_samplers() -> list[str]:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler belongs to a flow-matching model."""
-    return type(scheduler).__name__ == FLOW or bool(scheduler.config.get("use_flow_sigmas"))
+    return type(scheduler).__name__ == EULER or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def set_levels(scheduler: Any, levels: Sequence[float]) -> None:
@@ -91,7 +91,7 @@ def set_levels(scheduler: Any, levels: Sequence[float]) -> None:
     if not is_flow(scheduler) or config.get("stochastic_sampling") or config.get("invert_sigmas"):
         raise ScheduleError(
             f"{type(scheduler).__name__} cannot step through noise levels of a schedule's own: that takes a "
-            f"flow-matching sampler that adds no noise, such as {FLOW}; calibrate on the grid (times='grid')"
+            f"flow-matching sampler that adds no noise, such as {EULER}; calibrate on the grid (times='grid')"
         )
     own = torch.tensor(tuple(levels), dtype=torch.float32)
     scheduler.sigmas = torch.cat([own.to(scheduler.sigmas), scheduler.sigmas[-1:]])
@@ -125,8 +125,8 @@ def refined(scheduler: Any, factor: int) -> Any:
     if factor == 1:
         return scheduler
     name = type(scheduler).__name__
-    if name != FLOW or scheduler.config.stochastic_sampling:
-        raise ValueError(f"a finer teacher needs a deterministic {FLOW}, this is a {name}")
+    if name != EULER or scheduler.config.stochastic_sampling:
+        raise ValueError(f"a finer teacher needs a deterministic {EULER}, this is a {name}")
 
     def refine(finer: Any) -> None:
         left, right = finer.sigmas[:-1, None], finer.sigmas[1:, None]

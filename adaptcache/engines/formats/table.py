@@ -8,13 +8,13 @@ from ...forecasts.base import Forecast
 from ...forecasts.matched import Matched
 from ...policies.plan import Plan
 from ...schedule.findings import ONE_OUTPUT
+from ...schedule.format import EULER
 from ...schedule.replan import replan
 from ...schedule.rule import Rule
 from ...step import Step
 from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings, computed_steps
 
 VERSION = "2"  # of the table; 1 has no rows of computed steps
-EULER = "FlowMatchEulerDiscreteScheduler"  # its times are its sigmas
 
 
 def write(planner: ReusePlanner) -> Exported:
