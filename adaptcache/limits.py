@@ -156,8 +156,9 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: It is empty, long, has control characters or separates folders.
     """
-    if not name or len(name) > NAME or not name.isprintable() or set(name) & set("/\\") or name[0] == ".":
-        raise ValueError(f"{name[:40]!r} is no name: use at most {NAME} printable characters and no slashes")
+    text = name if isinstance(name, str) else ""
+    if not text or len(text) > NAME or not text.isprintable() or set(text) & set("/\\") or text[0] == ".":
+        raise ValueError(f"{name!r:.40} is no name: use at most {NAME} printable characters and no slashes")
     return name
 
 

@@ -50,10 +50,12 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_numbers(options: Any, *names: str) -> None:
-    """Raises `TypeError` where a field is neither a number nor None."""
+    """Raises `TypeError` where a field is neither a number, nor several, nor None; true and false are none."""
     for name in names:
-        if not isinstance(value := getattr(options, name), (Real, NoneType)):
-            raise TypeError(f"{name} must be a number, got {value!r:.40}")
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, bool) or not isinstance(one, (Real, NoneType)):
+                raise TypeError(f"{name} must be a number, got {one!r:.40}")
 
 
 def fork_rng() -> AbstractContextManager[None]:
@@ -94,8 +96,10 @@ class PromptSet:
         """
         if isinstance(prompts, PromptSet):
             return replace(prompts, first=prompts.first or first)
-        if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
+        if isinstance(prompts, (str, Mapping)):
             raise TypeError(f"{what} must be a list, got one {type(prompts).__name__}: write [{prompts!r:.40}]")
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f"{what} must be a list of texts, or of mappings of arguments, got {prompts!r:.40}")
         rows, first = tuple(prompts), whole("first", first)
         for number, row in enumerate(rows):
             if not isinstance(row, (str, Mapping)):

@@ -17,7 +17,7 @@ def test_guidance_far_beyond_the_calibrated_one_is_refused_unless_it_is_allowed(
         generated(setup, guidance_scale=3.0)
         with pytest.raises(ScheduleError, match="guidance"):
             generated(setup, guidance_scale=9.0)
-    with adaptcache.attach(setup.pipe, schedule, allow=("guidance",)) as handle:
+    with adaptcache.attach(setup.pipe, schedule, allow="guidance") as handle:
         generated(setup, guidance_scale=9.0)
         assert handle.report().skipped and handle.report().evidence == "extrapolated"
 

@@ -210,6 +210,11 @@ def test_held_out_prompts_that_are_calibration_prompts_are_warned_of():
     assert warned[0].filename == __file__
 
 
+def test_held_out_prompts_that_come_twice_are_warned_of():
+    with pytest.warns(UserWarning, match="1 of 3 held-out prompts come more than once"):
+        adaptcache.calibrate(toy.Pipe(), toy.PROMPTS, 8, speed=2, eval_prompts=["new", "newer", "New "], **QUICK)
+
+
 @pytest.mark.parametrize("name", ["num_images_per_prompt", "num_videos_per_prompt"])
 def test_several_samples_of_a_prompt_are_no_prompts(name):
     setup = built("Flux" if "images" in name else "Wan 2.1")
@@ -244,11 +249,18 @@ def test_guidance_that_all_prompts_give_is_that_of_the_calibration(scales):
     [
         ("calibrate", {"speed": "2"}, "speed must be a number, got '2'"),
         ("calibrate", {"speed": 2, "effort": "1"}, "effort must be a number"),
+        ("calibrate", {"speed": True}, "speed must be a number, got True"),
+        ("calibrate", {"speed": 2, "fit": {"history": 2}}, "fit must be a Fit"),
+        ("calibrate", {"speed": 2, "cache_dir": 3}, "cache_dir must be a folder"),
+        ("calibrate", {"speed": 2, "eval_prompts": None}, "eval_prompts .* must be a list of texts.* got None"),
+        ("calibrate", {"gears": "0.3,0.5", "min_psnr": 30}, "gears must be a list, got '0.3,0.5'"),
+        ("calibrate", {"gears": 0.5, "min_psnr": 30}, "gears must be a list, got 0.5"),
+        ("calibrate", {"gears": ["0.3"], "min_psnr": 30}, "gears must be a number, got '0.3'"),
         ("tune", {"max_calls": "4"}, "max_calls must be a number"),
         ("tune", {"trials": "3"}, "trials must be a number"),
     ],
 )
-def test_texts_are_no_numbers(verb, option, says):
+def test_what_is_of_another_kind_is_named(verb, option, says):
     with pytest.raises(TypeError, match=says):
         getattr(adaptcache, verb)(toy.Pipe(), toy.PROMPTS, 8, **option)
 

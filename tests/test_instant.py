@@ -183,6 +183,7 @@ def test_a_scheduler_whose_levels_are_on_another_device_is_read_likewise(name):
         ("DDPMScheduler", {}, "adds noise"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "levels rise"),
         ("DDIMInverseScheduler", {}, "cannot be read"),
+        ("DPMSolverMultistepInverseScheduler", {}, "levels rise"),
         ("KDPM2DiscreteScheduler", {}, "away from where"),
     ],
 )
@@ -407,12 +408,26 @@ def test_speeds_at_which_theory_does_not_hold_are_lowered_and_said():
         (EVEN[:-1], {"speed": float("nan")}, "speed is how many times"),
         (EVEN[:-1], {"speed": 2, "sampler": "heun"}, "by noise levels alone"),
         (EVEN[:-1][::-1], {"speed": 2}, "have to fall"),
+        (EVEN, {"speed": 2}, "without the 0 at the end"),
+        ([], {"speed": 2}, "one or more"),
         (EVEN, {"speed": 2, "sampler": build_sampler(EVEN)}, "29 times do not fit a sampler of 28"),
     ],
 )
 def test_instant_schedules_that_make_no_sense_are_refused(times, options, says):
     with pytest.raises(ValueError, match=says):
         Schedule.instant(times, **options)
+
+
+def test_numbers_may_be_of_numpy():
+    made = Schedule.instant(np.linspace(1, 0.1, 10), np.int64(1), guidance=np.float32(1))
+    assert made.steps(times=np.linspace(1, 0.2, 5)) == [0, 1, 2, 3, 4]
+
+
+def test_that_the_speed_is_less_than_asked_for_is_said_of_a_kept_schedule_too():
+    pipe = pipeline()
+    for _ in range(2):
+        with adaptcache.attach(pipe, speed=2), pytest.warns(UserWarning, match="at 2x would make 4 .* it makes 8 "):
+            run(pipe, 8)
 
 
 def test_attach_takes_a_speed_instead_of_a_schedule(own_cache):

@@ -57,6 +57,7 @@ def test_a_run_is_as_many_steps_as_calls_and_leaves_the_grid_as_it_was(
     pipe: FluxPipeline, prompts: list, own: Schedule, tmp_path: Path
 ) -> None:
     assert len(own.grid.times) == CALLS and own.grid.steps == STEPS and own.format == 2 and own.corrects
+    assert own.made["branches"] == [1.0] * CALLS and own.made["latents"] and own.made["prompt_arguments"]
     saved = own.save(tmp_path / "own.json")
     assert Schedule.load(saved).save(tmp_path / "again.json").read_bytes() == saved.read_bytes()
     full = CALL(pipe, prompts[:4])

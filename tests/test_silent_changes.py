@@ -163,9 +163,32 @@ def test_nothing_is_said_of_what_did_not_run():
         assert handle.report().evidence == "none"
 
 
-@pytest.mark.parametrize("pipe", ["black-forest-labs/FLUX.1-dev", None, torch.nn.Linear(1, 1)])
+@pytest.mark.parametrize(
+    ("name", "fitted", "run"),
+    [
+        (SD, {"height": 24, "width": 24}, {"height": None, "width": None}),  # what the pipeline takes by itself
+        (SD, {"height": None, "width": None}, {"height": 24, "width": 24}),
+        (f"{SD[:-4]} image-to-image", {}, {"image": torch.rand(1, 3, 32, 32)}),
+    ],
+)
+def test_a_size_that_no_number_tells_was_not_measured(name, fitted, run):
+    setup = built(name)
+    options = {"speed": 2, "pipe_kwargs": {**setup.call, **fitted}, "effort": 0, "progress": False}
+    schedule = adaptcache.calibrate(setup.pipe, setup.prompts[:2], setup.steps, **options)
+    with adaptcache.attach(setup.pipe, schedule) as handle:
+        generated(setup, **fitted, num_images_per_prompt=2)
+        assert handle.report().evidence == "calibrated"
+        with pytest.warns(UserWarning, match=r"not measured at this size: .* latents of shape \[4, .*, not \[4, "):
+            generated(setup, **run)
+        assert handle.report().evidence == "extrapolated"
+    with adaptcache.attach(setup.pipe, schedule, strict=True), pytest.raises(ScheduleError, match="latents of shape"):
+        generated(setup, **run)
+
+
+@pytest.mark.parametrize("pipe", ["black-forest-labs/FLUX.1-dev", None, torch.nn.Linear(1, 1), torch.nn.Linear])
 def test_what_is_no_pipeline_is_named(pipe):
-    with pytest.raises(AttachError, match=rf"got {type(pipe).__name__}.*from_pretrained"):
+    name = getattr(pipe, "__name__", type(pipe).__name__)
+    with pytest.raises(AttachError, match=rf"got (the class )?{name}.*from_pretrained"):
         adaptcache.attach(pipe, speed=2)
 
 

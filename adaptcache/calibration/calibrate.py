@@ -83,11 +83,15 @@ class Goal:
     matrix: bool | Sequence[Mapping[str, Any]] = False
 
     def __post_init__(self) -> None:
-        for name in ("gears", "groups"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # of arrays and generators too
-        check_numbers(self, "speed", "budget", "min_psnr", "max_failure_rate", "confidence", "effort")
+        for name, one in (("gears", "0.25"), ("groups", "a subject")):
+            if isinstance(value := getattr(self, name), str) or not isinstance(value, Iterable):
+                raise TypeError(f"{name} must be a list, got {value!r:.40}: write [{one}, ...]")
+            object.__setattr__(self, name, tuple(value))  # of arrays and generators too
+        if not isinstance(self.fit, Fit):
+            raise TypeError(f"fit must be a Fit, got {self.fit!r:.40}: adaptcache.Fit(history=4) is one")
+        check_numbers(self, "gears", "speed", "budget", "min_psnr", "max_failure_rate", "confidence", "effort")
         if not isinstance(self.matrix, bool):
-            cells = [self.matrix] if isinstance(self.matrix, Mapping) else self.matrix
+            cells = [self.matrix] if isinstance(self.matrix, Mapping) else self.matrix or ()
             object.__setattr__(self, "matrix", tuple(map(plain, cells)))
         if self.reference_steps is not None:
             object.__setattr__(self, "reference_steps", whole("reference_steps", self.reference_steps))
@@ -199,14 +203,19 @@ def check_distinct(prompts: PromptSet, held_out: PromptSet) -> None:
 
 
 def warn_of_known(prompts: PromptSet, held_out: PromptSet, stacklevel: int) -> None:
-    """Warns where held-out prompts were calibrated on: evidence of them is of other noise alone."""
-    known = set(map(digest_of, prompts))
-    if same := [row for row in held_out if digest_of(row) in known]:
-        warnings.warn(
-            f"{len(same)} of {len(held_out)} held-out prompts are calibration prompts ({str(same[0])[:60]!r}): what "
-            "they show is no evidence for new prompts; give others as eval_prompts",
-            stacklevel=stacklevel,
-        )
+    """Warns where held-out prompts were calibrated on, or come twice: evidence of them is of other noise alone."""
+    known, seen, same, twice = set(map(digest_of, prompts)), set[str](), list[Prompt](), list[Prompt]()
+    for row in held_out:
+        text = digest_of(row)
+        same, twice = same + [row] * (text in known), twice + [row] * (text in seen - known)
+        seen.add(text)
+    for rows, what in ((same, "are calibration prompts"), (twice, "come more than once")):
+        if rows:
+            warnings.warn(
+                f"{len(rows)} of {len(held_out)} held-out prompts {what} ({str(rows[0])[:60]!r}): what they show is "
+                "no evidence for new prompts; give others as eval_prompts",
+                stacklevel=stacklevel,
+            )
 
 
 def digest_of(row: Prompt) -> str:

@@ -60,7 +60,10 @@ def measured_at(setup: Setup, prompts: PromptSet, measurement: Measurement, time
     jobs = zip(runs, setup.batches(prompts), strict=True)
     rows = [row for run, batch in jobs for row in statistics_of(run, batch)]
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), **arrays)
+    about = dict(measurement.profile.about)
+    branches = set(about.pop("branches", ()))
+    about |= {"branches": [*branches] * len(times)} if len(branches) == 1 else {}
+    profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), about=about, **arrays)
     return Measurement(profile, runs, refine=max(2, measurement.refine), own=True)
 
 

@@ -59,6 +59,8 @@ def make_setup(
     if isinstance(cache, (str, Path)):
         cache = Cache(cache)
     if cache is not None:
+        if not isinstance(cache, Cache):
+            raise TypeError(f"cache_dir must be a folder or a Cache, got {cache!r:.40}")
         cache.check_writable()
     ranks = own.get("ranks") or ALONE
     progress = as_progress(own.get("progress", ranks.rank == 0))

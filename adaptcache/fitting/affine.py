@@ -81,7 +81,10 @@ class AffineSampler:
         return float((np.abs(self.follow_point() - levels).max(1) / np.abs(levels).max(1)).max())
 
     def check(self) -> None:
-        """Raises a `ValueError` where the noise levels or the kind of prediction were read wrongly."""
+        """Raises a `ValueError` where the noise levels or the kind of prediction were read wrongly, or make noise."""
+        noise = self.sigmas / np.maximum(self.alphas + self.sigmas, FLAT)
+        if noise[-1] >= noise[0]:
+            raise ValueError("its noise levels rise")
         if not (missed := self.missed()) < LANDS:
             raise ValueError(
                 f"its steps end {missed:.2g} of the latents away from where its noise levels and the kind of its "

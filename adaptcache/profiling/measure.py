@@ -86,7 +86,10 @@ def measure(setup: Setup, prompts: PromptSet) -> Measurement:
         key = content_key(setup, prompts.prompts, prompts.first, setup.refine)
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
-            return replace(found, refine=setup.refine, request=read_request(setup, prompts, found.runs))
+            profile = note_latents(setup, found)
+            return replace(
+                found, profile=profile, refine=setup.refine, request=read_request(setup, prompts, found.runs)
+            )
     recorded = record(setup, prompts, checkpoint)
     profile, runs = recorded.profile, recorded.runs
     if setup.refine == 1:  # a finer reference's outputs cannot be replayed step by step
@@ -95,7 +98,16 @@ def measure(setup: Setup, prompts: PromptSet) -> Measurement:
         profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
     if checkpoint and ranks.rank == 0:
         checkpoint.save_profile(profile)
+    profile = note_latents(setup, replace(recorded, profile=profile))
     return Measurement(profile, runs, setup.refine, request=read_request(setup, prompts, runs))
+
+
+def note_latents(setup: Setup, measurement: Measurement) -> Profile:
+    """Returns the profile with the shapes that the latents of one prompt had: other sizes were not measured."""
+    found = setup.ranks.exchange([list(run.x[run.lead][0].shape[1:]) for run in measurement.runs])
+    shapes = {tuple(shape): shape for one in found for shape in one}
+    about = {**measurement.profile.about, "latents": [shapes[key] for key in sorted(shapes)]}
+    return replace(measurement.profile, about=about)
 
 
 class SamplerReader(Replay):

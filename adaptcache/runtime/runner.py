@@ -170,6 +170,19 @@ class Runner(StepHook):
             )
         self.evidence = "extrapolated"
 
+    def _check_size(self, here: list[int]) -> None:
+        """Compares the shape of one prompt's latents with that calibrated on: images and defaults set sizes too."""
+        made, known = self.schedule.made, self.schedule.made.get("latents")
+        # Of the loops of one call each may have its own; other engines lay latents out in other dimensions.
+        rows = known if isinstance(known, list) else []
+        fitted = [one for one in rows if isinstance(one, list) and len(one) == len(here)]
+        if not fitted or here in fitted or made.get("several_loops"):
+            return
+        says, new = f"has latents of shape {here}, not {fitted[0]}", self.evidence == "calibrated"
+        self._not_measured(says)
+        if new:
+            warnings.warn(f"{self.schedule.name} was not measured at this size: this run {says}", stacklevel=2)
+
     def _bands(self, times: tuple[float, ...], plan: LoopPlan | None) -> SignalSpecs | None:
         """Returns the bands of innovations in this loop, by gear and computed step after the first."""
         policy = (plan or self.original).rules[0].policy
@@ -229,6 +242,8 @@ class Runner(StepHook):
                 f"calls its denoiser with {step.branches:g} branches at step {index}, not {self.branches[index]:g}"
             )
         known, shape = self.history.streams.get(key), tuple(step.x.shape)
+        if key == (0, 0) and index == 0:
+            self._check_size(list(shape[1:]))
         if known and known.x0 is not None and known.x0.shape != shape:  # resized: all is computed from here
             if not (step.computed or step.made):
                 raise LoopError(

@@ -39,7 +39,8 @@ class InstantRequest:
     scheduler: str = ""  # the name of the scheduler's class
 
     def __post_init__(self) -> None:
-        check_speed(self.speed)
+        object.__setattr__(self, "speed", check_speed(self.speed))
+        object.__setattr__(self, "guidance", float(self.guidance))  # of numpy, or whole
         if len(self.times) != len(self.sampler):
             raise ScheduleError(f"{len(self.times)} times do not fit a sampler of {len(self.sampler)} steps")
         if len(self.times) > STEPS:
@@ -85,26 +86,18 @@ def sampler_of(times: Sequence[float], sampler: str | AffineSampler) -> AffineSa
     """Returns a sampler by its name on a grid of flow matching, which ends at no noise."""
     if isinstance(sampler, AffineSampler):
         return sampler
+    if not len(times) or times[-1] <= 0:
+        raise ValueError("times are those before each step, one or more, without the 0 at the end: leave that out")
     return build_sampler(np.append(np.asarray(times, dtype=float), 0.0), sampler)
 
 
 def make_instant(request: InstantRequest) -> Schedule:
-    """Makes the schedule; where theory does not hold at the speed asked for, that of the largest at which it does.
-
-    Warns where the speed is less than what was asked for.
-    """
+    """Makes the schedule; where theory does not hold at the speed asked for, that of the largest at which it does."""
     n = len(request.times)
     options = {"guidance": request.guidance, "variance": request.variance}
     made = find_instant(request.sampler, max(request.calls, request.least), **options)
     speed = n / len(made.plan)
     name = f"instant-{n}-{speed:.3g}x"
-    if len(made.plan) > request.calls:
-        warnings.warn(
-            f"an instant schedule of {n} steps at {request.speed:g}x would make {request.calls} denoiser calls, where "
-            f"theory is not sure to be better than as many plain steps: it makes {len(made.plan)} ({speed:.3g}x); "
-            "calibrate for more",
-            stacklevel=2,
-        )
     return Schedule(
         name=name,
         grid=Grid(scheduler=request.scheduler, times=request.times),
@@ -116,6 +109,19 @@ def make_instant(request: InstantRequest) -> Schedule:
             "expected lead over as many plain steps, dB": round(made.lead, 1),
         },
     )
+
+
+def warn_of_less(schedule: Schedule, request: InstantRequest) -> Schedule:
+    """Returns the schedule; warns where its speed is less than what was asked for, whenever it was made."""
+    n, calls = len(request.times), len(schedule.steps())
+    if calls > request.calls:
+        warnings.warn(
+            f"an instant schedule of {n} steps at {request.speed:g}x would make {request.calls} denoiser calls, where "
+            f"theory is not sure to be better than as many plain steps: it makes {calls} ({n / calls:.3g}x); "
+            "calibrate for more",
+            stacklevel=3,
+        )
+    return schedule
 
 
 def build_rule(made: Instant, times: tuple[float, ...]) -> Rule:
@@ -136,8 +142,8 @@ def load_instant(request: InstantRequest, cache: Cache | None = None) -> Schedul
     path = cache.folder / "instant" / f"{request.key}.json"
     if path.exists():
         with suppress(ScheduleError):
-            return Schedule.load(path)
-    schedule = make_instant(request)
+            return warn_of_less(Schedule.load(path), request)
+    schedule = warn_of_less(make_instant(request), request)
     with suppress(OSError):
         schedule.save(path)
     return schedule

@@ -194,7 +194,7 @@ class Schedule(Part):
             LookupError: There is no such gear.
             ScheduleError: The policy decides by what it sees in a run, or it needs to be told the grid.
         """
-        times = self.grid.times if times is None else times
+        times = self.grid.times if times is None else tuple(map(float, times))
         if not times:
             raise ScheduleError(f"{self.name} is for any number of steps; say for which times")
         found = self.rules[0].steps(times, self.check_gear(gear))
@@ -306,10 +306,11 @@ class Schedule(Part):
         Example:
             >>> schedule = Schedule.instant(pipe.scheduler.sigmas[:-1].tolist(), speed=2)
         """
-        from .instant import InstantRequest, make_instant, sampler_of
+        from .instant import InstantRequest, make_instant, sampler_of, warn_of_less
 
         grid = tuple(map(float, times))
-        return cls.model_validate(dict(make_instant(InstantRequest(grid, speed, sampler_of(grid, sampler), guidance))))
+        request = InstantRequest(grid, speed, sampler_of(grid, sampler), guidance)
+        return cls.model_validate(dict(warn_of_less(make_instant(request), request)))
 
     def collapse(self, gear: int = 0) -> "Schedule":
         """Returns a schedule whose runs have a step for each call of a plan's and end where that plan's runs end.

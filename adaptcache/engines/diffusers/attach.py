@@ -25,7 +25,8 @@ class Handle:
     """An attached schedule: a context manager, with `report()`, `gear`, `loop()`, `paused()` and `close()`."""
 
     def __init__(self, pipe: Any, runner: Runner, allow: Collection[str] = ()) -> None:
-        if unknown := sorted({allow} if isinstance(allow, str) else set(allow) - ALLOWED):
+        allow = {allow} if isinstance(allow, str) else set(allow)
+        if unknown := sorted(allow - ALLOWED):
             raise ValueError(
                 f"allow takes a list of findings, of {', '.join(sorted(ALLOWED))}; got {', '.join(unknown)}"
             )

@@ -21,9 +21,11 @@ def parts_of(pipe: Any) -> dict[str, Any]:
     Raises:
         AttachError: It is no pipeline.
     """
-    if not hasattr(pipe, "__dict__") or (isinstance(pipe, nn.Module) and not hasattr(pipe, "components")):
+    alone = isinstance(pipe, nn.Module) and not hasattr(pipe, "components")
+    if isinstance(pipe, type) or alone or not hasattr(pipe, "__dict__"):
+        got = f"the class {pipe.__name__}" if isinstance(pipe, type) else type(pipe).__name__
         raise AttachError(
-            f"adaptcache works on pipelines of diffusers, got {type(pipe).__name__}: load one (from_pretrained), or "
+            f"adaptcache works on pipelines of diffusers, got {got}: load one (from_pretrained), or "
             "take adaptcache.hook(transformer, schedule) for a denoiser alone"
         )
     found = dict(getattr(pipe, "components", None) or {})
