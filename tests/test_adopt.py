@@ -19,7 +19,7 @@ from adaptcache.engines import engine_for
 from adaptcache.engines.diffusers.identity import fingerprint
 from adaptcache.engines.formats import export
 from adaptcache.engines.formats.adopt import Target, adopt
-from adaptcache.engines.formats.diffusers import read
+from adaptcache.engines.formats.magcache import read_diffusers
 from adaptcache.engines.formats.mask import computed_steps, played_steps
 from adaptcache.engines.formats.read import interpret
 from adaptcache.errors import ScheduleError
@@ -106,7 +106,7 @@ def test_the_published_ratios_of_flux_give_their_known_plans(
     threshold: float, longest: int, first: int, expected: str
 ) -> None:
     config = {"mag_ratios": FLUX_MAG_RATIOS.tolist(), "threshold": threshold, "max_skip_steps": longest}
-    steps = played_steps(read({**config, "retention_ratio": first / 28}, None).rule, 28)
+    steps = played_steps(read_diffusers({**config, "retention_ratio": first / 28}, None).rule, 28)
     assert "".join(str(int(step in steps)) for step in range(28)) == expected
 
 

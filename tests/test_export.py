@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from adaptcache.engines.formats import FORMATS, export
+from adaptcache.engines.formats.cache_dit import split_runs
 from adaptcache.engines.formats.mask import ReusePlanner, move_times, price_reuse
-from adaptcache.engines.formats.sglang import split_runs
 from adaptcache.engines.formats.teacache import constant
 from adaptcache.errors import ScheduleError
 from adaptcache.forecasts.extrapolate import Extrapolate

@@ -108,7 +108,7 @@ def test_the_reader_of_imports_sees_those_in_functions_and_for_type_checkers(tmp
 def test_only_the_diffusers_engine_knows_diffusers() -> None:
     # Besides: presets load pipelines, the command line names versions, baselines are diffusers' own, and one format.
     allowed = tuple(f"adaptcache.{name}" for name in (
-        "engines.diffusers", "engines.formats.diffusers", "presets", "cli", "comparison.baselines",
+        "engines.diffusers", "engines.formats.magcache", "presets", "cli", "comparison.baselines",
     ))  # fmt: skip
     found = {
         name

@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from ..errors import ScheduleError
@@ -18,7 +17,7 @@ from ..files import write_atomically
 from ..fitting.kernel import fit_open_loop_table
 from ..forecasts.base import Known, Weights, weighted_sum
 from ..schedule.schedule import Schedule
-from .formats.cache_dit import mask_config
+from .formats.cache_dit import dump_mask, mask_config
 from .formats.mask import ReusePlan
 
 KIND, HISTORY = "adaptcache", 2  # more residuals were worse: errors of the weights add up
@@ -40,18 +39,14 @@ def configs(schedule: Schedule, gear: int = 0, history: int = HISTORY) -> dict[s
     import cache_dit
 
     plan, table = weights_of(schedule, gear, history)
-    steps = len(schedule.grid.times)
-    mask = mask_config(ReusePlan(tuple(int(i in plan) for i in range(steps))))
+    mask = mask_config(ReusePlan.of(plan, len(schedule.grid.times)))
     config = _kinds()(table=table)
     return {"cache_config": cache_dit.DBCacheConfig(**mask), "calibrator_config": config}
 
 
 def save_mask(schedule: Schedule, path: str | Path, gear: int = 0) -> Path:
     """Writes the mask of a plan as cache-dit's YAML; weights are no part of it, so that alone it reuses."""
-    plan = schedule.steps(gear)
-    mask = mask_config(ReusePlan(tuple(int(i in plan) for i in range(len(schedule.grid.times)))))
-    text = yaml.safe_dump({"cache_config": mask}, default_flow_style=None, sort_keys=False, width=10_000)
-    return write_atomically(path, text.encode())
+    return write_atomically(path, dump_mask(ReusePlan.of(schedule.steps(gear), len(schedule.grid.times))).encode())
 
 
 def weights_of(schedule: Schedule, gear: int = 0, history: int = HISTORY) -> tuple[list[int], Table]:

@@ -1,4 +1,4 @@
-"""Settings files of other engines: one file an engine, that writes and reads them."""
+"""Settings files of other engines, written and read side by side: one file for each kind of cache that they have."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -7,21 +7,9 @@ from typing import Any
 from ...errors import ScheduleError
 from ...policies.polynomial import Polynomial
 from ...schedule.schedule import Schedule
-from . import (
-    cache_dit,
-    comfyui_magcache,
-    comfyui_teacache,
-    diffusers,
-    lightx2v,
-    lists,
-    routers,
-    sglang,
-    table,
-    teacache,
-    tensorrt_llm,
-    vllm_omni,
-    xdit,
-)
+from . import published, table, teacache
+from .cache_dit import CACHE_DIT, SGLANG, XDIT
+from .magcache import COMFYUI_MAGCACHE, DIFFUSERS, LIGHTX2V, VLLM_OMNI
 from .mask import Exported, Format, ReusePlan, ReusePlanner, computed_steps
 
 __all__ = ["FORMATS", "Exported", "ReusePlan", "apply_export", "computed_steps", "export", "find_format"]
@@ -29,9 +17,9 @@ __all__ = ["FORMATS", "Exported", "ReusePlan", "apply_export", "computed_steps",
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
-        diffusers.FORMAT, cache_dit.FORMAT, sglang.FORMAT, xdit.FORMAT, vllm_omni.FORMAT, tensorrt_llm.FORMAT,
-        lightx2v.FORMAT, comfyui_magcache.FORMAT, comfyui_teacache.FORMAT, table.FORMAT,
-        lists.SD_CPP, lists.BUDCACHE, lists.SMOOTHCACHE, lists.MASK, routers.L2C, routers.HARMONICA, routers.ECAD,
+        DIFFUSERS, CACHE_DIT, SGLANG, XDIT, VLLM_OMNI, teacache.TENSORRT_LLM, LIGHTX2V, COMFYUI_MAGCACHE,
+        teacache.COMFYUI_TEACACHE, table.FORMAT, published.SD_CPP, published.BUDCACHE, published.SMOOTHCACHE,
+        published.MASK, published.L2C, published.HARMONICA, published.ECAD,
     )
 }  # fmt: skip
 

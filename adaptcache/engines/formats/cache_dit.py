@@ -1,5 +1,7 @@
-"""cache-dit: a steps computation mask in the YAML that `cache_dit.load_configs` reads."""
+"""Engines with cache-dit: a steps computation mask. cache-dit itself, xDiT and SGLang."""
 
+import itertools
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -7,17 +9,11 @@ from typing import Any
 import yaml
 
 from ...errors import ScheduleError
+from ...policies.mask import Mask
 from ..diffusers.components import denoisers_of
-from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings, reuse_by_mask
+from .mask import Exported, Format, ReusePlan, ReusePlanner, Settings, check_steps, reuse, reuse_by_mask
 
-VERSION = "1.5.3"
 FIRST_BLOCK = "a little speed: the first block runs at skipped steps too"
-USE = """\
-import cache_dit
-
-cache_dit.enable_cache(pipe, **cache_dit.load_configs("{path}"))
-# given a transformer alone, before each run: cache_dit.refresh_context(transformer, num_inference_steps=%d)
-"""
 
 
 def mask_config(plan: ReusePlan) -> dict[str, Any]:
@@ -32,13 +28,14 @@ def mask_config(plan: ReusePlan) -> dict[str, Any]:
     }
 
 
-def write(planner: ReusePlanner) -> Exported:
-    plan = planner.best()
-    text = yaml.safe_dump({"cache_config": mask_config(plan)}, default_flow_style=None, sort_keys=False, width=10_000)
-    return Exported(".yaml", text, USE % plan.steps, plan, (f"exactly {plan.steps} steps",), (FIRST_BLOCK,))
+def dump_mask(plan: ReusePlan) -> str:
+    """Returns the YAML that `cache_dit.load_configs` reads."""
+    return yaml.safe_dump(
+        {"cache_config": mask_config(plan)}, default_flow_style=None, sort_keys=False, width=10_000
+    )  # fmt: skip
 
 
-def read(data: Any, steps: int | None) -> Settings:
+def read_mask(data: Any, steps: int | None) -> Settings:
     mask = data["steps_computation_mask" if "steps_computation_mask" in data else "steps_mask"]
     if isinstance(mask, str):
         raise ScheduleError(
@@ -46,6 +43,21 @@ def read(data: Any, steps: int | None) -> Settings:
             "or take Schedule.of('scm', model=...)"
         )
     return reuse_by_mask(mask)
+
+
+# cache-dit itself
+
+USE = """\
+import cache_dit
+
+cache_dit.enable_cache(pipe, **cache_dit.load_configs("{path}"))
+# given a transformer alone, before each run: cache_dit.refresh_context(transformer, num_inference_steps=%d)
+"""
+
+
+def write(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    return Exported(".yaml", dump_mask(plan), USE % plan.steps, plan, (f"exactly {plan.steps} steps",), (FIRST_BLOCK,))
 
 
 @contextmanager
@@ -73,4 +85,69 @@ def left_as_found(denoiser: Any) -> Iterator[None]:
             now.update(before)
 
 
-FORMAT = Format("cache-dit", VERSION, read, write, keys=("steps_computation_mask", "steps_mask"), apply=apply)
+CACHE_DIT = Format(
+    "cache-dit", "1.5.3", read_mask, write, keys=("steps_computation_mask", "steps_mask"), apply=apply
+)  # fmt: skip
+
+
+# xDiT: the JSON of `--cache_config`
+
+
+def write_xdit(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    # The preset of a model has a calibrator, and a mask of its own that would replace ours.
+    config = {**mask_config(plan), "scm_policy": None, "enable_taylorseer": False}
+    expects = (
+        f"exactly {plan.steps} steps",
+        "a model with a DBCachePreset: for others xDiT refuses enable_taylorseer and scm_policy (ValueError)",
+    )
+    use = '--cache_method dbcache --cache_config "$(cat {path})"\n'
+    return Exported(".json", json.dumps(config) + "\n", use, plan, expects, (FIRST_BLOCK,))
+
+
+XDIT = Format("xdit", "0.7.0", read_mask, write_xdit, keys=("steps_computation_mask", "scm_policy"))
+
+
+# SGLang: the mask as lengths of runs, in the `cache_dit_params` of a request
+
+BINS_USE = """\
+# in the body of a request: "cache_dit_params": <the content of {path}>
+# or for the whole server:
+export SGLANG_CACHE_DIT_ENABLED=true SGLANG_CACHE_DIT_FN=1 SGLANG_CACHE_DIT_BN=0 SGLANG_CACHE_DIT_WARMUP=0 \\
+  SGLANG_CACHE_DIT_SCM_COMPUTE_BINS=%s SGLANG_CACHE_DIT_SCM_CACHE_BINS=%s SGLANG_CACHE_DIT_SCM_POLICY=static
+"""
+
+
+def split_runs(computed: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Returns the lengths of the runs of computed steps, and of those of skipped steps, in order."""
+    runs = [(step, len(list(run))) for step, run in itertools.groupby(computed)]
+    return [n for step, n in runs if step], [n for step, n in runs if not step]
+
+
+def write_bins(planner: ReusePlanner) -> Exported:
+    plan = planner.best()
+    compute, cache = split_runs(plan.computed)
+    parameters = {
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+        "max_warmup_steps": 0,
+        "scm_compute_bins": compute,
+        "scm_cache_bins": cache,
+        "scm_policy": "static",
+    }
+    use = BINS_USE % tuple(",".join(map(str, lengths)) for lengths in (compute, cache))
+    wrong = "for fewer the mask is cut without a word, for more there is an AssertionError"
+    expects = (f"exactly {plan.steps} steps: {wrong}",)
+    return Exported(".json", json.dumps(parameters) + "\n", use, plan, expects, (FIRST_BLOCK,))
+
+
+def read_bins(data: Any, steps: int | None) -> Settings:
+    """Reads the bins; they are cut where they are for more steps than the run has, as by SGLang."""
+    prefix = "scm_" if "scm_compute_bins" in data else ""
+    compute, cache = data[f"{prefix}compute_bins"], data[f"{prefix}cache_bins"]
+    check_steps(sum(map(abs, (*compute, *cache))))
+    policy = Mask.of_bins(compute, cache, data.get("num_inference_steps", steps))
+    return reuse(policy, steps=len(policy.compute_steps))
+
+
+SGLANG = Format("sglang", "0.5.23", read_bins, write_bins, keys=("scm_compute_bins", "compute_bins", "scm_policy"))

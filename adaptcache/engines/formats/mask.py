@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,6 +32,11 @@ class ReusePlan:
     # of what comes after; None without a kernel
     expected: float | None = None
     lost: tuple[str, ...] = ()  # what of the schedule is not in the plan
+
+    @classmethod
+    def of(cls, plan: Collection[int], steps: int) -> Self:
+        """Returns a plan from the numbers of its computed steps."""
+        return cls(tuple(int(i in plan) for i in range(steps)))
 
     @property
     def steps(self) -> int:
@@ -268,11 +273,11 @@ class ReusePlanner:
 
     def predicted(self, plan: Collection[int]) -> ReusePlan:
         """Returns a plan with the error that the kernel predicts of reuse."""
-        computed = tuple(int(i in plan) for i in range(self.steps))
+        found = ReusePlan.of(plan, self.steps)
         if self.schedule.kernel is None:
-            return ReusePlan(computed)
-        total = predict_error(self.schedule.kernel, self.times, computed)
-        return ReusePlan(computed, -10 * math.log10(total) if total > 0 else math.inf)
+            return found
+        total = predict_error(self.schedule.kernel, self.times, found.computed)
+        return replace(found, expected=-10 * math.log10(total) if total > 0 else math.inf)
 
     def _plan(self, kernel: Kernel, always: Collection[int], longest: int, forced: Collection[int]) -> list[int]:
         n, priced = self.steps, price_reuse(kernel, self.times)

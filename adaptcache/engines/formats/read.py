@@ -16,7 +16,7 @@ from ...schedule.format import Grid
 from ...schedule.schedule import LARGEST, Schedule
 from . import FORMATS, find_format
 from .mask import Settings
-from .routers import load_router
+from .published import load_router
 
 LARGEST_YAML = 2**12  # bytes: it takes a hundred times as long as JSON
 

@@ -55,8 +55,7 @@ def write(planner: ReusePlanner) -> Exported:
         "a loop that forecasts the guided output, which the sampler is given",
     )
     use = "# docs/table.md defines {path} and has a player for it\n"
-    computed = ReusePlan(tuple(int(i in plan) for i in range(n)))
-    return Exported(".json", json.dumps(table) + "\n", use, computed, expects)
+    return Exported(".json", json.dumps(table) + "\n", use, ReusePlan.of(plan, n), expects)
 
 
 def known(plan: list[int], index: int) -> tuple[int, ...]:
