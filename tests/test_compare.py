@@ -16,12 +16,10 @@ import adaptcache
 from adaptcache.calibration.search import EFFORT
 from adaptcache.comparison import compare as comparison
 from adaptcache.comparison.baselines import BASELINES, Case, Ready, annealing, searched
-from adaptcache.comparison.baselines.align import AlignYourSteps, stretch
-from adaptcache.comparison.baselines.annealing import anneal
 from adaptcache.comparison.baselines.base import even_steps, planned_steps
-from adaptcache.comparison.baselines.diffusers_caches import magcache_policy, taylorseer_policy
-from adaptcache.comparison.baselines.samplers import MultistepHook
-from adaptcache.comparison.baselines.searched import search_levels
+from adaptcache.comparison.baselines.caches import magcache_policy, taylorseer_policy
+from adaptcache.comparison.baselines.samplers import AlignYourSteps, MultistepHook, search_levels, stretch
+from adaptcache.comparison.baselines.zoo import anneal
 from adaptcache.comparison.runner import ComparisonRunner, Tried, lead_over, settings_between
 from adaptcache.comparison.trial import (
     MacCounter,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adaptcache.cli import screen
-from adaptcache.cli.comparison import (
+from adaptcache.cli.compare import (
     cost_table,
     notes_of,
     result_rows,

@@ -80,7 +80,7 @@ def test_an_error_is_one_line(error: Exception, line: str) -> None:
 def test_what_is_stopped_says_what_is_kept(
     number: int, code: int, words: tuple[str, ...], kept: str, run: Run, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", lambda *_: None)
+    monkeypatch.setattr("adaptcache.presets.Preset.load_pipeline", lambda *_, **__: None)
     monkeypatch.setattr("adaptcache.calibration.calibrate.calibrate", lambda *_, **__: os.kill(os.getpid(), number))
     handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(number, handler)  # background jobs of a shell ignore SIGINT

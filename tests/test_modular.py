@@ -9,7 +9,7 @@ from diffusers import guiders
 from diffusers.hooks import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 
 import adaptcache
-from adaptcache.comparison.baselines.diffusers_caches import FirstBlock
+from adaptcache.comparison.baselines.caches import FirstBlock
 from adaptcache.engines.diffusers.calls import named_inputs
 from adaptcache.errors import AttachError, ScheduleError
 from tests.pipelines.setup import noise

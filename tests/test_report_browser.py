@@ -12,7 +12,7 @@ from browser import Browser, missing
 from conftest import CALL, embedded, tiny_flux
 from PIL import Image
 
-from adaptcache.cli.comparison import write_folder
+from adaptcache.cli.compare import write_folder
 from adaptcache.comparison.compare import compare
 from adaptcache.engines.diffusers.engine import sampling_rate
 from adaptcache.presets import resolve

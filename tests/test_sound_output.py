@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_compare_table import FULL, OURS
 
-from adaptcache.cli.comparison import write_folder
+from adaptcache.cli.compare import write_folder
 from adaptcache.comparison.compare import Comparison
 from adaptcache.report.page import LONGEST, read_comparison
 from adaptcache.report.picture import SPECTRUM, save_output, spectrogram

@@ -25,8 +25,7 @@ from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .lint import lint
-from .methods import methods
-from .models import models
+from .lists import methods, models
 from .play import play
 from .push import push
 from .report import report

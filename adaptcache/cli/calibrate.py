@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from . import options as opt
-from .files import Loading, changed, default_name, load_pipeline, open_cache, quality_words, read_budgets, wrote
+from .files import changed, default_name, load_pipeline, open_cache, quality_words, read_budgets, wrote
 from .screen import counted, out, print_json, progress
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def calibrate(
     elif site != "blocks" or trials:
         given = f"--site {site}" if site != "blocks" else f"--trials {trials}"
         raise ValueError(f"{given} goes with --per-instance; without it whole steps are skipped")
-    loading = Loading(offload, dtype, compile, lora or ())
     if dry_run and (method or reference_steps or matrix or times == "own"):
         raise ValueError(
             "--dry-run counts schedules for a speed, a budget or gears: leave --method, --reference-steps, --matrix "
@@ -150,7 +149,8 @@ def calibrate(
         name = name or default_name(
             preset.name, steps, method,
             f"{steps / calls:.2g}x" if calls else f"gears-{gears}-{min_psnr or 0:g}dB",
-            *(settings or ()), *loading.words, scheduler, reference_steps and f"reference{reference_steps}",
+            *(settings or ()), dtype, *(f"lora-{one}" for one in lora or ()),
+            scheduler, reference_steps and f"reference{reference_steps}",
             known.name if prompts and prompts != preset.prompts else None,
             *changed(fit=(fit_on, opt.FIT_ON), eval=(eval_on, opt.EVAL_ON), seed=(seed, 0)),
             "certified" if certify else None,
@@ -167,7 +167,9 @@ def calibrate(
             "seed": seed, "batch_size": batch_size or min(preset.batch_size, share), "cache": cache_of_runs,
             "ranks": ranks, "pipe_kwargs": preset.call,
         }  # fmt: skip
-        pipe = load_pipeline(preset, device or ranks.device, scheduler, loading)
+        pipe = load_pipeline(
+            preset, device or ranks.device, scheduler, offload=offload, dtype=dtype, compile=compile, loras=lora or ()
+        )
         if dry_run:
             setup = make_setup(pipe, steps, runs | {"progress": False})
             for one in (calibration, held_out):

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,49 +36,29 @@ def load_schedule(source: str) -> Schedule:
     return Schedule.load(path) if path.suffix == ".json" else Schedule.from_pretrained(source)
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How a pipeline is loaded."""
-
-    offload: str = "none"  # where weights wait: "none", "model" or "group"
-    dtype: str | None = None  # another precision than the preset's
-    compile: bool = False  # whether the denoiser is compiled
-    loras: Sequence[str] = ()  # files, folders or hub ids, each perhaps with "@SCALE"
-
-    def preset(self, preset: Preset) -> Preset:
-        """Returns a preset as it is to be loaded.
-
-        Raises:
-            ValueError: There is no such precision.
-        """
-        if self.dtype is None:
-            return preset
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        return preset.model_copy(update={"dtype": self.dtype})
-
-    @property
-    def placement(self) -> dict[str, Any]:
-        """What of it `Preset.load_pipeline` is asked for."""
-        asked = {"offload": self.offload if self.offload != "none" else None, "loras": self.loras}
-        return {name: value for name, value in asked.items() if value}
-
-    @property
-    def words(self) -> list[str]:
-        """What of it belongs into the name of a schedule: what changes the outputs."""
-        return [*filter(None, [self.dtype]), *(f"lora-{name}" for name in self.loras)]
-
-
 def load_pipeline(
-    preset: Preset, device: str | None = None, scheduler: str | None = None, loading: Loading | None = None
-) -> Any:
-    """Loads the pipeline of a preset with another sampler, if one is named, and without others' bars."""
+    preset: Preset, device: str | None = None, scheduler: str | None = None, *, offload: str = "none",
+    dtype: str | None = None, compile: bool = False, loras: Sequence[str] = (),
+) -> Any:  # fmt: skip
+    """Loads the pipeline of a preset without others' bars.
+
+    Arguments:
+        scheduler: Another sampler.
+        offload: Where weights wait: "none", "model" or "group".
+        dtype: Another precision than the preset's.
+        compile: Whether the denoiser is compiled.
+        loras: Files, folders or hub ids, each perhaps with "@SCALE".
+
+    Raises:
+        ValueError: There is no such precision.
+    """
     import diffusers
 
     from ..engines.diffusers.sampler import sampler, with_sampler
     from ..presets.preset import compile_denoisers
 
-    loading = loading or Loading()
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
     loud = [diffusers.utils.logging]
     with suppress(ImportError):  # an extra
         import transformers
@@ -90,8 +69,9 @@ def load_pipeline(
         library.disable_progress_bar()
     if scheduler and (before := own_scheduler(preset.folder or preset.checkpoint)):
         sampler(scheduler, before)  # raises before the weights are read
-    pipe = loading.preset(preset).load_pipeline(device, **loading.placement)
-    if loading.compile:
+    preset = preset.model_copy(update={"dtype": dtype or preset.dtype})
+    pipe = preset.load_pipeline(device, offload=offload, loras=loras)
+    if compile:
         compile_denoisers(pipe)
     return with_sampler(pipe, scheduler)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from . import options as opt
-from .files import Loading, find_model, load_pipeline, load_schedule, wrote
+from .files import find_model, load_pipeline, load_schedule, wrote
 from .screen import counted, out, print_json, progress
 
 
@@ -72,7 +72,7 @@ def generate(
     if sound and compare:
         raise ValueError("--compare draws a picture, of sound too; use an ending such as .png")
     said = wrote((check_writable if sound else check_image)(to))
-    pipe = load_pipeline(preset, device, loading=Loading(offload, dtype, compile, lora or ()))
+    pipe = load_pipeline(preset, device, offload=offload, dtype=dtype, compile=compile, loras=lora or ())
     rate = sampling_rate(pipe)
     if sound and rate is None:
         raise ValueError(f"{preset.name} makes no sound; use an ending such as .png instead of .wav")

@@ -1,4 +1,4 @@
-"""`adaptcache show`"""
+"""`adaptcache show`: a schedule, or a front, for people."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from . import options as opt
-from .files import load_schedule
+from .files import load_schedule, wrote
 from .screen import new_table, out, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..schedule.schedule import Schedule
+    from ..tuning.front import Front
 
 
 def show(
@@ -32,7 +33,7 @@ def show(
       adaptcache show schedules/emoji-flux-28-4x.json
       adaptcache show emoji-flux-32-28-front.front.json --pick 10 --out ten.json
     """
-    from .front import holds_front, show_front
+    from ..tuning.front import holds_front
 
     picks = pick is not None or to is not None
     if holds_front(Path(schedule)):
@@ -136,3 +137,48 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
             view.add_row("verdict", seen.verdict)
     else:
         view.add_row("evidence", schedule.made.get("evidence") or "none: calibrate with held-out prompts")
+
+
+# Fronts: a line a point, and the one that is picked
+
+
+def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> None:
+    """Prints a front, or writes one of its schedules."""
+    from ..files import check_writable
+    from ..tuning.front import Front
+
+    front = Front.load(path)
+    if pick is None and to is None:
+        if json:
+            print_json(front.data())
+        else:
+            describe_front(front)
+        return
+    if pick is None:
+        raise ValueError("say which point to write: --pick 10 (calls) or --pick 35dB (quality)")
+    point = front.pick(pick)
+    where = check_writable(to or Path("schedules") / f"{point.schedule.name}.json")
+    said = wrote(where)
+    point.schedule.save(where)
+    if json:
+        print_json({"schedule": str(where), "calls": point.calls, **point.select})
+    else:
+        out.print(f"{point.calls} calls, {point.select['mean']:.1f} dB; {said}")
+
+
+def describe_front(front: Front) -> None:
+    """Prints a front for people."""
+    from rich.text import Text
+
+    out.print(Text.assemble((front.name, "bold"), f": {front.target}, {front.trials} trials"))
+    numbers = ("calls", "speed", "PSNR dB", "5th pct", "over calibrate", "held-out", "5th pct")
+    view = new_table("", *numbers, "found by", right=numbers, whole=(*numbers, "found by"))
+    for number, point in enumerate(front.points):
+        seen, steps = point.schedule.evidence, len(point.schedule.grid.times)
+        held_out = (f"{seen.psnr['mean']:.1f}", f"{seen.psnr['p05']:.1f}") if seen else ("-", "-")
+        view.add_row(
+            "→" if number == front.chosen else "", str(point.calls), f"{steps / point.calls:.2f}x",
+            f"{point.select['mean']:.1f}", f"{point.select['p05']:.1f}", f"{point.gain:+.2f}", *held_out,
+            point.origin,
+        )  # fmt: skip
+    out.print(view)

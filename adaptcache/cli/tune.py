@@ -134,7 +134,7 @@ def tune(
     if json:
         print_json(summarize(tuned, where, beside))
         return
-    from .front import describe_front
+    from .show import describe_front
 
     describe_front(tuned.front)
     out.print("\n".join(["", tuned.sentence, *said]))

@@ -87,6 +87,15 @@ class Front(Part):
             raise ScheduleError(f"{path}: {first_fault(error, 'front')}") from None
 
 
+def holds_front(path: Path) -> bool:
+    """Whether a file says that it is a front; what cannot be read is no front."""
+    try:
+        data = read_artifact(path, "front", "tune", LARGEST, POINTS * NODES)
+    except ScheduleError:
+        return False
+    return isinstance(data, dict) and "front" in data and "points" in data
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What tuning found."""

@@ -1,14 +1,9 @@
 """Other ways to make fewer denoiser calls, one file a family: what a comparison compares with."""
 
-from .align import AlignYourSteps
-from .annealing import BudCache
 from .base import Baseline, Case, Params, Ready
-from .dbcache import DBCACHES
-from .diffusers_caches import FasterCache, FirstBlock, MagCache, Pyramid, Sea, TaylorSeer, TaylorSeerLite
-from .samplers import DPM, UNIPC, AdamsBashforth, Fewer
-from .searched import SEARCHED
-from .teacache import TeaCache
-from .zoo import DiCache, EasyCache, HiCache, Learned, NamedMethod, SeaHere
+from .caches import DBCACHES, FasterCache, FirstBlock, MagCache, Pyramid, Sea, TaylorSeer, TaylorSeerLite
+from .samplers import DPM, SEARCHED, UNIPC, AdamsBashforth, AlignYourSteps, Fewer
+from .zoo import BudCache, DiCache, EasyCache, HiCache, Learned, NamedMethod, SeaHere, TeaCache
 
 __all__ = ["BASELINES", "Baseline", "Case", "Params", "Ready", "find_baseline"]
 

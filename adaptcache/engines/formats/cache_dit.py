@@ -30,9 +30,9 @@ def mask_config(plan: ReusePlan) -> dict[str, Any]:
 
 def dump_mask(plan: ReusePlan) -> str:
     """Returns the YAML that `cache_dit.load_configs` reads."""
-    return yaml.safe_dump(
-        {"cache_config": mask_config(plan)}, default_flow_style=None, sort_keys=False, width=10_000
-    )  # fmt: skip
+    config = {"cache_config": mask_config(plan)}
+    text: str = yaml.safe_dump(config, default_flow_style=None, sort_keys=False, width=10_000)
+    return text
 
 
 def read_mask(data: Any, steps: int | None) -> Settings:
