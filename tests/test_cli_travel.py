@@ -12,8 +12,7 @@ from test_export import kernel, schedule
 from test_hub import hub  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
-from adaptcache.cli.export import export
-from adaptcache.cli.push import push
+from adaptcache.cli.export import export, push
 from adaptcache.cli.report import report
 from adaptcache.cli.show import show
 from adaptcache.schedule.schedule import Schedule

@@ -15,7 +15,7 @@ from conftest import STEPS, embedded, tiny_flux
 import adaptcache
 from adaptcache.calibration.search import EFFORT
 from adaptcache.comparison import compare as comparison
-from adaptcache.comparison.baselines import BASELINES, Case, Ready, annealing, searched
+from adaptcache.comparison.baselines import BASELINES, Case, Ready, samplers, zoo
 from adaptcache.comparison.baselines.base import even_steps, planned_steps
 from adaptcache.comparison.baselines.caches import magcache_policy, taylorseer_policy
 from adaptcache.comparison.baselines.samplers import AlignYourSteps, MultistepHook, search_levels, stretch
@@ -58,8 +58,8 @@ def profile() -> Any:
 
 @pytest.fixture
 def case(profile: Any, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(annealing, "TRIALS", 4)
-    monkeypatch.setattr(searched, "FULL_RUNS", 6)
+    monkeypatch.setattr(zoo, "TRIALS", 4)
+    monkeypatch.setattr(samplers, "FULL_RUNS", 6)
     pipe = twin(tiny_flux(num_layers=2, num_single_layers=2))
     return Case(setup_of(pipe), PROMPTS[:1], (4, 2), {4: [0, 1, 3, 5], 2: [0, 3]}, profile)
 
@@ -294,7 +294,7 @@ def test_what_was_fitted_cost_what_the_runs_add_up_to() -> None:
 def test_a_search_for_levels_costs_no_more_than_its_runs(case: Case) -> None:
     runner = ComparisonRunner(case, PROMPTS[1:])
     found, cost = runner.choose_settings(BASELINES["AB2 (searched)"], [4, 2])
-    full, own = 1 + searched.FULL_RUNS * 2, (STEPS + 4 + 2) / STEPS
+    full, own = 1 + samplers.FULL_RUNS * 2, (STEPS + 4 + 2) / STEPS
     assert STEPS * 4 < cost.calibration["calibration"] <= STEPS * (full + own) and len(found) == 4
 
 

@@ -17,8 +17,7 @@ from diffusers import FluxPipeline
 from test_export import kernel
 
 from adaptcache.cli import app
-from adaptcache.cli.export import export
-from adaptcache.cli.push import push
+from adaptcache.cli.export import export, push
 from adaptcache.schedule.format import Kernel
 from adaptcache.schedule.schedule import Schedule
 

@@ -1,4 +1,4 @@
-"""The command line: one verb a file. Each reads files, calls one function and writes a file.
+"""The command line: verbs of a kind in a file. Each reads files, calls one function and writes a file.
 
 Verbs import what they need when they run: help, completion and wrong words are answered without torch.
 """
@@ -20,17 +20,12 @@ from .. import __version__
 from ..errors import LESS_MEMORY, is_out_of_memory
 from .calibrate import calibrate
 from .compare import compare
-from .demo import demo
 from .evaluate import evaluate
-from .export import export
+from .export import export, push
 from .generate import generate
-from .lint import lint
-from .lists import methods, models
-from .play import play
-from .push import push
-from .report import report
+from .report import demo, play, report
 from .screen import Stderr, Stopped, complain, printable
-from .show import show
+from .show import lint, methods, models, show
 from .tune import tune
 
 __all__ = ["app", "main"]

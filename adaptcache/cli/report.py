@@ -1,7 +1,9 @@
-"""`adaptcache report`"""
+"""Pages and pictures: `adaptcache report`, `adaptcache demo` and `adaptcache play`."""
 
 from __future__ import annotations
 
+import importlib.util
+import time
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from . import options as opt
-from .files import find_model, load_pipeline, load_schedule, measure_schedules, wrote
-from .screen import complain, out
+from .files import find_model, load_pipeline, load_schedule, measure_schedules, open_cache, wrote
+from .screen import complain, counted, out, print_whole, progress, quality_table
 
 if TYPE_CHECKING:
     from ..report import Measured
     from ..schedule.schedule import Schedule
+
+BUDGETS = (14, 10, 7, 5)  # calls of 28, of the demo
+SHOWN = 2  # the number of the budget that the demo's picture shows
 
 
 def report(
@@ -68,3 +73,108 @@ def measure(schedules: list[Schedule], model: str | None, eval_on: int, device: 
     pipe = load_pipeline(preset, device)
     rows, made = measure_schedules(pipe, preset, known, schedules, eval_on=eval_on, steps=steps)
     return Measured.of(known.held_out, rows, made, rate=sampling_rate(pipe))
+
+
+def demo(
+    model: opt.Model = opt.DEMO,
+    to: Annotated[Path, opt.output("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
+    eval_on: opt.EvalOn = opt.EVAL_ON,
+    pictures: opt.Rows = 6,
+) -> None:
+    """Calibrate the demo model at four budgets, compare on held-out prompts, draw the images.
+
+    Writes a schedule for each budget, side-by-side.png and report.html.
+
+    Example:  adaptcache demo
+    """
+    from ..cache import Cache
+    from ..calibration.calibrate import calibrate
+    from ..evaluation.metrics import psnr_each
+    from ..evaluation.validate import evidence_of
+    from ..files import check_writable
+    from ..presets import read_prompts, resolve
+    from ..report import Measured, write_report
+    from ..report.picture import side_by_side
+
+    preset = resolve(model)
+    known = read_prompts(preset.prompts)
+    steps = preset.steps
+    held_out = known.held_out[:eval_on]
+    picture, page = (check_writable(to / name) for name in ("side-by-side.png", "report.html"))
+    charts = all(map(importlib.util.find_spec, ("jinja2", "matplotlib")))
+    said = [wrote(picture), wrote(page) if charts else "no report: pip install 'adaptcache-diffusers[report]'"]
+    pipe = load_pipeline(preset)
+    schedules = []
+    kept = f"finished full runs are kept in {to}: the same command goes on from them"
+    with progress(kept=kept) as report:
+        for calls in (round(calls * steps / 28) for calls in BUDGETS):
+            name = f"{preset.name}-{steps}-{steps / calls:.2g}x"
+            schedules.append(calibrate(
+                pipe, known.calibration, steps, budget=calls / steps, pipe_kwargs=preset.call,
+                batch_size=preset.batch_size, name=name, cache=Cache(to / "cache"), progress=report,
+            ))  # fmt: skip
+    rows, made = measure_schedules(pipe, preset, known, schedules, eval_on=eval_on, kept=kept)
+    for number, schedule in enumerate(schedules):
+        ours = made[1 + 2 * number]
+        values = psnr_each(ours.images, made[0].images)
+        schedules[number] = schedule.model_copy(update={"evidence": evidence_of(values, ours.calls, steps)})
+        schedules[number].save(to / f"{schedule.name}.json")
+    measured = Measured.of(held_out, rows, made, most=pictures, worst_of=SHOWN)
+    shown = measured.only(SHOWN)
+    side_by_side(shown.prompts, shown.columns(), picture)
+    if charts:
+        write_report(schedules[SHOWN], page, measured=shown)
+    out.print(
+        f"\n{counted(len(held_out), 'held-out prompt')}, {steps} steps, against the full run with the same noise:\n"
+    )
+    print_whole(quality_table(rows, steps))
+    out.print(f"\npictures: the prompts that {schedules[SHOWN].name} does worst on")
+    out.print("\n".join([*said, f"wrote {', '.join(f'{one.name}.json' for one in schedules)} into {to}"]))
+
+
+def play(
+    model: opt.FittedModel = None,
+    schedule: Annotated[
+        list[str] | None,
+        Option("--schedule", "-s", help="Schedules to choose from; may be repeated. \\[default: fits them as needed]"),
+    ] = None,
+    steps: opt.Steps = None,
+    settings: opt.Set = None,
+    prompts: opt.Prompts = None,
+    device: opt.Device = None,
+    port: Annotated[
+        int | None, Option(help="Where it listens. \\[default: 7860, or the next free]", min=1, max=65535)
+    ] = None,
+    show: opt.Open = False,
+) -> None:
+    """Open a page to play with: full run, schedule and as many plain steps side by side, with a slider over calls.
+
+    It listens on this machine alone, until Ctrl-C. Needs the extra:
+    pip install 'adaptcache-diffusers\\[play]'
+
+    \b
+    Examples:
+      adaptcache play --open                        # the demo model
+      adaptcache play --model flux -s schedules/flux-28-2.8x.json
+    """
+    from ..engines import make_setup
+    from ..presets import read_prompts
+    from ..report.play import Player, build_page, check_gradio, launch
+
+    check_gradio()
+    schedules = [load_schedule(source) for source in schedule or []]
+    preset = find_model(model, schedules).called_with(settings or [])
+    known = read_prompts(prompts or preset.prompts)
+    pipe = load_pipeline(preset, device)
+    options = {"pipe_kwargs": preset.call, "batch_size": preset.batch_size, "cache": open_cache(), "progress": False}
+    setup = make_setup(pipe, preset.steps if steps is None else steps, options)
+    page = build_page(Player(setup, known.calibration[:16], schedules, pipe), preset.name, known.held_out[0])
+    address = launch(page, port)
+    out.print(f"{preset.name} plays at {address} until Ctrl-C")
+    if show and not webbrowser.open(address):
+        complain(f"no browser was found: open {address} in one")
+    try:
+        while True:
+            time.sleep(1)
+    finally:
+        page.close(verbose=False)

@@ -1,21 +1,27 @@
-"""`adaptcache show`: a schedule, or a front, for people."""
+"""What is read and not run: `adaptcache show`, `lint`, `models` and `methods`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+from rich.text import Text
 from typer import Argument, Option
 
 from . import options as opt
 from .files import load_schedule, wrote
-from .screen import new_table, out, print_json
+from .screen import new_table, out, print_json, print_whole, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..schedule.schedule import Schedule
     from ..tuning.front import Front
+
+COLOURS = {"error": "red", "warning": "yellow"}  # of faults
+WHOLE = 160  # columns of the whole table of methods
 
 
 def show(
@@ -52,8 +58,6 @@ def show(
 
 def describe(schedule: Schedule) -> None:
     """Prints a schedule for people."""
-    from rich.text import Text
-
     rule, times, full = schedule.rules[0], schedule.grid.times, schedule.grid.full
     view = new_table("", "says")
     view.show_header = False
@@ -168,8 +172,6 @@ def show_front(path: Path, pick: str | None, to: Path | None, json: bool) -> Non
 
 def describe_front(front: Front) -> None:
     """Prints a front for people."""
-    from rich.text import Text
-
     out.print(Text.assemble((front.name, "bold"), f": {front.target}, {front.trials} trials"))
     numbers = ("calls", "speed", "PSNR dB", "5th pct", "over calibrate", "held-out", "5th pct")
     view = new_table("", *numbers, "found by", right=numbers, whole=(*numbers, "found by"))
@@ -182,3 +184,81 @@ def describe_front(front: Front) -> None:
             point.origin,
         )  # fmt: skip
     out.print(view)
+
+
+# Faults
+
+
+def lint(
+    schedule: Annotated[Path, Argument(help="A schedule, or settings of another engine.")],
+    profile: Annotated[Path | None, Option(help="Score it on this profile, and find its cliffs.")] = None,
+    json: opt.Json = False,
+) -> None:
+    """Say what is wrong with a schedule: inert thresholds, cliffs, polynomials that fall or are negative.
+
+    Ends with 1 where there are errors.
+
+    Example:  adaptcache lint teacache.json
+    """
+    from ..engines.formats.read import read_schedule
+    from ..engines.lint import lint as find_faults
+    from ..profile import Profile
+
+    found = find_faults(read_schedule(schedule), Profile.load(profile) if profile else None)
+    if json:
+        print_json([asdict(fault) for fault in found])
+    for fault in () if json else found:
+        out.print(Text.assemble((fault.level, COLOURS[fault.level]), printable(f" {fault.code}: {fault.message}")))
+    if not (json or found):
+        out.print(f"{schedule}: nothing found")
+    if any(fault.level == "error" for fault in found):
+        raise typer.Exit(1)
+
+
+# What can be named
+
+
+def models(json: opt.Json = False) -> None:
+    """List the presets that --model knows; it also takes a folder or a hub id.
+
+    Example:  adaptcache models
+    """
+    from ..presets import Preset, names
+
+    presets = [Preset.load(name) for name in names()]
+    if json:
+        print_json([preset.model_dump() for preset in presets])
+        return
+    view = new_table("preset", "steps", "checkpoint", "", right=["steps"], whole=["steps"])
+    for preset in presets:
+        gated = " (ask for access first)" if preset.gated else ""
+        view.add_row(preset.name, str(preset.steps), preset.checkpoint, preset.about + gated)
+    out.print(view)
+
+
+def methods(json: opt.Json = False) -> None:
+    """List the published methods that can be named: policy, forecast, site, and what they need.
+
+    Example:  adaptcache methods
+    """
+    from ..schedule.methods import METHODS, published_sets
+
+    models = {name: list(published_sets(m.published)) if m.published else [] for name, m in METHODS.items()}
+    if json:
+        print_json([{"name": name, **asdict(m), "models": models[name]} for name, m in METHODS.items()])
+        return
+    if out.width < WHOLE:
+        view, kind = new_table("method", "fit", "policy", "forecast", "site", whole=("fit", "policy", "forecast")), ""
+        for name, method in METHODS.items():
+            if kind != (kind := method.kind):
+                view.add_row(Text(kind, "bold"))
+            view.add_row(name, "yes" if method.needs else "", method.policy, method.forecast, method.sites)
+        out.print(view)
+        out.print("fit: by calibrate --method. A wider screen, or --json, has the papers too.")
+        return
+    view = new_table("method", "kind", "site", "policy", "forecast", "needs", "paper")
+    for name, method in METHODS.items():
+        needs = f"profile, or 1 of {len(models[name])} models" if method.needs == "model" else method.needs
+        paper = method.paper.removeprefix("https://").removeprefix("arxiv.org/abs/")
+        view.add_row(name, method.kind, method.sites, method.policy, method.forecast, needs, paper)
+    print_whole(view)
