@@ -32,8 +32,7 @@ def load_schedule(source: str) -> Schedule:
     """Loads a schedule from a file, a folder or the hub."""
     from ..schedule.schedule import Schedule
 
-    path = Path(source).expanduser()
-    return Schedule.load(path) if path.suffix == ".json" else Schedule.from_pretrained(source)
+    return Schedule.from_pretrained(source)
 
 
 def load_pipeline(

@@ -1,14 +1,14 @@
 """Who runs the denoising loop, and the settings files of engines that are only written and read."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ..cache import Cache
 from ..distributed import ALONE
-from ..runs import PipelineCall, Progress, Setup, silent
+from ..runs import PipelineCall, Setup, silent
 
 OF_RUNS = ("seed", "batch_size", "cache", "cache_dir", "ranks", "progress", "pipe_kwargs")
 LIKE = 0.7  # how much of two names has to agree for one to be suggested for the other
@@ -63,32 +63,20 @@ def make_setup(
             raise TypeError(f"cache_dir must be a folder or a Cache, got {cache!r:.40}")
         cache.check_writable()
     ranks = own.get("ranks") or ALONE
-    progress = as_progress(own.get("progress", ranks.rank == 0))
+    progress = own.get("progress", ranks.rank == 0)  # True draws a bar on the terminal
+    if not callable(progress):
+        progress = bar() if progress else silent
+    # Where the call has `**kwargs`, a misspelt option would be swallowed: what it does not name goes to `pipe_kwargs`.
     if unknown := sorted(rest.keys() - taken.keys()):
-        refuse(verb, unknown, known)
+        near = [difflib.get_close_matches(name, {*known, *OF_RUNS}, 1, LIKE) for name in unknown]
+        say = (
+            f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(unknown, near, strict=True)
+        )
+        raise TypeError(
+            f"{verb} takes no {', '.join(say)}, and the pipeline's call does not name it; what goes there by **kwargs "
+            "has to be given as pipe_kwargs={...}"
+        )
     return Setup(engine, call, own.get("batch_size", 1), cache, ranks, progress)
-
-
-def refuse(verb: str, names: Sequence[str], known: Iterable[str]) -> NoReturn:
-    """Raises for options that neither a public function nor the pipeline's call names.
-
-    Where the call has `**kwargs`, a misspelt option would be swallowed: what it does not name goes into `pipe_kwargs`.
-    """
-    near = [difflib.get_close_matches(name, {*known, *OF_RUNS}, 1, LIKE) for name in names]
-    say = ", ".join(
-        f"{name} (did you mean {found[0]}?)" if found else name for name, found in zip(names, near, strict=True)
-    )
-    raise TypeError(
-        f"{verb} takes no {say}, and the pipeline's call does not name it; what goes there by **kwargs has to be "
-        "given as pipe_kwargs={...}"
-    )
-
-
-def as_progress(progress: Progress | bool | None) -> Progress:
-    """Returns a function that reports progress: a bar on the terminal for True, nothing for False."""
-    if callable(progress):
-        return progress
-    return bar() if progress else silent
 
 
 def bar() -> Callable[[str, int, int], None]:

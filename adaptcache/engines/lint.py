@@ -1,6 +1,7 @@
 """What is wrong with a schedule, as far as that can be told without running it."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,42 +36,42 @@ def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
     Arguments:
         profile: What was measured on the pipeline it is for; scores its numbers and finds its cliffs.
     """
-    found = []
-    for rule in schedule.rules:
-        policy = rule.policy
-        if isinstance(policy, Polynomial):
-            found += lint_polynomial(policy)
-            found += [] if profile is None else score_polynomial(policy, profile)
-        elif isinstance(policy, Magnitude):
-            found += lint_ratios(policy, len(schedule.grid.times) or len(policy.ratios))
-        if profile is not None:
-            found += lint_plan(policy, profile)
-    return found
+    return [fault for rule in schedule.rules for fault in faults_of(rule.policy, schedule, profile)]
 
 
-def lint_polynomial(policy: Polynomial) -> list[Fault]:
-    """Returns what a polynomial and its threshold tell by themselves."""
+def faults_of(policy: Policy, schedule: Schedule, profile: Profile | None) -> Iterator[Fault]:
+    """Yields what is wrong with one policy of a schedule."""
+    if isinstance(policy, Polynomial):
+        yield from lint_polynomial(policy)
+        yield from () if profile is None else score_polynomial(policy, profile)
+    elif isinstance(policy, Magnitude):
+        yield from lint_ratios(policy, len(schedule.grid.times) or len(policy.ratios))
+    if profile is not None:
+        yield from lint_plan(policy, profile)
+
+
+def lint_polynomial(policy: Polynomial) -> Iterator[Fault]:
+    """Yields what a polynomial and its threshold tell by themselves."""
     least, where = find_least(policy)
     low, high = policy.clamp or SEEN
     values = np.polyval(policy.coefficients, np.linspace(low, high, 400))
     threshold, span = policy.threshold, f"[{low:.3g}, {high:.3g}]"
-    found = []
     if threshold <= least:
         why = f"the polynomial is at least {least:.4g} (at a change of {where:.3g}); take one above that"
-        found.append(Fault("error", "inert", f"the threshold {threshold:g} never skips: {why}"))
+        yield Fault("error", "inert", f"the threshold {threshold:g} never skips: {why}")
     elif least > 0 and threshold < 1.25 * least:
         why = f"the polynomial is at least {least:.4g}, and a little less never skips"
-        found.append(Fault("warning", "cliff", f"the threshold {threshold:g} is on an edge: {why}"))
+        yield Fault("warning", "cliff", f"the threshold {threshold:g} is on an edge: {why}")
     if values.min() < 0:
         why = f"down to {values.min():.4g} for changes in {span}, and there more change skips longer"
-        found.append(Fault("warning", "negative", f"the polynomial is negative, {why}; fit a rising one"))
+        yield Fault("warning", "negative", f"the polynomial is negative, {why}; fit a rising one")
     if (falls := np.diff(values) < -1e-9).any():
         why = f"on {falls.mean():.0%} of {span}, so that more change may count less"
-        found.append(Fault("warning", "not-monotone", f"the polynomial falls {why}; fit a rising one"))
+        yield Fault("warning", "not-monotone", f"the polynomial falls {why}; fit a rising one")
     if policy.clamp is None:
         why = "outside of the range it was fitted on, which it does not say, it is a guess"
-        found.append(Fault("warning", "extrapolates", f"the polynomial has no clamp: {why}"))
-    return found + lint_scores(policy.r2, policy.rank, "held-out prompts")
+        yield Fault("warning", "extrapolates", f"the polynomial has no clamp: {why}")
+    yield from lint_scores(policy.r2, policy.rank, "held-out prompts")
 
 
 def find_least(policy: Polynomial) -> tuple[float, float]:
@@ -83,55 +84,48 @@ def find_least(policy: Polynomial) -> tuple[float, float]:
     return float(values.min()), float(points[values.argmin()])
 
 
-def lint_scores(r2: float | None, rank: float | None, where: str) -> list[Fault]:
-    """Returns a fault where a predictor predicts badly."""
-    if r2 is None or rank is None or r2 >= WEAK:
-        return []
-    score = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}"
-    return [Fault("warning", "weak", f"{score}: it hardly predicts; a plan needs no prediction")]
+def lint_scores(r2: float | None, rank: float | None, where: str) -> Iterator[Fault]:
+    """Yields a fault where a predictor predicts badly."""
+    if r2 is not None and rank is not None and r2 < WEAK:
+        score = f"R2 {r2:.2f}, rank correlation {rank:.2f} on {where}"
+        yield Fault("warning", "weak", f"{score}: it hardly predicts; a plan needs no prediction")
 
 
-def score_polynomial(policy: Polynomial, profile: Profile) -> list[Fault]:
-    """Returns how well a polynomial, of whatever origin, predicts on a profile."""
+def score_polynomial(policy: Polynomial, profile: Profile) -> Iterator[Fault]:
+    """Yields how badly a polynomial, of whatever origin, predicts on a profile."""
     x, y = profile.change_in[:, 1:].ravel(), profile.change_out[:, 1:].ravel()
     low, high = policy.clamp or (-np.inf, np.inf)
-    found = lint_scores(*scores(np.polyval(policy.coefficients, np.clip(x, low, high)), y), "this profile")
+    yield from lint_scores(*scores(np.polyval(policy.coefficients, np.clip(x, low, high)), y), "this profile")
     outside = float(((x < low) | (x > high)).mean())
     if outside > 0.05:
         where = f"outside of [{low:.3g}, {high:.3g}], where it was fitted"
-        found.append(Fault("warning", "extrapolates", f"{outside:.0%} of the changes measured lie {where}"))
-    return found
+        yield Fault("warning", "extrapolates", f"{outside:.0%} of the changes measured lie {where}")
 
 
-def lint_ratios(policy: Magnitude, steps: int) -> list[Fault]:
-    """Returns what a list of ratios and its limits tell by themselves."""
+def lint_ratios(policy: Magnitude, steps: int) -> Iterator[Fault]:
+    """Yields what a list of ratios and its limits tell by themselves."""
     flat = policy.model_copy(update={"ratios": (1.0,) * len(policy.ratios)})
     plan, flat_plan = (played_steps(reuse(one).rule, steps) for one in (policy, flat))
-    found = []
     if len(plan) == steps:
-        why = f"the threshold {policy.threshold:g} skips none of {steps} steps"
-        found.append(Fault("error", "inert", why))
+        yield Fault("error", "inert", f"the threshold {policy.threshold:g} skips none of {steps} steps")
     elif plan == flat_plan:
         why = f"with at most {policy.max_skip} skips the plan is the same where all ratios are 1"
-        found.append(Fault("warning", "ratios", f"{why}; raise the limit, or use `uniform`"))
+        yield Fault("warning", "ratios", f"{why}; raise the limit, or use `uniform`")
     if steps != len(policy.ratios):
         why = f"{len(policy.ratios)} ratios for {steps} steps: ratios depend on the number of steps"
-        found.append(Fault("warning", "extrapolates", why))
-    return found
+        yield Fault("warning", "extrapolates", why)
 
 
-def lint_plan(policy: Policy, profile: Profile) -> list[Fault]:
-    """Returns what a policy does on a profile: nothing, everything, or other things nearby."""
+def lint_plan(policy: Policy, profile: Profile) -> Iterator[Fault]:
+    """Yields what a policy does on a profile: nothing, everything, or other things nearby."""
     calls, n = count_calls(policy, profile), profile.steps
-    found = []
     if calls == n:
-        found.append(Fault("error", "inert", f"it computes all {n} steps of this profile"))
+        yield Fault("error", "inert", f"it computes all {n} steps of this profile")
     elif calls <= 2 < n:
-        found.append(Fault("warning", "always", f"it computes {calls:g} of the {n} steps of this profile"))
+        yield Fault("warning", "always", f"it computes {calls:g} of the {n} steps of this profile")
     for threshold, before, after in find_cliffs(policy, profile, near=0.1):
         change = f"near the threshold {threshold:.4g} the calls go from {before} to {after} of {n}"
-        found.append(Fault("warning", "cliff", change))
-    return found
+        yield Fault("warning", "cliff", change)
 
 
 def find_cliffs(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
@@ -66,10 +66,8 @@ def load_schedules(source: str) -> list[Schedule]:
         found = [Schedule.load(file) for file in (*sorted(path.glob("*.json")), *sorted(path.glob(f"*/{CONFIG}")))]
         if not found:
             raise ScheduleError(f"{path} has no schedule: put files that `adaptcache calibrate` writes there")
-    elif path.suffix == ".json" or path.is_file():
-        found = [Schedule.load(path)]
     else:
-        repo, _, revision = source.partition("@")
+        repo, _, revision = (source, "", "") if path.is_file() else source.partition("@")
         found = [Schedule.from_pretrained(repo, revision=revision or None)]
     for schedule in found:
         if sites := [rule.site for rule in schedule.rules if rule.site != "step"]:
@@ -95,10 +93,6 @@ class Metrics:
     # requests that ran in full as they do not fit, by reason: the first ones that came up, and `OTHERS`, as clients
     # can ask for anything
     refused: Counter[str] = field(default_factory=Counter)
-
-    def refuse(self, reason: str) -> None:
-        """Counts a request that ran in full."""
-        self.refused[reason if reason in self.refused or len(self.refused) < REASONS else OTHERS] += 1
 
     def __str__(self) -> str:
         reasons = "".join(f"; {count} in full: {why}" for why, count in self.refused.most_common())
@@ -261,8 +255,7 @@ class Request:
             raise ScheduleError(f"{schedule.name} was fitted with {', '.join(differ)}")
         self.gear = server.gear(schedule, self.quality)
         runner = self.runner = server.take(schedule, self.gear)
-        decides = runner.schedule.rules[0]
-        if not self.alone and not decides.policy.static:
+        if not self.alone and not runner.schedule.rules[0].policy.static:
             shared = "decides during the run, which several processes share: ask for a gear"
             raise ScheduleError(f"{schedule.name} {shared}")
         runner.on_call_start(measured=not differ)
@@ -356,6 +349,12 @@ class Request:
             self.server.put_back(self.runner, self.gear)
             self.runner = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(failed=kind is not None)
+
     def close(self, failed: bool = False) -> None:
         """The request is over, or was aborted: frees its history, counts it, and writes a line into the log."""
         self._release()
@@ -370,7 +369,8 @@ class Request:
         if self.quality == "exact":
             metrics.exact += 1
         elif self.reason:
-            metrics.refuse(self.reason)
+            kept = self.reason in metrics.refused or len(metrics.refused) < REASONS
+            metrics.refused[self.reason if kept else OTHERS] += 1
         elif self.evidence == "extrapolated":
             metrics.extrapolated += 1
         how = "exact" if self.quality == "exact" else f"in full: {self.reason}" if self.reason else self.evidence

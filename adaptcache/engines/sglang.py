@@ -62,22 +62,13 @@ class Plugin:
         if wanted is None and batch.sampling_params.quality == QUALITIES[-1]:  # SGLang's own word: bit for bit
             wanted = QUALITIES[-1]
         name, server = str(getattr(batch, "request_id", None) or ""), self.server(stage.transformer)
-        request = batch.extra[KEY] = Request(server, wanted, name, foreign(stage, batch), world_size() == 1)
-        failed = True
-        try:
-            result = original(stage, batch, *args, **kwargs)
-            failed = False
-        finally:
-            batch.extra.pop(KEY, None)
-            request.close(failed)
-        return result
-
-
-def foreign(stage: Any, batch: Any) -> str:
-    """Returns what else skips parts of this request; "" where nothing does."""
-    if stage._cache_dit_requested_for_batch(batch):
-        return "cache-dit is on"
-    return ""
+        other = "cache-dit is on" if stage._cache_dit_requested_for_batch(batch) else ""  # skips parts of the request
+        with Request(server, wanted, name, other, world_size() == 1) as request:
+            batch.extra[KEY] = request
+            try:
+                return original(stage, batch, *args, **kwargs)
+            finally:
+                batch.extra.pop(KEY, None)
 
 
 def predict(original: Callable[..., Any], stage: Any, *args: Any, **kwargs: Any) -> Any:

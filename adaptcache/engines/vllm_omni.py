@@ -61,12 +61,10 @@ def backend(cache_config: Any) -> Any:
 
     if isinstance(cache_config, dict):
         cache_config = DiffusionCacheConfig.from_dict(cache_config)
-    found = ServingConfig.of(getattr(cache_config, "_extra_params", {}))
-    if found is None:
+    if (found := ServingConfig.of(getattr(cache_config, "_extra_params", {}))) is None:
         raise ScheduleError(
             f'--cache-backend {NAME} without a schedule: --cache-config \'{{"schedule": "flux.json"}}\', or {SOURCE}'
         )
-
     config = found
 
     class AdaptcacheBackend(CacheBackend):  # type: ignore[misc]
@@ -133,15 +131,12 @@ def forward(server: Server, pipeline: Any, original: Callable[..., Any], batch: 
     wanted = [quality_of(params) for params in batch.sampling_params_list]
     refused = "" if len(set(map(str, wanted))) == 1 else f"requests of one batch want {wanted}"
     name = ", ".join(map(str, batch.request_ids))
-    request = Request(server, wanted[0], name, refused, world_size() == 1)
-    token, failed = _request.set(Running(request, pipeline, batch)), True
-    try:
-        result = original(batch, *args, **kwargs)
-        failed = False
-    finally:
-        _request.reset(token)
-        request.close(failed)
-    return result
+    with Request(server, wanted[0], name, refused, world_size() == 1) as request:
+        token = _request.set(Running(request, pipeline, batch))
+        try:
+            return original(batch, *args, **kwargs)
+        finally:
+            _request.reset(token)
 
 
 def quality_of(params: Any) -> Any:

@@ -24,13 +24,6 @@ class Row:
     total: float  # the same for the whole pipeline, text encoding and decoding included
 
 
-def row(name: str, made: Generation, full: Generation) -> Row:
-    """Returns what a generation is worth next to the full run."""
-    pairs = list(zip(made.images, full.images, strict=True))
-    decibels = summary(psnr_each(made.images, full.images))
-    return Row(name, round(made.calls), decibels, ssim_of(pairs), full.loop / made.loop, full.total / made.total)
-
-
 def evaluate(
     pipe: Any,
     schedules: Schedule | str | Path | Sequence[Schedule | str | Path],
@@ -76,4 +69,11 @@ def evaluate_schedules(
         fewer = replace(setup, call=replace(setup.call, num_inference_steps=steps))
         names += [schedule.name, f"{steps} steps"]
         made.append(generate(fewer, prompts, stage=names[-1]))
-    return [row(name, one, full) for name, one in zip(names, made, strict=True)], made
+    rows = [
+        Row(
+            name, round(one.calls), summary(psnr_each(one.images, full.images)),
+            ssim_of(list(zip(one.images, full.images, strict=True))), full.loop / one.loop, full.total / one.total,
+        )
+        for name, one in zip(names, made, strict=True)
+    ]  # fmt: skip
+    return rows, made

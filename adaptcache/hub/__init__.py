@@ -96,7 +96,7 @@ def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "
             there = [str(path.relative_to(local)) for level in levels for path in sorted(level)]
             raise HubError(f"{local} has no {where}{_others(there)}")
         return local / where
-    if local.exists():
+    if local.exists() or local.suffix == ".json":
         return local
     try:
         return Path(hf_hub_download(repo, where, library_name="adaptcache", **download))

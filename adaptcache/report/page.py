@@ -9,26 +9,74 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 from rich.filesize import decimal
 
 from ..errors import ScheduleError
+from ..evaluation.evaluate import Row
+from ..evaluation.generate import Generation
+from ..evaluation.metrics import psnr
 from ..files import FRAMES, wave_bytes, write_atomically
 from ..hub.card import EXACT, format_psnr
 from ..policies.plan import Plan
 from ..schedule.format import Kernel
 from ..schedule.schedule import Schedule
 from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
-from .measured import Measured
 from .picture import spectrogram, to_pixels
 
 OURS, FULL = "adaptcache", "full run"
 SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
 LONGEST = 1_000_000  # bytes of a sound, for the same reason
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What full run, schedules and as many plain steps made of some prompts, beside the numbers of all prompts."""
+
+    prompts: tuple[str, ...]  # the captions of what is shown
+    # the full run, then each schedule and as many plain steps in turn, as `evaluate` returns them
+    rows: tuple[Row, ...]
+    images: tuple[tuple[np.ndarray, ...], ...]  # what was made for these prompts, a list a row
+    held_out: int  # how many prompts the numbers are of
+    rate: int | None = None  # samples a second, of sound
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[object], rows: Sequence[Row], made: Sequence[Generation], *, most: int = 6,
+        worst_of: int = 0, rate: int | None = None,
+    ) -> Self:  # fmt: skip
+        """Keeps the outputs of a few prompts: those that a schedule does worst on, the worst first.
+
+        Arguments:
+            prompts: All of them.
+            rows: What `evaluate_schedules` returned.
+            made: The same.
+            most: Prompts to be kept.
+            worst_of: The number of the schedule.
+            rate: Samples a second, of sound.
+        """
+        full, cached = made[0].images, made[1 + 2 * worst_of].images
+        kept = sorted(range(len(full)), key=lambda number: psnr(cached[number], full[number]))[:most]
+        images = tuple(tuple(one.images[number] for number in kept) for one in made)
+        return cls(tuple(str(prompts[number]) for number in kept), tuple(rows), images, len(full), rate)
+
+    def only(self, number: int) -> Self:
+        """Returns what was measured of one of the schedules."""
+        kept = (0, 1 + 2 * number, 2 + 2 * number)
+        return replace(self, rows=tuple(self.rows[k] for k in kept), images=tuple(self.images[k] for k in kept))
+
+    def columns(self) -> dict[str, Sequence[np.ndarray]]:
+        """Returns the outputs by headings for a picture: full run, as many plain steps, the schedule, in turn."""
+        shown: dict[str, Sequence[np.ndarray]] = {f"full run, {self.rows[0].calls} steps": self.images[0]}
+        for number in range(1, len(self.rows), 2):
+            shown |= {self.rows[number + 1].name: self.images[number + 1]}
+            shown |= {f"adaptcache, {self.rows[number].calls} calls": self.images[number]}
+        return shown
 
 
 def write_report(
@@ -133,7 +181,7 @@ def _measured(measured: Measured, labels: Sequence[str]) -> dict[str, Any]:
     for number, prompt in enumerate(measured.prompts):
         made = [outputs[number] for outputs in measured.images]
         pairs = [
-            (f"{names[k]}, {format_psnr(measured.decibels(k, number))}", embed_output(made[k]),
+            (f"{names[k]}, {format_psnr(psnr(made[k], made[0]))}", embed_output(made[k]),
              embed_sound(made[k], measured.rate)) for k in range(1, len(made))
         ]  # fmt: skip
         whole = {"full": embed_output(made[0]), "sound": embed_sound(made[0], measured.rate)}
@@ -219,8 +267,10 @@ def read_comparison(folder: Path, calls: int) -> dict[str, Any]:
         images = {label: list(files) for label, files in data.get("images", {}).items()}
         lines, prompts = list(data["lines"]), list(data["prompts"])
         numbers = data.get("rows", list(range(len(prompts))))
+        found = (pareto_lines(lines, measure) for measure in ("psnr", "exact"))
+        plots = [build_pareto(points, OURS) if points else None for points in found]
         parts = {
-            "lines": lines, "plot": _pareto(lines, "psnr"), "exact": _pareto(lines, "exact"),
+            "lines": lines, "plot": plots[0], "exact": plots[1],
             "prompts": _by_prompt(lines, prompts, calls),
             "rows": _image_rows(folder, images, [prompts[k] for k in numbers], lines),
         }  # fmt: skip
@@ -242,10 +292,6 @@ def pareto_lines(lines: Sequence[dict[str, Any]], measure: str) -> dict[str, Poi
         if line.get(measure) and line.get("calls") and line["method"] != FULL:
             found.setdefault(line["method"], []).append((line["calls"], line[measure]["mean"]))
     return dict(found)
-
-
-def _pareto(lines: Sequence[dict[str, Any]], measure: str) -> Any:
-    return build_pareto(found, OURS) if (found := pareto_lines(lines, measure)) else None
 
 
 def _by_prompt(lines: Sequence[dict[str, Any]], prompts: Sequence[str], calls: int) -> dict[str, Any] | None:

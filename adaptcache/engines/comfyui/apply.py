@@ -10,7 +10,7 @@ from ...schedule.findings import Finding, Grade, check_findings, explain_finding
 from ...schedule.instant import InstantRequest
 from ...schedule.schedule import Schedule
 from .compatibility import cache_on, compare_model, compare_run, knows_plain
-from .gate import KEY, Gate, Run
+from .gate import KEY, Gate, Run, watched
 from .grid import read_run
 from .identity import state_of
 
@@ -53,7 +53,7 @@ class Applied(Gate):
             self._found = list(compare_model(schedule, model))
         self._judge(self._found)
         super().__init__(self._runner, self._before, plain=schedule is None or knows_plain(schedule))
-        self.model = self.install(model)
+        self.model = watched(model, self)
 
     @property
     def schedule(self) -> Schedule:

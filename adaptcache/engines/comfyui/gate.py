@@ -210,10 +210,6 @@ class Gate:
 
         return loop.predict(compute, x, timestep, options)
 
-    def install(self, model: Any) -> Any:
-        """Returns a clone of a MODEL that this gate watches."""
-        return watched(model, self)
-
 
 def optional(latent_image: Any = None, denoise_mask: Any = None, disable_pbar: bool = False) -> tuple[Any, Any, bool]:
     """Returns what a sampler may be given besides."""

@@ -202,8 +202,5 @@ def as_schedule(schedule: Any) -> Schedule:
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, (str, Path)):
-        path = Path(schedule).expanduser()
-        if path.suffix == ".json" or path.is_file():
-            return Schedule.load(path)
         return Schedule.from_pretrained(schedule)
     raise TypeError(f"attach takes a schedule or a path, got {type(schedule).__name__}: Schedule.load(path) reads one")
