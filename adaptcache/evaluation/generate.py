@@ -2,9 +2,8 @@
 
 import time
 from collections import defaultdict
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,39 +17,26 @@ from ..schedule.schedule import Schedule
 from ..step import Step
 from .metrics import check_images
 
+if TYPE_CHECKING:
+    Forwarding = StepHook
+else:
+    Forwarding = object  # so that what a wrapper does not have itself is looked for in the hook within
 
-class TimedHook(StepHook):
-    """Times the denoising loops of another hook: from the first denoiser call to the last step."""
+
+class TimedHook(Forwarding):
+    """Times the denoising loops of a hook, which does all else: from the first denoiser call to the last step."""
 
     def __init__(self, inner: StepHook | None = None) -> None:
         self.inner, self.seconds = inner or StepHook(), 0.0
-        self.follows_views, self.follows_loops = self.inner.follows_views, self.inner.follows_loops
-        self.reads_input, self.reads_branches = self.inner.reads_input, self.inner.reads_branches
 
-    @property
-    def own_times(self) -> tuple[float, ...]:  # type: ignore[override]
-        return self.inner.own_times
-
-    def on_grid(self, times: tuple[float, ...]) -> None:
-        self.inner.on_grid(times)
-
-    def install(self, gate: Any) -> AbstractContextManager[Any]:
-        return self.inner.install(gate)
-
-    def on_run_start(self, times: tuple[float, ...]) -> None:
-        self.inner.on_run_start(times)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def should_compute(self, step: Step) -> bool:
         if step.index == 0:
             synchronize()
             self.since = time.perf_counter()
         return self.inner.should_compute(step)
-
-    def model_output(self, step: SchedulerStep) -> Tensor:
-        return self.inner.model_output(step)
-
-    def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
-        self.inner.on_step_end(step, latents)
 
     def on_run_end(self) -> None:
         synchronize()
@@ -79,10 +65,10 @@ class RunRecorder(TimedHook):
     def model_output(self, step: SchedulerStep) -> Tensor:
         if step.step.index == 0:
             self._noise[step.track].append(step.x.detach().cpu())
-        return super().model_output(step)
+        return self.inner.model_output(step)
 
     def on_step_end(self, step: SchedulerStep, latents: Tensor) -> None:
-        super().on_step_end(step, latents)
+        self.inner.on_step_end(step, latents)
         if step.step.index == len(step.step.times) - 1:
             self._latents[step.track].append(latents.detach().float().cpu())
 
