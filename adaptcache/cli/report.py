@@ -6,17 +6,13 @@ import importlib.util
 import time
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from . import options as opt
 from .files import find_model, load_pipeline, load_schedule, measure_schedules, open_cache, wrote
 from .screen import complain, counted, out, print_whole, progress, quality_table
-
-if TYPE_CHECKING:
-    from ..report import Measured
-    from ..schedule.schedule import Schedule
 
 BUDGETS = (14, 10, 7, 5)  # calls of 28, of the demo
 SHOWN = 2  # the number of the budget that the demo's picture shows
@@ -43,8 +39,10 @@ def report(
         schedules/emoji-flux-28-4x.json --pictures
       adaptcache report mine.json --model ./my-fine-tune --pictures
     """
+    from ..engines.diffusers.engine import sampling_rate
     from ..files import check_writable
-    from ..report import build_report, write_report
+    from ..presets import read_prompts
+    from ..report import Measured, build_report, write_report
 
     if (model or device) and not pictures:
         raise ValueError("--model and --device are for what --pictures runs: give it too, or leave them out")
@@ -55,24 +53,17 @@ def report(
     if pictures:
         build_report(described, comparison)  # raises now what it would raise after the runs
     said = wrote(target)
-    measured = measure(described, model, eval_on, device) if pictures else None
+    measured = None
+    if pictures:
+        preset = find_model(model, described)
+        known, steps = read_prompts(preset.prompts), len(described[0].grid.times) or None
+        pipe = load_pipeline(preset, device)
+        rows, made = measure_schedules(pipe, preset, known, described, eval_on=eval_on, steps=steps)
+        measured = Measured.of(known.held_out, rows, made, rate=sampling_rate(pipe))
     write_report(described, target, comparison, measured)
     out.print(said)
     if show and not webbrowser.open(target.resolve().as_uri()):
         complain(f"no browser was found: open {target.resolve()} in one")
-
-
-def measure(schedules: list[Schedule], model: str | None, eval_on: int, device: str | None) -> Measured:
-    """Runs held-out prompts in full, by each schedule, and by as many plain steps."""
-    from ..engines.diffusers.engine import sampling_rate
-    from ..presets import read_prompts
-    from ..report import Measured
-
-    preset = find_model(model, schedules)
-    known, steps = read_prompts(preset.prompts), len(schedules[0].grid.times) or None
-    pipe = load_pipeline(preset, device)
-    rows, made = measure_schedules(pipe, preset, known, schedules, eval_on=eval_on, steps=steps)
-    return Measured.of(known.held_out, rows, made, rate=sampling_rate(pipe))
 
 
 def demo(

@@ -224,9 +224,6 @@ class Ours(Baseline):
             costs.book(next(reversed(costs.work)))  # what came after the last report
         return cls(measurement.profile, profiling, fitted, dict(costs.work))
 
-    def propose(self, case: Case) -> list[Params]:
-        return [{"plan": schedule.steps()} for schedule in self.schedules.values()]
-
     @contextmanager
     def apply(self, case: Case, params: Params) -> Iterator[Ready]:
         chosen = next(one for one in self.schedules.values() if one.steps() == params["plan"])

@@ -77,13 +77,8 @@ def validate(
     evidence = evidence_of(values, calls, whole, baseline=baseline, precision_floor=floor)
     if target is None:
         return schedule.model_copy(update={"evidence": evidence})
-    found = certify(
-        [values],
-        target,
-        settings=[f"{evidence.calls[0]} of {evidence.calls[1]} calls"],
-        prompts=evidence.prompts,
-        groups=groups,
-    )
+    settings = [f"{evidence.calls[0]} of {evidence.calls[1]} calls"]
+    found = certify([values], target, settings=settings, prompts=evidence.prompts, groups=groups)
     if found.certified is None:
         return compute_all(schedule, found)
     return schedule.model_copy(update={"evidence": evidence.model_copy(update={"certificate": found})})
@@ -132,21 +127,22 @@ def evidence_of(values: list[float], calls: float, steps: int, **more: object) -
     return evidence.model_copy(update={"verdict": verdict})
 
 
+def full_rule(times: tuple[float, ...]) -> Rule:
+    """Returns the rule that computes every step."""
+    return Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
+
+
 def compute_all(schedule: Schedule, failed: Certificate) -> Schedule:
     """Returns the schedule that skips nothing, and says why: the verdict 'do not cache'."""
     times = schedule.grid.times
-    few = (
-        f" With {len(times)} steps every one is large, as in distilled models, and there is little to skip."
-        if len(times) <= FEW
-        else ""
-    )
-    verdict = f"Do not cache: every step is computed. {failed.sentence}{few}"
-    rule = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
+    verdict = f"Do not cache: every step is computed. {failed.sentence}"
+    if len(times) <= FEW:
+        verdict += f" With {len(times)} steps every one is large, as in distilled models, and there is little to skip."
     evidence = Evidence(
         prompts=failed.prompts, n=failed.n, calls=(len(times), len(times)), speed=1.0,
         psnr={"mean": CEILING, "p05": CEILING}, certificate=failed, verdict=verdict,
     )  # fmt: skip
-    return schedule.model_copy(update={"rules": (rule,), "evidence": evidence})
+    return schedule.model_copy(update={"rules": (full_rule(times),), "evidence": evidence})
 
 
 # The same under other arguments: a matrix of sizes, step counts and guidance.
@@ -202,8 +198,6 @@ def measure_cell(setup: Setup, prompts: PromptSet, schedule: Schedule, changed: 
         made = generate(here, prompts, schedule, stage=f"at {what}")
     fewer = replace(here, call=replace(call, num_inference_steps=max(1, round(made.calls))))
     plain = generate(fewer, prompts, stage=f"at {what}, fewer steps")
-    baseline, calls = (
-        Baseline(steps=round(plain.calls), psnr=worth(plain)),
-        (round(made.calls), call.num_inference_steps),
-    )
+    baseline = Baseline(steps=round(plain.calls), psnr=worth(plain))
+    calls = round(made.calls), call.num_inference_steps
     return Cell(changed=changed, n=len(prompts), calls=calls, psnr=worth(made), baseline=baseline)

@@ -128,12 +128,18 @@ def _part(schedule: Schedule, measured: Measured | None) -> dict[str, Any]:
     computed = [cell["index"] for cell in strips[0] if cell["computed"]] if strips else []
     calls = seen.calls[0] if seen else len(computed)
     sentence, grade = verdict(schedule, measured)
+    charts = dict.fromkeys(("errors", "changes", "heat"))  # of what the schedule knows of its model
+    if kernel := schedule.kernel:
+        changes = output_changes(kernel)
+        charts["errors"] = build_curve(kernel.sensitivity, computed)
+        charts["changes"] = build_curve(changes, computed, first=1) if len(changes) else None
+        charts["heat"] = build_heat_map(output_distances(kernel))
     return {
         "schedule": schedule, "strips": strips, "calls": calls, "verdict": sentence, "grade": grade,
         "label": f"{calls} calls" if calls else schedule.name,
         "forecast": schedule.rules[0].forecast.model_dump(exclude={"table"}),
         "certificate": seen.certificate.sentence if seen and seen.certificate else None,
-        **_kernel_charts(schedule.kernel, computed),
+        **charts,
     }  # fmt: skip
 
 
@@ -218,18 +224,6 @@ def _strips(schedule: Schedule) -> list[list[dict[str, Any]]]:
     policy, times = schedule.rules[0].policy, schedule.grid.times
     chosen = [policy.steps(times, g) for g in range(len(policy.gears))] if isinstance(policy, Plan) else []
     return [[{"index": i, "t": f"{t:.3f}", "computed": i in steps} for i, t in enumerate(times)] for steps in chosen]
-
-
-def _kernel_charts(kernel: Kernel | None, computed: Sequence[int]) -> dict[str, Any]:
-    """Returns the charts of what a schedule knows of its model."""
-    if kernel is None:
-        return dict.fromkeys(("errors", "changes", "heat"))
-    changes = output_changes(kernel)
-    return {
-        "errors": build_curve(kernel.sensitivity, computed),
-        "changes": build_curve(changes, computed, first=1) if len(changes) else None,
-        "heat": build_heat_map(output_distances(kernel)),
-    }
 
 
 def output_changes(kernel: Kernel) -> np.ndarray:

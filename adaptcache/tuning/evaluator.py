@@ -12,8 +12,7 @@ from ..calibration.match import Fit, match
 from ..calibration.search import EFFORT
 from ..evaluation.generate import generate, reference_images
 from ..evaluation.metrics import score_images
-from ..forecasts.extrapolate import Extrapolate
-from ..policies.plan import Plan
+from ..evaluation.validate import full_rule
 from ..profiling.measure import Measurement
 from ..runs import PromptSet, Setup
 from ..schedule.rule import Rule
@@ -45,8 +44,7 @@ class CandidateEvaluator:
     def full(self) -> Schedule:
         """A schedule that computes every step."""
         times = tuple(map(float, self.measurement.profile.times))
-        rule = Rule(policy=Plan.of(range(len(times)), times), forecast=Extrapolate(order=0))
-        return build_schedule(self.setup, self.measurement.profile, (rule,))
+        return build_schedule(self.setup, self.measurement.profile, (full_rule(times),))
 
     def choose_plan(self, calls: int) -> tuple[int, ...]:
         """Returns the plan that `calibrate` finds."""
