@@ -26,7 +26,7 @@ from rich.table import Table
 from adaptcache.calibration.calibrate import calibrate
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.tuning import study as studies
-from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.evaluator import Candidate
 from adaptcache.tuning.tune import tune
 from tests.toy import Pipe
 

@@ -36,7 +36,7 @@ from adaptcache.runs import Job, Outcome, PipelineCall, PromptSet, Setup
 from adaptcache.runtime.runner import Runner
 from adaptcache.schedule.rule import Rule
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.tuning.candidate import SPACE, Candidate, leaders
+from adaptcache.tuning.evaluator import SPACE, Candidate, leaders
 from adaptcache.tuning.front import conclude
 from adaptcache.tuning.study import MoveSampler, Search
 from adaptcache.tuning.tune import begin

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptcache.presets import read_prompts, resolve
-from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.evaluator import Candidate
 from adaptcache.tuning.study import Search
 from adaptcache.tuning.tune import begin
 

@@ -188,7 +188,7 @@ def test_times_are_read() -> None:
 @pytest.mark.slow
 def test_workers_of_the_command_line_share_the_trials(run: Run, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    from adaptcache.tuning.candidate import Candidate
+    from adaptcache.tuning.evaluator import Candidate
 
     code, _, err = run("tune", "--speed", "2", *QUICK, "--trials", "24", "--workers", "2", "--out", "s.json")
     assert code == 0 and "ended early" not in err, err

@@ -28,7 +28,7 @@ from adaptcache.runs import PromptSet
 from adaptcache.schedule.schedule import Schedule
 from adaptcache.tuning import Tuned
 from adaptcache.tuning import study as studies
-from adaptcache.tuning.candidate import SPACE, Candidate, leaders
+from adaptcache.tuning.evaluator import SPACE, Candidate, leaders
 from adaptcache.tuning.front import conclude, gain
 from adaptcache.tuning.study import Journal, MoveSampler, Search, live_trials, open_storage
 from adaptcache.tuning.target import Target

@@ -11,7 +11,7 @@ import pytest
 from toy import Pipe
 
 from adaptcache.tuning import study as studies
-from adaptcache.tuning.candidate import Candidate
+from adaptcache.tuning.evaluator import Candidate
 from adaptcache.tuning.front import conclude
 from adaptcache.tuning.study import Search
 from adaptcache.tuning.tune import begin

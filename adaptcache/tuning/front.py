@@ -20,7 +20,7 @@ from ..evaluation.validate import compute_all, evidence_of
 from ..limits import NODES, first_fault
 from ..schedule.format import Count, Line, Name, Part, Summary, read_artifact
 from ..schedule.schedule import Schedule
-from .candidate import Candidate, leaders
+from .evaluator import Candidate, leaders
 
 if TYPE_CHECKING:
     from .study import Search

@@ -23,8 +23,7 @@ from ..files import check_writable
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
-from .candidate import MOVES, SPACE, Candidate, leaders
-from .evaluator import LEAST, CandidateEvaluator
+from .evaluator import LEAST, MOVES, SPACE, Candidate, CandidateEvaluator, leaders
 from .target import SearchOptions, Target
 
 try:

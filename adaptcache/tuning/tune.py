@@ -11,8 +11,7 @@ from ..engines import make_setup, take
 from ..fitting.plan import even_plan
 from ..profiling.measure import content_key, measure
 from ..runs import Prompt, PromptSet
-from .candidate import Candidate
-from .evaluator import CandidateEvaluator
+from .evaluator import Candidate, CandidateEvaluator
 from .front import Tuned, conclude
 from .target import SearchOptions, Target
 
