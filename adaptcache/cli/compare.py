@@ -116,11 +116,7 @@ def compare(
 
 
 def result_rows(results: Sequence[MethodResult], measure: str = "") -> Rows:
-    """Returns what methods reached, as text.
-
-    Arguments:
-        measure: The name of the caption score; empty where there is none.
-    """
+    """Returns what methods reached, as text, with the caption score where that has a name."""
     exact, lead = any(one.exact for one in results), any(one.lead for one in results)
     headings = ["budget", "method", "PSNR dB", "5th pct", *["lead dB"] * lead, "SSIM", "latent error"]
     headings += ["to exact dB"] * exact + [measure] * bool(measure)
@@ -226,13 +222,7 @@ def write_folder(
     folder: Path, result: Comparison, data: Mapping[str, Any], prompts: Sequence[Prompt], name: str,
     rate: int | None = None,
 ) -> None:  # fmt: skip
-    """Writes a comparison.
-
-    Arguments:
-        data: The numbers, as they are printed.
-        name: Of the model, for the schedules.
-        rate: Samples a second, of sound.
-    """
+    """Writes a comparison: its numbers as they are printed, schedules by the model's name, pictures and sounds."""
     from ..files import dump_json, write_atomically
     from ..report.charts import build_pareto, write_png
     from ..report.page import pareto_lines

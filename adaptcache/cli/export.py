@@ -104,10 +104,7 @@ def measure_on_preset(exported: Exported, preset: Preset, device: str | None, co
 def measure_export(exported: Exported, pipe: Any, setup: Setup, prompts: PromptSet) -> dict[str, float]:
     """Returns the quality of decoded outputs in decibels against the full run, mean and 5th percentile.
 
-    Arguments:
-        pipe: A diffusers pipeline; it is as it was afterwards.
-        setup: How to run it; its engine runs the pipeline itself and no twin, which has no cache.
-        prompts: What to generate: prompts that nothing was fitted on.
+    The engine of `setup` has to run the pipeline itself and no twin, which has no cache.
     """
     from ..engines.formats import apply_export
     from ..evaluation.generate import generate

@@ -118,13 +118,7 @@ def counted(number: int, what: str) -> str:
 
 
 def new_table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
-    """Returns an empty table.
-
-    Arguments:
-        headings: Of the columns; the first is not wrapped.
-        right: Which are aligned to the right.
-        whole: Which further ones are not wrapped.
-    """
+    """Returns an empty table. The first column and those in `whole` are not wrapped, those in `right` stand right."""
     view = Table(box=None, header_style="bold")
     for heading in headings:
         kept = heading in whole or heading == headings[0]

@@ -84,12 +84,9 @@ class Tried:
 
 
 def settings_between(found: Sequence[tuple[float, Params]], threshold: str, budgets: Sequence[int]) -> list[Params]:
-    """Returns settings in the middle, on a log scale, of the two nearest to each budget on both sides.
+    """Returns settings in the middle, on a log scale, of the two nearest to each budget in calls on both sides.
 
-    Arguments:
-        found: Calls and parameters of what was tried.
-        threshold: The parameter that is varied; more of it means fewer calls.
-        budgets: In calls.
+    More of the threshold means fewer calls.
     """
     families: dict[str, list[tuple[float, Params]]] = {}
     for calls, params in found:
@@ -196,12 +193,9 @@ class ComparisonRunner:
     def measure_best(
         self, baseline: Baseline, budget: float, calls: int, found: Sequence[Tried], counted: bool = True
     ) -> MethodResult:
-        """Measures the best setting at or below a budget on the held-out prompts.
+        """Measures the best setting at or below a budget on the held-out prompts, with the probe `counted` or not.
 
         A setting that makes more calls there than it is allowed gives way to the best of those with fewer.
-
-        Arguments:
-            counted: Whether the probe counts for the budget.
         """
         name, over, left = baseline.name + UNPROBED * (not counted), list[float](), found
         while best := pick(baseline, left, calls, counted):

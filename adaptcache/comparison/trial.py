@@ -121,11 +121,7 @@ class Trial:
 
 
 def run_trial(setup: Setup, prompts: PromptSet, hook: StepHook | None = None, stage: str = "") -> Trial:
-    """Runs the pipeline of an exclusive engine as it is: what methods have hooked into it stays.
-
-    Arguments:
-        hook: Who decides where the denoiser is called; None calls it at every step.
-    """
+    """Runs the pipeline of an exclusive engine as it is, all steps without a hook: what methods hooked in stays."""
     recorder = RunRecorder(hook)
     with MacCounter(pipe_of(setup)) as counter:
         made = generate(setup, prompts, recorder, stage=stage)

@@ -61,8 +61,7 @@ def weights_of(schedule: Schedule, gear: int = 0, history: int = HISTORY) -> tup
 class TableCalibrator:
     """Forecasts by a table, with the interface of `cache_dit`'s `CalibratorBase`.
 
-    Arguments:
-        table: By step, the weights of the last computed values, newest first; empty where the step is computed.
+    The table has, by step, the weights of the last computed values, newest first; none where the step is computed.
     """
 
     def __init__(self, table: Table) -> None:

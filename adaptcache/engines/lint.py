@@ -31,11 +31,7 @@ class Fault:
 
 
 def lint(schedule: Schedule, profile: Profile | None = None) -> list[Fault]:
-    """Returns what is wrong with a schedule.
-
-    Arguments:
-        profile: What was measured on the pipeline it is for; scores its numbers and finds its cliffs.
-    """
+    """Returns what is wrong with a schedule; a profile of its pipeline scores its numbers and finds its cliffs."""
     return [fault for rule in schedule.rules for fault in faults_of(rule.policy, schedule, profile)]
 
 

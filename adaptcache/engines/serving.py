@@ -271,10 +271,7 @@ class Request:
         self.reason = self.reason or reason
 
     def begin(self, x: Tensor | None = None) -> bool:
-        """A step begins: returns whether to call the denoiser.
-
-        Arguments:
-            x: What enters the denoiser, with shape (B, *), for schedules that look at it.
+        """A step begins: returns whether to call the denoiser. Some schedules look at what enters it, `x`.
 
         Raises:
             LoopError: The step before was skipped and has not ended: what was returned for it is no output.

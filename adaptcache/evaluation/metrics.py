@@ -36,16 +36,10 @@ def check_images(images: Sequence[np.ndarray], first: int, run: str) -> None:
 
 
 def score_images(images: Sequence[np.ndarray], truth: Sequence[np.ndarray], first: int, run: str) -> list[float]:
-    """Returns the decibels of each image of a run against the full run.
-
-    Arguments:
-        images: Of prompt `first` and those after it.
-        truth: The same of the full run.
-        first: The number of the first prompt.
-        run: What made them, for errors.
+    """Returns the decibels of each image of a run, of prompt `first` and those after it, against the full run.
 
     Raises:
-        ValueError: An image is not finite.
+        ValueError: An image is not finite; it says which, and of which run.
     """
     check_images(images, first, run)
     return psnr_each(images, truth)

@@ -96,11 +96,8 @@ class LastBit(StepHook):
 def precision_floor(setup: Setup, prompts: PromptSet, truth: Sequence[np.ndarray]) -> float:
     """Returns decibels of full runs against themselves with the last bit of each output moved.
 
-    A full run on another card, or in another batch, is as far away: what is above is rounding.
-
-    Arguments:
-        prompts: The first two of the first batch are run again.
-        truth: The images of that batch's full runs.
+    A full run on another card, or in another batch, is as far away: what is above is rounding. The first two prompts
+    of the first batch, whose full runs gave `truth`, are run again.
     """
     known = truth[:2]
     again = generate(setup, prompts[: len(known)], LastBit(), reference=True, stage="precision floor").images
@@ -108,12 +105,7 @@ def precision_floor(setup: Setup, prompts: PromptSet, truth: Sequence[np.ndarray
 
 
 def evidence_of(values: list[float], calls: float, steps: int, **more: object) -> Evidence:
-    """Returns the evidence of held-out prompts.
-
-    Arguments:
-        calls: Steps whose denoiser is called, of a run; the mean where prompts differ.
-        more: A certificate, a baseline, ...
-    """
+    """Returns the evidence of held-out prompts, with so many calls a run (the mean where prompts differ)."""
     evidence = Evidence(
         prompts=f"{len(values)} held-out", n=len(values), calls=(round(calls), steps),
         psnr=summary(values), speed=steps / calls, **more,

@@ -142,11 +142,7 @@ def plot_png(schedules: Mapping[str, Any]) -> bytes | None:
 
 
 def build_plot(schedules: Mapping[str, Any]) -> Figure:
-    """Draws decibels over the share of calls, mean and 5th percentile, and the steps of each schedule.
-
-    Arguments:
-        schedules: The schedules of a folder by name; "" is the one without.
-    """
+    """Draws decibels over the share of calls, mean and 5th percentile, and the steps of each schedule by its name."""
     from matplotlib.figure import Figure
 
     measured = {name: s.evidence for name, s in sorted(schedules.items()) if s.evidence}

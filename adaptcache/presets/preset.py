@@ -292,8 +292,7 @@ def _why(error: Exception, source: str, gated: bool) -> str:
 def place(pipe: Any, device: str, offload: str) -> Any:
     """Puts a pipeline on a device, or lets its weights wait on the CPU.
 
-    Arguments:
-        offload: "model" has one part at a time on the device; "group" one layer at a time, and needs least.
+    Offloading by "model" has one part at a time on the device, by "group" one layer at a time, which needs least.
     """
     if offload == "none":
         return pipe.to(device)

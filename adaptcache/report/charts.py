@@ -54,13 +54,7 @@ def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def build_curve(values: Sequence[float] | np.ndarray, computed: Collection[int], first: int = 0) -> Figure:
-    """Draws a value a step in decades; steps that are computed are filled.
-
-    Arguments:
-        values: The values of step `first` and those after it.
-        computed: The numbers of the computed steps.
-        first: The first step that has a value.
-    """
+    """Draws the values of step `first` and those after it in decades; steps that are computed are filled."""
     with new_figure(6, 2.6) as (figure, axes):
         steps, heights = range(first, first + len(values)), np.clip(values, LEAST, None)
         axes.semilogy(steps, heights, color=ON, linewidth=1.5)
@@ -89,12 +83,7 @@ def build_heat_map(distances: np.ndarray) -> Figure:
 
 
 def build_pareto(lines: Mapping[str, Points], ours: str = "adaptcache") -> Figure:
-    """Draws decibels over denoiser calls, a line a method with its name at the end: ours and the best of the others.
-
-    Arguments:
-        lines: Calls and decibels, by method.
-        ours: The method that stands out.
-    """
+    """Draws decibels over denoiser calls, a line a method with its name at the end: ours and the best others."""
     chosen = best_lines(lines, ours, MOST)
     looks = itertools.product(MARKERS, [f"C{k}" for k in range(10)])
     with _decibels(9, 5, "denoiser calls (block calls / blocks)") as (figure, axes):
@@ -177,11 +166,7 @@ def write_png(figure: Figure, path: str | Path) -> Path:
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """Returns a figure as an element of a page, in the page's colours.
-
-    Arguments:
-        label: What it shows, for those who do not see it.
-    """
+    """Returns a figure as an element of a page, in the page's colours; the label says what it shows."""
     import matplotlib
 
     buffer, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))

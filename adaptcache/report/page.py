@@ -50,15 +50,9 @@ class Measured:
         cls, prompts: Sequence[object], rows: Sequence[Row], made: Sequence[Generation], *, most: int = 6,
         worst_of: int = 0, rate: int | None = None,
     ) -> Self:  # fmt: skip
-        """Keeps the outputs of a few prompts: those that a schedule does worst on, the worst first.
+        """Keeps the outputs of `most` prompts: those that schedule number `worst_of` does worst on, the worst first.
 
-        Arguments:
-            prompts: All of them.
-            rows: What `evaluate_schedules` returned.
-            made: The same.
-            most: Prompts to be kept.
-            worst_of: The number of the schedule.
-            rate: Samples a second, of sound.
+        `rows` and `made` are what `evaluate_schedules` returned; `rate` is in samples of a sound a second.
         """
         full, cached = made[0].images, made[1 + 2 * worst_of].images
         kept = sorted(range(len(full)), key=lambda number: psnr(cached[number], full[number]))[:most]
@@ -146,9 +140,7 @@ def _part(schedule: Schedule, measured: Measured | None) -> dict[str, Any]:
 def verdict(schedule: Schedule, measured: Measured | None = None) -> tuple[str, str]:
     """Returns what to think of a schedule in a sentence, and whether that is "good", "bad" or "" (not known).
 
-    Arguments:
-        schedule: The schedule, whose evidence is taken where nothing was measured.
-        measured: What was measured of it, and of as many plain steps.
+    Its evidence is taken where nothing was measured of it and of as many plain steps.
     """
     seen = schedule.evidence
     plain: float | None

@@ -75,8 +75,7 @@ def strip(output: np.ndarray) -> np.ndarray:
 def spectrogram(sound: np.ndarray) -> np.ndarray:
     """Returns how loud which frequency is when: an image with shape (H, W, 3), low notes at the bottom.
 
-    Arguments:
-        sound: Values in [-1, 1], with shape (channels, samples).
+    The sound has values in [-1, 1] and shape (channels, samples).
     """
     from scipy.signal import stft
 
@@ -88,12 +87,9 @@ def spectrogram(sound: np.ndarray) -> np.ndarray:
 
 
 def save_output(output: np.ndarray, path: str | Path, rate: int | None = None) -> Path:
-    """Writes an image with shape (H, W, C), a clip with shape (F, H, W, C) as an animation, or a sound.
+    """Writes an image with shape (H, W, C), a clip (F, H, W, C) as an animation, or a sound (channels, samples).
 
-    Arguments:
-        output: What a pipeline made; a sound has shape (channels, samples).
-        path: Where to: a sound goes into a .wav file, and into any other as its spectrogram.
-        rate: Samples a second, for sound.
+    A sound, with `rate` samples a second, goes into a .wav file, and into any other as its spectrogram.
     """
     if Path(path).suffix.lower() == ".wav":
         if output.ndim != 2 or rate is None:

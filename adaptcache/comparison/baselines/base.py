@@ -123,13 +123,7 @@ def planned_steps(policy: StaticPolicy, steps: int) -> tuple[int, ...]:
 
 
 def nearest_plans(plans: Mapping[tuple[int, ...], Params], calls: Sequence[int], count: int) -> list[Params]:
-    """Returns the settings of the `count` longest plans at or below each budget.
-
-    Arguments:
-        plans: Settings by the numbers of the steps they compute.
-        calls: The budgets, in denoiser calls.
-        count: How many for each budget.
-    """
+    """Returns the settings of the `count` longest plans, numbers of computed steps, at or below each budget."""
     ranked = sorted(plans, key=len, reverse=True)
     chosen = {plan: plans[plan] for most in calls for plan in [p for p in ranked if len(p) <= most][:count]}
     return list(chosen.values())

@@ -80,11 +80,7 @@ class ComfyEngine:
         return [one[0] if frames == 1 else one for one in made.reshape(-1, frames, *made.shape[1:])]
 
     def sample(self, model: Any, job: Job, gate: Gate | None = None) -> Tensor:
-        """Returns the latents that a MODEL gives for a batch, with shape (B, *).
-
-        Arguments:
-            model: The engine's, or one that was made of it: with a schedule on it, say.
-        """
+        """Returns the latents that the engine's MODEL, or one made of it, gives for a batch, with shape (B, *)."""
         sampling, seed, count = self.sampling, job.call.seed + job.prompts.first, len(job.prompts)
         guider = self._samplers.CFGGuider(model)
         guider.set_conds(join_conditionings([own["positive"] for own in job.prompts]), sampling.negative)  # type: ignore[index]

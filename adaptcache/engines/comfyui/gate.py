@@ -86,13 +86,9 @@ class Loop:
     def predict(
         self, compute: Callable[[dict[str, Any]], Tensor], x: Tensor, timestep: Tensor, options: dict[str, Any]
     ) -> Tensor:
-        """Returns the denoised latents of a step, from the model or from the hook.
+        """Returns the denoised latents of a step, from the model (called by `compute`) or from the hook.
 
-        Arguments:
-            compute: Calls the model with model options.
-            x: The latents, with shape (B, *).
-            timestep: Their noise level, with shape (B,).
-            options: The model options of the call.
+        Latents have shape (B, *), their noise level `timestep` (B,).
         """
         index, level = len(self.made), float(timestep.reshape(-1)[0])
         if self.lost or index >= len(self.levels) or abs(level - self.levels[index]) > NEAR * self.levels[index]:

@@ -90,10 +90,8 @@ class StandIn:
     def follow(self, sampler: Any, sigmas: Tensor, extra: dict[str, Any], *latents: Tensor | None) -> Tensor:
         """Runs a sampler and returns where it landed. Draws what the real run draws, and leaves generators alone.
 
-        Arguments:
-            sampler: As `SAMPLER_SAMPLE` is given it.
-            sigmas: Its noise levels; some samplers write to them, so they get a copy.
-            latents: The noise, the latents to start from, and the mask.
+        `latents` are the noise, the latents to start from, and the mask. Some samplers write to their noise levels, so
+        they get a copy.
         """
         noise, start, *mask = (value if value is None else value.clone() for value in latents)
         with fork_rng():
@@ -165,22 +163,15 @@ def input_scale(sampling: Any, level: float, plain: bool = False) -> float:
     """Returns the factor from the latents of a sampler to those that schedules know.
 
     Samplers keep the latents of models with added noise (Stable Diffusion) as x0 + sigma * noise; most schedulers of
-    diffusers, and schedules, divide that by sqrt(1 + sigma^2).
-
-    Arguments:
-        sampling: The `model_sampling` of the model.
-        plain: Whether the schedule knows x0 + sigma * noise, as diffusers' Euler does.
+    diffusers, and schedules, divide that by sqrt(1 + sigma^2). `plain` ones do not, as diffusers' Euler.
     """
     return 1.0 if plain or prediction_of(sampling) == "flow_prediction" else 1 / math.sqrt(1 + level * level)
 
 
 class Tracer(StandIn):
-    """Gives a sampler outputs that are unit vectors, and records where it stands at each call.
+    """Gives a sampler outputs that are unit vectors, and records where it stands at each of `steps` calls.
 
-    Arguments:
-        guider: What it stands in for.
-        steps: How many calls there are: N.
-        size: Of the vectors; 0 shows whether the sampler adds noise.
+    Vectors of `size` 0 show whether the sampler adds noise.
     """
 
     def __init__(self, guider: Any, steps: int, size: float) -> None:

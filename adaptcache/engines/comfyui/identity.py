@@ -104,8 +104,7 @@ def named(value: Any) -> str:
 def plain(value: Any, brief: bool = False) -> Any:
     """Returns nested settings as `cache.feed` takes them: objects by the names of their classes.
 
-    Arguments:
-        brief: Whether a sample of a tensor's values stands for them.
+    If `brief`, a sample of a tensor's values stands for them.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(one, brief) for key, one in value.items()}

@@ -82,8 +82,7 @@ def check_schedule(schedule: Schedule, pipe: Any, strict: bool = False) -> list[
 def graded_call(schedule: Schedule, pipe: Any, arguments: Mapping[str, Any]) -> list[Finding]:
     """Returns what in one call of an attached pipeline was not measured; steps are looked at when it runs.
 
-    Arguments:
-        arguments: What it is called with, by name; sizes that are left to the pipeline are not compared.
+    Arguments are by name; sizes that are left to the pipeline are not compared.
     """
     made, arguments = schedule.made.get("call") or {}, named_inputs(pipe, arguments)
     chosen = {name for name in SIZE if arguments.get(name) is not None and made.get(name) is not None}

@@ -37,10 +37,7 @@ def components_of(pipe: Any, besides: Collection[str] = ()) -> dict[str, dict[st
     """Returns digests of every module of a pipeline: its configuration, weights, and what was set on it or patches it.
 
     The one look at a module that cache keys, schedules and attached runs share. Strings only, so that a schedule keeps
-    it. Weights that are offloaded or sharded cannot be read: they are "".
-
-    Arguments:
-        besides: Names of modules that are left out.
+    it. Weights that are offloaded or sharded cannot be read: they are "". Modules named in `besides` are left out.
     """
     found = {}
     for name, part in sorted(parts_of(pipe).items()):

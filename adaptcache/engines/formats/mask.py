@@ -172,14 +172,10 @@ def price_reuse(kernel: Kernel, times: tuple[float, ...]) -> Array:
 
 
 def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[int]) -> float:
-    """Returns the squared error of the final latents, over their energy, if a plan's steps are reused.
+    """Returns the squared error of the final latents, over their energy, if the steps that a plan skips are reused.
 
-    The errors of single steps do not add up as energies: an output that is reused again and again is wrong in
-    the same direction each time. So they are added as vectors, whose inner products the kernel knows.
-
-    Arguments:
-        times: The grid with shape (N,).
-        computed: 1 where a step is computed and 0 where the one before is reused, with shape (N,).
+    The errors of single steps do not add up as energies: an output that is reused again and again is wrong in the same
+    direction each time. So they are added as vectors, whose inner products the kernel knows.
     """
     gram, weights = kernel.on_grid(times)
     skipped = np.flatnonzero(np.array(computed) == 0)
@@ -260,8 +256,7 @@ class ReusePlanner:
     def every_nth(self, *, last: bool) -> tuple[int, ReusePlan]:
         """Returns the interval whose calls are nearest to the budget, and its plan.
 
-        Arguments:
-            last: Whether the engine always computes the last step.
+        With `last` the engine always computes the last step too.
         """
 
         def steps(interval: int) -> list[int]:

@@ -32,10 +32,7 @@ def constant(interval: int, threshold: float) -> list[float]:
 def read_polynomial(coefficients: Sequence[float], threshold: float | None, last: bool = False) -> Settings:
     """Returns the settings of a TeaCache: every n-th step where its polynomial is constant.
 
-    Arguments:
-        coefficients: The coefficients, highest order first.
-        threshold: The distance at which a step is computed.
-        last: Whether the engine always computes the last step.
+    Coefficients go from the highest order down; with `last` the engine always computes the last step.
     """
     if threshold is None:
         raise ScheduleError("coefficients without a threshold: add 'rel_l1_thresh'")
