@@ -17,7 +17,7 @@ from torch import Tensor
 import adaptcache
 from adaptcache.engines.comfyui.apply import Applied, applied_to
 from adaptcache.engines.comfyui.engine import ComfyEngine, Sampling, join_conditionings, noise_like
-from adaptcache.engines.comfyui.gate import Gate
+from adaptcache.engines.comfyui.gate import Gate, watched
 from adaptcache.engines.comfyui.grid import times_of
 from adaptcache.engines.comfyui.identity import fingerprint
 from adaptcache.errors import AttachError, ScheduleError
@@ -101,11 +101,11 @@ def test_a_preview_lands_where_the_sampler_lands_and_computing_all_changes_no_bi
     model = stand_in_model(sampling())
     hook = Counter()
     gate = Gate(hook, keep=True)
-    assert torch.equal(sample(gate.install(model), sampler), sample(model, sampler))
+    assert torch.equal(sample(watched(model, gate), sampler), sample(model, sampler))
     assert len(hook.errors) == STEPS and max(hook.errors) < 1e-5
     assert gate.made == ((True,),) * STEPS
     skipping = Counter({2, 3, 7, STEPS - 1}, 0.98)
-    sample(Gate(skipping, keep=True).install(model), sampler)
+    sample(watched(model, Gate(skipping, keep=True)), sampler)
     assert len(skipping.errors) == STEPS and max(skipping.errors) < 1e-5
 
 
@@ -312,7 +312,7 @@ def test_epsilon_schedules_know_the_latents_of_their_scheduler() -> None:
             return step.u
 
     for plain in (False, True):
-        sample(Gate(Look(), plain=plain).install(model))
+        sample(watched(model, Gate(Look(), plain=plain)))
     levels = engine(model).sigmas(STEPS)[:-1]
     for level, scaled, raw in zip(levels, seen[False], seen[True], strict=True):
         assert torch.allclose(scaled * (1 + level**2).sqrt(), raw, rtol=1e-5)

@@ -20,6 +20,7 @@ from PIL import Image
 from adaptcache.errors import ScheduleError
 from adaptcache.evaluation.evaluate import Row
 from adaptcache.evaluation.generate import Generation
+from adaptcache.evaluation.metrics import psnr
 from adaptcache.report import Measured, build_report, write_report
 from adaptcache.report.charts import (
     best_lines,
@@ -252,7 +253,7 @@ def test_pictures_are_of_the_prompts_that_a_schedule_does_worst_on() -> None:
     found = measured(40, 30)
     assert found.prompts == ("b", "c") and found.held_out == 3
     assert list(found.columns()) == ["full run, 8 steps", "4 steps", "adaptcache, 4 calls"]
-    assert found.decibels(1, 0) == pytest.approx(20)
+    assert psnr(found.images[1][0], found.images[0][0]) == pytest.approx(20)
 
 
 def test_a_page_shows_full_ours_and_as_many_plain_steps_with_speed_and_verdict(schedule: Schedule) -> None:

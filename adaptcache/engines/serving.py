@@ -67,7 +67,8 @@ def load_schedules(source: str) -> list[Schedule]:
         if not found:
             raise ScheduleError(f"{path} has no schedule: put files that `adaptcache calibrate` writes there")
     else:
-        repo, _, revision = (source, "", "") if path.is_file() else source.partition("@")
+        is_file = path.suffix == ".json" or path.is_file()  # whose name may have an @
+        repo, _, revision = (source, "", "") if is_file else source.partition("@")
         found = [Schedule.from_pretrained(repo, revision=revision or None)]
     for schedule in found:
         if sites := [rule.site for rule in schedule.rules if rule.site != "step"]:
