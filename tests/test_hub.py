@@ -17,6 +17,7 @@ from PIL import Image
 from test_export import kernel, schedule
 
 import adaptcache
+from adaptcache.engines.serving import load_schedules
 from adaptcache.errors import ScheduleError
 from adaptcache.files import dump_json
 from adaptcache.hub import CONFIG, HubError
@@ -61,6 +62,13 @@ def test_a_saved_folder_gives_the_same_schedule_and_the_same_bytes(fitted: Sched
     again = loaded.save_pretrained(tmp_path / "b")
     assert again.read_bytes() == path.read_bytes() == fitted.save(tmp_path / "c.json").read_bytes()
     assert Schedule.from_pretrained(path) == loaded == Schedule.load(path)
+
+
+def test_a_file_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match=r"cannot read .*none.json: No such file"):
+        Schedule.from_pretrained(tmp_path / "none.json")
+    with pytest.raises(ScheduleError, match=r"cannot read .*v@1.json: No such file"):
+        load_schedules(str(tmp_path / "v@1.json"))
 
 
 def test_a_folder_holds_several_schedules_and_one_card(fitted: Schedule, tmp_path: Path) -> None:
