@@ -18,7 +18,7 @@ import adaptcache
 from adaptcache.calibration.fit import fit_schedule
 from adaptcache.calibration.match import Fit, match
 from adaptcache.calibration.own import fit_own_times, measured_at, through
-from adaptcache.calibration.refine import Point, columns_of, refine
+from adaptcache.calibration.refine import Point, columns_of, cross_validated, refine
 from adaptcache.engines.diffusers.sampler import sampler
 from adaptcache.engines.formats import export
 from adaptcache.errors import ScheduleError
@@ -180,12 +180,28 @@ def test_refining_all_weights_together_is_never_worse(pipe: FluxPipeline, prompt
     for here, steps in ((measured, plan), (measured_at(setup, chosen, measured, (1.0, 0.6, 0.2)), range(3))):
         found = match(setup, chosen, steps, here, fit)
         better = refine(setup, chosen, here, replace(found, cost=0.0), fit, 300.0)
-        assert better.error < found.error and 0 < better.cost <= 300
+        assert better.error <= found.error and 0 < better.cost <= 300
+        assert not here.own or (better.error < found.error and better.times != found.times)
         assert refine(setup, chosen, here, found, fit, 1.0) is found  # too little for an iteration
     point = Point(found.forecast.table[0], found.times)
-    assert len(columns_of(point, found.plan)) == sum(map(len, point.rows[0]))
+    weights = sum(map(len, point.rows[0]))
+    assert len(columns_of(point, found.plan, own=False)) == weights
+    assert columns_of(point, found.plan, own=True)[weights:] == [(-1, 1, 0), (-1, 2, 0)]
     moved = point.moved([(-1, 1, 0), (-1, 2, 0)], np.array([-9.0, 9.0])).times
     assert 1.0 > moved[1] > moved[2] > 0
+
+
+def test_changes_that_do_not_carry_over_to_prompts_left_out_are_not_made() -> None:
+    numbers = np.random.default_rng(0)
+    slopes, truth = numbers.normal(size=(16, 40, 5)), numbers.normal(size=5)  # prompts, coordinates, weights
+
+    def solve(lack: np.ndarray) -> np.ndarray | None:
+        energy = (lack**2).sum(1)[:, None]
+        moment = np.einsum("pcw,pc->pw", slopes, lack) / energy
+        return cross_validated(np.einsum("pcw,pcv->pwv", slopes, slopes) / energy[..., None], moment)
+
+    np.testing.assert_allclose(solve(slopes @ truth), truth, atol=1e-3)
+    assert solve(numbers.normal(size=(16, 40))) is None  # nothing that the weights could learn
 
 
 def test_refined_schedules_say_what_they_cost_and_gained(pipe: FluxPipeline, prompts: list) -> None:

@@ -27,7 +27,7 @@ from .match import Fit, Matching, match
 from .refine import refine
 from .search import EFFORT, SearchCost, choose_judges, judges_for, plans_for, search_plan
 
-SHARES = 0.3, 0.5  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
+SHARES = 0.3, 0.25  # of the effort: for the plan to begin with, and for that and the times, if there is plenty
 SIZE, LEAST = 0.3, 0.02  # of a move, as a share of the gap that it goes into: at first, and at least
 WIDER = 1.5  # times that after a gain
 

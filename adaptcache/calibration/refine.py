@@ -3,7 +3,9 @@
 Matching chooses the weights of a step by where that step lands, and knows nothing of what comes after. Levenberg and
 Marquardt's method goes on from there, on the final latents. Derivatives are differences of runs, in which everything
 before the changed weight is replayed. The steps between two calls are one linear map of the same features, so only the
-weights of the last step of each such stretch are changed.
+weights of the last step of each such stretch are changed; and the times, where they are a schedule's own. With so many
+numbers and few prompts it is easy to learn these by heart. So how far to go is cross-validated: changes are solved for
+without some of the prompts, and the same derivatives tell what they would do to those.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from ..profiling.statistics import part
 from ..runs import PromptSet, Setup
 from .match import EXACT, Fit, Matching, MatchingHook
 
-SAMPLE = 4  # prompts that derivatives are measured on at least; all others tell whether a step is taken
-ITERATIONS = 2  # that more prompts have to leave room for
+SAMPLE = 4  # prompts that derivatives are measured on at least; others, if any, tell whether a step is taken
 CHANGE = 0.01  # of a weight, for its derivative, and of a gap between two times
-DAMPING = (1e-3, 3e-2)  # that are tried, relative to each derivative's energy
+DAMPING = tuple(10.0**power for power in range(-6, 1))  # that are compared, relative to each derivative's energy
+FOLDS = 4  # of the prompts, for cross-validation
+SCALES = (1.0, 0.5)  # of a change, that are run
+FLOOR = 1e-3  # of the squared error: what linear extrapolation cannot go below
 REFINING = "refining the weights"
-GAIN = 0.02  # decibels on the other prompts that an iteration has to bring
+GAIN = 0.02  # decibels that an iteration has to bring
 
 Rows = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -77,7 +81,8 @@ class Refiner:
         hooks = list[MatchingHook]()
         fitted = [index for index, row in enumerate(point.rows[0]) if row]
         for number, batch in enumerate(self.setup.batches(self.prompts[:count])):
-            hook = MatchingHook(plan, fitted, self.fit, here.runs[number], batch, lambda given: np.zeros(0))
+            reference = replace(here.runs[number], times=point.times)
+            hook = MatchingHook(plan, fitted, self.fit, reference, batch, lambda given: np.zeros(0))
             hook.rows, hook.signals = point.rows, [row for row, _ in self.matching.seen]
             hook.own_times = point.times if self.measurement.own else ()
             if begun:
@@ -88,8 +93,8 @@ class Refiner:
             hooks.append(hook)
         return hooks
 
-    def solve(self, point: Point, columns: Sequence[Column], count: int) -> list[Array]:
-        """Returns the changes of some numbers that should bring the first prompts nearest, by damping."""
+    def solve(self, point: Point, columns: Sequence[Column], count: int) -> Array | None:
+        """Returns the changes of some numbers that should bring runs nearer; None if no gain is seen in them."""
         self.at, base = point, self.run(point, count)
         ends, slopes = ends_of(base), list[list[Tensor]]()
         for column in columns:
@@ -97,12 +102,32 @@ class Refiner:
             size = CHANGE if track >= 0 else CHANGE * (point.times[step - 1] - point.times[step])
             made = ends_of(self.run(point.moved([column], np.array([size])), count, base, step))
             slopes.append([(other - end) / size for other, end in zip(made, ends, strict=True)])
-        gram, moment = np.zeros((len(columns),) * 2), np.zeros(len(columns))
+        gram, moment = np.zeros((count, len(columns), len(columns))), np.zeros((count, len(columns)))
         for k, lack in enumerate(truth - end for truth, end in zip(truths_of(base), ends, strict=True)):
             own, energy = torch.stack([each[k] for each in slopes]), float(lack @ lack) or 1.0
-            gram += (own @ own.T).numpy() / energy
-            moment += (own @ lack).numpy() / energy
-        return [solve_ridge(gram, moment, np.zeros(len(columns)), damping) for damping in DAMPING]
+            gram[k], moment[k] = (own @ own.T).numpy() / energy, (own @ lack).numpy() / energy
+        return cross_validated(gram, moment)
+
+
+def cross_validated(gram: Array, moment: Array) -> Array | None:
+    """Returns damped least squares, with the damping that does best on prompts left out; None if none gains there.
+
+    Arguments:
+        gram: Inner products of the derivatives by prompt, over its squared error, with shape (P, C, C).
+        moment: Those with what its run lacks, likewise, with shape (P, C).
+    """
+    prompts, zero = np.arange(len(gram)), np.zeros(gram.shape[-1])
+    best, least = None, -GAIN * np.log(10) / 10
+    for damping in DAMPING:
+        logs = []
+        for fold in (prompts[k :: min(FOLDS, len(prompts))] for k in range(min(FOLDS, len(prompts)))):
+            rest = np.setdiff1d(prompts, fold) if len(prompts) > 1 else fold
+            change = solve_ridge(gram[rest].sum(0), moment[rest].sum(0), zero, damping)
+            left = 1 - 2 * moment[fold] @ change + np.einsum("i,kij,j->k", change, gram[fold], change)
+            logs += np.log(np.maximum(left, FLOOR)).tolist()
+        if np.mean(logs) < least:
+            best, least = damping, float(np.mean(logs))
+    return None if best is None else solve_ridge(gram.sum(0), moment.sum(0), zero, best)
 
 
 def ends_of(hooks: Sequence[MatchingHook]) -> list[Tensor]:
@@ -123,10 +148,11 @@ def truths_of(hooks: Sequence[MatchingHook]) -> list[Tensor]:
     ]
 
 
-def columns_of(point: Point, plan: Sequence[int]) -> list[Column]:
-    """Returns what is refined: the weights of the last step of each stretch between two calls."""
+def columns_of(point: Point, plan: Sequence[int], own: bool) -> list[Column]:
+    """Returns what is refined: the weights of the last step of each stretch between two calls, and own times."""
     ends = [*(step - 1 for step in plan[1:]), len(point.times) - 1]
-    return [(track, i, k) for track, rows in enumerate(point.rows) for i in ends for k in range(len(rows[i]))]
+    weights = [(track, i, k) for track, rows in enumerate(point.rows) for i in ends for k in range(len(rows[i]))]
+    return [*weights, *((-1, step, 0) for step in range(1, len(point.times)) if own)]
 
 
 def refine(
@@ -147,24 +173,23 @@ def refine(
         Refiner(setup, prompts, measurement, matching, fit),
         Point(matching.forecast.table[0], matching.times),
     )
-    columns = columns_of(point, matching.plan)
+    columns = columns_of(point, matching.plan, measurement.own)
     steps, plan = len(point.times), matching.plan
     each = len(plan) + sum(1 + sum(call > step for call in plan) for _, step, _ in columns)  # calls of a prompt
-    tested = len(DAMPING) * len(prompts) * len(plan)
-    room = int((effort * steps / ITERATIONS - tested) / each)
-    sample = min(max(SAMPLE, min(room, 3 * len(prompts) // 4)), len(prompts))
+    tested, first = len(SCALES) * len(prompts) * len(plan), len(prompts) * len(plan)
+    sample = min(max(SAMPLE, int((effort * steps - first - tested) / each)), len(prompts))
     price = (sample * each + tested) / steps
     if not (columns and matching.until) or not all(run.alike and run.lead == 0 for run in measurement.runs):
         return matching
-    if price + len(prompts) * len(plan) / steps > effort:
+    if price + first / steps > effort:
         return matching
     report = setup.stage(REFINING, int(effort * steps))
     best = errors_of(refiner.run(point, len(prompts)))
     others = slice(sample if sample < len(prompts) else 0, None)
-    while refiner.cost + price <= effort:
+    while refiner.cost + price <= effort and (change := refiner.solve(point, columns, sample)) is not None:
         found = []
-        for change in refiner.solve(point, columns, sample):
-            trial = point.moved(columns, change)
+        for scale in SCALES:
+            trial = point.moved(columns, scale * change)
             hooks = refiner.run(trial, len(prompts))
             report(int(refiner.cost * steps))
             found.append((float(np.nan_to_num(errors_of(hooks)[others].mean(), nan=np.inf)), trial, hooks))
@@ -185,5 +210,6 @@ def refine(
 
 
 def errors_of(hooks: Sequence[MatchingHook]) -> Array:
-    """Returns the logarithms of the squared errors that runs end with, by prompt and track."""
-    return np.log(np.maximum([error for hook in hooks for error in hook.errors], EXACT))
+    """Returns the logarithms of the squared errors that runs end with, by prompt: the mean over its tracks."""
+    logs = (np.log(np.maximum(hook.errors, EXACT)).reshape(-1, len(hook.prompts)) for hook in hooks)
+    return np.concatenate([log.mean(0) for log in logs])
