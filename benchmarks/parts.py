@@ -22,9 +22,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "planner's plan, weights at skipped steps": {"effort": 0.0, "fit": Fit(correct=False)},
     "+ weights at computed steps": {"effort": 0.0},
     "as calibrated": {},
-    "+ refinement": {"effort": 60.0},
+    "+ refinement": {"effort": None},
     "own times": {"times": "own"},
-    "own times, + refinement": {"times": "own", "effort": 60.0},
+    "own times, + refinement": {"times": "own", "effort": None},
 }
 
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", default="28")
     parser.add_argument("--budgets", default="0.5,0.36,0.25,0.18")
     parser.add_argument("--parts", default=";".join(PARTS), help="separated by ;")
+    parser.add_argument("--effort", type=float, default=60.0, help="of the rows with refinement, in full runs")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--fit-on", type=int, default=16)
     parser.add_argument("--eval-on", type=int, default=32)
@@ -57,10 +58,11 @@ def main() -> None:
     for steps in map(int, asked.steps.split(",")):
         for budget in map(float, asked.budgets.split(",")):
             for part in asked.parts.split(";"):
+                how = {name: asked.effort if value is None else value for name, value in PARTS[part].items()}
                 schedule = calibrate(
                     pipe, known.calibration[: asked.fit_on], steps, speed=None, budget=budget,
                     eval_prompts=known.held_out[: asked.eval_on], batch_size=preset.batch_size, progress=False,
-                    cache_dir=asked.cache, pipe_kwargs=preset.call, **PARTS[part],
+                    cache_dir=asked.cache, pipe_kwargs=preset.call, **how,
                 )  # fmt: skip
                 print(f"| {steps} | {part} | {row(schedule)}", flush=True)
 
