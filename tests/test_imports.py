@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from adaptcache.forecasts import FORECASTS
+from adaptcache.policies import POLICIES
+
 PACKAGE = Path(__file__).resolve().parents[1] / "adaptcache"
 
 # Rooms and files of the package, from the lowest; a line imports those above it, and rooms beside it in no direction.
@@ -189,3 +192,9 @@ def test_an_engine_of_forty_lines_is_calibrated_and_followed_without_diffusers()
     assert done.returncode == 0, done.stderr
     calls, error, evenly = map(float, done.stdout.split())
     assert calls == 6 and error < evenly / 4
+
+
+@pytest.mark.parametrize("methods", [POLICIES, FORECASTS])
+def test_a_method_has_a_file_of_its_own(methods: dict[str, type]) -> None:
+    homes = [method.__module__ for method in methods.values()]
+    assert len(homes) == len(set(homes))
