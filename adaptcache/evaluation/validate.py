@@ -13,9 +13,8 @@ from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
 from ..policies.plan import Plan
 from ..runs import PipelineCall, PromptSet, Setup
+from ..schedule import Rule, Schedule
 from ..schedule.format import Baseline, Cell, Certificate, Evidence
-from ..schedule.rule import Rule
-from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
 from .generate import Generation, generate, reference_batch, reference_images
 from .metrics import CEILING, psnr_each, score_images, summary

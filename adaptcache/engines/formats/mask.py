@@ -18,9 +18,8 @@ from ...limits import STEPS
 from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
-from ...schedule.format import Kernel
+from ...schedule import Kernel, Schedule
 from ...schedule.rule import Rule, Site
-from ...schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
