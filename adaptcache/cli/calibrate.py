@@ -11,10 +11,10 @@ from typer import Option
 from . import options as opt
 from .files import changed, default_name, load_pipeline, open_cache, quality_words, read_budgets, wrote
 from .screen import counted, out, print_json, progress
+from .show import describe
 
 if TYPE_CHECKING:
     from ..calibration.estimate import Estimate, Size
-    from ..schedule.schedule import Schedule
 
 EFFORT = 12.0  # as `calibration.search` has it, which needs torch
 
@@ -188,8 +188,14 @@ def calibrate(
         said = wrote(target)
         if ranks.rank == 0:
             schedule.save(target)
-    if ranks.rank == 0:
-        _print(schedule, target, said, json)
+    if ranks.rank:
+        return
+    if json:
+        evidence = schedule.evidence.data() if schedule.evidence else None
+        print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
+    else:
+        describe(schedule)
+        out.print(said)
 
 
 def announce(size: Size) -> str:
@@ -221,14 +227,3 @@ def _print_estimate(found: Estimate, json: bool) -> None:
     if found.device_memory is not None:
         used.append(f"{decimal(found.device_memory)} on the device")
     out.print(f"{', '.join(used)}, {decimal(found.disk)} of disk")
-
-
-def _print(schedule: Schedule, target: Path, said: str, json: bool) -> None:
-    from .show import describe
-
-    if json:
-        evidence = schedule.evidence.data() if schedule.evidence else None
-        print_json({"schedule": str(target), "name": schedule.name, "evidence": evidence})
-    else:
-        describe(schedule)
-        out.print(said)

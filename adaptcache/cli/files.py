@@ -39,14 +39,9 @@ def load_pipeline(
     preset: Preset, device: str | None = None, scheduler: str | None = None, *, offload: str = "none",
     dtype: str | None = None, compile: bool = False, loras: Sequence[str] = (),
 ) -> Any:  # fmt: skip
-    """Loads the pipeline of a preset without others' bars.
+    """Loads the pipeline of a preset, with another sampler or precision if one is named, and without others' bars.
 
-    Arguments:
-        scheduler: Another sampler.
-        offload: Where weights wait: "none", "model" or "group".
-        dtype: Another precision than the preset's.
-        compile: Whether the denoiser is compiled.
-        loras: Files, folders or hub ids, each perhaps with "@SCALE".
+    Weights wait as `Preset.load_pipeline` has it, which reads the LoRAs too.
 
     Raises:
         ValueError: There is no such precision.
@@ -104,11 +99,7 @@ def measure_schedules(
 ) -> tuple[list[Row], list[Generation]]:  # fmt: skip
     """Runs held-out prompts in full, by each schedule, and by as many plain steps, as `evaluate_schedules` does.
 
-    Arguments:
-        eval_on: Prompts at most.
-        kept: What is said to be kept where that is stopped.
-        steps: Steps of a full run; None takes the preset's.
-        options: Of the runs, as `make_setup` takes them.
+    At most `eval_on` prompts; `kept` is said to be kept where that is stopped; options are those of `make_setup`.
     """
     from ..engines import make_setup
     from ..evaluation.evaluate import evaluate_schedules

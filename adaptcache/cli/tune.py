@@ -8,15 +8,17 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Annotated, Self
+from typing import IO, TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from . import options as opt
 from .files import changed, default_name, load_pipeline, open_cache, quality_words, wrote
 from .screen import out, print_json, progress
+from .show import describe_front
 
 if TYPE_CHECKING:
     from ..tuning.front import Front, Tuned
@@ -117,11 +119,11 @@ def tune(
     }  # fmt: skip
     pipe = load_pipeline(preset, device)
     kept = "finished trials are kept: continue with --resume"
-    with progress(kept=kept) as report, Workers(0 if join else workers - 1) as others:
+    with progress(kept=kept) as report, run_workers(0 if join else workers - 1) as start:
         search = begin(
             pipe, known.calibration[:fit_on], steps, eval_prompts=eval_prompts, progress=report, **options,
         )  # fmt: skip
-        others.start()
+        start()  # not before the study and the full runs are there, so that none makes these again
         search.run()
         if join:
             return
@@ -134,8 +136,6 @@ def tune(
     if json:
         print_json(summarize(tuned, where, beside))
         return
-    from .show import describe_front
-
     describe_front(tuned.front)
     out.print("\n".join(["", tuned.sentence, *said]))
 
@@ -176,45 +176,43 @@ def draw(front: Front, path: Path) -> Path:
     return write_png(build_front(lines, f"{front.name}: {front.target}", chosen), path)
 
 
-class Workers:
-    """Runs this command in `count` further processes, which share the trials, until the context is closed.
+@contextmanager
+def run_workers(count: int) -> Iterator[Callable[[], None]]:
+    """Gives what runs this command in `count` further processes, which share the trials until the context is closed.
 
     The trial of a worker that dies is made by another. The threads are shared out.
     """
+    running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-
-    def start(self) -> None:
-        """Starts them; not before the study and the full runs are there, so that none makes these again."""
-        if not self.count:
+    def start() -> None:
+        if not count:
             return
         import torch
 
-        threads = max(1, torch.get_num_threads() // (self.count + 1))
+        threads = max(1, torch.get_num_threads() // (count + 1))
         torch.set_num_threads(threads)
         root = str(Path(__file__).resolve().parents[2])  # the same copy of the package, however it was found
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
         command = [sys.executable, "-m", "adaptcache", *sys.argv[1:], "--join"]
-        for _ in range(self.count):
+        for _ in range(count):
             errors = tempfile.TemporaryFile()  # not a pipe, which would be full before it is read
             nothing = subprocess.DEVNULL
             process = subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=errors)
-            self.running.append((process, errors))
+            running.append((process, errors))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for process, errors in self.running:
-            if kind is not None:
+    broken = True
+    try:
+        yield start
+        broken = False
+    finally:
+        for process, errors in running:
+            if broken:
                 process.terminate()
             process.wait()
             with errors:
                 errors.seek(0)
                 lines = errors.read().decode(errors="replace").strip().splitlines()
-            if kind is None and process.returncode:
+            if process.returncode and not broken:
                 last = lines[-1] if lines else f"code {process.returncode}"
                 warnings.warn(f"a worker ended early ({last}); the others made its trials", stacklevel=2)

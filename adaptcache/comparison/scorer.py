@@ -50,9 +50,7 @@ class Scorer(nn.Module):
     def caption_score(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> float:
         """Returns the share of images whose first guesses, name and background, are the caption's.
 
-        Arguments:
-            prompts: Captions that it knows.
-            images: One a caption, with shape (32, 32, 3) and values in [0, 1].
+        Images have shape (32, 32, 3) and values in [0, 1], one a caption that it knows.
         """
         pictures = torch.from_numpy(np.stack(images)).float().movedim(-1, 1).clamp(0, 1) * 2 - 1
         names, backgrounds = (scores.argmax(1).tolist() for scores in self(pictures))
@@ -90,11 +88,7 @@ SCORER = Path("emoji-scorer", "scorer.safetensors")  # beside the demo model
 def find_caption_score(folder: Path | None, prompts: Sequence[Prompt]) -> tuple[CaptionScore | None, str, str]:
     """Finds a measure of how well images show their captions: the demo model's own scorer, or a local CLIP.
 
-    Arguments:
-        folder: The folder of the model, None for one of the hub.
-
-    Returns:
-        The measure or None; its name; and why there is none.
+    Returns the measure or None, its name, and why there is none.
     """
     if folder and (path := folder.parent / SCORER).is_file():
         scorer = load_scorer(path)

@@ -76,13 +76,10 @@ def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
 
 
 class MacCounter(ExitStack):
-    """Counts the multiplications of the weights of blocks that run, while it is entered.
+    """Counts the multiplications of the weights of blocks that run in a pipeline, and its copies, while it is entered.
 
-    Methods replace the forwards of blocks and attentions, so only what lies below them shows what was
-    computed, and only this tells skipped blocks from skipped calls.
-
-    Arguments:
-        pipe: A diffusers pipeline; copies of it that share its weights count too.
+    Methods replace the forwards of blocks and attentions, so only what lies below them shows what was computed, and
+    only this tells skipped blocks from skipped calls.
     """
 
     def __init__(self, pipe: Any) -> None:

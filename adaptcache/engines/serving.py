@@ -146,12 +146,9 @@ def none_is_one(guidance: Any) -> float | None:
 
 
 class Server:
-    """The schedules of one model, and what its requests did.
+    """The schedules of one model, known by the class of its denoiser, and what its requests did.
 
-    Arguments:
-        denoiser: The class of the model's denoiser.
-        log: Writes a line into the engine's log.
-        known: The schedules that the configuration names, where these are loaded.
+    `log` writes a line into the engine's log; `known` are the schedules that the configuration names, if loaded.
     """
 
     def __init__(

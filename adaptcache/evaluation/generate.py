@@ -102,12 +102,9 @@ def generate(
     reference: bool = False,
     stage: str = "",
 ) -> Generation:
-    """Generates decoded outputs, timed, in batches.
+    """Generates decoded outputs, timed, in batches, by a schedule or a hook; without one in full.
 
-    Arguments:
-        schedule: What to run by, a schedule or a hook; None runs in full.
-        reference: Whether these are reference runs, which take `setup.refine` steps for each step.
-        stage: What progress is reported as; empty reports none.
+    Reference runs take `setup.refine` steps for each step. Progress is reported as `stage`, if that has a name.
     """
     if isinstance(schedule, Schedule):
         setup.engine.check(schedule)

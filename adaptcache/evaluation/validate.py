@@ -13,9 +13,8 @@ from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
 from ..policies.plan import Plan
 from ..runs import PipelineCall, PromptSet, Setup
+from ..schedule import Rule, Schedule
 from ..schedule.format import Baseline, Cell, Certificate, Evidence
-from ..schedule.rule import Rule
-from ..schedule.schedule import Schedule
 from .certify import QualityTarget, certify
 from .generate import Generation, generate, reference_batch, reference_images
 from .metrics import CEILING, psnr_each, score_images, summary
@@ -35,12 +34,10 @@ def validate(
     target: QualityTarget | None = None,
     groups: Sequence[str] = (),
 ) -> Schedule:
-    """Returns the schedule with the evidence of held-out prompts.
+    """Returns the schedule with the evidence of held-out prompts, whose noise is not that of a calibration prompt.
 
-    Arguments:
-        prompts: Held-out prompts; their noise is not that of a calibration prompt.
-        target: What they should show; where they do not, the schedule computes everything.
-        groups: The subject of each prompt, for the certificate.
+    Where they do not show the target, the schedule computes everything. `groups` has the subject of each prompt, for
+    the certificate.
     """
     jobs, steps = setup.batches(prompts), setup.call.num_inference_steps
     truth: dict[int, list[np.ndarray]] = {}  # of this rank's batches
@@ -163,10 +160,8 @@ def measure_matrix(
 ) -> Schedule:
     """Returns the schedule with what it is worth under other arguments, each beside as many plain steps.
 
-    Arguments:
-        prompts: Held-out prompts, of which the first few are taken.
-        schedule: What was fitted, with evidence.
-        cells: By cell the arguments that differ; None takes other steps, guidance and sizes.
+    The first few held-out prompts are taken. `cells` has by cell the arguments that differ; without them other steps,
+    guidance and sizes are.
     """
     assert schedule.evidence
     found = [

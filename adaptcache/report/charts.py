@@ -137,13 +137,7 @@ def _name_lines(axes: Axes, ends: Sequence[tuple[tuple[float, float], str, str]]
 
 
 def build_front(lines: Mapping[str, Points], title: str = "", chosen: tuple[float, float] | None = None) -> Figure:
-    """Draws decibels over denoiser calls of a front.
-
-    Arguments:
-        lines: Calls and decibels by name: the front first, then what it was calibrated to, then the rest.
-        title: What stands above.
-        chosen: The point that was picked.
-    """
+    """Draws decibels over denoiser calls by name: a front first, then what it was calibrated to, then the rest."""
     styles: list[dict[str, Any]] = [
         {"color": "black", "marker": "o", "linewidth": 2},
         {"color": "gray", "marker": ".", "linestyle": ":"},

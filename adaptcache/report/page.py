@@ -24,8 +24,7 @@ from ..evaluation.metrics import psnr
 from ..files import FRAMES, wave_bytes, write_atomically
 from ..hub.card import EXACT, format_psnr
 from ..policies.plan import Plan
-from ..schedule.format import Kernel
-from ..schedule.schedule import Schedule
+from ..schedule import Kernel, Schedule
 from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
 from .picture import spectrogram, to_pixels
 

@@ -17,8 +17,7 @@ from ..evaluation.validate import full_rule
 from ..forecasts.matched import Feature
 from ..profiling.measure import Measurement
 from ..runs import PromptSet, Setup
-from ..schedule.rule import Rule
-from ..schedule.schedule import Schedule
+from ..schedule import Rule, Schedule
 
 LEAST = 4  # prompts of the first rung: fewer cannot differ significantly
 FEATURES: dict[str, tuple[Feature, ...]] = {

@@ -211,10 +211,7 @@ WIDER, NARROWER = 1.3, 0.93  # their factors after a gain and after a loss
 class Searched(Baseline):
     """Noise levels with which runs of as many steps as calls end nearest to the full runs.
 
-    Arguments:
-        name: What tells it apart.
-        kind: The sampler, a class of diffusers.
-        order: Of Adams-Bashforth, on Euler's sampler.
+    With a sampler of diffusers, or Adams-Bashforth of an order on Euler's.
     """
 
     name: str  # type: ignore[misc]

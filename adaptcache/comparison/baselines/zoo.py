@@ -26,10 +26,8 @@ from ...policies.plan import Plan
 from ...policies.polynomial import Polynomial
 from ...policies.uniform import Uniform
 from ...runtime.runner import Runner
-from ...schedule.format import Grid
+from ...schedule import Grid, Rule, Schedule
 from ...schedule.methods import METHODS, build_rules
-from ...schedule.rule import Rule
-from ...schedule.schedule import Schedule
 from ...sites.denoisers import find_spec
 from ...step import Step, relative_change, worst
 from ..trial import latent_error

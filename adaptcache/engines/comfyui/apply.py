@@ -24,7 +24,6 @@ class Applied(Gate):
         speed: Of an instant schedule: steps over computed steps.
         strict: Refuse steps, weights and settings it was not fitted on, where it would warn.
         gear: Which plan to follow; None leaves it to the schedule.
-        guard: Compare what is seen at computed steps with what calibration saw.
 
     Raises:
         ScheduleError: The schedule does not fit.
@@ -33,7 +32,7 @@ class Applied(Gate):
 
     def __init__(
         self, model: Any, schedule: Schedule | None = None, *, speed: float | None = None, strict: bool = False,
-        gear: int | None = None, guard: bool = False,
+        gear: int | None = None,
     ) -> None:  # fmt: skip
         if (schedule is None) == (speed is None):
             raise ValueError("give either a schedule, or the speed of an instant one")
@@ -46,7 +45,7 @@ class Applied(Gate):
         self._warned: set[str] = set()
         self._found: list[Finding] = []
         self._runner = (
-            Runner(schedule, strict, gear, guard, self._read) if schedule else InstantRunner(speed, self._read, guard)  # type: ignore[arg-type]
+            Runner(schedule, strict, gear, read=self._read) if schedule else InstantRunner(speed, self._read)  # type: ignore[arg-type]
         )
         self._fitted, self._state = schedule, state_of(model)
         if schedule:

@@ -58,12 +58,9 @@ class ComfyStep(SchedulerStep):
 
 
 class Loop:
-    """One sampling run, followed call by call.
+    """One sampling run, followed call by call, at the noise levels of its calls.
 
-    Arguments:
-        levels: The noise levels of its calls.
-        plain: Whether the hook knows latents as x0 + sigma * noise.
-        keep: Whether outputs are kept, for previews.
+    The hook may know latents `plain`, as x0 + sigma * noise; outputs that are kept are for previews.
     """
 
     def __init__(self, hook: StepHook, run: Run, levels: list[float], plain: bool, keep: bool) -> None:
@@ -142,13 +139,10 @@ class Loop:
 
 
 class Gate:
-    """Watches sampling runs for one hook.
+    """Watches sampling runs for one hook, which may know latents `plain`, as x0 + sigma * noise.
 
-    Arguments:
-        before: Called before each run with what is sampled; may raise, to refuse it.
-        plain: Whether the hook knows latents as x0 + sigma * noise.
-        keep: Whether outputs are kept, for previews.
-        whole: Refuse samplers that cannot be followed, where full runs would be made.
+    `before` each run it is called with what is sampled, and may raise, to refuse it. Outputs that are kept are for
+    previews. `whole` refuses samplers that cannot be followed, where full runs would be made.
     """
 
     def __init__(

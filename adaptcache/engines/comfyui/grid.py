@@ -65,12 +65,9 @@ class Output:
 
 
 class StandIn:
-    """Stands in for a guider in a sampler's function, and gives outputs that are known.
+    """Stands in for a guider in a sampler's function, and gives outputs that are known in turn.
 
-    Arguments:
-        guider: What it stands in for, whose other attributes samplers read.
-        outputs: What to give, in turn; None gives zeros, at most `most` times.
-        most: How many calls there may be.
+    Without outputs it gives zeros, at most `most` times. Samplers read other attributes of the guider.
     """
 
     def __init__(self, guider: Any, outputs: Sequence[Output] | None, most: int) -> None:
@@ -105,10 +102,7 @@ class StandIn:
 def levels_of(sampler: Any, guider: Any, sigmas: Tensor, extra: dict[str, Any], noise: Tensor) -> list[float]:
     """Returns the noise levels a sampler calls the model at, from a rehearsal on a few numbers without the model.
 
-    Arguments:
-        sampler: As `SAMPLER_SAMPLE` is given it.
-        sigmas: The noise levels of its N steps, and the last one that it ends at, with shape (N + 1,).
-        noise: With shape (B, *).
+    The grid `sigmas` has shape (N + 1,), its last level included; the noise has shape (B, *).
 
     Raises:
         AttachError: It does not call the model once a step, at falling levels.

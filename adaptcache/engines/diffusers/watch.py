@@ -39,9 +39,8 @@ _wrapped: dict[tuple[type, str], Wrapped] = {}
 def watch(part: Any, gate: Gate, wrappers: Mapping[str, Callable[[Any], Any]], undo: ExitStack) -> None:
     """Makes a pipeline or a scheduler report to a gate, until `undo` is closed.
 
-    Arguments:
-        wrappers: By the name of a method: what wraps it. `__call__` is wrapped on base classes too, as callbacks may
-            first come in there.
+    What wraps a method is given by its name. `__call__` is wrapped on base classes too, as callbacks may first come in
+    there.
 
     Raises:
         AttachError: It reports to another one.

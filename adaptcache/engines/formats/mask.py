@@ -18,9 +18,8 @@ from ...limits import STEPS
 from ...policies.base import Policy
 from ...policies.mask import Mask
 from ...policies.polynomial import Polynomial
-from ...schedule.format import Kernel
+from ...schedule import Kernel, Schedule
 from ...schedule.rule import Rule, Site
-from ...schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -187,12 +186,7 @@ def predict_error(kernel: Kernel, times: tuple[float, ...], computed: Sequence[i
 
 
 class ReusePlanner:
-    """Plans one gear of a schedule within the limits of an engine.
-
-    Arguments:
-        calls: How many steps to compute; None takes as many as the gear does.
-        steps: How many steps a run has; None takes those of the schedule.
-    """
+    """Plans one gear of a schedule within the limits of an engine: its calls and steps, or others."""
 
     def __init__(self, schedule: Schedule, gear: int = 0, calls: int | None = None, steps: int | None = None) -> None:
         self.schedule, self.gear = schedule.resolve_gear(gear)

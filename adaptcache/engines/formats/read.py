@@ -91,10 +91,7 @@ def parse_text(content: bytes) -> Any:
 def interpret(data: Any, steps: int | None = None, kind: str | None = None) -> tuple[str, Settings]:
     """Returns whose settings these are, and what they mean.
 
-    Arguments:
-        data: What is in a file: a mapping or a list.
-        steps: How many steps a run has, where that is known.
-        kind: One of `FORMATS`; None looks at the keys.
+    The kind is one of `FORMATS`; without one the keys are looked at. Some settings need the steps of a run.
 
     Raises:
         LookupError: There is no such kind.
