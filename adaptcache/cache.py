@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from .files import check_writable, write_atomically
+from .files import check_writable, locate, write_atomically
 
 
 class Cache:
@@ -28,8 +28,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        home = os.environ.get("ADAPTCACHE_HOME") or Path.home() / ".cache" / "adaptcache"
-        self.folder = Path(folder or home).expanduser()
+        self.folder = locate(folder or os.environ.get("ADAPTCACHE_HOME") or "~/.cache/adaptcache")
 
     def check_writable(self) -> None:
         """Raises at once where nothing can be kept: a profile that is lost is work that is lost.
@@ -45,15 +44,20 @@ class Cache:
             ) from None
 
     def load(self, key: str, name: str) -> dict[str, Tensor] | None:
-        """Returns the tensors of a file; None where it is missing or broken, so that it is made again."""
+        """Returns the tensors of a file; None where it is missing, broken or another's: then it is made again."""
+        path = self.folder / key / f"{name}.safetensors"
         try:
-            return load_file(self.folder / key / f"{name}.safetensors")
+            if path.is_file():  # a pipe would be waited for
+                with safe_open(path, "pt") as file:
+                    if (file.metadata() or {}).get("of") in (None, f"{key}/{name}"):  # None: of an older version
+                        return {one: file.get_tensor(one) for one in file.keys()}
         except (OSError, SafetensorError):
-            return None
+            pass
+        return None
 
     def save(self, key: str, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Writes the tensors of a file, whole or not at all."""
-        write_atomically(self.folder / key / f"{name}.safetensors", save(dict(tensors)))
+        write_atomically(self.folder / key / f"{name}.safetensors", save(dict(tensors), {"of": f"{key}/{name}"}))
 
 
 NAMED = (

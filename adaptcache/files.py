@@ -1,35 +1,56 @@
 """Files written whole or not at all, and JSON whose numbers a person can read."""
 
+import errno
 import io
 import json
 import os
 import re
 import secrets
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 FRAMES = 8  # a second, of animations
 
 
-def write_atomically(path: str | Path, content: bytes) -> Path:
+def locate(path: str | os.PathLike[str]) -> Path:
+    """Returns a path, with the home folder where it begins with `~`.
+
+    Raises:
+        FileNotFoundError: There is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        why = "its home folder is not known: set HOME, or give the whole path"
+        raise FileNotFoundError(errno.ENOENT, why, os.fspath(path)) from None
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     """Writes a file by way of a temporary neighbour, so that no reader and no crash sees half of it.
 
     A link stays one: the file that it leads to is written.
+
+    Raises:
+        OSError: It cannot be written; the message names it.
     """
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(path := locate(path)))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # short, however long the name is
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut can leave the new name with nothing in it
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # of a full disk: it names no file
+            raise type(error)(f"cannot write {path}: {error.strerror}") from None
         raise
-    return Path(path)
+    return path
 
 
 def dump_json(data: Any) -> bytes:
@@ -90,9 +111,11 @@ def check_image(path: str | Path) -> Path:
     return check_writable(path)
 
 
-def check_writable(path: str | Path) -> Path:
+def check_writable(path: str | os.PathLike[str]) -> Path:
     """Raises at once what writing to a path would raise after the work; leaves nothing behind."""
-    path = Path(path)
+    if "://" in os.fspath(path):
+        raise ValueError(f"cannot write {path}: give a path, not a URL")
+    path = locate(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
     if path.exists() and not path.is_file():

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from .files import locate
+
 STEPS = 1024  # of a grid
 KERNEL_STEPS = 256  # of a kernel: its size is their square, and planning takes their cube
 GEARS, TRACKS, LOOPS, PROMPTS = 16, 8, 8, 4096
@@ -43,7 +45,7 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
         OSError: It cannot be read, or is no regular file (a pipe would be waited for).
         ValueError: It is larger.
     """
-    path = Path(path)
+    path = locate(path)
     if path.exists() and not path.is_file():
         raise OSError(0, "not a regular file")
     with path.open("rb") as file:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .errors import ScheduleError
-from .files import write_atomically
+from .files import locate, write_atomically
 from .fitting.kernel import added_noise, pair_errors
 from .limits import PROMPTS, STEPS, check_falling, check_plain, parse_json
 
@@ -76,20 +76,20 @@ class Profile:
         gram = self.gram.mean(axis=0)
         return pair_errors(gram, latents=True) if self.noisy else pair_errors(self.kernel)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the profile as safetensors."""
+    def save(self, path: str | Path, **more: str) -> Path:
+        """Writes the profile as safetensors, with more that stands in the file's metadata."""
         arrays = {
             IN_FILES.get(f.name, f.name): np.ascontiguousarray(getattr(self, f.name))
             for f in fields(self)
             if f.name != "about"
         }
-        return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about)}))
+        return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about), **more}))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a profile; `ScheduleError` says what is wrong with it."""
         try:
-            check_size(Path(path))
+            check_size(path := locate(path))
             with safe_open(str(path), framework="numpy") as file:
                 about = read_about(file)
                 names = {f.name: IN_FILES.get(f.name, f.name) for f in fields(cls) if f.name != "about"}

@@ -157,4 +157,4 @@ def test_a_report_without_a_browser_says_so_in_one_line(
     assert code == 0 and out == "wrote s-and-by-hand.html\n"
     assert err == f"no browser was found: open {tmp_path / 's-and-by-hand.html'} in one\n"
     for option, value in (("--model", "emoji-flux-32"), ("--device", "cpu")):
-        refused(run("report", "s.json", option, value), "--model and --device are for what --pictures runs")
+        refused(run("report", "s.json", option, value), f"{option} is for what --pictures asks for")

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "adaptcache"
 # The values at the top level (`VALUES`) are one room.
 VALUES = ["step", "profile", "hooks", "runs", "cache", "distributed", "deprecated"]
 LAYERS = [
-    ["errors", "files", "limits"], ["fitting"], VALUES, ["hub"], ["policies", "forecasts"], ["schedule"], ["sites"],
+    ["errors", "files"], ["limits"], ["fitting"], VALUES, ["hub"], ["policies", "forecasts"], ["schedule"], ["sites"],
     ["runtime"], ["engines"], ["profiling"], ["evaluation"], ["calibration"], ["report"], ["comparison", "tuning"],
     ["presets"], ["cli"], ["__main__"],
 ]  # fmt: skip

@@ -208,7 +208,7 @@ def test_charts_without_matplotlib_name_the_extra(schedule: Schedule, monkeypatc
 
 def test_a_file_that_lacks_a_part_says_which(schedule: Schedule, comparison: Path) -> None:
     (comparison / "comparison.json").write_text('{"prompts": []}')
-    with pytest.raises(ScheduleError, match=r"is no comparison \(it has no lines\)"):
+    with pytest.raises(ScheduleError, match=r"is no comparison \(lines: Field required\)"):
         build_report(schedule, comparison)
 
 

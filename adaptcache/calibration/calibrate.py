@@ -128,8 +128,10 @@ class Goal:
         """Returns how many steps each gear computes, rising."""
         if self.budget is not None or self.speed is not None:
             raise ValueError("give gears, a budget or a speed, and not two of them")
-        if self.refine(steps) > 1:
-            raise ValueError("gears are fitted against the full run: leave reference_steps out")
+        if self.refine(steps) > 1 or self.effort != EFFORT:
+            raise ValueError(
+                "gears are fitted against the full run, and no plan is searched: leave reference_steps and effort out"
+            )
         if bad := [gear for gear in self.gears if not 0 < gear <= 1]:
             raise ValueError(f"the budget of a gear must be in (0, 1], got {bad[0]:g}; say 0.18,0.25,0.36,0.5")
         calls = sorted({max(1, round(gear * steps)) for gear in self.gears})
@@ -151,7 +153,8 @@ class Goal:
         """
         if self.method:
             check_params(self.method, self.params or {})
-            others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps}
+            others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps,
+                      "effort": self.effort != EFFORT, "fit (branches)": self.fit != Fit()}  # fmt: skip
             if given := " and ".join(name for name, value in others.items() if value):
                 raise ValueError(f"a published method is fitted as it is: give {self.method}, or {given}, not both")
         elif self.params:

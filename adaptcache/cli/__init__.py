@@ -3,6 +3,7 @@
 Verbs import what they need when they run: help, completion and wrong words are answered without torch.
 """
 
+import io
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +20,7 @@ from typer import Option
 
 from .. import __version__
 from ..errors import LESS_MEMORY, is_out_of_memory
+from ..files import locate
 from .calibrate import calibrate
 from .compare import compare
 from .evaluate import evaluate
@@ -42,19 +45,31 @@ RENAMED = {  # options by the names they had in version 0.1
 }
 MEANT = (ValueError, LookupError, OSError, RuntimeError, TypeError, ImportError, MemoryError)  # to be read by users
 LONGEST = 2000  # characters of an error
+GOES_WITH = {  # options that another one gives a meaning, by verb
+    "evaluate": {"pictures": "to"},
+    "export": {"model": "eval_on", "device": "eval_on"},
+    "report": {"model": "pictures", "device": "pictures", "eval_on": "pictures"},
+}
 WORDS = {"token_normalize_func": lambda word: RENAMED.get(word, word)}
 
 
 class Verb(typer.core.TyperCommand):
-    """A verb, whose words may not be empty: the variable of a shell that was not set was meant to say something."""
+    """A verb: no word is empty, as a variable that a shell did not set was meant to say something, and none idle."""
 
     def invoke(self, context: Any) -> Any:
         """Runs the verb."""
         for param in self.params:
             value = context.params.get(param.name or "")
+            if isinstance(value, Path):
+                context.params[param.name or ""] = locate(value)  # a shell leaves --out=~/x as it is
             if "" in (value if isinstance(value, (list, tuple)) else [value]) and param.name != "prompt":
                 if value != param.default:
                     raise ValueError(f"{param.opts[0]} is empty: say what it is, or leave it out")
+        words = {param.name: param.opts[0] for param in self.params}
+        for option, other in GOES_WITH.get(self.name or "", {}).items():
+            given = getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+            if given and not context.params[other]:
+                raise ValueError(f"{words[option]} is for what {words[other]} asks for: give it too, or leave it out")
         return super().invoke(context)
 
 
@@ -106,10 +121,10 @@ def quiet() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raises `Stopped` at Ctrl-C and at SIGTERM.
+    """Raises `Stopped` at Ctrl-C, at SIGTERM, and where the terminal is closed.
 
     After a long call of C the first line of Python may be that of a finalizer, where an exception is lost: then it is
-    raised again a little later.
+    raised again a little later. What a thread raises, say a heartbeat of optuna's, is one line.
     """
 
     def stop(number: int, _: object) -> None:
@@ -121,18 +136,22 @@ def stoppable() -> Iterator[None]:
         else:
             sys.__unraisablehook__(lost)
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
-    hook, sys.unraisablehook = sys.unraisablehook, again
+    hooks = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = again
+    if "--debug" not in sys.argv:
+        threading.excepthook = lambda lost: complain(explain(lost.exc_value or lost.exc_type()))
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, threading.excepthook = hooks
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Returns an error as one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # no quotes
     text = " ".join(printable(text).split()) or type(error).__name__
@@ -148,6 +167,8 @@ def explain(error: Exception) -> str:
 def main() -> None:
     """Runs the command line. Bad input gives one line on stderr and exit code 2."""
     sys.stderr = Stderr(sys.stderr or open(os.devnull, "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a result is not lost for a letter that a terminal does not have
     try:
         with stoppable():
             sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))

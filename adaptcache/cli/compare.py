@@ -71,6 +71,8 @@ def compare(
     shares = sorted(set(read_budgets("--budgets", budgets)), reverse=True)
     if bad := [share for share in shares if not 0 < share < 1]:
         raise ValueError(f"a budget is a fraction of the calls, between 0 and 1; got {bad[0]:g}")
+    if refine == 1:
+        raise ValueError("--refine 1 is the full run itself: take 2 or more times the steps, or 0 for none")
     names = find_methods([name.strip() for name in methods.split(",")] if methods else [])
     preset = resolve(model).called_with(settings or [])
     known = read_prompts(prompts or preset.prompts)

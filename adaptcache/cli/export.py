@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..files import locate
 from ..limits import STEPS
 from . import options as opt
 from .files import Source, find_model, load_pipeline, load_schedule, wrote
@@ -62,13 +63,11 @@ def export(
 
     given = load_schedule(schedule)
     exported = export_schedule(given, engine, gear=gear, calls=calls, steps=steps)
-    name = Path(schedule).stem if Path(schedule).is_file() else given.name
+    name = locate(schedule).stem if locate(schedule).is_file() else given.name
     path = check_writable(to or Path(f"{name}.{engine}{exported.ending}"))
     said, measurable = wrote(path), [form.name for form in FORMATS.values() if form.apply]
     if eval_on and (find_format(engine).apply is None or exported.plan is None):
         raise LookupError(f"--eval-on measures {' and '.join(measurable)}; {engine} does not run here")
-    if (model or device) and not eval_on:
-        raise ValueError("--model and --device are what --eval-on measures on: give it too, or leave them out")
     quality = measure_on_preset(exported, find_model(model, [given]), device, eval_on) if eval_on else None
     exported.save(path)
     plan = exported.plan
@@ -143,7 +142,7 @@ def push(
                  "--message": message}  # fmt: skip
         if unused := [option for option, value in given.items() if value is not None]:
             raise ValueError(f"{to} is a folder: leave out what is for repositories of the hub: {', '.join(unused)}")
-        said = wrote(Path(to).expanduser() / "/".join(filter(None, [name, CONFIG])))
+        said = wrote(locate(to) / "/".join(filter(None, [name, CONFIG])))
         pushed.save_pretrained(to, name=name)
         out.print(f"{said} and its model card")
         return

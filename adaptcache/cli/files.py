@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..presets.prompts import Prompts
     from ..schedule.schedule import Schedule
 
-LONGEST = 150  # characters of a default name
+LONGEST = 150  # bytes of a default name
 DTYPES = ("float32", "float16", "bfloat16")
 
 Source = Annotated[str, Argument(help="A schedule: a file, a folder or user/repo.")]
@@ -121,9 +122,12 @@ def open_cache() -> Cache:
 
 
 def default_name(*parts: object) -> str:
-    """Returns a name for files, of all that is not default: what differs is not to overwrite."""
+    """Returns a name for files, of all that is not default: what differs is not to overwrite, long names neither."""
     words = (re.sub(r"[^\w.=+,-]+", "_", str(part)).strip("_") for part in parts if part not in (None, ""))
-    return "-".join(words)[:LONGEST]
+    name = "-".join(words)
+    if len(whole := name.encode()) > LONGEST:
+        name = f"{whole[: LONGEST - 9].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:8]}"
+    return name
 
 
 def changed(**values: tuple[float | None, float | None]) -> list[str]:

@@ -40,14 +40,12 @@ def report(
       adaptcache report mine.json --model ./my-fine-tune --pictures
     """
     from ..engines.diffusers.engine import sampling_rate
-    from ..files import check_writable
+    from ..files import check_writable, locate
     from ..presets import read_prompts
     from ..report import Measured, build_report, write_report
 
-    if (model or device) and not pictures:
-        raise ValueError("--model and --device are for what --pictures runs: give it too, or leave them out")
     described = [load_schedule(source) for source in schedules]
-    first = Path(schedules[0])
+    first = locate(schedules[0])
     name = "-and-".join([first.stem if first.is_file() else described[0].name, *(one.name for one in described[1:])])
     target = check_writable(to or (first.parent if first.is_file() else Path()) / f"{name}.html")
     if pictures:

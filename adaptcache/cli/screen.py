@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import Row
 
 WIDEST = 400  # columns that a table may take
+if not re.fullmatch("[1-9][0-9]{1,3}", os.environ.get("COLUMNS", "80")):
+    del os.environ["COLUMNS"]  # rich would print nothing, or nothing but blanks
 
 
 def printable(text: str) -> str:
@@ -65,7 +67,7 @@ def complain(line: str) -> None:
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM, by its number; its notes say what is kept."""
+    """Ctrl-C, SIGTERM or SIGHUP, by its number; its notes say what is kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -10,9 +10,10 @@ import typer
 from rich.text import Text
 from typer import Argument, Option
 
+from ..files import locate
 from . import options as opt
 from .files import load_schedule, wrote
-from .screen import new_table, out, print_json, print_whole, printable
+from .screen import counted, new_table, out, print_json, print_whole, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,11 +42,11 @@ def show(
     """
     from ..tuning.front import holds_front
 
-    picks = pick is not None or to is not None
-    if holds_front(Path(schedule)):
-        show_front(Path(schedule), pick, to, json)
+    picks, path = pick is not None or to is not None, locate(schedule)
+    if holds_front(path):
+        show_front(path, pick, to, json)
         return
-    if (picks or schedule.endswith(".front.json")) and not Path(schedule).exists():
+    if (picks or schedule.endswith(".front.json")) and not path.exists():
         raise FileNotFoundError(f"there is no {schedule}; `adaptcache tune` writes fronts")
     if picks:
         raise ValueError(f"{schedule} is one schedule: there is nothing to pick from it")
@@ -123,7 +124,7 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
         mean, low = format_psnr(seen.psnr["mean"]), format_psnr(seen.psnr["p05"])
         view.add_row(
             "evidence",
-            f"{mean} on {seen.n} held-out prompts (5th percentile {low})"
+            f"{mean} on {counted(seen.n, 'held-out prompt')} (5th percentile {low})"
             f" with {seen.calls[0]} of {seen.calls[1]} calls, {seen.speed:.2f}x fewer",
         )
         if plain := seen.baseline:
@@ -134,7 +135,7 @@ def add_evidence(view: Table, schedule: Schedule) -> None:
         for cell in seen.matrix or ():
             changed = ", ".join(f"{name} {value}" for name, value in cell.changed.items())
             few = f", {format_psnr(cell.baseline.psnr['mean'])} with as few steps" if cell.baseline else ""
-            view.add_row(f"at {changed}", f"{format_psnr(cell.psnr['mean'])} on {cell.n} prompts{few}")
+            view.add_row(f"at {changed}", f"{format_psnr(cell.psnr['mean'])} on {counted(cell.n, 'prompt')}{few}")
         if seen.certificate:
             view.add_row("certificate", seen.certificate.sentence)
         if seen.verdict:

@@ -10,13 +10,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import LoopError, ScheduleError
+from ..files import locate
 from ..hooks import SchedulerStep
 from ..hub import CONFIG
 from ..runtime.runner import Runner
@@ -61,7 +61,7 @@ def load_schedules(source: str) -> list[Schedule]:
         HubError: The repository cannot be had.
         ScheduleError: There is no schedule, or one that skips parts of the denoiser.
     """
-    path = Path(source).expanduser()
+    path = locate(source)
     if path.is_dir():
         found = [Schedule.load(file) for file in (*sorted(path.glob("*.json")), *sorted(path.glob(f"*/{CONFIG}")))]
         if not found:

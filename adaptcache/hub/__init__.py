@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, errors, hf_hub_download
 
-from ..files import write_atomically
+from ..files import locate, write_atomically
 from .card import build_card, plot_png
 
 __all__ = ["CONFIG", "HubError", "explain", "find_file", "push_to_hub", "save_pretrained"]
@@ -59,7 +59,7 @@ def save_pretrained(
     schedule: Any, folder: str | Path, load: Callable[[Path], Any], *, name: str | None, repo: str | None
 ) -> Path:
     """Does `Schedule.save_pretrained`; `load` reads a schedule from its file."""
-    folder = Path(folder).expanduser()
+    folder = locate(folder)
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file; give a folder to save into")
     path = folder / _location(name)
@@ -89,7 +89,7 @@ def find_file(source: str | Path, name: str | None = None, *, subfolder: str = "
     Raises:
         HubError: It cannot be had; the message says why and what helps.
     """
-    where, local, repo = _location(name, subfolder), Path(source).expanduser(), str(source)
+    where, local, repo = _location(name, subfolder), locate(source), str(source)
     if local.is_dir():
         if not (local / where).is_file():  # three levels at most, as `_location` makes them: not the whole of `/`
             levels = (local.glob(f"{'*/' * depth}{CONFIG}") for depth in range(3))

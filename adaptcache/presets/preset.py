@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..files import locate
 from ..limits import PROMPTS, STEPS, check_name, check_plain, first_fault, read_bytes
 from .prompts import calibration_folder
 
@@ -69,7 +70,7 @@ class Preset(BaseModel):
             ValueError: The file is not a preset.
         """
         embedded = calibration_folder() / "models" / f"{name_or_path}.toml"
-        path = embedded if str(name_or_path) in names() else Path(name_or_path).expanduser()
+        path = embedded if str(name_or_path) in names() else locate(name_or_path)
         if path.suffix != ".toml" or not path.is_file():
             raise LookupError(_no_such_model(str(name_or_path)))
         try:
@@ -95,9 +96,11 @@ class Preset(BaseModel):
         Raises:
             ValueError: One of them is not NAME=VALUE, or sets what adaptcache sets itself.
         """
-        call = dict(self.call)
+        call, said = dict(self.call), dict[str, str]()
         for words in settings:
             name, equals, value = words.partition("=")
+            if said.setdefault(name, words) != words:
+                raise ValueError(f"--set says {said[name][:80]!r} and {words[:80]!r}: leave one out")
             if not (equals and name.isidentifier()):
                 raise ValueError(f"--set takes NAME=VALUE, say height=768; got {words[:80]!r}")
             try:
@@ -111,7 +114,7 @@ class Preset(BaseModel):
         """The local folder with the weights; None where they come from the hub."""
         if self.checkpoint.startswith("demo/"):
             return calibration_folder() / self.checkpoint
-        path = Path(self.checkpoint).expanduser()
+        path = locate(self.checkpoint)
         return None if _is_hub_id(self.checkpoint) and not path.is_dir() else path
 
     def load_pipeline(
@@ -137,7 +140,7 @@ class Preset(BaseModel):
             raise ValueError(f"--offload is one of {', '.join(OFFLOAD)}, got {offload!r}")
         for text in loras:
             read_lora(text)  # raises before the weights are read
-        folder = Path(path).expanduser() if path else self.folder
+        folder = locate(path) if path else self.folder
         if folder and not any((folder / name).is_file() for name in INDEXES):
             raise CheckpointError(_no_folder(folder, self))
 
@@ -217,7 +220,7 @@ def resolve(model: str) -> Preset:
     """
     if model in names() or model.endswith(".toml"):
         return Preset.load(model)
-    path = Path(model).expanduser()
+    path = locate(model)
     for preset in map(Preset.load, names()):
         if model == preset.checkpoint or path.resolve() == preset.folder:
             return preset
@@ -335,7 +338,7 @@ def add_loras(pipe: Any, loras: Sequence[str]) -> None:
     scales = {}
     for number, (source, scale) in enumerate(map(read_lora, loras)):
         scales[name := f"lora{number}"] = scale
-        path, options = Path(source).expanduser(), {}
+        path, options = locate(source), {}
         if path.is_file():
             source, options = str(path.parent), {"weight_name": path.name}
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import suggest
+from ..files import locate
 
 LARGEST = 1_000_000  # bytes
 LINES, LONGEST = 20_000, 10_000  # lines, and characters in one
@@ -52,9 +53,9 @@ def read_prompts(name_or_path: str | Path) -> Prompts:
     """
     embedded = {path.stem: path for path in calibration_folder().glob("prompts/*.txt")}
     try:
-        path = embedded.get(str(name_or_path)) or Path(name_or_path).expanduser()
+        path = embedded.get(str(name_or_path)) or locate(name_or_path)
         exists = path.exists()
-    except (OSError, RuntimeError) as error:  # too long, or the home of an unknown user
+    except OSError as error:  # too long, or the home of an unknown user
         raise ValueError(f"{str(name_or_path)[:80]!r} cannot be a prompt file: {error}") from None
     if not exists:
         raise FileNotFoundError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from ..cache import Cache
 from ..profile import Profile
@@ -23,9 +24,9 @@ class ProfileCheckpoint:
 
     def load(self, number: int) -> tuple[Trajectory, Rows] | None:
         """Returns the trajectory of a batch and the statistics of its prompts, or None."""
-        tensors = self.cache.load(self.key, f"batch-{number:05d}")
+        if (tensors := self.cache.load(self.key, f"batch-{number:05d}")) is None:
+            return None
         try:
-            assert tensors is not None
             times = tuple(map(float, tensors.pop("times")))
             branches, guided = tensors.pop("branches").tolist(), bool(tensors.pop("guided"))
             left = int(tensors.pop("left", torch.zeros(1)))
@@ -33,7 +34,7 @@ class ProfileCheckpoint:
             for name in sorted(name for name in tensors if name[:2] in ("u.", "x.", "y.")):
                 tracks[name[0]].append(list(tensors.pop(name)))
             samples = len(next(iter(tensors.values())))
-        except (AssertionError, ValueError, KeyError, StopIteration):
+        except (ValueError, KeyError, StopIteration):
             return None
         rows = [{name: stacked[k].numpy() for name, stacked in tensors.items()} for k in range(samples)]
         u, x, y = tracks.values()
@@ -76,11 +77,14 @@ class ProfileCheckpoint:
 
     def load_profile(self) -> Profile | None:
         """Returns the profile that the parts added up to, or None."""
+        path = self.cache.folder / self.key / "profile.safetensors"
         try:
-            return Profile.load(self.cache.folder / self.key / "profile.safetensors")
+            profile = Profile.load(path)
+            with safe_open(path, "numpy") as file:
+                return profile if (file.metadata() or {}).get("of") in (None, self.key) else None
         except ValueError:
             return None  # not there, or not whole: it is measured again
 
     def save_profile(self, profile: Profile) -> None:
         """Keeps the profile that the parts add up to."""
-        profile.save(self.cache.folder / self.key / "profile.safetensors")
+        profile.save(self.cache.folder / self.key / "profile.safetensors", of=self.key)

@@ -6,7 +6,6 @@ Needs `adaptcache-diffusers[report]`.
 import base64
 import importlib.resources
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,22 +14,26 @@ from typing import Any, Self
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, FiniteFloat, ValidationError, model_validator
 from rich.filesize import decimal
 
 from ..errors import ScheduleError
 from ..evaluation.evaluate import Row
 from ..evaluation.generate import Generation
 from ..evaluation.metrics import psnr
-from ..files import FRAMES, wave_bytes, write_atomically
+from ..files import FRAMES, locate, wave_bytes, write_atomically
 from ..hub.card import EXACT, format_psnr
+from ..limits import first_fault, read_bytes
 from ..policies.plan import Plan
 from ..schedule import Kernel, Schedule
+from ..schedule.format import Count, Summary
 from .charts import LEAST, Points, build_curve, build_heat_map, build_pareto, check_charts, to_svg
 from .picture import spectrogram, to_pixels
 
 OURS, FULL = "adaptcache", "full run"
 SIDE = 320  # pixels: larger images are shown smaller, or the page would grow to gigabytes
 LONGEST = 1_000_000  # bytes of a sound, for the same reason
+LARGEST = 2**25  # bytes of a comparison's numbers
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def build_report(
         title=" and ".join(one.name for one in many),
         parts=parts,
         measured=measured and _measured(measured, labels),
-        comparison=read_comparison(Path(comparison), parts[0]["calls"]) if comparison else None,
+        comparison=read_comparison(locate(comparison), parts[0]["calls"]) if comparison else None,
         exact=EXACT,
     )
 
@@ -237,6 +240,40 @@ def output_distances(kernel: Kernel) -> np.ndarray:
 # What a comparison gives: table, Pareto plots, errors by prompt, images.
 
 
+class Line(BaseModel):
+    """What a method reached at a budget, as far as a page shows it; with a `note` instead where it did not run."""
+
+    budget: FiniteFloat
+    method: str
+    note: str = ""
+    psnr: Summary | None = None
+    exact: Summary | None = None
+    calls: FiniteFloat | None = None
+    speed: FiniteFloat | None = None
+    memory: Count | None = None
+    shown: FiniteFloat | None = None
+    each: list[FiniteFloat] = []
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.psnr or self.each) and None in (self.calls, self.speed):
+            raise ValueError("its calls and speed are missing")
+        return self
+
+
+class Table(BaseModel):
+    """What a page shows of a comparison's file."""
+
+    lines: list[Line]
+    prompts: list[str]
+    held_out: Count
+    swept: Count
+    finer: int | str = ""
+    measure: str = ""
+    rows: list[Count] | None = None
+    images: dict[str, list[str]] = {}
+
+
 def read_comparison(folder: Path, calls: int) -> dict[str, Any]:
     """Returns the numbers of a comparison, with its images as text.
 
@@ -248,23 +285,21 @@ def read_comparison(folder: Path, calls: int) -> dict[str, Any]:
         ScheduleError: It is no such folder, or names files outside of it.
     """
     try:
-        data: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-        images = {label: list(files) for label, files in data.get("images", {}).items()}
-        lines, prompts = list(data["lines"]), list(data["prompts"])
-        numbers = data.get("rows", list(range(len(prompts))))
+        data = Table.model_validate_json(read_bytes(folder / "comparison.json", LARGEST)).model_dump()
+        lines, prompts, rows = data["lines"], data["prompts"], data["rows"]
+        numbers = range(len(prompts)) if rows is None else rows
         found = (pareto_lines(lines, measure) for measure in ("psnr", "exact"))
         plots = [build_pareto(points, OURS) if points else None for points in found]
-        parts = {
-            "lines": lines, "plot": plots[0], "exact": plots[1],
+        return data | {
+            "plot": plots[0], "exact": plots[1],
             "prompts": _by_prompt(lines, prompts, calls),
-            "rows": _image_rows(folder, images, [prompts[k] for k in numbers], lines),
+            "rows": _image_rows(folder, data["images"], [prompts[k] for k in numbers], lines),
         }  # fmt: skip
-        about = {name: data[name] for name in ("held_out", "swept")}
-        return parts | about | {name: data.get(name, "") for name in ("finer", "measure")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, ScheduleError):
             raise
-        why = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        why: Any = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        why = first_fault(error, "all of it") if isinstance(error, ValidationError) else why
         raise ScheduleError(
             f"{folder} is no comparison ({why}); `adaptcache compare --out {folder}` writes one"
         ) from None
@@ -337,7 +372,7 @@ def _picture(folder: Path, name: str) -> str:
 
 def _sound(folder: Path, name: str) -> str:
     """Returns the sound whose spectrogram an image is, as text; nothing where there is none or a long one."""
-    path = _inside(folder, name).with_suffix(".wav")
+    path = _inside(folder, str(Path(name).with_suffix(".wav")))
     if not path.is_file() or path.stat().st_size > LONGEST:
         return ""
     return _as_uri("audio/wav", path.read_bytes())

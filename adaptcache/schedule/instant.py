@@ -18,7 +18,7 @@ from ..forecasts.matched import Matched
 from ..limits import STEPS
 from ..policies.plan import Plan
 from ..policies.signals import LEAST, SignalSpec
-from .format import Grid
+from .format import Grid, same_grid
 from .rule import Rule
 from .schedule import THEORY, Schedule
 
@@ -138,12 +138,14 @@ def build_rule(made: Instant, times: tuple[float, ...]) -> Rule:
 
 def load_instant(request: InstantRequest, cache: Cache | None = None) -> Schedule:
     """Returns the schedule from the cache, or makes it and keeps it there where that can be written."""
-    cache = cache or Cache()
-    path = cache.folder / "instant" / f"{request.key}.json"
-    if path.exists():
-        with suppress(ScheduleError):
-            return warn_of_less(Schedule.load(path), request)
+    path = None
+    with suppress(OSError, ScheduleError):  # no home, no right to look there, no whole file
+        path = (cache or Cache()).folder / "instant" / f"{request.key}.json"
+        found = Schedule.load(path) if path.exists() else None
+        if found and found.from_theory and same_grid(found.grid.times, request.times):
+            return warn_of_less(found, request)
     schedule = warn_of_less(make_instant(request), request)
     with suppress(OSError):
-        schedule.save(path)
+        if path:
+            schedule.save(path)
     return schedule

@@ -5,11 +5,13 @@ The trial of a worker that died is failed and queued again by optuna's heartbeat
 """
 
 import functools
+import json
 import math
+import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from warnings import catch_warnings
 import numpy as np
 
 from ..cache import Cache
-from ..files import check_writable
+from ..files import check_writable, locate
 from ..fitting.plan import move_call, plan_cost
 from ..profile import Profile
 from ..runs import PromptSet
@@ -32,6 +34,7 @@ try:
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.storages.journal._file import get_lock_file
     from optuna.trial import TrialState
 except ImportError:
     raise ImportError("tuning needs optuna 4.9 or newer: pip install 'adaptcache-diffusers[tune]'") from None
@@ -55,7 +58,7 @@ class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHea
     """A journal file with heartbeats, which optuna has for databases only; clocks must agree to seconds."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        with suppress(UpdateFinishedTrialError):  # failed as stale meanwhile
+        with suppress(UpdateFinishedTrialError, OSError):  # failed as stale meanwhile; the trial says what is wrong
             self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -70,12 +73,48 @@ class Journal(optuna.storages.JournalStorage, optuna.storages._heartbeat.BaseHea
         return Retry()
 
 
+class JournalFile(JournalFileBackend):
+    """The file of a journal, from which the half line of a full disk or a killed worker is cut off."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with get_lock_file(self._lock), open(self._file_path, "r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                end = file.truncate(file.read().rfind(b"\n") + 1)
+            file.seek(end)
+            try:
+                while lines:
+                    lines = lines[file.write(lines) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Raises in one line what a storage could not keep."""
+    try:
+        yield
+    except (AssertionError, OSError, optuna.exceptions.StorageInternalError) as error:
+        found: BaseException | None = error
+        while isinstance(found, AssertionError):  # what optuna ends in where a trial cannot be told to have failed
+            found = found.__context__
+        if found is None:
+            raise
+        reason = str(found.__cause__ or found).splitlines()[0][:200]
+        raise RuntimeError(f"the trials cannot be stored: {reason}; resume later") from None
+
+
 def open_storage(where: str | Path | None, cache: Cache | None) -> Any:
     """Opens the URL of a database or the path of a journal file; by default SQLite in the cache or memory."""
     if where is None and cache is None:
         return optuna.storages.InMemoryStorage()
     url = str(where) if where or cache is None else f"sqlite:///{cache.folder / 'tuning.db'}"
-    path, wait = Path(url.removeprefix("sqlite:///").split("?")[0]), dict[str, Any]()
+    path, wait = locate(url.removeprefix("sqlite:///").split("?")[0]), dict[str, Any]()
     lock: Any = nullcontext()
     try:
         if "://" not in url or url.startswith("sqlite:///"):
@@ -83,7 +122,7 @@ def open_storage(where: str | Path | None, cache: Cache | None) -> Any:
         if "://" not in url:
             if path.exists() and path.read_bytes()[:10] not in (b"", b'{"op_code"'):
                 raise ValueError("it is some other file; a database has a URL (sqlite:///...)")
-            return Journal(JournalFileBackend(url, JournalFileOpenLock(url)))
+            return Journal(JournalFile(str(path), JournalFileOpenLock(str(path))))
         if url.startswith("sqlite:///"):  # two workers that begin at once would both make the tables
             wait, lock = {"connect_args": {"timeout": 60}}, FileLock(f"{path}.lock")
         with catch_warnings(**EXPERIMENTAL), lock:
@@ -101,7 +140,8 @@ def open_study(name: str, options: SearchOptions, cache: Cache | None) -> Any:
     storage = open_storage(options.storage, cache)
     if options.resume and isinstance(storage, optuna.storages.InMemoryStorage):
         raise ValueError("nothing can be resumed from memory: give a storage, or a cache_dir")
-    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
+    with storing():
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
     if not options.resume and (count := len(study.get_trials(deepcopy=False))):
         raise ValueError(
             f"{count} trials of this search are in the storage, in the study {name}: continue them "
@@ -248,6 +288,7 @@ class Search:
         """The finished trials."""
         return live_trials(self.study, *FINISHED)
 
+    @storing()
     def run(self) -> None:
         """Makes trials until there are as many as asked for, everything was tried, or the time is over."""
         trials, report = self.sampler.trials, self.evaluator.setup.progress
@@ -268,9 +309,6 @@ class Search:
             except (UpdateFinishedTrialError, ValueError) as error:
                 if not re.match("Cannot tell a|Trial#", str(error)):  # asleep, and taken for dead
                     raise
-            except optuna.exceptions.StorageInternalError as error:
-                reason = str(error.__cause__ or error).splitlines()[0][:200]
-                raise RuntimeError(f"the trials cannot be stored: {reason}; resume later") from None
 
     def objective(self, trial: Any) -> float:
         """Makes a trial; returns what its images are worth. One without finite images is pruned."""

@@ -80,7 +80,7 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     check_distinct(calibration, held_out)
     for given in (calibration, held_out):
         setup.engine.preflight(setup.call, given)
-    from .study import MoveSampler, Search, open_study  # optuna is an extra
+    from .study import MoveSampler, Search, open_study, storing  # optuna is an extra
 
     about = [calibration.prompts, held_out.prompts if target.quality else (), repr(target), LAYOUT]
     study = open_study(f"adaptcache-{content_key(setup, *about)}", own, setup.cache)
@@ -88,7 +88,8 @@ def begin(pipe: Any, prompts: Any, steps: int, *, eval_prompts: Any = (), **opti
     assert len(evaluator.truth)  # made now, and not again by each worker
     if target.max_latency is not None:
         if "calls" not in study.user_attrs:  # measured once
-            study.set_user_attr("calls", find_calls(target.max_latency, evaluator))
+            with storing():
+                study.set_user_attr("calls", find_calls(target.max_latency, evaluator))
         choices = (int(study.user_attrs["calls"]),)
     trials = own.trials or TRIALS.get(target.given, 40)
     if trials < (needed := 1 if target.quality else len(choices)):

@@ -67,6 +67,9 @@ def export(
                 f"{schedule.name} decides by a polynomial, which {to} does not know; "
                 f"{able} do, or export a schedule with a plan"
             )
+        schedule.check_gear(gear)
+        if calls is not None:
+            raise ScheduleError(f"{schedule.name} decides how many steps it computes as it runs: leave the calls out")
         exported = teacache.write_with(form, schedule)
     else:
         if schedule.grid.full and form is not table.FORMAT:

@@ -82,7 +82,7 @@ def write(planner: ReusePlanner) -> Exported:
         )
     interval, plan = planner.every_nth(last=True)
     expects = (
-        f"any number of steps: every {interval}th, and the last, are computed",
+        f"any number of steps: 1 in {interval} is computed, and the last",
         "a model of one transformer: the two of Wan 2.2 count their steps each by itself",
     )
     return form(THRESHOLD, constant(interval, THRESHOLD), plan, expects)
@@ -126,7 +126,7 @@ NODE_USE = """\
 
 def write_node(planner: ReusePlanner) -> Exported:
     interval, plan = planner.every_nth(last=False)
-    expects = (f"any number of steps: every {interval}th is computed", NOT_SINCE)
+    expects = (f"any number of steps: 1 in {interval} is computed", NOT_SINCE)
     text = f'"flux": {constant(interval, NODE_THRESHOLD)},\n'
     return Exported(".txt", text, NODE_USE % NODE_THRESHOLD, plan, expects, (PATCHED,))
 
