@@ -14,6 +14,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .cache import Cache
 from .distributed import ALONE, Ranks
@@ -45,8 +46,14 @@ def whole(name: str, value: Any) -> int:
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments with numbers of numpy as Python's: a schedule keeps them, and is compared with others."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+    """Returns arguments with numbers of numpy and torch as Python's: schedules keep and compare them."""
+
+    def number(value: Any) -> Any:
+        one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
+        return value.item() if one else value
+
+    found: dict[str, Any] = tree_map(number, dict(arguments))
+    return found
 
 
 def check_numbers(options: Any, *names: str) -> None:

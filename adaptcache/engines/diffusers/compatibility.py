@@ -8,6 +8,7 @@ from typing import Any
 from ...distributed import sharded
 from ...files import dump_json
 from ...forecasts.matched import Matched
+from ...runs import SET_HERE
 from ...schedule.findings import FARTHEST, Finding, Grade, check_findings, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .calls import defaults_of, named_inputs
@@ -317,6 +318,25 @@ def _others(
             changed.append(f"{name} {before} and now {now}")
     if changed:
         yield Finding("arguments", Grade.WARNED, f"was fitted with {', '.join(changed)}; it was not measured here")
+    now, missing = set(_contents(call)), {name for name in by_prompt if call.get(name, default.get(name)) is None}
+    before = {*_contents(made), *map(_stem, missing), *(now & set(map(_stem, by_prompt)))} - {""}
+    for names, word, here in ((now - before, "without", "has"), (before - now, "with", "has not")):
+        if names:
+            says = f"was fitted {word} {', '.join(sorted(names))}, which this call {here}; it was not measured here"
+            yield Finding("content", Grade.WARNED, says)
+
+
+def _contents(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of what is given and is no setting: a reference image makes another run of a pipeline."""
+    for name, value in arguments.items():
+        if value is not None and not _is_setting(value) and (stem := _stem(name)):
+            yield stem
+
+
+def _stem(name: str) -> str:
+    """Returns the name of a content, the same for its embeddings; "" of what every call may have."""
+    every = name in SET_HERE | CONTENT or name in (*GUIDANCE, *SIZE) or "prompt" in name or "callback" in name
+    return "" if every else name.removesuffix("_embeds").removesuffix("_latents")
 
 
 def plain_value(value: Any) -> Any:
