@@ -45,6 +45,17 @@ def whole(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r:.40}") from None
 
 
+def listed(name: str, values: Any) -> tuple[Any, ...]:
+    """Returns several values, of an array or a generator too.
+
+    Raises:
+        TypeError: They are one text, or one number.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list, got {values!r:.40}: write [{values!r:.40}]")
+    return tuple(values)
+
+
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments with numbers of numpy and torch as Python's: schedules keep and compare them."""
 
