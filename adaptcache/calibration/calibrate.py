@@ -162,6 +162,10 @@ class Goal:
         self.refine(steps)
         if self.gears:
             self.gear_calls(steps)
+            if len(prompts) == 1:
+                raise ValueError(
+                    "gears are told apart by what prompts show: give 2 calibration prompts or more, say 16"
+                )
         else:
             calls_for(steps, self.budget, self.speed)
         if self.name:
