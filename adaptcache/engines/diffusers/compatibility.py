@@ -26,9 +26,10 @@ GRID = {  # what of a scheduler's configuration moves its steps and nothing else
     "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
 }  # fmt: skip
 CONTENT = {  # arguments that say what is made, how many, and in which form, or that the grid of the run tells
-    "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "num_inference_steps", "strength",
-    "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
-    "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
+    "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size", "num_inference_steps",
+    "strength", "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps",
+    "attention_kwargs_scale", "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps",
+    "lyrics",
 }  # fmt: skip
 LOST = "its evidence does not hold here; calibrate again"
 FROM_COND = ("ZImage",)  # families whose guidance_scale counts from the branch with the prompt: a guider's less 1
