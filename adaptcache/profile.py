@@ -23,7 +23,7 @@ SHAPES = {  # of P prompts, Q <= P of them with sensitivities, N steps
 IN_FILES = {"sensitivities": "influence"}  # what arrays are called in files, where that is another name
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     """Statistics of full runs on P prompts, with N steps."""
 
@@ -41,6 +41,12 @@ class Profile:
 
     def __repr__(self) -> str:
         return f"Profile({self.steps} steps, {len(self.gram)} prompts, sensitivities of {len(self.sensitivities)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Profile):
+            return NotImplemented
+        pairs = [(getattr(self, one.name), getattr(other, one.name)) for one in fields(self) if one.name != "about"]
+        return self.about == other.about and all(np.array_equal(a, b) for a, b in pairs)
 
     @property
     def steps(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .cache import Cache
 from .distributed import ALONE, Ranks
@@ -44,9 +45,26 @@ def whole(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r:.40}") from None
 
 
+def listed(name: str, values: Any) -> tuple[Any, ...]:
+    """Returns several values, of an array or a generator too.
+
+    Raises:
+        TypeError: They are one text, or one number.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list, got {values!r:.40}: write [{values!r:.40}]")
+    return tuple(values)
+
+
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments with numbers of numpy as Python's: a schedule keeps them, and is compared with others."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+    """Returns arguments with numbers of numpy and torch as Python's: schedules keep and compare them."""
+
+    def number(value: Any) -> Any:
+        one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
+        return value.item() if one else value
+
+    found: dict[str, Any] = tree_map(number, dict(arguments))
+    return found
 
 
 def check_numbers(options: Any, *names: str) -> None:

@@ -299,6 +299,7 @@ def test_a_single_plan_is_certified_or_refused():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        ({"gears": [0.5, 0.7], "min_psnr": 40.0, "prompts": FIT[:1]}, "give 2 calibration prompts or more"),
         ({"gears": [0.5, 0.7]}, "need a target: min_psnr"),
         ({"budget": 0.5, "certify": True}, "need a target: min_psnr"),
         ({"budget": 0.5, "min_psnr": 40.0}, "needs something that can meet it"),
@@ -317,7 +318,7 @@ def test_a_single_plan_is_certified_or_refused():
 )
 def test_bad_wishes_cost_no_profile(options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        adaptcache.calibrate(toy.Pipe(), FIT, num_inference_steps=STEPS, **options)
+        adaptcache.calibrate(toy.Pipe(), num_inference_steps=STEPS, **{"prompts": FIT, **options})
 
 
 @pytest.mark.parametrize(

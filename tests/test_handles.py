@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import adaptcache
+from adaptcache import Profile
+from adaptcache.comparison.compare import CompareOptions, find_methods
 from adaptcache.errors import AttachError, LoopError, ScheduleError
 from tests import toy
+from tests.euler import EulerEngine
 from tests.pipelines.setup import noise
 from tests.pipelines.table import built, counted, generated, planned, same
 from tests.test_surprises import loop
@@ -256,13 +259,29 @@ def test_guidance_that_all_prompts_give_is_that_of_the_calibration(scales):
         ("calibrate", {"gears": "0.3,0.5", "min_psnr": 30}, "gears must be a list, got '0.3,0.5'"),
         ("calibrate", {"gears": 0.5, "min_psnr": 30}, "gears must be a list, got 0.5"),
         ("calibrate", {"gears": ["0.3"], "min_psnr": 30}, "gears must be a number, got '0.3'"),
+        ("compare", {"budgets": 0.5}, "budgets must be a list, got 0.5"),
+        ("compare", {"budgets": [0.5], "methods": "L2P"}, "methods must be a list, got 'L2P'"),
+        ("compare", {"budgets": [0.5], "refine": 1.5}, "refine must be a whole number, got 1.5"),
+        ("compare", {"budgets": [0.5], "pipe": EulerEngine()}, "pipeline of diffusers, got a EulerEngine"),
         ("tune", {"max_calls": "4"}, "max_calls must be a number"),
         ("tune", {"trials": "3"}, "trials must be a number"),
     ],
 )
 def test_what_is_of_another_kind_is_named(verb, option, says):
+    given = {"pipe": toy.Pipe(), "prompts": toy.PROMPTS[:2], "num_inference_steps": 8, **option}
+    given |= {"eval_prompts": toy.PROMPTS[2:]} if verb == "compare" else {}
     with pytest.raises(TypeError, match=says):
-        getattr(adaptcache, verb)(toy.Pipe(), toy.PROMPTS, 8, **option)
+        getattr(adaptcache, verb)(**given)
+
+
+def test_methods_of_a_generator_are_those_that_it_names():
+    chosen = CompareOptions(methods=(name for name in ["L2P"]))
+    assert find_methods(chosen.methods) == find_methods(chosen.methods) == ["L2P"]
+
+
+def test_equal_profiles_are_equal(tmp_path):
+    profile = toy.profile()
+    assert Profile.load(profile.save(tmp_path / "x.safetensors")) == profile != toy.profile(8)
 
 
 def test_the_cells_of_a_matrix_are_checked_before_any_run():

@@ -42,6 +42,12 @@ def test_the_kind_that_fits_is_kept_and_tells_how_well_on_prompts_left_out(name)
     assert r2 > 0.3 or name == "mean"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("prompts", [2, 3, 4])
+def test_few_prompts_tell_no_more_than_they_can(prompts):
+    assert np.isfinite(fit_quality(signals(prompts), signals(prompts)[:, 0]).left_out).all()
+
+
 @pytest.mark.parametrize("name", ["mean", "linear", "quadratic", WIDTHS[1]])
 def test_a_prediction_on_the_device_is_the_regression(name):
     s = signals()

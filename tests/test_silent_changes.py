@@ -4,6 +4,7 @@ import gc
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -183,6 +184,38 @@ def test_a_size_that_no_number_tells_was_not_measured(name, fitted, run):
         assert handle.report().evidence == "extrapolated"
     with adaptcache.attach(setup.pipe, schedule, strict=True), pytest.raises(ScheduleError, match="latents of shape"):
         generated(setup, **run)
+
+
+@pytest.mark.parametrize("by_prompt", [True, False])
+def test_content_that_makes_another_mode_of_a_pipeline_is_missed(by_prompt):
+    setup = built("Flux Kontext")
+    call, options = dict(setup.call), {"speed": 2, "effort": 0, "progress": False}
+    rows = [{**row, "image": call["image"]} for row in setup.prompts[:2]] if by_prompt else setup.prompts[:2]
+    schedule = adaptcache.calibrate(
+        setup.pipe,
+        rows,
+        setup.steps,
+        pipe_kwargs={k: v for k, v in call.items() if k != "image" or not by_prompt},
+        **options,
+    )
+    with adaptcache.attach(setup.pipe, schedule) as handle:
+        generated(setup, image=call["image"].flip(-1), latents=torch.randn(1, 16, 16))
+        assert handle.report().evidence == "calibrated"
+        with pytest.warns(UserWarning, match="fitted with image, which this call has not"):
+            generated(setup, image=None)
+        assert handle.report().evidence == "extrapolated"
+        with pytest.warns(UserWarning, match="guidance_scale 3.5 and now 4.5"):
+            generated(setup, guidance_scale=np.float32(4.5))
+
+
+def test_a_number_is_one_whoever_made_it():
+    setup = built(SD)
+    with adaptcache.attach(setup.pipe, speed=1) as handle:
+        for scale in (torch.tensor(4.0), np.float32(4.0)):
+            generated(setup, guidance_scale=scale)
+            assert handle.schedule.made["guidance"] == 4.0
+        with pytest.raises(ScheduleError, match="adds noise"):
+            generated(setup, eta=np.float32(0.5))
 
 
 @pytest.mark.parametrize("pipe", ["black-forest-labs/FLUX.1-dev", None, torch.nn.Linear(1, 1), torch.nn.Linear])

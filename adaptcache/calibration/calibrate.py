@@ -13,7 +13,7 @@ from ..evaluation.certify import QualityTarget, refuse_unaimed
 from ..evaluation.validate import measure_matrix, validate
 from ..limits import check_name
 from ..profiling.measure import measure
-from ..runs import Prompt, PromptSet, Setup, check_numbers, plain, whole
+from ..runs import Prompt, PromptSet, Setup, check_numbers, listed, plain, whole
 from ..schedule.schedule import Schedule
 from .fit import fit_loops, fit_schedule
 from .gears import fit_gears, prove_gears
@@ -83,10 +83,8 @@ class Goal:
     matrix: bool | Sequence[Mapping[str, Any]] = False
 
     def __post_init__(self) -> None:
-        for name, one in (("gears", "0.25"), ("groups", "a subject")):
-            if isinstance(value := getattr(self, name), str) or not isinstance(value, Iterable):
-                raise TypeError(f"{name} must be a list, got {value!r:.40}: write [{one}, ...]")
-            object.__setattr__(self, name, tuple(value))  # of arrays and generators too
+        for name in ("gears", "groups"):
+            object.__setattr__(self, name, listed(name, getattr(self, name)))
         if not isinstance(self.fit, Fit):
             raise TypeError(f"fit must be a Fit, got {self.fit!r:.40}: adaptcache.Fit(history=4) is one")
         check_numbers(self, "gears", "speed", "budget", "min_psnr", "max_failure_rate", "confidence", "effort")
@@ -167,6 +165,10 @@ class Goal:
         self.refine(steps)
         if self.gears:
             self.gear_calls(steps)
+            if len(prompts) == 1:
+                raise ValueError(
+                    "gears are told apart by what prompts show: give 2 calibration prompts or more, say 16"
+                )
         else:
             calls_for(steps, self.budget, self.speed)
         if self.name:

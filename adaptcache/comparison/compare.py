@@ -21,7 +21,7 @@ from ..evaluation.generate import reference_images
 from ..evaluation.validate import evidence_of
 from ..profile import Profile
 from ..profiling.measure import measure
-from ..runs import Progress, Prompt, PromptSet, Setup
+from ..runs import Progress, Prompt, PromptSet, Setup, listed, whole
 from ..runtime.runner import Runner
 from ..schedule.methods import METHODS, find_name
 from ..schedule.schedule import Schedule
@@ -67,6 +67,12 @@ class CompareOptions:
     refine: int = 0  # also compare with a run of so many times the steps; below 2 there is none
     caption_score: CaptionScore | None = None  # measures how well images show what their captions say
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", listed("methods", self.methods))
+        for name in ("sweep_on", "refine"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, value))
+
 
 def find_methods(names: Sequence[str]) -> list[str]:
     """Returns the methods with these names, those that settings are known for where none is given.
@@ -105,10 +111,11 @@ def compare(
         >>> for result in compared.results:
         ...     print(result.method, result.budget, result.psnr, result.lead)
     """
-    chosen = take(CompareOptions, options)
+    chosen, budgets = take(CompareOptions, options), listed("budgets", budgets)
     find_methods(chosen.methods)
     known = [*vars(chosen), "prompts", "eval_prompts", "budgets", "num_inference_steps"]
     setup = make_setup(pipe, num_inference_steps, options, "compare", known)
+    pipe_of(setup)
     calibration = PromptSet.of(prompts)
     held_out = PromptSet.of(eval_prompts, len(calibration), "eval_prompts")
     setup.engine.preflight(setup.call, calibration)

@@ -133,5 +133,14 @@ def latent_error(latents: list[Tensor], full: list[Tensor]) -> float:
 
 
 def pipe_of(setup: Setup) -> Any:
-    """Returns the pipeline that a setup runs."""
-    return setup.engine.pipe  # type: ignore[attr-defined]
+    """Returns the pipeline that a setup runs.
+
+    Raises:
+        TypeError: It runs none of diffusers.
+    """
+    if (pipe := getattr(setup.engine, "pipe", None)) is None:
+        name = type(setup.engine).__name__
+        raise TypeError(
+            f"compare runs other methods on a pipeline of diffusers, got a {name}: evaluate takes any engine"
+        )
+    return pipe

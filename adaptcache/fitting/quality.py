@@ -61,13 +61,16 @@ def fit_quality(signals: Array, values: Array, names: tuple[str, ...] = ()) -> Q
     Arguments:
         signals: What was seen, with shape (P, F).
         values: What the runs ended with, in decibels, with shape (P,).
-        names: The candidates, the simplest first; by default "mean", "linear", and with enough prompts
-            "quadratic" and "rbf" of three widths.
+        names: The candidates, the simplest first; by default "mean", and with enough prompts "linear", "quadratic"
+            and "rbf" of three widths.
     """
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
     prompts, count = signals.shape
-    names = names or ("mean", "linear", *(("quadratic", *WIDTHS) if prompts >= 2 * FOLDS else ()))
+    # A fit leaves one fold out, and a slope needs two prompts.
+    names = (
+        names or ("mean", "linear", "quadratic", *WIDTHS)[: 1 if prompts < 3 else 2 if prompts < 2 * FOLDS else None]
+    )
     folds = np.empty(prompts, int)  # the same for all candidates
     folds[np.random.default_rng(0).permutation(prompts)] = np.arange(prompts) % FOLDS
     spread = float(((values - values.mean()) ** 2).sum()) or 1.0

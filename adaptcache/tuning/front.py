@@ -115,7 +115,7 @@ def conclude(search: Search) -> Tuned:
     if not (pairs := find_winners(search)):
         raise ValueError(f"nothing to choose after {done} trials: give more trials or time, and resume")
     about = {"target": str(target), "trials": done, "seed": search.sampler.seed}
-    name, setup = search.options.name or evaluator.full.name + "-tuned", evaluator.setup
+    name, setup = search.options.name or evaluator.full.name.removesuffix("-1x") + "-tuned", evaluator.setup
     truth = reference_images(setup, search.eval_prompts)
 
     def build(trial: Any, own: str, **more: Any) -> tuple[Schedule, list[float]]:

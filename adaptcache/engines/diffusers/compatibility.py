@@ -8,6 +8,7 @@ from typing import Any
 from ...distributed import sharded
 from ...files import dump_json
 from ...forecasts.matched import Matched
+from ...runs import SET_HERE
 from ...schedule.findings import FARTHEST, Finding, Grade, check_findings, explain_findings, too_strong, worst_grade
 from ...schedule.schedule import Schedule
 from .calls import defaults_of, named_inputs
@@ -25,9 +26,10 @@ GRID = {  # what of a scheduler's configuration moves its steps and nothing else
     "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
 }  # fmt: skip
 CONTENT = {  # arguments that say what is made, how many, and in which form, or that the grid of the run tells
-    "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "num_inference_steps", "strength",
-    "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps", "attention_kwargs_scale",
-    "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps", "lyrics",
+    "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size", "num_inference_steps",
+    "strength", "denoising_start", "denoising_end", "output_type", "return_dict", "callback_steps",
+    "attention_kwargs_scale", "callback_on_step_end_tensor_inputs", "class_labels", "seed", "sigmas", "timesteps",
+    "lyrics",
 }  # fmt: skip
 LOST = "its evidence does not hold here; calibrate again"
 FROM_COND = ("ZImage",)  # families whose guidance_scale counts from the branch with the prompt: a guider's less 1
@@ -317,6 +319,25 @@ def _others(
             changed.append(f"{name} {before} and now {now}")
     if changed:
         yield Finding("arguments", Grade.WARNED, f"was fitted with {', '.join(changed)}; it was not measured here")
+    now, missing = set(_contents(call)), {name for name in by_prompt if call.get(name, default.get(name)) is None}
+    before = {*_contents(made), *map(_stem, missing), *(now & set(map(_stem, by_prompt)))} - {""}
+    for names, word, here in ((now - before, "without", "has"), (before - now, "with", "has not")):
+        if names:
+            says = f"was fitted {word} {', '.join(sorted(names))}, which this call {here}; it was not measured here"
+            yield Finding("content", Grade.WARNED, says)
+
+
+def _contents(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of what is given and is no setting: a reference image makes another run of a pipeline."""
+    for name, value in arguments.items():
+        if value is not None and not _is_setting(value) and (stem := _stem(name)):
+            yield stem
+
+
+def _stem(name: str) -> str:
+    """Returns the name of a content, the same for its embeddings; "" of what every call may have."""
+    every = name in SET_HERE | CONTENT or name in (*GUIDANCE, *SIZE) or "prompt" in name or "callback" in name
+    return "" if every else name.removesuffix("_embeds").removesuffix("_latents")
 
 
 def plain_value(value: Any) -> Any:

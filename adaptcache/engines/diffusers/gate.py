@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_map
 from ...distributed import Groups, groups_of
 from ...errors import AttachError, LoopError
 from ...hooks import SchedulerStep, StepHook
+from ...runs import plain
 from ...sites.interceptor import ModuleInterceptor
 from ...sites.outputs import split_tensors
 from ...step import Step, entering
@@ -393,8 +394,8 @@ class Gate:
                 return
             try:
                 self._check_schedulers()
-                self.arguments = arguments
-                self.on_call(arguments)
+                self.arguments = plain(arguments)
+                self.on_call(self.arguments)
                 self.called, self.thread, self.called_back = True, threading.get_ident(), False
                 self.own_loop = own_loop
                 self.started, self._announced, self.done = next(self._starts), False, []
