@@ -47,8 +47,10 @@ def watch(part: Any, gate: Gate, wrappers: Mapping[str, Callable[[Any], Any]], u
     """
     name, kinds = type(part).__name__, type(part).__mro__
     with _lock:
-        if id(part) in watched:
-            raise AttachError(f"the {name} of this pipeline is attached already; close() that handle first")
+        if (other := watched.get(id(part))) is not None:
+            says = f"the {name} of this pipeline is attached already; close() that handle first"
+            own = f", or give this one its own (pipe.scheduler = {name}.from_config(pipe.scheduler.config))"
+            raise AttachError(says if other.pipe is gate.pipe else says + own)
         watched[id(part)] = gate
     undo.callback(watched.pop, id(part), None)
     for method, wrap in wrappers.items():
