@@ -67,6 +67,8 @@ def test_a_saved_folder_gives_the_same_schedule_and_the_same_bytes(fitted: Sched
 def test_a_file_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match=r"cannot read .*none.json: No such file"):
         Schedule.from_pretrained(tmp_path / "none.json")
+    with pytest.raises(ScheduleError, match=r"easycache is a method, no file: Schedule.of\('easycache'\)"):
+        Schedule.from_pretrained("easycache")
     with pytest.raises(ScheduleError, match=r"cannot read .*v@1.json: No such file"):
         load_schedules(str(tmp_path / "v@1.json"))
 

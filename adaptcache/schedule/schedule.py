@@ -28,7 +28,7 @@ from ..limits import LOOPS, first_fault
 from ..policies.gears import Gears
 from ..policies.plan import Plan
 from .format import Denoiser, Evidence, Grid, Kernel, Name, Part, check_made, read_artifact, same_run
-from .methods import build_rules
+from .methods import METHODS, build_rules
 from .rule import LAYERS, Rule
 
 # 2 has weights at computed steps, own times, and in the evidence baseline, precision floor and matrix; 3 has forecasts
@@ -378,6 +378,8 @@ class Schedule(Part):
             HubError: It cannot be had; the message says why and what helps.
             ScheduleError: What is there is no schedule.
         """
+        if str(source) in METHODS and not Path(source).exists():
+            raise ScheduleError(f"{source} is a method, no file: Schedule.of({str(source)!r}) makes its schedule")
         return cls.load(hub.find_file(source, name, **options))
 
     def push_to_hub(self, repo: str, *, name: str | None = None, message: str | None = None, **options: Any) -> str:
