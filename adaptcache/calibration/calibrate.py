@@ -287,12 +287,12 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
     calls = 0 if goal.gears else calls_for(steps, goal.budget, goal.speed)
     if goal.gears:
         assert target
-        schedule = fit_gears(setup, prompts, measurement, goal.gear_calls(steps), target, goal.fit)
+        schedule = fit_gears(measurement, goal.gear_calls(steps), target, goal.fit)
     elif goal.method:
         schedule = fit_method(setup, prompts, measurement.profile, goal.method, calls / steps, goal.params)
     else:
         fitted = fit_own_times if goal.times == "own" else fit_schedule
-        schedule = fitted(setup, prompts, measurement, calls, goal.fit, goal.effort)
+        schedule = fitted(measurement, calls, goal.fit, goal.effort)
         if schedule.made.get("several_loops") and goal.times == "grid" and setup.refine == 1:
             schedule = fit_loops(setup, prompts, schedule, goal.fit, goal.effort)
     if goal.name:

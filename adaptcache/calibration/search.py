@@ -20,7 +20,6 @@ from ..fitting.kernel import Array, solve_ridge
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
-from ..runs import PromptSet, Setup
 from .match import Fit, Matching, match
 
 EFFORT, SEARCHED = 12.0, 0.3  # full runs of one prompt that a search may cost, and its share of a larger effort
@@ -148,17 +147,13 @@ def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
     return int(np.argmax((np.array(ends) - np.mean(ends)) @ spread / np.where(norms > 0, norms, np.inf)))
 
 
-def search_plan(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, announced: SearchCost
-) -> Search:
-    """Searches the plan with the smallest matched error.
+def search_plan(measurement: Measurement, calls: int, fit: Fit, announced: SearchCost) -> Search:
+    """Searches the plan with the smallest matched error; a few of the prompts judge.
 
     Arguments:
-        setup: Who runs, and who shares the batches.
-        prompts: The prompts of the measurement; a few of them judge.
         announced: What it costs; the planner's first proposal costs nothing.
     """
-    profile, steps, judges = measurement.profile, measurement.profile.steps, announced.judges
+    setup, profile, steps, judges = measurement.setup, measurement.profile, measurement.profile.steps, announced.judges
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))
     if not announced.room:
@@ -167,8 +162,7 @@ def search_plan(
         proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
     near = [proposals[0], *moves(proposals[0], steps)]
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
-    few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
-    few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
+    few, firm = replace(measurement.head(judges, first), profile=profile), replace(fit, ridge=FIRM * fit.ridge)
     left, made, report = announced.room, 0.0, setup.stage(f"searching {calls} calls", announced.room)
     tried = dict[Steps, float]()  # with the logarithms of their errors
 
@@ -176,7 +170,7 @@ def search_plan(
         """Matches a plan for a number of calls: as much is replayed as leaves so many."""
         nonlocal left, made
         begun = replace(begun, until=min(begun.until, plan[calls - cost + 1])) if begun and cost < calls else None
-        found = match(setup, jury, plan, few, firm, begun=begun)
+        found = match(few, plan, firm, begun=begun)
         left, made = left - cost, made + found.cost  # more where calls were made that no plan has
         tried[plan] = math.log(found.error)
         report(announced.room - left)
@@ -202,7 +196,7 @@ def search_plan(
     if rivals and announced.finals > 2:  # judges that disagree about where to begin are not enough
         for number, found in enumerate((best, rivals[0])):
             counted = setup.stage(f"matching {calls} calls", announced.finals * steps, number * steps)
-            whole[found.plan] = match(setup, prompts, found.plan, measurement, fit, counted)
+            whole[found.plan] = match(measurement, found.plan, fit, counted)
             counted(steps)
         best = min(best, rivals[0], key=lambda found: whole[found.plan].error)
     start, walked = best, set[tuple[int, Steps]]()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..cache import feed
-from ..distributed import ALONE, Ranks
 from ..errors import ScheduleError
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
@@ -36,22 +34,24 @@ def content_key(setup: Setup, *more: Any) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What full runs on the calibration prompts gave."""
+    """What full runs on the calibration prompts gave, and who ran them: what a schedule is fitted with."""
 
+    setup: Setup
+    prompts: PromptSet
     profile: Profile  # statistics, sensitivities included
     # the reference trajectories, one a batch; of several ranks, each has those of its own batches
     runs: list[Trajectory]
-    refine: int = 1  # steps of the reference in each step of the grid
     own: bool = False  # whether the times are a schedule's own, and the runs where the full ones came by at these
     # what an instant schedule is made for in these runs; None where theory knows nothing of them
     request: InstantRequest | None = None
 
-    def head(self, count: int, batch_size: int, ranks: Ranks = ALONE, first: int = 0) -> Measurement:
-        """Returns what was measured on `count` prompts, in runs of `batch_size`.
+    def head(self, count: int, first: int = 0) -> Measurement:
+        """Returns what was measured on `count` prompts.
 
         They are the first ones, or begin elsewhere: with a run, or with what one run has.
         """
-        profile, every, last = self.profile, len(self.profile.gram), first + count
+        profile, every, last = self.profile, len(self.prompts), first + count
+        batch_size, ranks = self.setup.batch_size, self.setup.ranks
         names = ("gram", "magnitude", "change_in", "change_out", "sensitivities")
         parts = dict[int, Trajectory]()  # by the first prompt of a run
         begins = range(0, every, batch_size)
@@ -64,7 +64,8 @@ class Measurement:
             every_part = {begin: part for found in ranks.exchange(parts) for begin, part in found.items()}
             parts = {n: sorted(every_part.items())[n][1] for n in ranks.own(len(every_part))}
         cut = {name: getattr(profile, name)[first:last] for name in names}
-        return replace(self, profile=replace(profile, **cut), runs=list(parts.values()))
+        cut_profile = replace(profile, **cut)
+        return replace(self, prompts=self.prompts[first:last], profile=cut_profile, runs=list(parts.values()))
 
 
 def measure(setup: Setup, prompts: PromptSet) -> Measurement:
@@ -86,25 +87,22 @@ def measure(setup: Setup, prompts: PromptSet) -> Measurement:
         key = content_key(setup, prompts.prompts, prompts.first, setup.refine)
         checkpoint = ProfileCheckpoint(setup.cache, key, ranks.rank)
         if found := _known(setup, prompts, checkpoint):
-            profile = note_latents(setup, found)
-            return replace(
-                found, profile=profile, refine=setup.refine, request=read_request(setup, prompts, found.runs)
-            )
+            return replace(found, profile=note_latents(found), request=read_request(found))
     recorded = record(setup, prompts, checkpoint)
-    profile, runs = recorded.profile, recorded.runs
+    profile = recorded.profile
     if setup.refine == 1:  # a finer reference's outputs cannot be replayed step by step
         few = min(PERTURBED, setup.batch_size, len(prompts))
-        run = runs[0].head(few, of=min(setup.batch_size, len(prompts))) if ranks.rank == 0 else None
+        run = recorded.runs[0].head(few, of=min(setup.batch_size, len(prompts))) if ranks.rank == 0 else None
         profile = measure_sensitivity(setup, prompts[:few], profile, run, checkpoint)
     if checkpoint and ranks.rank == 0:
         checkpoint.save_profile(profile)
-    profile = note_latents(setup, replace(recorded, profile=profile))
-    return Measurement(profile, runs, setup.refine, request=read_request(setup, prompts, runs))
+    measured = replace(recorded, profile=profile)
+    return replace(measured, profile=note_latents(measured), request=read_request(measured))
 
 
-def note_latents(setup: Setup, measurement: Measurement) -> Profile:
+def note_latents(measurement: Measurement) -> Profile:
     """Returns the profile with the shapes that the latents of one prompt had: other sizes were not measured."""
-    found = setup.ranks.exchange([list(run.x[run.lead][0].shape[1:]) for run in measurement.runs])
+    found = measurement.setup.ranks.exchange([list(run.x[run.lead][0].shape[1:]) for run in measurement.runs])
     shapes = {tuple(shape): shape for one in found for shape in one}
     about = {**measurement.profile.about, "latents": [shapes[key] for key in sorted(shapes)]}
     return replace(measurement.profile, about=about)
@@ -132,8 +130,9 @@ class SamplerReader(Replay):
             self.found = self.engine.read_run(self.gate, 1.0)
 
 
-def read_request(setup: Setup, prompts: PromptSet, runs: Sequence[Trajectory]) -> InstantRequest | None:
+def read_request(measurement: Measurement) -> InstantRequest | None:
     """Returns what an instant schedule is made for in full runs; None where the sampler adds noise or is not known."""
+    setup, prompts, runs = measurement.setup, measurement.prompts, measurement.runs
     if setup.refine > 1 or not hasattr(setup.engine, "read_run"):
         return None
     found = None
@@ -152,7 +151,7 @@ def _known(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint) -> M
     profile = ranks.first(checkpoint.load_profile() if ranks.rank == 0 else None)
     runs = checkpoint.runs(ranks.own(len(setup.batches(prompts)))) if profile else None
     whole = all(ranks.exchange(runs is not None))
-    return Measurement(profile, runs) if profile and runs is not None and whole else None
+    return Measurement(setup, prompts, profile, runs) if profile and runs is not None and whole else None
 
 
 def record(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint | None = None) -> Measurement:
@@ -188,4 +187,4 @@ def record(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint | Non
     arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     times = np.array(done[0][0])
     profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)
-    return Measurement(profile, runs, setup.refine)
+    return Measurement(setup, prompts, profile, runs)
