@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .files import locate
 
@@ -29,8 +29,10 @@ class Cut(str):
         return f"{self[:SHOWN]}..."
 
 
-class Brief(BaseModel):
-    """A model whose representation is short, however long its tables are."""
+class FrozenModel(BaseModel):
+    """A model that stays as it is, knows its keys, and has a short representation, however long its tables are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

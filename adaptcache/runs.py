@@ -260,9 +260,6 @@ class Setup:
         """Runs one batch.
 
         Arguments:
-            hook: Who decides.
-            prompts: The batch.
-            decode: Whether decoded outputs are wanted.
             reference: Whether it is a reference run, which may be refined.
 
         Raises:

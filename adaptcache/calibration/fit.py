@@ -58,7 +58,6 @@ def fit_schedule(
     """Plans `calls` computed steps and matches their weights.
 
     Arguments:
-        calls: How many steps are computed.
         effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
     """
     best, compared, found = choose_plan(measurement, calls, fit, effort)
@@ -94,7 +93,6 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
     is measured and matched after full runs of those before it, so that it begins with what the full call has.
 
     Arguments:
-        schedule: What was fitted to one loop.
         effort: Full runs of one prompt that the search of each plan may cost.
     """
     share = schedule.rules[0].policy.gears[0].budget if isinstance(schedule.rules[0].policy, Plan) else 1.0

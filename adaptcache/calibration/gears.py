@@ -118,7 +118,6 @@ def evaluate_gears(
 
     Arguments:
         rows: The signals, by gear and computed step after the first.
-        truth: The images of the full runs.
     """
     ends, seen = [], []
     for gear, own in enumerate(rows):
@@ -204,7 +203,6 @@ def least_margin(
         plans: As for `choose_gears`.
         predicted: As for `choose_gears`; each prompt's must come from other prompts.
         ends: Decibels that each gear's runs ended with, with shape (G, P).
-        target: What prompts should reach.
     """
     best = MARGINS[0]
     for margin in MARGINS:

@@ -53,7 +53,6 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
         errors: By site, the error of reuse with shape (N, L): of step i at step i + 1 + k. Not finite where
             there is no such step.
         budget: The fraction of the layers that is computed, the mean over types.
-        params: Fields of the policy that are not fitted.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be in (0, 1], got {budget:g}: the fraction of the layers computed")
@@ -214,8 +213,6 @@ def fit_tables(
     Of several sites those that the denoiser does not have are left out.
 
     Arguments:
-        prompts: What to measure the errors on.
-        profile: Says what an error at each step does to the end result.
         method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
             planned (`cheapest_rows`), under a budget of measured time.
         budget: The fraction of the blocks, or of their time, that is computed.
@@ -264,8 +261,6 @@ def search_rows(
     Arguments:
         found: What reuse of each block is off by at the site, and how long each takes.
         weights: What an error at each step does to the end result, with shape (N,).
-        budget: The fraction of the time of all blocks.
-        trials: How many plans are run on all prompts.
     """
     try:
         import optuna
@@ -324,10 +319,8 @@ def fit_method(
 
     Arguments:
         prompts: Calibration prompts; the papers take one to a hundred.
-        profile: What was measured on them.
         method: A name that `adaptcache methods` lists.
         budget: Fraction of the calls that are made; of layers: of all of a type.
-        params: Fields of the method's policy and forecast that are not fitted.
     """
     chosen, own = find_method(method), dict(params or {})
     check_params(method, own)

@@ -9,16 +9,13 @@ are searched by the error it ends with, from those of the plan that was found on
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
-from ..profiling.statistics import statistics_of
+from ..profiling.statistics import build_profile, statistics_of
 from ..schedule.format import EULER
 from ..schedule.schedule import Schedule
 from .fit import about_fit, build_schedule
@@ -58,20 +55,16 @@ def measured_at(measurement: Measurement, times: Times) -> Measurement:
     runs = [through(run, times) for run in measurement.runs]
     jobs = zip(runs, measurement.setup.batches(measurement.prompts), strict=True)
     rows = [row for run, batch in jobs for row in statistics_of(run, batch)]
-    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     about = dict(measurement.profile.about)
     branches = set(about.pop("branches", ()))
     about |= {"branches": [*branches] * len(times)} if len(branches) == 1 else {}
-    profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), about=about, **arrays)
-    return replace(measurement, profile=profile, runs=runs, own=True, request=None)
+    return replace(measurement, profile=build_profile(times, rows, about), runs=runs, own=True, request=None)
 
 
 def fit_own_times(measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT) -> Schedule:
     """Searches `calls` times and matches the weights of all of them.
 
     Arguments:
-        measurement: Of one process.
-        calls: How many steps a run has.
         effort: Full runs of one prompt that the search may cost.
 
     Raises:

@@ -69,8 +69,6 @@ class Refiner:
         """Runs the first prompts, and returns what followed each batch.
 
         Arguments:
-            point: By which weights.
-            count: How many prompts.
             begun: What followed other runs of these, that are the same before the sampler's step `start`.
             start: The first step at which the sampler gets something else.
         """
@@ -157,7 +155,6 @@ def refine(measurement: Measurement, matching: Matching, fit: Fit, effort: float
 
     Arguments:
         measurement: Of one process; at its own times, where the schedule has such.
-        matching: What to begin with, on the same prompts.
         fit: What its forecasts use; with the features that they have.
         effort: Runs of one prompt that it may cost, of as many steps as the measurement has.
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..fitting.kernel import Array, solve_ridge
+from ..fitting.kernel import Array, least_errors
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
@@ -126,11 +126,7 @@ def prompt_costs(profile: Profile, plan: Sequence[int]) -> Array:
         known = [step for step in reversed(plan) if step < i][:2]
         sources = [*known, *(steps + step for step in (*known, 0, i) if latents)]
         inner, moment = gram[:, sources][:, :, sources], gram[:, sources, i]
-        prior = np.zeros_like(moment)
-        prior[:, 0] = 1.0
-        w = solve_ridge(inner, moment, prior)
-        error = gram[:, i, i] - 2 * (w * moment).sum(1) + np.einsum("pk,pkl,pl->p", w, inner, w)
-        total += weights[i] * np.maximum(error, 0.0)
+        total += weights[i] * least_errors(inner, moment, gram[:, i, i])
     return total
 
 

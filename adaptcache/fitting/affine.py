@@ -118,7 +118,6 @@ def trace_steps(step: Callable[[int, Array, Array], Array], steps: int) -> Array
 
     Arguments:
         step: Called with the number of a step, latents and an output of shape (N + 1,); returns where it lands.
-        steps: The number of steps N.
 
     Returns:
         With shape (N, N + 1).

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .kernel import Array
+from .plan import rising
 
 HALVINGS = 60
 SLOWER = 2  # times longer the interval of the calmer half is
@@ -68,7 +69,6 @@ def accumulated_rows(changes: Array, budget: float) -> list[list[int]]:
 
     Arguments:
         changes: Relative change of what each block gives since the step before, with shape (K, N).
-        budget: The fraction of all blocks and steps that is computed.
     """
     count, steps = changes.shape
 
@@ -92,7 +92,6 @@ def two_speed_rows(changes: Array, budget: float) -> list[list[int]]:
 
     Arguments:
         changes: With shape (K, N).
-        budget: The fraction of all blocks and steps that is computed.
     """
     count, steps = changes.shape
     calm = changes.mean(1) <= np.median(changes.mean(1))
@@ -130,7 +129,6 @@ def turning_plan(kernel: Array, calls: int) -> list[int]:
 
     Arguments:
         kernel: Inner products of the outputs, with shape (N, N): the directions of the trajectory.
-        calls: How many steps to compute.
 
     References:
         | OmniCache (Chu et al., 2025), https://arxiv.org/abs/2508.16212
@@ -139,11 +137,7 @@ def turning_plan(kernel: Array, calls: int) -> list[int]:
     cosine = np.diagonal(kernel, 1) / np.maximum(length[1:] * length[:-1], 1e-30)
     turned = np.concatenate([[0.0], np.cumsum(np.arccos(np.clip(cosine, -1.0, 1.0)))])
     turned = turned / max(turned[-1], 1e-30) + 1e-9 * np.arange(steps)  # rises where nothing turns
-    plan = [0]
-    for number in range(1, calls):
-        wanted = turned[-1] * number / calls
-        plan.append(min(max(plan[-1] + 1, int(np.searchsorted(turned, wanted))), steps - calls + number))
-    return plan
+    return list(rising(np.searchsorted(turned, turned[-1] * np.arange(calls) / calls), steps))
 
 
 def interpolated_plan(safe: list[int], fast: list[int], calls: int) -> list[int]:
@@ -152,7 +146,6 @@ def interpolated_plan(safe: list[int], fast: list[int], calls: int) -> list[int]
     Arguments:
         safe: Computed steps of the plan with more calls, rising from 0.
         fast: Likewise with fewer.
-        calls: How many steps to compute, between the two.
 
     References:
         | OTCache (2026), https://arxiv.org/abs/2606.31026

@@ -21,7 +21,6 @@ def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[in
         errors: `errors[a, b, i]`, the squared error of step i from the computed steps a < b, or from b
             alone where a == b, with shape (N, N, N).
         sensitivity: What an error at each step does to the end result, with shape (N,).
-        calls: How many steps to compute, from 1 to N.
         prefix: The first of them, where these are given: rising, from 0.
 
     Returns:
@@ -54,6 +53,14 @@ def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[in
     return [*prefix[:-1], *plan[::-1]]
 
 
+def rising(wanted: Array, steps: int) -> tuple[int, ...]:
+    """Returns different step numbers from 0 near the wanted ones."""
+    plan = [0]
+    for j in range(1, len(wanted)):
+        plan.append(min(max(round(float(wanted[j])), plan[-1] + 1), steps - len(wanted) + j))
+    return tuple(plan)
+
+
 def even_plan(steps: int, calls: int) -> list[int]:
     """Returns computed steps as far from each other as can be, from the first to the last but one.
 
@@ -83,7 +90,6 @@ def minmax_plan(costs: Array, calls: int) -> list[int]:
 
     Arguments:
         costs: As `reuse_costs` gives them, with shape (N, N + 1).
-        calls: How many steps to compute, from 1 to N.
     """
     n = len(costs)
     if not 1 <= calls <= n:
@@ -117,7 +123,6 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
     sum of the logarithms of their costs.
 
     Arguments:
-        errors: As for `best_plan`.
         calls: How many steps each plan computes.
         shared: How many computed steps they share.
     """
@@ -144,7 +149,6 @@ def move_call(plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: 
 
     Arguments:
         plan: The computed steps, rising from 0.
-        steps: The number of steps N.
         far: Whether the call may go to any step.
     """
     free = sorted(set(range(1, steps)) - set(plan))

@@ -158,7 +158,6 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
     """Runs a pipeline in full and measures what reuse of each block or layer is off by.
 
     Arguments:
-        prompts: What to run it on, one at a time.
         site: "blocks", or a type of layers.
         longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.
     """
@@ -237,7 +236,6 @@ def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, long
     """Runs a pipeline in full and measures the error of reuse of each type of layer.
 
     Arguments:
-        prompts: What to run it on, one at a time.
         sites: Types of layers; those the denoiser does not have are left out.
         longest: How many steps an output may be reused for: L.
 

@@ -14,12 +14,11 @@ from ..errors import ScheduleError
 from ..limits import KERNEL_STEPS
 from ..profile import Profile
 from ..runs import PromptSet, Setup
-from ..schedule.format import same_grid
 from ..schedule.instant import InstantRequest
 from .checkpoint import ProfileCheckpoint
 from .reference import Replay, Trajectory, run_reference
 from .sensitivity import measure_sensitivity
-from .statistics import statistics_of
+from .statistics import build_profile, statistics_of
 
 PERTURBED = 2  # prompts the sensitivity is measured on: it takes half a run a step
 LAYOUT = 7  # raise it when what is cached changes
@@ -122,9 +121,6 @@ class SamplerReader(Replay):
         self.gate = gate
         return super().install(gate)
 
-    def follows(self, times: tuple[float, ...]) -> bool:
-        return same_grid(times[: len(self.trajectory.times)], self.trajectory.times)
-
     def on_run_start(self, times: tuple[float, ...]) -> None:
         with suppress(ScheduleError):
             self.found = self.engine.read_run(self.gate, 1.0)
@@ -184,7 +180,4 @@ def record(setup: Setup, prompts: PromptSet, checkpoint: ProfileCheckpoint | Non
     numbers = {name: value for name, value in mappings[0].items() if isinstance(value, (int, float))}
     same = {name: value for name, value in numbers.items() if all(row[name] == value for row in mappings)}
     about |= {"prompt_arguments": names, "call": same} if names else {}
-    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    times = np.array(done[0][0])
-    profile = Profile(times=times, sensitivities=np.zeros((0, len(times))), about=about, **arrays)
-    return Measurement(setup, prompts, profile, runs)
+    return Measurement(setup, prompts, build_profile(done[0][0], rows, about), runs)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import AttachError
 from ..hooks import SchedulerStep, StepHook
 from ..runs import PromptSet, Setup
+from ..schedule.format import same_grid
 from ..step import Step
 from .statistics import check_finite
 
@@ -98,6 +99,9 @@ class Replay(StepHook):
 
     def __init__(self, run: Trajectory) -> None:
         self.trajectory = run
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.trajectory.times)], self.trajectory.times)
 
     def should_compute(self, step: Step) -> bool:
         return False  # but for the first step, which always is

@@ -7,19 +7,18 @@ import numpy as np
 from torch import Tensor
 
 from ..distributed import Ranks
-from ..hooks import SchedulerStep, StepHook
+from ..hooks import SchedulerStep
 from ..profile import Profile
 from ..runs import PromptSet, Setup
-from ..schedule.format import same_grid
 from ..step import Step
 from .checkpoint import ProfileCheckpoint
-from .reference import Trajectory
+from .reference import Replay, Trajectory
 from .statistics import relative_error
 
 LEAST = 1e-12  # relative energy of a forecast error that is only rounding
 
 
-class PerturbationHook(StepHook):
+class PerturbationHook(Replay):
     """Replays the reference up to one step, linearly extrapolates there, and computes the rest.
 
     Replayed steps cost no denoiser call: until then nothing differs from the reference.
@@ -28,11 +27,9 @@ class PerturbationHook(StepHook):
     follows_loops = False
 
     def __init__(self, at: int, reference: Trajectory) -> None:
+        super().__init__(reference)
         self.at, self.reference = at, reference
         self.error, self.final = 0.0, 0.0  # squared and relative, of the forecast and of the end result
-
-    def follows(self, times: tuple[float, ...]) -> bool:
-        return same_grid(times[: len(self.reference.times)], self.reference.times)
 
     def should_compute(self, step: Step) -> bool:
         return step.index == 0 or step.index > self.at
@@ -42,7 +39,7 @@ class PerturbationHook(StepHook):
         if index > self.at:
             return step.u
         if index < self.at:
-            return known[index].to(step.u)
+            return super().model_output(step)
         guess = 2 * known[index - 1] - known[index - 2] if index > 1 else known[index - 1]
         self.error += relative_error(guess, known[index])
         return guess.to(step.u)

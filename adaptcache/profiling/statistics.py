@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..profile import Profile
 from ..runs import PromptSet
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndar
         gram = np.mean(grams, axis=0)
         rows.append({"gram": gram, "magnitude": ratio, "change_in": change_in, "change_out": change_out})
     return rows
+
+
+def build_profile(
+    times: Sequence[float], rows: Sequence[dict[str, np.ndarray]], about: dict[str, Any] | None = None
+) -> Profile:
+    """Returns the arrays of all prompts as a profile without sensitivities."""
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), about=about or {}, **arrays)
 
 
 def inner_products(vectors: Sequence[Tensor]) -> np.ndarray:

@@ -18,7 +18,6 @@ def replan(schedule: Schedule, times: tuple[float, ...], request: InstantRequest
     outputs only, and errors of earlier steps are not undone.
 
     Arguments:
-        schedule: What was calibrated.
         times: The N times of the grid, falling.
         request: The run, for theory; None where its sampler is not known, or adds noise.
 

@@ -284,6 +284,7 @@ class Gate:
             changed: Whether the pipeline is another one than at `on_call`. Asked after calls with callbacks.
         """
         self.pipe, self.hook, self.on_call, self.changed = pipe, hook, on_call, changed
+        self.lands = type(hook).on_step_end is not StepHook.on_step_end  # whether it wants to know of landings
         self.schedulers: list[Any] = []  # as they were when the gate was opened
         self.denoisers: list[nn.Module] = []  # as they were when the call under way began
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
@@ -575,7 +576,7 @@ class Gate:
         try:
             result = step.run(self.hook.model_output(step) if loop.told else step.u)
             latents = landing(result)
-            if loop.told:
+            if loop.told and self.lands:
                 self.hook.on_step_end(step, latents)
         finally:
             self.stepping = False
