@@ -178,13 +178,6 @@ def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule,
     return rule.model_copy(update={"forecast": forecast})
 
 
-def with_scores(rule: Rule, scores: tuple[tuple[float, ...], ...]) -> Rule:
-    """Returns a rule for tokens with scores of their positions; another one as it is."""
-    if rule.tokens is None:
-        return rule
-    return rule.model_copy(update={"tokens": rule.tokens.model_copy(update={"scores": scores})})
-
-
 def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
     """Returns of how many frames the tokens of a denoiser are; None where its latents have none of their own."""
     hook = OutputHook()
@@ -339,8 +332,11 @@ def fit_method(
         groups = own.pop("clusters", CLUSTERS)
         rules = fit_rules(method, profile, budget=budget, **own)
         if any(rule.tokens and rule.tokens.score == "position" for rule in rules):
-            scores = fit_positions(setup, prompts[:FEW])
-            rules = tuple(with_scores(rule, scores) for rule in rules)
+            scores = {"scores": fit_positions(setup, prompts[:FEW])}
+            rules = tuple(
+                rule.model_copy(update={"tokens": rule.tokens.model_copy(update=scores)}) if rule.tokens else rule
+                for rule in rules
+            )
         if chosen.forecast == "channels":
             rules = (fit_channels(setup, prompts, profile, rules[0], groups),)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

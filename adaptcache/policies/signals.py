@@ -14,11 +14,10 @@ from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ..fitting.kernel import Array
-from ..fitting.quality import fit_quality
+from ..fitting.signals import LEAST, fit_quality
 from ..limits import FrozenModel
 from ..step import TINY
 
-LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
 MOST = 64  # signals that a prediction is made from
 SPREAD = 3.0  # standard deviations of the innovation on each side of its band
 MARGIN = 0.1  # beyond what was seen, in decades

@@ -13,11 +13,12 @@ from ..cache import Cache
 from ..errors import ScheduleError
 from ..fitting.affine import AffineSampler, build_sampler
 from ..fitting.instant import Instant, find_instant, instant
+from ..fitting.signals import LEAST
 from ..fitting.worlds import PRIOR
 from ..forecasts.matched import Matched
 from ..limits import STEPS
 from ..policies.plan import Plan
-from ..policies.signals import LEAST, SignalSpec
+from ..policies.signals import SignalSpec
 from .format import Grid, same_grid
 from .rule import Rule
 from .schedule import THEORY, Schedule
