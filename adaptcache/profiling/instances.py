@@ -44,14 +44,18 @@ class InstanceErrors:
     site: Site  # what they are
 
 
+# Notes what was seen at a step: what is kept of a run, the place, the number of the step, what a block adds to each
+# stream or what a layer returns, and the first tensor that entered.
+Note = Callable[[dict[Any, Any], Place, int, Streams, Tensor | None], None]
+
+
 class WatchHook(StepHook):
     """Follows what each block or layer of a denoiser is given and gives, in full runs."""
 
-    def __init__(self, site: str) -> None:
-        self.site, self.steps = site, 0
+    def __init__(self, site: str, note: Note) -> None:
+        self.site, self.note, self.steps = site, note, 0
         self.names: list[str] = []
         self.kept: dict[Any, Any] = {}  # of a run: what each block or layer gave before
-        self.sums: dict[Any, Any] = defaultdict(float)  # what is added up over runs
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
@@ -109,21 +113,15 @@ class WatchHook(StepHook):
         return original(*args, **kwargs)
 
     def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
-        """Notes what was seen at a step.
-
-        Arguments:
-            given: What a block adds to each stream, or what a layer returns.
-            leaves: What leaves it.
-            entered: The first tensor that entered.
-        """
-        raise NotImplementedError
+        """Notes what was seen at a step; `leaves` is what leaves a block."""
+        self.note(self.kept, place, index, given, entered)
 
 
 class InstanceHook(WatchHook):
     """Compares what each block or layer gives in full runs; sums stay on the device until they are asked for."""
 
     def __init__(self, site: str, longest: int) -> None:
-        super().__init__(site)
+        super().__init__(site, lambda *seen: None)
         self.longest, self.channels = longest, 0
         self.errors: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
         self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
