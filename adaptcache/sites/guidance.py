@@ -159,7 +159,7 @@ class Guidance(SiteHook):
         added = [a - b for a, b in zip(without, given, strict=True)]
         self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
-            self.decision.observe(added[0])
+            self.decision.observe(added[0], self.decision.lead)
             if not self.looked:
                 self.pair = without[0].clone(), given[0].clone()
 

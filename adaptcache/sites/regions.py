@@ -117,6 +117,5 @@ class Regions(SiteHook):
         same = known is not None and known.output.shape[:2] == found.shape[:2]
         drops = known.drops if known and same else torch.zeros(found.shape[1], device=found.device)
         self.branches[branch] = BranchTokens(found.clone(), drops, pairs)
-        if branch == self.decision.lead:
-            self.decision.observe(found)
+        self.decision.observe(found, branch)
         return output
