@@ -50,7 +50,7 @@ class DiffusersEngine:
         with closing(gate), hook.install(gate):
             made = self._call(pipe, job)
         self.several_loops |= len(gate.done) > 1
-        calls = tuple(tuple(branches) for loop in gate.done for branches in loop.calls)
+        calls = tuple(tuple(made for _, made in branches) for loop in gate.done for branches in loop)
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls, len(gate.done))
 
     def _call(self, pipe: Any, job: Job) -> list[Any]:

@@ -94,12 +94,8 @@ class LoopDone(BaseException):
     """The hook has followed the one loop of a call that it wants, and another one begins."""
 
 
-@dataclass(frozen=True)
-class LoopCalls:
-    """The denoiser calls of one loop."""
-
-    calls: list[list[bool]]  # by step and branch: True where one was made
-    names: list[list[str]]  # likewise, the component that was called
+# The denoiser calls of a loop, by step and branch: the component that was called, and whether the call was made.
+LoopCalls = list[list[tuple[str, bool]]]
 
 
 class Track:
@@ -191,7 +187,7 @@ class Loop:
     times: tuple[float, ...] = ()  # the grid with shape (N,); empty before the first step
     past: tuple[int, ...] = ()  # the numbers of the computed steps, newest first
     decided: list[bool] = field(default_factory=list)  # whether the denoiser is called, by step
-    record: LoopCalls = field(default_factory=lambda: LoopCalls([], []))  # the denoiser calls
+    calls: LoopCalls = field(default_factory=list)
     views: int = 0  # how many views a time has; 0 until the first one is done
     view: int = 0  # the view under way
     time: float | None = None  # the time argument of the first denoiser call
@@ -325,7 +321,8 @@ class Gate:
     def skipped(self) -> None:
         """Notes that the call under way skips what a finer site has to skip."""
         assert self.loop is not None
-        self.loop.record.calls[-1][-1] = False
+        calls = self.loop.calls[-1]
+        calls[-1] = calls[-1][0], False
 
     # Opening and closing
 
@@ -528,8 +525,7 @@ class Gate:
         x = entering(args, kwargs) if self.hook.reads_input else None
         step = Step(index, loop.times, loop.past, x=x, groups=loop.groups)
         loop.decided.append(not loop.told or self.hook.should_compute(step) or index == 0)
-        loop.record.calls.append([])
-        loop.record.names.append([])
+        loop.calls.append([])
         loop.begin_view(0)
 
     def _call(self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -541,8 +537,7 @@ class Gate:
             loop.sides += 1
         else:
             loop.branch, loop.samples = number, loop.samples + shape[0]
-            loop.record.calls[-1].append(not found)
-            loop.record.names[-1].append(name)
+            loop.calls[-1].append((name, not found))
         if found:
             return found[0]
         output = original(*args, **kwargs)
@@ -571,7 +566,7 @@ class Gate:
         )  # fmt: skip
         step.branches = loop.samples / max(1, len(step.x))
         step.cond = loop.cond(step.u) if computed and track.number == 0 else None
-        step.made = not computed and all(loop.record.calls[index])
+        step.made = not computed and all(made for _, made in loop.calls[index])
         self.stepping = True
         try:
             result = step.run(self.hook.model_output(step) if loop.told else step.u)
@@ -645,9 +640,8 @@ class Gate:
             return
         if not loop.decided.pop() and loop.decided[-1]:
             raise LoopError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
-        for rows in (loop.record.calls, loop.record.names):
-            last: list[Any] = rows.pop()
-            rows[-1] += last
+        last = loop.calls.pop()
+        loop.calls[-1] += last
         loop.view = track.view
 
     def finish(self) -> None:
@@ -657,7 +651,7 @@ class Gate:
         self.loop = None
         if loop.decided:
             self._last = loop.schedulers
-            self.done.append(loop.record)
+            self.done.append(loop.calls)
             self.stepped += bool(loop.tracks)
             if loop.told:
                 self.hook.on_run_end()
