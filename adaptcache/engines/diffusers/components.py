@@ -61,10 +61,7 @@ def is_controlnet(module: nn.Module) -> bool:
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is called with latents and a time."""
-    if is_controlnet(module):
-        return False
-    kind: Any = type(plain_module(module))
-    return _is_home(module) or _takes_time(kind)
+    return _is_home(module) or (not is_controlnet(module) and _takes_time(type(plain_module(module))))
 
 
 @functools.cache
