@@ -289,7 +289,7 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
         assert target
         schedule = fit_gears(measurement, goal.gear_calls(steps), target, goal.fit)
     elif goal.method:
-        schedule = fit_method(setup, prompts, measurement.profile, goal.method, calls / steps, goal.params)
+        schedule = fit_method(measurement, goal.method, calls / steps, goal.params)
     else:
         fitted = fit_own_times if goal.times == "own" else fit_schedule
         schedule = fitted(measurement, calls, goal.fit, goal.effort)

@@ -26,8 +26,8 @@ from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
 from ..policies.table import Table
-from ..profile import Profile
 from ..profiling.instances import InstanceErrors, layer_errors, measure_instances
+from ..profiling.measure import Measurement
 from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
@@ -79,14 +79,13 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
 
 
-def fit_layers(
-    setup: Setup, prompts: PromptSet, profile: Profile, name: str, budget: float, params: Mapping[str, Any]
-) -> tuple[Rule, ...]:
+def fit_layers(measurement: Measurement, name: str, budget: float, params: Mapping[str, Any]) -> tuple[Rule, ...]:
     """Returns the rules of ICC and LazyDiT, whose layers are fitted to what enters them.
 
     Raises:
         ScheduleError: A schedule does not hold as many numbers.
     """
+    setup, prompts, profile = measurement.setup, measurement.prompts[:FEW], measurement.profile
     method, rest = find_method(name), {key: value for key, value in params.items() if key != "rank"}
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules, rank, held = list[Rule](), params.get("rank", RANK), 0
@@ -165,10 +164,10 @@ class OutputHook(StepHook):
         return step.u
 
 
-def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule, groups: int) -> Rule:
+def fit_channels(measurement: Measurement, rule: Rule, groups: int) -> Rule:
     """Returns HyCa's rule: k-means of the channels by how each changes in one run, and the solvers of the groups."""
-    hook = OutputHook()
-    setup.run(hook, prompts[:1])
+    hook, profile = OutputHook(), measurement.profile
+    measurement.setup.run(hook, measurement.prompts[:1])
     runs = torch.stack(hook.outputs)[:, 0]  # (N, L, C) or (N, C, *)
     u = runs.movedim(-1, 1).flatten(2) if runs.ndim == 3 else runs.flatten(2)  # (N, C, M)
     dynamics = (u.diff(dim=0).norm(dim=2) / u.norm(dim=2).mean(0).clamp_min(TINY)).T  # (C, N - 1)
@@ -193,13 +192,7 @@ def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
 
 
 def fit_tables(
-    setup: Setup,
-    prompts: PromptSet,
-    profile: Profile,
-    method: str,
-    budget: float,
-    sites: Sequence[str],
-    trials: int = 0,
+    measurement: Measurement, method: str, budget: float, sites: Sequence[str], trials: int = 0
 ) -> tuple[Rule, ...]:
     """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
 
@@ -212,6 +205,7 @@ def fit_tables(
         sites: "blocks", or types of layers.
         trials: How many plans optuna runs; none takes the planner's as it is.
     """
+    setup, prompts, profile = measurement.setup, measurement.prompts[:FEW], measurement.profile
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules = list[Rule]()
     for site in sites:
@@ -297,12 +291,7 @@ def check_params(name: str, params: Mapping[str, Any]) -> None:
 
 
 def fit_method(
-    setup: Setup,
-    prompts: PromptSet,
-    profile: Profile,
-    method: str,
-    budget: float,
-    params: Mapping[str, Any] | None = None,
+    measurement: Measurement, method: str, budget: float, params: Mapping[str, Any] | None = None
 ) -> Schedule:
     """Fits a published method.
 
@@ -311,17 +300,18 @@ def fit_method(
     errors from one more full run.
 
     Arguments:
-        prompts: Calibration prompts; the papers take one to a hundred.
+        measurement: On calibration prompts; the papers take one to a hundred.
         method: A name that `adaptcache methods` lists.
         budget: Fraction of the calls that are made; of layers: of all of a type.
     """
+    setup, prompts, profile = measurement.setup, measurement.prompts, measurement.profile
     chosen, own = find_method(method), dict(params or {})
     check_params(method, own)
     if chosen.policy == "table":
         sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
-        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites, own.get("trials", 0))
+        rules = fit_tables(measurement, method, budget, sites, own.get("trials", 0))
     elif chosen.forecast == "increment" or chosen.policy == "gate":
-        rules = fit_layers(setup, prompts[:FEW], profile, method, budget, own)
+        rules = fit_layers(measurement, method, budget, own)
     elif chosen.policy == "local-error" and chosen.site != "step":
         own = {"longest": 3, "first": False, "cool_down": 1, **own}
         errors = layer_errors(setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.pop("longest"))
@@ -338,5 +328,5 @@ def fit_method(
                 for rule in rules
             )
         if chosen.forecast == "channels":
-            rules = (fit_channels(setup, prompts, profile, rules[0], groups),)
+            rules = (fit_channels(measurement, rules[0], groups),)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Measurement:
     prompts: PromptSet
     profile: Profile  # statistics, sensitivities included
     # the reference trajectories, one a batch; of several ranks, each has those of its own batches
-    runs: list[Trajectory]
+    runs: list[Trajectory] = field(default_factory=list)
     own: bool = False  # whether the times are a schedule's own, and the runs where the full ones came by at these
     # what an instant schedule is made for in these runs; None where theory knows nothing of them
     request: InstantRequest | None = None

@@ -61,7 +61,8 @@ def is_controlnet(module: nn.Module) -> bool:
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is called with latents and a time."""
-    return _is_home(module) or (not is_controlnet(module) and _takes_time(type(plain_module(module))))
+    kind: Any = type(plain_module(module))
+    return _is_home(module) or (not is_controlnet(module) and _takes_time(kind))
 
 
 @functools.cache
