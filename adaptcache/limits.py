@@ -63,11 +63,8 @@ def parse_json(data: bytes, nodes: int = NODES) -> Any:
     What is checked before it is parsed, or right after, bounds what a stranger's file can cost: collecting
     garbage among millions of lists, or a complaint about each of their entries.
 
-    Arguments:
-        nodes: How many lists, tables, texts and words it may hold.
-
     Raises:
-        ValueError: It is not that; whatever is wrong with it.
+        ValueError: It is not that, or holds more lists, tables, texts and words than `nodes`.
     """
     marks = data.count(b"[") + data.count(b"{") + data.count(b'"') // 2
     if marks + sum(data.count(word) for word in (b"true", b"false", b"null")) > nodes:

@@ -55,11 +55,7 @@ def fit_schedule(
     fit: Fit = Fit(),  # noqa: B008 - frozen
     effort: float = EFFORT,
 ) -> Schedule:
-    """Plans `calls` computed steps and matches their weights.
-
-    Arguments:
-        effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
-    """
+    """Plans `calls` computed steps and matches their weights, for an effort in full runs of one prompt."""
     best, compared, found = choose_plan(measurement, calls, fit, effort)
     cost = found.cost + sum(matching.cost for matching in compared)
     if measurement.setup.ranks.size == 1:
@@ -91,9 +87,6 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
 
     The chunks of an autoregressive clip are such loops: the first has nothing to go on from, later ones have. A loop
     is measured and matched after full runs of those before it, so that it begins with what the full call has.
-
-    Arguments:
-        effort: Full runs of one prompt that the search of each plan may cost.
     """
     share = schedule.rules[0].policy.gears[0].budget if isinstance(schedule.rules[0].policy, Plan) else 1.0
     setup.run(counter := LoopGrids(), prompts[:1])

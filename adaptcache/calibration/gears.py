@@ -114,11 +114,7 @@ def evaluate_gears(
     rows: Sequence[Sequence[Sequence[Row]]],
     truth: Sequence[np.ndarray],
 ) -> Trials:
-    """Runs prompts in every gear of a schedule.
-
-    Arguments:
-        rows: The signals, by gear and computed step after the first.
-    """
+    """Runs prompts in every gear of a schedule; `rows` are the signals, by gear and computed step after the first."""
     ends, seen = [], []
     for gear, own in enumerate(rows):
         report = setup.stage(f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts))
@@ -176,10 +172,7 @@ def choose_gears(
 ) -> np.ndarray:
     """Returns the gear each prompt ends in, with shape (P,): what the policy does on the device, on arrays.
 
-    Arguments:
-        plans: The computed steps of the gears, budgets rising.
-        predicted: By gear and number of the signal, what was predicted for each prompt, with shape (P,).
-        wanted: Decibels that a prediction has to reach.
+    What was `predicted` for the prompts is by gear, budgets rising, and number of the signal; with shape (P,).
     """
     gears = np.zeros(len(next(iter(predicted.values()))), dtype=int)
     for computed in range(2, max(map(len, plans)) + 1):
@@ -199,10 +192,7 @@ def least_margin(
 ) -> float:
     """Returns the smallest margin with which no more than a share of prompts stays below the target.
 
-    Arguments:
-        plans: As for `choose_gears`.
-        predicted: As for `choose_gears`; each prompt's must come from other prompts.
-        ends: Decibels that each gear's runs ended with, with shape (G, P).
+    Runs in each gear ended with `ends`, in decibels and with shape (G, P); predictions must come from other prompts.
     """
     best = MARGINS[0]
     for margin in MARGINS:

@@ -244,10 +244,6 @@ def search_rows(
 
     Each trial weighs the errors of every block anew, by the sampler of optuna, and plans by these weights; the first
     is the plan for the errors as they are. So all keep the budget, and no trial is lost on plans without sense.
-
-    Arguments:
-        found: What reuse of each block is off by at the site, and how long each takes.
-        weights: What an error at each step does to the end result, with shape (N,).
     """
     try:
         import optuna

@@ -62,10 +62,7 @@ def measured_at(measurement: Measurement, times: Times) -> Measurement:
 
 
 def fit_own_times(measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT) -> Schedule:
-    """Searches `calls` times and matches the weights of all of them.
-
-    Arguments:
-        effort: Full runs of one prompt that the search may cost.
+    """Searches `calls` times and matches the weights of all of them, for an effort in full runs of one prompt.
 
     Raises:
         ScheduleError: The sampler is none of those that go straight from step to step.

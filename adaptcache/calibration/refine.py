@@ -68,9 +68,7 @@ class Refiner:
     def run(self, point: Point, count: int, begun: Sequence[MatchingHook] = (), start: int = 0) -> list[MatchingHook]:
         """Runs the first prompts, and returns what followed each batch.
 
-        Arguments:
-            begun: What followed other runs of these, that are the same before the sampler's step `start`.
-            start: The first step at which the sampler gets something else.
+        Other runs that were followed may have `begun` the same before the sampler's step `start`.
         """
         here, plan = self.measurement.head(count), self.matching.plan
         hooks = list[MatchingHook]()
@@ -151,12 +149,9 @@ def columns_of(point: Point, plan: Sequence[int], own: bool) -> list[Column]:
 
 
 def refine(measurement: Measurement, matching: Matching, fit: Fit, effort: float) -> Matching:
-    """Returns a matching with better weights, or the same one where none were found.
+    """Returns a matching with better weights, or the same one where none were found; in one process.
 
-    Arguments:
-        measurement: Of one process; at its own times, where the schedule has such.
-        fit: What its forecasts use; with the features that they have.
-        effort: Runs of one prompt that it may cost, of as many steps as the measurement has.
+    The effort is in runs of one prompt, of as many steps as the measurement has.
     """
     fit = replace(fit, features=matching.forecast.features)
     refiner, point = Refiner(measurement, matching, fit), Point(matching.forecast.table[0], matching.times)

@@ -144,11 +144,7 @@ def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
 
 
 def search_plan(measurement: Measurement, calls: int, fit: Fit, announced: SearchCost) -> Search:
-    """Searches the plan with the smallest matched error; a few of the prompts judge.
-
-    Arguments:
-        announced: What it costs; the planner's first proposal costs nothing.
-    """
+    """Searches the plan with the smallest matched error; a few of the prompts judge, at the announced cost."""
     setup, profile, steps, judges = measurement.setup, measurement.profile, measurement.profile.steps, announced.judges
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))

@@ -109,11 +109,9 @@ def build_toy(
     variance: float = 1.0,
     sketch: int | None = None,
 ) -> Toy:
-    """Returns worlds as coordinates, with the full run.
+    """Returns worlds as coordinates, with the full run, for data of a mean square in the units of the latents.
 
-    Arguments:
-        variance: The mean square of the data, in the units of the latents.
-        sketch: How many random directions stand for all coordinates of a mode; None keeps all, which is exact.
+    As many random directions as `sketch` says stand for all coordinates of a mode; None keeps all, which is exact.
     """
     return build_toys((sampler,), worlds, guidance, variance, sketch)[0]
 
@@ -227,12 +225,7 @@ def balance(toy: Toy, plan: Sequence[int], history: int) -> Array:
 
 
 def spread_steps(steps: int, calls: int, early: float, late: float) -> tuple[int, ...]:
-    """Returns computed steps that are denser at the beginning and at the end.
-
-    Arguments:
-        early: Like the power p of (j / K)^p at the beginning: 1 is even.
-        late: The same at the end.
-    """
+    """Returns computed steps that are denser at both ends, like the power p of (j / K)^p: 1 is even."""
     at = np.linspace(0, 1, 1001)
     density = (at + 0.02) ** (1 / early - 1) * (1.05 - at) ** (1 / late - 1)
     filled = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
@@ -243,13 +236,8 @@ def spread_steps(steps: int, calls: int, early: float, late: float) -> tuple[int
 def search_plan(toy: Toy, calls: int, history: int = 4, tried: int = TRIED) -> tuple[tuple[int, ...], Array]:
     """Searches the plan whose matched run ends closest to the full one, in the world where it ends farthest.
 
-    Starts from plans of several densities at both ends and moves one call at a time, the best two in turn.
-
-    Arguments:
-        toy: The worlds; a sketch will do.
-
-    Returns:
-        The plan, and the emphasis of the worlds with which it was matched, with shape (W,).
+    Starts from plans of several densities at both ends and moves one call at a time, the best two in turn. Returns the
+    plan, and the emphasis of the worlds with which it was matched, with shape (W,).
     """
     n = len(toy.sampler)
     emphasis = balance(toy, spread_steps(n, calls, 1.8, 1.5), history)

@@ -43,13 +43,7 @@ def solve_ridge(gram: Array, moment: Array, prior: Array | None = None, ridge: f
 
 
 def fit_open_loop(gram: Array, target: int, sources: list[int], ridge: float = RIDGE) -> Array:
-    """Fits the weights that forecast one vector from others of a Gram matrix.
-
-    Arguments:
-        gram: Inner products with shape (M, M).
-        target: The number of the vector to forecast.
-        sources: The numbers of the K vectors it is forecast from; the first is what reuse would take.
-    """
+    """Fits the weights that forecast one vector of a Gram matrix from others; the first is what reuse would take."""
     return solve_ridge(gram[np.ix_(sources, sources)], gram[sources, target], ridge=ridge)
 
 
@@ -72,8 +66,7 @@ def forecast_error(gram: Array, target: int, sources: list[int], weights: Array)
 def added_noise(gram: Array, steps: int) -> float:
     """Returns how much of the latents is new at a step: the median share of their energy.
 
-    Arguments:
-        gram: Inner products of N outputs and the N latents before them, with shape (2N, 2N).
+    From inner products of N outputs and the N latents before them, with shape (2N, 2N).
     """
     shares = []
     for i in range(1, steps):

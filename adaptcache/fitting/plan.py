@@ -85,11 +85,8 @@ def reuse_costs(errors: Array, sensitivity: Array) -> Array:
 def minmax_plan(costs: Array, calls: int) -> list[int]:
     """Returns the computed steps whose worst skip is the smallest; among these, whose second worst is, ...
 
-    Skips are compared as LeMiCa does: their costs, sorted from the worst, as words in a dictionary.
-    Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
-
-    Arguments:
-        costs: As `reuse_costs` gives them, with shape (N, N + 1).
+    Skips are compared as LeMiCa does: their costs, as `reuse_costs` gives them, sorted from the worst, as words in a
+    dictionary. Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
     """
     n = len(costs)
     if not 1 <= calls <= n:
@@ -117,14 +114,10 @@ def plan_cost(errors: Array, sensitivity: Array, plan: Sequence[int]) -> float:
 
 
 def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared: int) -> list[list[int]]:
-    """Returns plans with rising numbers of calls that begin alike.
+    """Returns plans with rising numbers of calls that begin with the same `shared` ones.
 
     Of many beginnings in the first half of the run the one is taken that costs the plans least: the smallest
     sum of the logarithms of their costs.
-
-    Arguments:
-        calls: How many steps each plan computes.
-        shared: How many computed steps they share.
     """
     n, best, least = len(sensitivity), list[list[int]](), np.inf
     spaced = np.unique(np.geomspace(1, max(n // 2, 1), BEGINNINGS).round().astype(int)).tolist()
@@ -145,12 +138,7 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
 
 
 def move_call(plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False) -> tuple[int, ...]:
-    """Returns a plan with one call, but the first, at another step: near by, or anywhere.
-
-    Arguments:
-        plan: The computed steps, rising from 0.
-        far: Whether the call may go to any step.
-    """
+    """Returns a plan with one call, but the first, at another step: near by, or anywhere if it may go `far`."""
     free = sorted(set(range(1, steps)) - set(plan))
     if len(plan) < 2 or not free:
         return plan

@@ -28,14 +28,9 @@ Row = tuple[float, ...]
 def signal_rows(gram: Array, plan: Sequence[int], history: int = HISTORY) -> list[list[Row]]:
     """Returns the signals of each computed step after the first, as weights of outputs, newest first.
 
-    The first is the innovation: the output less its best forecast from those before. The others are the
-    change since the last computed step and, as the newest output's energy is what all are divided by, how
-    much energy the one before had.
-
-    Arguments:
-        gram: The kernel, with shape (N, N).
-        plan: The computed steps, rising.
-        history: How many earlier outputs are used.
+    The first is the innovation: the output less its best forecast from at most `history` before, by the kernel. The
+    others are the change since the last computed step and, as the newest output's energy is what all are divided by,
+    how much energy the one before had.
     """
     signals: list[list[Row]] = []
     for number in range(1, len(plan)):
@@ -51,10 +46,7 @@ def signal_rows(gram: Array, plan: Sequence[int], history: int = HISTORY) -> lis
 def measure_signals(gram: Array, plan: Sequence[int], signals: Sequence[Sequence[Row]]) -> list[Array]:
     """Returns what is seen in full runs, one array with shape (P, F) a computed step after the first.
 
-    Arguments:
-        gram: Inner products of the outputs by prompt, with shape (P, N, N).
-        plan: The computed steps, rising.
-        signals: What is looked at, as `signal_rows` gives it.
+    From inner products of the outputs by prompt, with shape (P, N, N), and the signals of `signal_rows`.
     """
     seen = []
     for number, rows in enumerate(signals, start=1):
@@ -70,10 +62,7 @@ def measure_signals(gram: Array, plan: Sequence[int], signals: Sequence[Sequence
 def predict_psnr(gram: Array, sensitivity: Array, plan: Sequence[int]) -> Array:
     """Returns decibels that runs by a plan should end with, in the model that errors add up, with shape (P,).
 
-    Arguments:
-        gram: Inner products of the outputs by prompt, with shape (P, N, N).
-        sensitivity: What an error at each step does to the end result, with shape (N,).
-        plan: The computed steps, rising.
+    From inner products of the outputs by prompt, with shape (P, N, N).
     """
     table = fit_open_loop_table(gram.mean(axis=0), plan, HISTORY)
     errors = np.zeros(len(gram))

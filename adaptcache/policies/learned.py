@@ -77,11 +77,7 @@ class Learned(Policy):
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, model: str = "tree", **params: Any) -> Self:
-        """Learns the predictor and takes the threshold that spends the budget.
-
-        Arguments:
-            model: "tree" or "linear".
-        """
+        """Learns the predictor, a "tree" or a "linear" one, and takes the threshold that spends the budget."""
         params |= (fit_tree if model == "tree" else fit_line)(*build_examples(profile))
         return super().fit(profile, budget=budget, **params)
 

@@ -66,9 +66,7 @@ class Plan(StaticPolicy):
     def with_signals(self, seen: Sequence[tuple[Row, Array]]) -> Self:
         """Returns this plan of one gear with what a guard needs.
 
-        Arguments:
-            seen: By computed step after the first: how the innovation is computed, and that of each prompt in
-                runs by this plan, in decades.
+        By computed step after the first: how the innovation is computed, and that of each prompt in runs by this plan.
         """
         specs = tuple(SignalSpec(rows=(row,), band=fit_band(values)) for row, values in seen)
         return self.model_copy(update={"signal_specs": (specs,)})

@@ -106,11 +106,7 @@ class SignalSpec(FrozenModel):
 
 
 def compute_signals(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Tensor:
-    """Returns the signals of each sample, with shape (B, len(rows)). Reads nothing from the device.
-
-    Arguments:
-        outputs: Those computed so far, newest first, with shape (B, *).
-    """
+    """Returns the signals of each sample, with shape (B, len(rows)), from outputs (B, *), newest first; no sync."""
     flat = [output.flatten(1).float() for output in outputs]
     energy = flat[0].square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
     found = []

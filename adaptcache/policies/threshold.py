@@ -47,12 +47,7 @@ class Threshold(Policy):
 
     @abstractmethod
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
-        """Returns the score of each sample, with shape (B,); reads nothing from the device.
-
-        Arguments:
-            x: The signal.
-            before: The signal at the step before.
-        """
+        """Returns the score of each sample, with shape (B,), from the signal now and before. Does not sync."""
 
     def must_compute(self, step: Step) -> bool:
         """Whether the step is computed whatever the score."""

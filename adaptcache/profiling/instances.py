@@ -153,11 +153,9 @@ class InstanceHook(WatchHook):
 
 
 def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: int = 6) -> InstanceErrors:
-    """Runs a pipeline in full and measures what reuse of each block or layer is off by.
+    """Runs a pipeline in full and measures what reuse of each block or layer is off by, for up to `longest` steps.
 
-    Arguments:
-        site: "blocks", or a type of layers.
-        longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.
+    So many outputs of each are kept on the device.
     """
     hook = InstanceHook(site, longest).follow(setup, prompts, f"errors of each of the {site}")
     errors = np.full((len(hook.names), hook.steps, longest), np.inf)
@@ -231,11 +229,7 @@ class LayerHook(StepHook):
 
 
 def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, longest: int = 3) -> dict[str, np.ndarray]:
-    """Runs a pipeline in full and measures the error of reuse of each type of layer.
-
-    Arguments:
-        sites: Types of layers; those the denoiser does not have are left out.
-        longest: How many steps an output may be reused for: L.
+    """Runs a pipeline in full and measures the error of reuse of each type of layer that there is, for up to L steps.
 
     Returns:
         By site, the relative L1 error with shape (N, L) of an output of step i at step i + 1 + k: the mean

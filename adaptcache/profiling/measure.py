@@ -73,11 +73,7 @@ class Measurement:
 
 
 def measure(setup: Setup, prompts: PromptSet) -> Measurement:
-    """Profiles the pipeline on calibration prompts, or takes the profile from the cache.
-
-    Arguments:
-        prompts: P calibration prompts.
-    """
+    """Profiles the pipeline on calibration prompts, or takes the profile from the cache."""
     steps = setup.call.num_inference_steps
     if steps < 2:
         raise ValueError("nothing can be skipped in a run of one step; calibrate with 2 or more")
@@ -231,12 +227,8 @@ def measure_sensitivity(
 ) -> Profile:
     """Measures the sensitivity of each step on one batch: N - 1 runs of half the length on average.
 
-    Arguments:
-        setup: Who runs, and who shares the runs.
-        prompts: A few prompts of the profile, in one batch.
-        profile: The profile to complete.
-        run: Their reference trajectory; only rank 0 needs it.
-        checkpoint: Where values are kept as they are measured, and taken from when all is done again.
+    The reference trajectory of these prompts is needed on rank 0 alone. Values are kept as they are measured, and not
+    measured again.
 
     Returns:
         The profile with sensitivities of shape (1, N). Step 0 is always computed and has the largest.

@@ -65,11 +65,7 @@ def fit_affine(
 def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> list[tuple[Array, Array]]:
     """Returns for each layer the matrix of a rank that maps changes of its input to those of its output best.
 
-    Arguments:
-        rank: The most columns of the factors.
-
-    Returns:
-        By layer the factors with shapes (r, D) and (r, E); r is 0 where nothing could be fitted.
+    By layer its factors with shapes (r, D) and (r, E); r is at most the rank, and 0 where nothing could be fitted.
     """
     sums: dict[int, tuple[Tensor, Tensor]] = {}  # products of changes since the step before
 
@@ -94,9 +90,7 @@ def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> li
 def reduced_rank(xx: Array, xy: Array, rank: int) -> tuple[Array, Array]:
     """Returns the factors of the least squares solution of a rank, with shapes (r, D) and (r, E).
 
-    Arguments:
-        xx: Inner products of inputs, with shape (D, D).
-        xy: Those of inputs and outputs, with shape (D, E).
+    From inner products of inputs, with shape (D, D), and of inputs and outputs, with shape (D, E).
     """
     solution = np.linalg.solve(xx + RIDGE * np.trace(xx) / len(xx) * np.eye(len(xx)) + 1e-30 * np.eye(len(xx)), xy)
     # Of all subspaces of the outputs, the one with most of what the inputs explain.
@@ -123,12 +117,8 @@ def fit_positions(setup: Setup, prompts: PromptSet) -> tuple[tuple[float, ...], 
 def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> list[tuple[Array, Array, Array]]:
     """Returns for each layer the linear function of what enters that tells best what reuse is off by.
 
-    Arguments:
-        weights: What an error at each step does to the end result, with shape (N,).
-
-    Returns:
-        By layer its weights and its bias (D + 1,), with what it says of each input seen, and the error there, with
-        shape (M,): the logarithm of the relative change times the root of the step's weight.
+    By layer its weights and its bias (D + 1,), with what it says of each input seen, and the error there, with shape
+    (M,): the logarithm of the relative change times the root of the step's weight.
     """
     # By layer: a step, the mean of what entered, and by how much what it gives has changed since the step before.
     changes: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)

@@ -59,14 +59,7 @@ def build_profile(
 
 
 def inner_products(vectors: Sequence[Tensor]) -> np.ndarray:
-    """Returns the inner products of tensors in float64, a chunk of all of them at a time.
-
-    Arguments:
-        vectors: M tensors with as many values each, in any dtype.
-
-    Returns:
-        Their Gram matrix, with shape (M, M).
-    """
+    """Returns the Gram matrix of M tensors in float64, with shape (M, M), a chunk of all of them at a time."""
     flat = [vector.reshape(-1) for vector in vectors]
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
     for start in range(0, len(flat[0]), CHUNK):
@@ -97,12 +90,7 @@ def part(tensor: Tensor, k: int, samples: int) -> Tensor:
 
 
 def check_finite(value: Tensor, what: str, step: int, prompts: PromptSet) -> None:
-    """Raises where a value is not finite, and says at which step and for which prompt.
-
-    Arguments:
-        value: With shape (B, *).
-        what: What it is, in words.
-    """
+    """Raises where a value (B, *) is not finite, and says what it is, at which step and for which prompt."""
     if bool(torch.isfinite(value).all()):
         return
     samples = len(prompts)

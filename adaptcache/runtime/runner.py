@@ -134,11 +134,7 @@ class Runner(StepHook):
             site.on_run_start(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
     def on_call_start(self, measured: bool = True) -> None:
-        """The pipeline is called: evidence and innovations are those of all loops of a call.
-
-        Arguments:
-            measured: Whether the pipeline and the arguments are those of the calibration.
-        """
+        """The pipeline is called, as in the calibration (`measured`) or not: an account of all its loops begins."""
         self.measured, self.loops, self.evidence, self.followed = measured, 0, "none", self.account
         self.innovations.clear()
 

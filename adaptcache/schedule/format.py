@@ -68,14 +68,7 @@ class Part(FrozenModel):
 
 
 def read_artifact(path: str | Path, what: str, verb: str, largest: int, nodes: int = NODES) -> Any:
-    """Returns what a file of JSON holds.
-
-    Arguments:
-        path: The file.
-        what: What should be in it, and
-        verb: the command that writes such files, for errors.
-        largest: Bytes at most.
-        nodes: Lists, tables, texts and words at most.
+    """Returns what a file of JSON holds that a command (the `verb`) writes, within limits of bytes and nodes.
 
     Raises:
         ScheduleError: It cannot be read, or is not JSON.

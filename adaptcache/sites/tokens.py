@@ -174,11 +174,9 @@ class Tokens(Layers):
 
 
 def cluster_tokens(values: Tensor, count: int) -> Tensor:
-    """Returns the cluster of each token by k-means on what it is, with shape (B, L).
+    """Returns the cluster of each token (B, L, E) by k-means on what it is, with shape (B, L).
 
-    Arguments:
-        values: With shape (B, L, E).
-        count: The number of clusters; the first centres are tokens at even distances.
+    The first centres are tokens at even distances.
     """
     values = values.float()
     first = torch.linspace(0, values.shape[1] - 1, count, device=values.device).round().long()

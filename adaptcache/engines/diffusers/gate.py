@@ -160,10 +160,7 @@ class OutputPlaceholders:
     def find(self, side: bool, number: int, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns a placeholder, in a tuple that is empty where there is none and the call has to be made.
 
-        Arguments:
-            side: Whether a ControlNet is called.
-            number: The branch that is called; earlier ones of the same module lend theirs.
-            shape: Of the latents it is called with.
+        A branch of the denoiser, or of a ControlNet (`side`), is called with such latents; earlier ones lend theirs.
         """
         known = [self.kept[side, branch] for branch in (number, *range(number)) if (side, branch) in self.kept]
         for given, output in known:
@@ -775,11 +772,7 @@ def shape_of_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[An
 
 
 def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
-    """Returns an output cut or repeated to another number of samples.
-
-    Arguments:
-        given: The shape of the latents it was called with.
-        samples: How many are wanted.
+    """Returns an output of a call with latents of the shape `given`, cut or repeated to another number of samples.
 
     Raises:
         LookupError: The output does not have one entry a sample.
