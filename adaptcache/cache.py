@@ -31,11 +31,7 @@ class Cache:
         self.folder = locate(folder or os.environ.get("ADAPTCACHE_HOME") or "~/.cache/adaptcache")
 
     def check_writable(self) -> None:
-        """Raises at once where nothing can be kept: a profile that is lost is work that is lost.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Raises an `OSError` at once where nothing can be kept: a profile that is lost is work that is lost."""
         try:
             check_writable(self.folder / "profile")
         except OSError as error:

@@ -112,11 +112,7 @@ def _whole(text: str) -> int:
 
 
 def check_plain(value: Any) -> Any:
-    """Returns a value that is only kept, if it is small and plain: texts, numbers, lists and tables.
-
-    Raises:
-        ValueError: It holds something else, a number that is not finite, or too much.
-    """
+    """Returns a value that is only kept, if it is small and plain, of finite numbers; `ValueError` for others."""
     left = VALUES
     waiting = [(value, 0)]
     while waiting:
@@ -152,11 +148,7 @@ def check_falling(times: Sequence[float]) -> Sequence[float]:
 
 
 def check_name(name: str) -> str:
-    """Returns a name, if it can be shown in a line and be part of a file's name.
-
-    Raises:
-        ValueError: It is empty, long, has control characters or separates folders.
-    """
+    """Returns a name, if it can be shown in a line and be part of a file's name; `ValueError` for others."""
     text = name if isinstance(name, str) else ""
     if not text or len(text) > NAME or not text.isprintable() or set(text) & set("/\\") or text[0] == ".":
         raise ValueError(f"{name!r:.40} is no name: use at most {NAME} printable characters and no slashes")

@@ -102,11 +102,7 @@ class Goal:
         return refine
 
     def target(self, held_out: int) -> QualityTarget | None:
-        """Returns what is to be reached, or None where nothing was asked for.
-
-        Raises:
-            ValueError: Something is missing, or the held-out prompts are too few to show it.
-        """
+        """Returns what is to be reached, None where nothing was asked for; `ValueError` if that cannot be shown."""
         if self.min_psnr is None:
             if self.certify or self.gears:
                 raise ValueError("gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels")
@@ -143,12 +139,7 @@ class Goal:
         return calls
 
     def check(self, steps: int, prompts: PromptSet, held_out: PromptSet, processes: int = 1) -> None:
-        """Raises what would come up after work.
-
-        Raises:
-            ValueError: A target that makes no sense, or a certificate on prompts that show nothing new.
-            LookupError: There is no such method, or no such site.
-        """
+        """Raises what would come up after work: `ValueError` or, of methods and sites, `LookupError`."""
         if self.method:
             check_params(self.method, self.params or {})
             others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps,

@@ -80,11 +80,7 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
 
 
 def fit_layers(measurement: Measurement, name: str, budget: float, params: Mapping[str, Any]) -> tuple[Rule, ...]:
-    """Returns the rules of ICC and LazyDiT, whose layers are fitted to what enters them.
-
-    Raises:
-        ScheduleError: A schedule does not hold as many numbers.
-    """
+    """Returns the rules of ICC and LazyDiT, fitted to what enters layers; `ScheduleError` for too many numbers."""
     setup, prompts, profile = measurement.setup, measurement.prompts[:FEW], measurement.profile
     method, rest = find_method(name), {key: value for key, value in params.items() if key != "rank"}
     weights = profile.sensitivity * np.diagonal(profile.kernel)

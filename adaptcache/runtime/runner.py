@@ -143,11 +143,7 @@ class Runner(StepHook):
             self._not_measured(f"has a callback that changed {what}")
 
     def _not_measured(self, what: str) -> None:
-        """Notes that this call does what no calibration run does.
-
-        Raises:
-            ScheduleError: With `strict`.
-        """
+        """Notes that this call does what no calibration run does; `ScheduleError` with `strict`."""
         if self.evidence == "none":
             return
         if self.strict:

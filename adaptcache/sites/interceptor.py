@@ -44,11 +44,7 @@ class ModuleInterceptor:
 
     @staticmethod
     def install(module: nn.Module, owner: Owner, call: Call, undo: ExitStack, shared: bool = True) -> None:
-        """Sends the calls of a module to a function while its owner is running, until `undo` is closed.
-
-        Raises:
-            AttachError: Another owner has it already, and one of the two does not share it.
-        """
+        """Sends a module's calls to a function while its owner runs; `AttachError` where another has it for itself."""
         found = ModuleInterceptor.of(module) or ModuleInterceptor(module)
         if not shared and any(other is not owner for other, _ in found.calls):
             name = type(module).__name__

@@ -103,11 +103,7 @@ class Tokens(Layers):
         return self.refresh(known, x, lambda chosen: original(chosen, *args[1:], **more))
 
     def learn(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any, output: Any) -> list[Tensor]:
-        """Keeps what a layer gave for all tokens.
-
-        Raises:
-            AttachError: What it gives for a token depends on the others.
-        """
+        """Keeps what a layer gave for all tokens; `AttachError` where that depends on the other tokens."""
         x, name = (*args, *kwargs.values())[0], key[1]
         if key not in self.known and not self.is_tokenwise(x, output, original):
             raise AttachError(

@@ -195,11 +195,7 @@ def attach(
 
 
 def as_schedule(schedule: Any) -> Schedule:
-    """Returns a schedule, loaded where its file, folder or hub id is given.
-
-    Raises:
-        TypeError: It is something else.
-    """
+    """Returns a schedule, loaded where its file, folder or hub id is given; `TypeError` for others."""
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, (str, Path)):

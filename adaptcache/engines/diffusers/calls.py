@@ -174,11 +174,7 @@ def noting_call(pipe: Any, pipe_kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def outputs_of(pipe: Any) -> list[str]:
-    """Returns the names of the decoded outputs of a modular pipeline.
-
-    Raises:
-        AttachError: None of its blocks decodes.
-    """
+    """Returns the names of the decoded outputs of a modular pipeline; `AttachError` where no block decodes."""
     made = [one.name for one in pipe.blocks.intermediate_outputs]
     if found := [name for name in OUTPUTS if name in made]:
         return found  # what is seen comes first

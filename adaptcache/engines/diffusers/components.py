@@ -16,11 +16,7 @@ HOMES = ("diffusers.models.transformers", "diffusers.models.unets")
 
 
 def parts_of(pipe: Any) -> dict[str, Any]:
-    """Returns the components of a pipeline by name, and what else it has as attributes.
-
-    Raises:
-        AttachError: It is no pipeline.
-    """
+    """Returns the components of a pipeline by name, and its other attributes; `AttachError` for what is none."""
     alone = isinstance(pipe, nn.Module) and not hasattr(pipe, "components")
     if isinstance(pipe, type) or alone or not hasattr(pipe, "__dict__"):
         got = f"the class {pipe.__name__}" if isinstance(pipe, type) else type(pipe).__name__

@@ -86,13 +86,7 @@ class DiffusersEngine:
         return check_schedule(schedule, self.pipe, strict)
 
     def preflight(self, call: PipelineCall, prompts: PromptSet) -> None:
-        """Raises what would come up after work.
-
-        Raises:
-            AttachError: The pipeline cannot be watched.
-            TypeError: It takes no such arguments.
-            ValueError: A cache of another library is on.
-        """
+        """Raises at once for pipelines that cannot be watched, unknown arguments, and caches of other libraries."""
         denoisers_of(self.pipe)
         own = prompts[0] if len(prompts) else {}
         own = {} if isinstance(own, str) else own

@@ -772,10 +772,9 @@ def shape_of_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[An
 
 
 def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
-    """Returns an output of a call with latents of the shape `given`, cut or repeated to another number of samples.
+    """Returns the output of a call with latents of the shape `given`, cut or repeated to another number of samples.
 
-    Raises:
-        LookupError: The output does not have one entry a sample.
+    `LookupError` where the output does not have one entry a sample.
     """
     listed = isinstance(given[-1], tuple)  # one tensor a sample goes in, and one comes out
     order = [k % given[0] for k in range(samples)]
