@@ -21,11 +21,7 @@ from .files import check_writable, locate, write_atomically
 
 
 class Cache:
-    """A folder with one folder for each content key.
-
-    Arguments:
-        folder: Where it is; None takes ADAPTCACHE_HOME, or `~/.cache/adaptcache`.
-    """
+    """A folder with one folder for each content key; None takes ADAPTCACHE_HOME, or `~/.cache/adaptcache`."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = locate(folder or os.environ.get("ADAPTCACHE_HOME") or "~/.cache/adaptcache")

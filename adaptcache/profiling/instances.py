@@ -169,11 +169,9 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
 
 
 class LayerHook(StepHook):
-    """Compares the outputs of layers of some types in full runs; sums stay on the device until they are asked for.
+    """Compares the outputs of layers of some types in full runs, up to `longest` steps back.
 
-    Arguments:
-        sites: The types of layers.
-        longest: How many steps back outputs are compared.
+    Sums stay on the device until they are asked for.
     """
 
     def __init__(self, sites: Sequence[str], longest: int) -> None:

@@ -56,12 +56,7 @@ class Trajectory:
 
 
 class Recorder(StepHook):
-    """Computes every step and keeps every `stride`-th, on the CPU.
-
-    Arguments:
-        stride: Of the steps that are kept.
-        prompts: The batch, for errors.
-    """
+    """Computes every step and keeps every `stride`-th, on the CPU; the prompts of the batch are for errors."""
 
     follows_views = follows_loops = False
     reads_branches = True

@@ -40,11 +40,7 @@ NONE = (
 
 
 class Guidance(SiteHook):
-    """Skips the calls of one denoiser that only serve guidance.
-
-    Arguments:
-        alone: Whether a run without such calls is an error: nothing else would be skipped.
-    """
+    """Skips the calls of one denoiser that only serve guidance; `alone`, a run without such calls is an error."""
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, alone: bool = True) -> None:
         self.alone = alone
