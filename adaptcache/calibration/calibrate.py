@@ -75,7 +75,7 @@ class Goal:
     certify: bool = False
     groups: Sequence[str] = ()
     reference_steps: int | None = None
-    fit: Fit = Fit()  # noqa: RUF009 - frozen
+    fit: Fit = Fit()
     name: str | None = None
     params: dict[str, Any] | None = None
     effort: float = EFFORT

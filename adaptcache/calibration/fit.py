@@ -49,12 +49,7 @@ def choose_plan(
     return best, matchings, found
 
 
-def fit_schedule(
-    measurement: Measurement,
-    calls: int,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
-    effort: float = EFFORT,
-) -> Schedule:
+def fit_schedule(measurement: Measurement, calls: int, fit: Fit = Fit(), effort: float = EFFORT) -> Schedule:
     """Plans `calls` computed steps and matches their weights, for an effort in full runs of one prompt."""
     best, compared, found = choose_plan(measurement, calls, fit, effort)
     cost = found.cost + sum(matching.cost for matching in compared)
