@@ -277,7 +277,8 @@ class Gate:
             changed: Whether the pipeline is another one than at `on_call`. Asked after calls with callbacks.
         """
         self.pipe, self.hook, self.on_call, self.changed = pipe, hook, on_call, changed
-        self.lands = type(hook).on_step_end is not StepHook.on_step_end  # whether it wants to know of landings
+        # Whether the hook wants to know where the scheduler lands; one that forwards to another does.
+        self.lands = getattr(type(hook), "on_step_end", None) is not StepHook.on_step_end
         self.schedulers: list[Any] = []  # as they were when the gate was opened
         self.denoisers: list[nn.Module] = []  # as they were when the call under way began
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
