@@ -27,15 +27,13 @@ from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.gate import Gate, Linear
 from adaptcache.policies.table import Table
 from adaptcache.policies.uniform import Uniform
+from adaptcache.profiling.instances import fit_affine, fit_positions, reduced_rank
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.regressions import fit_affine, fit_positions, reduced_rank
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.rule import Rule, TokenChoice
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.attention import AttentionTap, influence
-from adaptcache.sites.regions import Regions
-from adaptcache.sites.tokens import LayerTokens, Tokens
+from adaptcache.sites.tokens import AttentionTap, LayerTokens, Regions, Tokens, influence
 from adaptcache.step import Step, relative_change
 from tests.pipelines.table import built, generated, same
 

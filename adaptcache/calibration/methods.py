@@ -26,9 +26,16 @@ from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
 from ..policies.table import Table
-from ..profiling.instances import InstanceErrors, layer_errors, measure_instances
+from ..profiling.instances import (
+    InstanceErrors,
+    fit_affine,
+    fit_gates,
+    fit_increments,
+    fit_positions,
+    layer_errors,
+    measure_instances,
+)
 from ..profiling.measure import Measurement
-from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
 from ..schedule.methods import find_method, find_name, fit_rules

@@ -14,8 +14,7 @@ from .guidance import Guidance
 from .hook import Gate, SiteDecision, SiteHook
 from .interceptor import is_compiled
 from .layers import Layers
-from .regions import Regions
-from .tokens import Tokens
+from .tokens import Regions, Tokens
 
 __all__ = ["SiteHook", "check_compiled", "find_sites"]
 
