@@ -49,21 +49,18 @@ def nearest_entries(length: int, steps: int) -> list[int]:
     return [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
 
 
-def find_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | Sequence[Tensor] | None:
-    """Returns the first tensor of a call, which is the latents in all denoisers of diffusers; or one a sample."""
+def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the first tensor of a call, which is the latents in all denoisers of diffusers.
+
+    Denoisers that take a list with one tensor a sample get them stacked, where they have one shape.
+    """
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
             return value
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-            return value
+            same = all(v.shape == value[0].shape for v in value)
+            return torch.stack(list(value)) if same else value[0][None]
     return None
-
-
-def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Returns the latents of a call: those of several samples stacked, where they have one shape."""
-    if (found := find_latents(args, kwargs)) is None or isinstance(found, Tensor):
-        return found
-    return torch.stack(list(found)) if all(v.shape == found[0].shape for v in found) else found[0][None]
 
 
 def relative_change(new: Tensor, old: Tensor) -> Tensor:

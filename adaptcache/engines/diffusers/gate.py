@@ -34,7 +34,7 @@ from ...hooks import SchedulerStep, StepHook
 from ...runs import plain
 from ...sites.interceptor import ModuleInterceptor
 from ...sites.outputs import split_tensors
-from ...step import Step, entering, find_latents
+from ...step import Step, entering
 from .calls import named_arguments
 from .components import TIMES, denoisers_of, find_controlnets, find_denoisers, find_schedulers, is_scheduler
 from .grid import CLOSE, times_of
@@ -766,10 +766,13 @@ SCHEDULER = {"set_timesteps": _set_timesteps, "step": _step, "__deepcopy__": _de
 
 
 def shape_of_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the shape of the latents of a call; of a list, its length and one's shape."""
-    if (found := find_latents(args, kwargs)) is None:
-        return (1,)
-    return tuple(found.shape) if isinstance(found, Tensor) else (len(found), tuple(found[0].shape))
+    """Returns the shape of the latents of a call, its first floating tensor; of a list, its length and one's shape."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
+            return tuple(value.shape)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value):
+            return (len(value), tuple(value[0].shape))
+    return (1,)
 
 
 def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
