@@ -21,21 +21,13 @@ from .files import check_writable, locate, write_atomically
 
 
 class Cache:
-    """A folder with one folder for each content key.
-
-    Arguments:
-        folder: Where it is; None takes ADAPTCACHE_HOME, or `~/.cache/adaptcache`.
-    """
+    """A folder with one folder for each content key; None takes ADAPTCACHE_HOME, or `~/.cache/adaptcache`."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = locate(folder or os.environ.get("ADAPTCACHE_HOME") or "~/.cache/adaptcache")
 
     def check_writable(self) -> None:
-        """Raises at once where nothing can be kept: a profile that is lost is work that is lost.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Raises an `OSError` at once where nothing can be kept: a profile that is lost is work that is lost."""
         try:
             check_writable(self.folder / "profile")
         except OSError as error:

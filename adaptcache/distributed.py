@@ -107,11 +107,7 @@ class Ranks:
         return range(self.rank, count, self.size)
 
     def exchange(self, value: Given) -> list[Given]:
-        """Returns what all ranks give, in their order.
-
-        Raises:
-            RankError: One of them failed, or the connection to it was lost.
-        """
+        """Returns what all ranks give, in their order; `RankError` where one of them failed or was lost."""
         found: list[Any] = [value]
         if self.size > 1:
             found = [None] * self.size
@@ -152,11 +148,7 @@ class Ranks:
         return results
 
     def tell(self, error: Exception) -> None:
-        """Tells the others of a failure of this rank, in place of what they wait for.
-
-        Raises:
-            RankError: Another one failed at the same time, and speaks for all.
-        """
+        """Tells the others of a failure of this rank; `RankError` where another one failed too, and speaks for all."""
         try:
             self.exchange(Failure(str(error) or type(error).__name__))
         except RankError as found:

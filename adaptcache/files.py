@@ -83,11 +83,7 @@ def write_image(path: str | Path, image: Any) -> Path:
 
 
 def wave_bytes(samples: Any, rate: int) -> bytes:
-    """Returns sound as a WAV file of 16 bits.
-
-    Arguments:
-        samples: With values in [-1, 1] and shape (channels, samples).
-    """
+    """Returns sound with values in [-1, 1] and shape (channels, samples) as a WAV file of 16 bits."""
     from scipy.io import wavfile
 
     buffer = io.BytesIO()

@@ -42,11 +42,7 @@ class SchedulerStep:
 
     @property
     def with_prompt(self) -> Tensor:
-        """What the denoiser gave with the prompt: `cond`, or `u` where nothing guides.
-
-        Raises:
-            LoopError: It cannot be told from what else the denoiser gave.
-        """
+        """What the denoiser gave with the prompt: `cond`, or `u` where nothing guides; `LoopError` if untold."""
         if self.cond is None and self.branches != 1:
             raise LoopError(
                 "the schedule uses the output with the prompt, which cannot be told among the "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .files import locate
 
@@ -29,8 +29,10 @@ class Cut(str):
         return f"{self[:SHOWN]}..."
 
 
-class Brief(BaseModel):
-    """A model whose representation is short, however long its tables are."""
+class FrozenModel(BaseModel):
+    """A model that stays as it is, knows its keys, and has a short representation, however long its tables are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -61,11 +63,8 @@ def parse_json(data: bytes, nodes: int = NODES) -> Any:
     What is checked before it is parsed, or right after, bounds what a stranger's file can cost: collecting
     garbage among millions of lists, or a complaint about each of their entries.
 
-    Arguments:
-        nodes: How many lists, tables, texts and words it may hold.
-
     Raises:
-        ValueError: It is not that; whatever is wrong with it.
+        ValueError: It is not that, or holds more lists, tables, texts and words than `nodes`.
     """
     marks = data.count(b"[") + data.count(b"{") + data.count(b'"') // 2
     if marks + sum(data.count(word) for word in (b"true", b"false", b"null")) > nodes:
@@ -113,11 +112,7 @@ def _whole(text: str) -> int:
 
 
 def check_plain(value: Any) -> Any:
-    """Returns a value that is only kept, if it is small and plain: texts, numbers, lists and tables.
-
-    Raises:
-        ValueError: It holds something else, a number that is not finite, or too much.
-    """
+    """Returns a value that is only kept, if it is small and plain, of finite numbers; `ValueError` for others."""
     left = VALUES
     waiting = [(value, 0)]
     while waiting:
@@ -153,11 +148,7 @@ def check_falling(times: Sequence[float]) -> Sequence[float]:
 
 
 def check_name(name: str) -> str:
-    """Returns a name, if it can be shown in a line and be part of a file's name.
-
-    Raises:
-        ValueError: It is empty, long, has control characters or separates folders.
-    """
+    """Returns a name, if it can be shown in a line and be part of a file's name; `ValueError` for others."""
     text = name if isinstance(name, str) else ""
     if not text or len(text) > NAME or not text.isprintable() or set(text) & set("/\\") or text[0] == ".":
         raise ValueError(f"{name!r:.40} is no name: use at most {NAME} printable characters and no slashes")

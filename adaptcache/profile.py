@@ -130,11 +130,7 @@ def check_size(path: Path) -> None:
 
 
 def read_about(file: Any) -> dict[str, Any]:
-    """Returns what a profile says of itself, after its arrays' names, kinds and shapes were checked.
-
-    Raises:
-        ValueError: It cannot be a profile.
-    """
+    """Returns what a profile says of itself; `ValueError` where its arrays' names, kinds or shapes cannot be one's."""
     if set(file.keys()) != SHAPES.keys():
         raise ValueError(f"it does not have the arrays {', '.join(SHAPES)}")
     arrays = {name: file.get_slice(name) for name in SHAPES}

@@ -34,11 +34,7 @@ def silent(stage: str, done: int, of: int) -> None:
 
 
 def whole(name: str, value: Any) -> int:
-    """Returns a whole number, of numpy too, as Python's.
-
-    Raises:
-        TypeError: It is none.
-    """
+    """Returns a whole number, of numpy too, as Python's; `TypeError` for others."""
     try:
         return int(operator.index(value))
     except TypeError:
@@ -228,11 +224,7 @@ class Engine(Protocol):
         """Returns the fields of `schedule.Denoiser`, the scheduler's name, a name for schedules, and provenance."""
 
     def check(self, schedule: Any, strict: bool = False) -> list[Any]:
-        """Returns how the pipeline differs from what a schedule was fitted on.
-
-        Raises:
-            ScheduleError: It does not fit.
-        """
+        """Returns how the pipeline differs from what a schedule was fitted on; `ScheduleError` for no fit."""
 
     def preflight(self, call: PipelineCall, prompts: PromptSet) -> None:
         """Raises at once what would be found after work: unknown arguments, caches that are on, ..."""
@@ -260,9 +252,6 @@ class Setup:
         """Runs one batch.
 
         Arguments:
-            hook: Who decides.
-            prompts: The batch.
-            decode: Whether decoded outputs are wanted.
             reference: Whether it is a reference run, which may be refined.
 
         Raises:

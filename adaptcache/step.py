@@ -93,9 +93,5 @@ def worst(values: Tensor, groups: Groups) -> float:
     The sample that changes most decides for its batch, and for those of all ranks that run the denoiser
     together: quality before speed. Not-a-number counts as infinite, so that a broken run is computed and
     not forecast.
-
-    Arguments:
-        values: With any shape.
-        groups: `step.groups`.
     """
     return float(highest(values.max().float().nan_to_num(nan=float("inf")), groups))

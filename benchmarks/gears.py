@@ -65,10 +65,10 @@ class PlanRuns:
         options = {"batch_size": BATCH, "cache_dir": Cache(cache), "pipe_kwargs": pipe_kwargs}
         self.setup = make_setup(self.pipe, preset.steps, options)
         measurement = measure(self.setup, self.prompts)
-        self.fitted = measurement.head(FIT, BATCH)
+        self.fitted = measurement.head(FIT)
         self.profile, path = self.fitted.profile, cache / "truth.npy"
         if not path.exists():
-            np.save(path, replayed_images(self.setup, self.prompts, measurement))
+            np.save(path, replayed_images(measurement))
         self.truth: np.ndarray = np.load(path)
 
     def plan(self, calls: int, prefix: Sequence[int] = (0,)) -> list[int]:
@@ -86,7 +86,7 @@ class PlanRuns:
             return found["psnr"][:PROMPTS], torch.from_numpy(found["u"][:PROMPTS])
 
     def _run(self, plan: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        forecast = match(self.setup, self.prompts[:FIT], plan, self.fitted).forecast
+        forecast = match(self.fitted, plan).forecast
         rule = Rule(policy=Plan.of(plan, tuple(map(float, self.profile.times))), forecast=forecast)
         recorder = SignalRecorder(build_schedule(self.setup, self.profile, (rule,)), 0, ())
         images, outputs = list[np.ndarray](), list[np.ndarray]()

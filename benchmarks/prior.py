@@ -97,7 +97,6 @@ def measure_case(case: Case, count: int, unfamiliar: bool) -> Known:
 
 def rows_of(known: Known, calls: int, counts: Sequence[int], ridges: Sequence[float]) -> Iterator[list[str]]:
     """Yields rows of the table for one number of calls: plan, prompts, target, strength, and decibels."""
-    setup, count = replace(known.case.setup, batch_size=len(known.prompts)), len(known.prompts)
     request = known.measurement.request
     assert request is not None, "theory knows nothing of this sampler"
     plans = {
@@ -108,14 +107,14 @@ def rows_of(known: Known, calls: int, counts: Sequence[int], ridges: Sequence[fl
         theory = request.make(calls, plan=plan)
         yield [name, "0", "theory alone", "", *known.score(build_rule(theory, request.times))]
         for number in counts:
-            measured = known.measurement.head(number, count)
+            measured = known.measurement.head(number)
             for ridge in ridges:
                 fit = Fit(ridge=ridge)
                 yield [name, str(number), "open loop", f"{ridge:g}", *known.score(
-                    match(setup, known.prompts[:number], plan, measured, fit).rule
+                    match(measured, plan, fit).rule
                 )]  # fmt: skip
                 with pulled_towards(theory.matching.rows):
-                    rule = match(setup, known.prompts[:number], plan, measured, fit).rule
+                    rule = match(measured, plan, fit).rule
                 yield [name, str(number), "theory", f"{ridge:g}", *known.score(rule)]
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     held_out = PromptSet(tuple(known.held_out[: given.prompts]), len(fitted))
     with MacCounter(pipe) as counter:
         full = generate(setup, held_out)
-    work, profile = counter.work, None
+    work, measurement = counter.work, None
     table = Table("method", "site", "dB", "5 % dB", "calls", "work", "time")
     lines = given.out.read_text().splitlines() if given.out and given.out.exists() else []
     rows = {tuple(key): row for key, row in map(json.loads, lines)}
@@ -74,9 +74,9 @@ def main() -> None:
             if key in rows:
                 schedule = None
             elif budget or METHODS[name].needs == "profile":
-                profile = profile or measure(setup, fitted).profile
+                measurement = measurement or measure(setup, fitted)
                 params = {"trials": given.trials} if METHODS[name].policy == "table" else {}
-                schedule = fit_method(setup, fitted, profile, name, budget or 0.5, params)
+                schedule = fit_method(measurement, name, budget or 0.5, params)
             else:
                 schedule = Schedule.of(name, **published_for(name, given.model), **frames_for(name, setup, fitted))
             row = rows.get(key) or measured(setup, held_out, full, schedule, pipe, work, given.repeats)

@@ -131,7 +131,7 @@ class Contest:
 
     def calibrate(self, calls: int) -> Schedule:
         """One shot."""
-        return fit_schedule(self.setup, self.prompts, self.measurement, calls)
+        return fit_schedule(self.measurement, calls)
 
     def tuned(self, calls: int) -> Schedule:
         """The search that ships."""

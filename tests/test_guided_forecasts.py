@@ -101,7 +101,7 @@ def test_with_both_branches_runs_end_nearer(name: str) -> None:
     made = built(name)
     setup, prompts = Call(made.steps, dict(made.call)).of(made.pipe), PromptSet(tuple(made.prompts))
     measurement = measure(setup, prompts)
-    apart, together = (match(setup, prompts, PLAN, measurement, fit) for fit in (Fit(), WITHOUT))
+    apart, together = (match(measurement, PLAN, fit) for fit in (Fit(), WITHOUT))
     assert "past_c" in apart.forecast.features and "past_c" not in together.forecast.features
     assert apart.error < together.error
 

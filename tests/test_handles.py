@@ -129,7 +129,7 @@ def test_a_report_stays_that_of_the_last_run():
             generated(setup, guidance_scale=3.0)
         assert handle.report() == report
     pipe = toy.Pipe()
-    geared = adaptcache.calibrate(pipe, toy.PROMPTS, 8, gears=[0.25, 0.5], min_psnr=20, **QUICK)
+    geared = adaptcache.calibrate(pipe, toy.PROMPTS, 8, gears=[0.25, 0.5], min_psnr=20, progress=False)
     with adaptcache.attach(pipe, geared) as handle:
         toy.run(pipe, 8)
         report = handle.report()

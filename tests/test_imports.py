@@ -168,7 +168,7 @@ sys.meta_path.insert(0, Finder())
         "adaptcache.schedule.methods", "adaptcache.runtime.runner", "adaptcache.calibration.match",
         "adaptcache.calibration.calibrate", "adaptcache.evaluation.evaluate", "adaptcache.engines.formats",
         "adaptcache.engines.comfyui.engine, adaptcache.engines.comfyui.apply",
-        "adaptcache.fitting.kernel, adaptcache.fitting.plan, adaptcache.fitting.quality, adaptcache.fitting.signals",
+        "adaptcache.fitting.kernel, adaptcache.fitting.plan, adaptcache.fitting.signals",
     ],
 )  # fmt: skip
 def test_it_works_where_diffusers_is_not_installed(names: str) -> None:

@@ -289,9 +289,9 @@ def test_tables_are_fitted_to_errors_of_each_block_and_computed_by_budget(setup)
     assert found.errors.shape == (count, STEPS, 3) and (found.seconds > 0).all()
     finite = np.isfinite(found.errors)
     assert finite[:, 0].all() and not finite[:, -1].any() and (found.errors[finite] >= 0).all()
-    profile = measure(given, prompts).profile
+    measured = measure(given, prompts)
     for method in ("planned-blocks", "block-caching", "profilingdit", "l2c"):
-        rules = fit_tables(given, prompts, profile, method, 0.5, SITES.get(method, ["blocks"]))
+        rules = fit_tables(measured, method, 0.5, SITES.get(method, ["blocks"]))
         fitted = Schedule(name=method, rules=rules)
         with adaptcache.attach(setup.pipe, fitted) as handle:
             assert all(value.isfinite().all() for value in generated(setup))

@@ -75,7 +75,7 @@ def test_the_target_of_a_landing_is_the_output_that_led_there(scheduler: Any) ->
 
 def test_matched_weights_beat_reuse_and_lines_on_held_out_prompts(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:4])
-    schedule = fit_schedule(setup, chosen, measure(setup, chosen), 4)
+    schedule = fit_schedule(measure(setup, chosen), 4)
     plan = schedule.rules[0].policy.steps(schedule.grid.times)
     full = CALL(pipe, prompts[4:5], first=4)
 
@@ -91,7 +91,7 @@ def test_matched_weights_beat_reuse_and_lines_on_held_out_prompts(pipe: FluxPipe
 def test_matching_knows_where_its_runs_end(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:1])
     recorded = record(setup, chosen)
-    matching, runs = match(setup, chosen, [0, 1, 3, 5], recorded), recorded.runs
+    matching, runs = match(recorded, [0, 1, 3, 5]), recorded.runs
     schedule = schedule_of(pipe, [0, 1, 3, 5], forecast=matching.forecast)
     with adaptcache.attach(pipe, schedule):
         own = (CALL(pipe, prompts[:1]) - runs[0].y[0][-1]).norm() / runs[0].y[0][-1].norm()
@@ -103,7 +103,7 @@ def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, p
     plan, ends = [0, 1, 3, 5], []
     setup, chosen = CALL.of(pipe, batch_size=2), PromptSet.of(prompts[:2])
     recorded = record(setup, chosen)
-    matching, runs = match(setup, chosen, plan, recorded), recorded.runs
+    matching, runs = match(recorded, plan), recorded.runs
     with adaptcache.attach(pipe, schedule_of(pipe, plan, forecast=matching.forecast)):
         made = CALL(pipe, prompts[:2])
     for own, truth in zip(made, runs[0].y[0][-1], strict=True):
@@ -114,15 +114,15 @@ def test_prompts_count_by_the_decibels_their_runs_end_with(pipe: FluxPipeline, p
 def test_weights_at_computed_steps_undo_earlier_errors(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
     recorded, plan = record(setup, chosen), [0, 1, 4, 6]
-    plain = match(setup, chosen, plan, recorded, Fit(correct=False))
-    found = match(setup, chosen, plan, recorded)
+    plain = match(recorded, plan, Fit(correct=False))
+    found = match(recorded, plan)
     rows, bare = found.forecast.table[0][0], plain.forecast.table[0][0]
     assert [i for i, row in enumerate(rows) if row] == [2, 3, 4, 5, 6, 7]  # exact until step 2 is skipped
     assert rows[2] == bare[2] and [i for i, row in enumerate(bare) if row] == [2, 3, 5, 7]
     assert found.error < plain.error
-    everything = match(setup, chosen, list(range(STEPS)), recorded)
+    everything = match(recorded, list(range(STEPS)))
     assert not any(everything.forecast.table[0][0])
-    finer = match(setup, chosen, list(range(STEPS)), measure(replace(setup, refine=4), chosen))
+    finer = match(measure(replace(setup, refine=4), chosen), list(range(STEPS)))
     assert all(finer.forecast.table[0][0])  # of the sampler, which errs at every step
 
 
@@ -143,13 +143,13 @@ def test_where_the_sampler_adds_noise_the_latents_of_computed_steps_help(schedul
     recorded = record(setup, chosen)
     profile, runs = recorded.profile, recorded.runs
     assert profile.noisy
-    given = (setup, chosen, [0, 2, 4, 6, 8], recorded)
+    given = (recorded, [0, 2, 4, 6, 8])
     without = match(*given, fit=Fit(features=("x", "x0")))
     found = match(*given)
     assert found.forecast.features == ("past_x", "x", "x0") and len(found.forecast.table[0][0][5]) == 8
     assert found.error < without.error / 2
     times = tuple(map(float, profile.times))
-    rule = Rule(policy=Plan.of(given[2], times), forecast=found.forecast)
+    rule = Rule(policy=Plan.of(given[1], times), forecast=found.forecast)
     with adaptcache.attach(pipe, build_schedule(setup, profile, (rule,))):
         made, truth = call(pipe, prompts), runs[0].y[0][-1]
     ends = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(made, truth, strict=True)]
@@ -165,14 +165,14 @@ def test_where_it_adds_none_they_say_nothing_new_and_are_left_out(
     pipe.scheduler = sampler(kind, pipe.scheduler)
     setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:2])
     recorded = record(setup, chosen)
-    matching = match(setup, chosen, [0, 2, 5], recorded)
+    matching = match(recorded, [0, 2, 5])
     assert not recorded.profile.noisy and matching.forecast.features == ("x", "x0")
 
 
 def test_matching_is_deterministic_whatever_the_threads_do(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:4])
     recorded = record(setup, chosen)
-    results = [match(setup, chosen, [0, 2, 5], recorded) for _ in range(2)]
+    results = [match(recorded, [0, 2, 5]) for _ in range(2)]
     assert results[0] == results[1]
 
 
@@ -181,7 +181,7 @@ def test_an_error_in_a_pipeline_is_raised_and_leaves_nothing(pipe: FluxPipeline,
     recorded = record(setup, PromptSet.of(prompts[:2]))
     bad = [prompts[0], {"prompt_embeds": prompts[1]["prompt_embeds"]}]
     with pytest.raises(ValueError, match="pooled_prompt_embeds"):
-        match(setup, PromptSet(tuple(bad)), [0, 2, 5], recorded)
+        match(replace(recorded, prompts=PromptSet(tuple(bad))), [0, 2, 5])
     assert "_compiled_call_impl" not in vars(pipe.transformer)
 
 
@@ -213,42 +213,42 @@ def test_a_batch_has_the_statistics_of_its_samples(pipe: FluxPipeline) -> None:
 def test_a_plan_that_begins_like_another_is_matched_by_its_own_calls_alone(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=2), PromptSet.of(prompts[:4])
     recorded = record(setup, chosen)
-    first = match(setup, chosen, [0, 2, 4, 6], recorded)
-    alone, shared = (match(setup, chosen, [0, 2, 5, 6], recorded, begun=begun) for begun in (None, first))
+    first = match(recorded, [0, 2, 4, 6])
+    alone, shared = (match(recorded, [0, 2, 5, 6], begun=begun) for begun in (None, first))
     assert shared.forecast == alone.forecast and shared.error == alone.error
     for (_, here), (_, there) in zip(shared.seen, alone.seen, strict=True):
         np.testing.assert_array_equal(here, there)
     assert first.cost == alone.cost == 4 * 4 / STEPS
     assert shared.cost == 4 * 3 / STEPS  # the first step is always computed, then those from the difference on
-    late = match(setup, chosen, [0, 2, 5, 6], recorded, begun=replace(first, until=2))
+    late = match(recorded, [0, 2, 5, 6], begun=replace(first, until=2))
     assert late.cost == 4 * 4 / STEPS and late.forecast == alone.forecast  # as much is replayed as may be
-    assert match(setup, chosen, first.plan, recorded, begun=shared).error == first.error
+    assert match(recorded, first.plan, begun=shared).error == first.error
 
 
 def test_a_search_finds_no_worse_plan_and_costs_no_more_than_it_may(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
     measured, fit = measure(setup, chosen), Fit()
-    none = search_plan(setup, chosen, measured, 3, fit, SearchCost.of(0.0, STEPS, 3, 4))
+    none = search_plan(measured, 3, fit, SearchCost.of(0.0, STEPS, 3, 4))
     assert none.plan == none.start == next(iter(plans_for(measured.profile, 3))) and none.cost == none.tried == 0
     announced = SearchCost.of(8.0, STEPS, 3, 4)
-    found = search_plan(setup, chosen, measured, 3, fit, announced)
+    found = search_plan(measured, 3, fit, announced)
     assert found.cost == announced.room * 3 / STEPS and found.tried > 1 and len(found.judges) == 3
     first = found.judges[0]
-    few, jury = replace(measured.head(3, 4, first=first), profile=measured.profile), chosen[first : first + 3]
+    few = replace(measured.head(3, first=first), profile=measured.profile)
     firm = replace(fit, ridge=10 * fit.ridge)
     assert measured.request
     proposals = {*plans_for(measured.profile, 3), instant(measured.request.sampler, 3).plan}
-    ends = {plan: match(setup, jury, plan, few, firm).ends for plan in (found.plan, *proposals)}
+    ends = {plan: match(few, plan, firm).ends for plan in (found.plan, *proposals)}
     assert ends[found.plan].mean() <= ends[found.start].mean()  # no move made it worse
     if not found.whole:  # else all prompts have chosen between two
         assert ends[found.start].mean() == min(ends[plan].mean() for plan in proposals)
-    made = fit_schedule(setup, chosen, measured, 3, effort=2.0).made["search"]
+    made = fit_schedule(measured, 3, effort=2.0).made["search"]
     assert made["full_runs"] <= 2 + 2 * 4 * 3 / STEPS
 
 
 def test_prompts_that_did_not_judge_decide_about_plans(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
-    best, compared, found = choose_plan(setup, chosen, measure(setup, chosen), 3, Fit(), effort=8.0)
+    best, compared, found = choose_plan(measure(setup, chosen), 3, Fit(), effort=8.0)
     others = [number for number in range(4) if number not in found.judges]
     assert len(others) == 1 and compared[0].plan == found.start
     assert best.ends[others].mean() <= compared[0].ends[others].mean()  # never below the proposal
@@ -272,7 +272,7 @@ def test_what_was_measured_on_some_prompts_is_cut_out_of_any_runs(
     pipe: FluxPipeline, prompts: list, batch: int
 ) -> None:
     setup, chosen = CALL.of(pipe, batch_size=batch), PromptSet.of(prompts[:4])
-    cut, alone = measure(setup, chosen).head(2, batch, first=2), record(setup, chosen[2:4])
+    cut, alone = measure(setup, chosen).head(2, first=2), record(setup, chosen[2:4])
     assert len(cut.runs) == len(alone.runs) and cut.profile.gram.shape[0] == 2
     for here, there in zip(cut.runs, alone.runs, strict=True):
         torch.testing.assert_close(here.y[0][-1], there.y[0][-1])

@@ -14,8 +14,7 @@ from adaptcache.cache import Cache
 from adaptcache.fitting.plan import best_plan
 from adaptcache.profile import Profile
 from adaptcache.profiling.checkpoint import ProfileCheckpoint
-from adaptcache.profiling.measure import record
-from adaptcache.profiling.sensitivity import measure_sensitivity
+from adaptcache.profiling.measure import measure_sensitivity, record
 from adaptcache.runs import PromptSet
 from tests.calls import Call
 from tests.toy import PROMPTS, Pipe
@@ -65,7 +64,7 @@ def test_the_plan_is_that_of_steps_that_are_all_as_bad(measured: Measured) -> No
 
 def test_a_run_that_truly_overflows_makes_its_step_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     """From one step on a denoiser answers extrapolated latents with infinities."""
-    from adaptcache.profiling.sensitivity import PerturbationHook
+    from adaptcache.profiling.measure import PerturbationHook
 
     original = PerturbationHook.on_step_end
 

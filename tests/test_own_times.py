@@ -37,7 +37,7 @@ CALLS = 3
 @pytest.fixture
 def own(pipe: FluxPipeline, prompts: list) -> Schedule:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
-    return fit_own_times(setup, chosen, measure(setup, chosen), CALLS, Fit(), 8.0)
+    return fit_own_times(measure(setup, chosen), CALLS, Fit(), 8.0)
 
 
 def test_a_full_run_passes_straight_from_step_to_step(pipe: FluxPipeline, prompts: list) -> None:
@@ -72,8 +72,8 @@ def test_a_run_is_as_many_steps_as_calls_and_leaves_the_grid_as_it_was(
 
 def test_matching_knows_where_runs_at_own_times_end(pipe: FluxPipeline, prompts: list, own: Schedule) -> None:
     setup, chosen = CALL.of(pipe, batch_size=4), PromptSet.of(prompts[:4])
-    measured = measured_at(setup, chosen, measure(setup, chosen), own.grid.times)
-    found = match(setup, chosen, range(CALLS), measured)
+    measured = measured_at(measure(setup, chosen), own.grid.times)
+    found = match(measured, range(CALLS))
     truth = measured.runs[0].y[0][-1]
     rule = own.rules[0].model_copy(update={"forecast": found.forecast})
     with adaptcache.attach(pipe, own.model_copy(update={"rules": (rule,)})):
@@ -148,7 +148,7 @@ def test_samplers_that_take_no_levels_are_refused_before_a_run(
     pipe.scheduler = sampler("UniPCMultistepScheduler", pipe.scheduler)
     setup, chosen = CALL.of(pipe), PromptSet.of(prompts[:1])
     with pytest.raises(ScheduleError, match="need full runs of a FlowMatchEulerDiscreteScheduler"):
-        fit_own_times(setup, chosen, measure(setup, chosen), CALLS, Fit(), 1.0)
+        fit_own_times(measure(setup, chosen), CALLS, Fit(), 1.0)
     with pytest.raises(ValueError, match="times must be 'grid' or 'own', got 'free'"):
         adaptcache.calibrate(pipe, prompts, STEPS, speed=2, times="free", pipe_kwargs=CALL.arguments)
 
@@ -177,12 +177,12 @@ def test_a_table_of_own_times_is_all_a_player_needs(pipe: FluxPipeline, prompts:
 def test_refining_all_weights_together_is_never_worse(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=6), PromptSet.of(prompts[:6])
     measured, fit, plan = measure(setup, chosen), Fit(), [0, 3, 6]
-    for here, steps in ((measured, plan), (measured_at(setup, chosen, measured, (1.0, 0.6, 0.2)), range(3))):
-        found = match(setup, chosen, steps, here, fit)
-        better = refine(setup, chosen, here, replace(found, cost=0.0), fit, 300.0)
+    for here, steps in ((measured, plan), (measured_at(measured, (1.0, 0.6, 0.2)), range(3))):
+        found = match(here, steps, fit)
+        better = refine(here, replace(found, cost=0.0), fit, 300.0)
         assert better.error <= found.error and 0 < better.cost <= 300
         assert not here.own or (better.error < found.error and better.times != found.times)
-        assert refine(setup, chosen, here, found, fit, 1.0) is found  # too little for an iteration
+        assert refine(here, found, fit, 1.0) is found  # too little for an iteration
     point = Point(found.forecast.table[0], found.times)
     weights = sum(map(len, point.rows[0]))
     assert len(columns_of(point, found.plan, own=False)) == weights
@@ -206,7 +206,7 @@ def test_changes_that_do_not_carry_over_to_prompts_left_out_are_not_made() -> No
 
 def test_refined_schedules_say_what_they_cost_and_gained(pipe: FluxPipeline, prompts: list) -> None:
     setup, chosen = CALL.of(pipe, batch_size=6), PromptSet.of(prompts[:6])
-    search = fit_schedule(setup, chosen, measure(setup, chosen), CALLS, Fit(), 100.0).made["search"]
+    search = fit_schedule(measure(setup, chosen), CALLS, Fit(), 100.0).made["search"]
     assert search["gain_db"] >= 0 and 12 < search["full_runs"] <= 100 + 2 * 6 * CALLS / STEPS
 
 

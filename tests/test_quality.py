@@ -8,7 +8,7 @@ import torch
 
 from adaptcache.fitting.kernel import pair_errors
 from adaptcache.fitting.plan import best_plan, plan_cost, shared_plans
-from adaptcache.fitting.quality import WIDTHS, build_regression, fit_quality
+from adaptcache.fitting.signals import WIDTHS, build_regression, fit_quality
 from adaptcache.policies.signals import QualityPredictor, fit_band
 
 N = 9

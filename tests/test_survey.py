@@ -27,15 +27,13 @@ from adaptcache.policies.codebook import Codebook
 from adaptcache.policies.gate import Gate, Linear
 from adaptcache.policies.table import Table
 from adaptcache.policies.uniform import Uniform
+from adaptcache.profiling.instances import fit_affine, fit_positions, reduced_rank
 from adaptcache.profiling.measure import measure
-from adaptcache.profiling.regressions import fit_affine, fit_positions, reduced_rank
 from adaptcache.runs import PromptSet
 from adaptcache.schedule.methods import METHODS
 from adaptcache.schedule.rule import Rule, TokenChoice
 from adaptcache.schedule.schedule import Schedule
-from adaptcache.sites.attention import AttentionTap, influence
-from adaptcache.sites.regions import Regions
-from adaptcache.sites.tokens import LayerTokens, Tokens
+from adaptcache.sites.tokens import AttentionTap, LayerTokens, Regions, Tokens, influence
 from adaptcache.step import Step, relative_change
 from tests.pipelines.table import built, generated, same
 
@@ -454,7 +452,7 @@ def test_duca_computes_tokens_at_every_second_partial_step_and_tokencache_those_
     scores = {len(row): row for row in fit_positions(given, prompts)}
     hook.remove()
     assert set(scores) >= {length} and np.mean(scores[length]) == pytest.approx(1.0)
-    schedule = fit_method(given, prompts, measure(given, prompts).profile, "tokencache", 0.5)
+    schedule = fit_method(measure(given, prompts), "tokencache", 0.5)
     assert schedule.rules[-1].tokens.scores == tuple(scores.values())
     with adaptcache.attach(setup.pipe, schedule):
         assert all(value.isfinite().all() for value in generated(setup))
@@ -542,8 +540,7 @@ def test_regions_run_in_denoisers_whose_attention_has_a_mask(name):
 def test_methods_are_fitted_by_name_and_run(name, setup, tmp_path):
     given = make_setup(setup.pipe, STEPS, dict(setup.call))
     prompts = PromptSet(tuple(setup.prompts[:2]))
-    profile = measure(given, prompts).profile
-    schedule = fit_method(given, prompts, profile, name, 0.5)
+    schedule = fit_method(measure(given, prompts), name, 0.5)
     loaded = Schedule.load(schedule.save(tmp_path / "s.json"))
     with adaptcache.attach(setup.pipe, loaded) as handle:
         assert all(value.isfinite().all() for value in generated(setup))

@@ -113,7 +113,7 @@ def calibrated(pipe: Any, prompts: list[Any], steps: int, calls: int, **options:
     """Returns what calibrating on all prompts finds."""
     setup = make_setup(pipe, steps, options)
     chosen = PromptSet.of(prompts)
-    return fit_schedule(setup, chosen, measure(setup, chosen), calls)
+    return fit_schedule(measure(setup, chosen), calls)
 
 
 def test_it_is_what_calibrating_finds_or_surely_better_on_the_select_prompts(flux: tuple[Tuned, list[Any]]) -> None:

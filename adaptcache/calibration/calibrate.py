@@ -75,7 +75,7 @@ class Goal:
     certify: bool = False
     groups: Sequence[str] = ()
     reference_steps: int | None = None
-    fit: Fit = Fit()  # noqa: RUF009 - frozen
+    fit: Fit = Fit()
     name: str | None = None
     params: dict[str, Any] | None = None
     effort: float = EFFORT
@@ -102,11 +102,7 @@ class Goal:
         return refine
 
     def target(self, held_out: int) -> QualityTarget | None:
-        """Returns what is to be reached, or None where nothing was asked for.
-
-        Raises:
-            ValueError: Something is missing, or the held-out prompts are too few to show it.
-        """
+        """Returns what is to be reached, None where nothing was asked for; `ValueError` if that cannot be shown."""
         if self.min_psnr is None:
             if self.certify or self.gears:
                 raise ValueError("gears and certificates need a target: min_psnr (--min-psnr), say 35 decibels")
@@ -143,12 +139,7 @@ class Goal:
         return calls
 
     def check(self, steps: int, prompts: PromptSet, held_out: PromptSet, processes: int = 1) -> None:
-        """Raises what would come up after work.
-
-        Raises:
-            ValueError: A target that makes no sense, or a certificate on prompts that show nothing new.
-            LookupError: There is no such method, or no such site.
-        """
+        """Raises what would come up after work: `ValueError` or, of methods and sites, `LookupError`."""
         if self.method:
             check_params(self.method, self.params or {})
             others = {"gears": self.gears, "certify": self.certify, "reference steps": self.reference_steps,
@@ -287,12 +278,12 @@ def calibrate_for(setup: Setup, prompts: PromptSet, held_out: PromptSet, goal: G
     calls = 0 if goal.gears else calls_for(steps, goal.budget, goal.speed)
     if goal.gears:
         assert target
-        schedule = fit_gears(setup, prompts, measurement, goal.gear_calls(steps), target, goal.fit)
+        schedule = fit_gears(measurement, goal.gear_calls(steps), target, goal.fit)
     elif goal.method:
-        schedule = fit_method(setup, prompts, measurement.profile, goal.method, calls / steps, goal.params)
+        schedule = fit_method(measurement, goal.method, calls / steps, goal.params)
     else:
         fitted = fit_own_times if goal.times == "own" else fit_schedule
-        schedule = fitted(setup, prompts, measurement, calls, goal.fit, goal.effort)
+        schedule = fitted(measurement, calls, goal.fit, goal.effort)
         if schedule.made.get("several_loops") and goal.times == "grid" and setup.refine == 1:
             schedule = fit_loops(setup, prompts, schedule, goal.fit, goal.effort)
     if goal.name:

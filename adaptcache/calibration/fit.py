@@ -20,7 +20,7 @@ from .search import EFFORT, Search, SearchCost, search_plan, searched
 
 
 def choose_plan(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, effort: float
+    measurement: Measurement, calls: int, fit: Fit, effort: float
 ) -> tuple[Matching, list[Matching], Search]:
     """Searches a plan of `calls` computed steps, and compares on all prompts what came of it.
 
@@ -31,16 +31,16 @@ def choose_plan(
     Returns:
         The best of them; all of them, beginning with that of the planner's proposals; and the search.
     """
-    steps = measurement.profile.steps
-    announced = SearchCost.of(searched(effort), steps, calls, len(prompts))
-    found = search_plan(setup, prompts, measurement, calls, fit, announced)
+    steps, count = measurement.profile.steps, len(measurement.prompts)
+    announced = SearchCost.of(searched(effort), steps, calls, count)
+    found = search_plan(measurement, calls, fit, announced)
     plans = list(dict.fromkeys((found.start, *found.whole, found.plan, *found.judged)))[: announced.finals]
     matchings = list[Matching]()
     for number, plan in enumerate(plans):
-        report = setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps)
-        matchings.append(found.whole.get(plan) or match(setup, prompts, plan, measurement, fit, report))
+        report = measurement.setup.stage(f"matching {calls} calls", len(plans) * steps, number * steps)
+        matchings.append(found.whole.get(plan) or match(measurement, plan, fit, report))
         report(steps)  # the last steps may have no weights
-    unseen = [number for number in range(len(prompts)) if number not in found.judges] or found.judges
+    unseen = [number for number in range(count) if number not in found.judges] or found.judges
     best, *others = matchings
     for other in sorted(others, key=lambda other: other.ends[unseen].mean())[:1]:
         gains = best.ends[unseen] - other.ends[unseen]
@@ -49,30 +49,22 @@ def choose_plan(
     return best, matchings, found
 
 
-def fit_schedule(
-    setup: Setup,
-    prompts: PromptSet,
-    measurement: Measurement,
-    calls: int,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
-    effort: float = EFFORT,
-) -> Schedule:
-    """Plans `calls` computed steps and matches their weights.
-
-    Arguments:
-        prompts: The prompts of the measurement.
-        calls: How many steps are computed.
-        effort: Full runs of one prompt that the search of the plan may cost, and the refinement of its weights.
-    """
-    best, compared, found = choose_plan(setup, prompts, measurement, calls, fit, effort)
+def fit_schedule(measurement: Measurement, calls: int, fit: Fit = Fit(), effort: float = EFFORT) -> Schedule:
+    """Plans `calls` computed steps and matches their weights, for an effort in full runs of one prompt."""
+    best, compared, found = choose_plan(measurement, calls, fit, effort)
     cost = found.cost + sum(matching.cost for matching in compared)
-    if setup.ranks.size == 1:
-        best = refine(setup, prompts, measurement, replace(best, cost=0.0), fit, effort - searched(effort))
+    if measurement.setup.ranks.size == 1:
+        best = refine(measurement, replace(best, cost=0.0), fit, effort - searched(effort))
         cost += best.cost
     gain = 10 * math.log10(compared[0].error / best.error)
     search = {"plans": max(found.tried, 1), "full_runs": round(cost, 1), "gain_db": round(gain, 2)}
-    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": search}
-    return build_schedule(setup, measurement.profile, (best.rule,), about)
+    return build_schedule(measurement.setup, measurement.profile, (best.rule,), about_fit(measurement, fit, search))
+
+
+def about_fit(measurement: Measurement, fit: Fit, search: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Returns what the provenance says of a fit, and of the search of its plan."""
+    about = {"prompts": len(measurement.prompts), "history": fit.history, "ridge": fit.ridge}
+    return about | ({"search": search} if search else {})
 
 
 class LoopGrids(StepHook):
@@ -90,10 +82,6 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
 
     The chunks of an autoregressive clip are such loops: the first has nothing to go on from, later ones have. A loop
     is measured and matched after full runs of those before it, so that it begins with what the full call has.
-
-    Arguments:
-        schedule: What was fitted to one loop.
-        effort: Full runs of one prompt that the search of each plan may cost.
     """
     share = schedule.rules[0].policy.gears[0].budget if isinstance(schedule.rules[0].policy, Plan) else 1.0
     setup.run(counter := LoopGrids(), prompts[:1])
@@ -101,10 +89,9 @@ def fit_loops(setup: Setup, prompts: PromptSet, schedule: Schedule, fit: Fit, ef
     for number, times in enumerate(counter.grids[:LOOPS]):
         one = schedule
         if number or not same_grid(times, schedule.grid.times):
-            here = replace(setup, loop=number)
-            measurement = measure(here, prompts)
+            measurement = measure(replace(setup, loop=number), prompts)
             calls = max(1, round(share * measurement.profile.steps))
-            one = fit_schedule(here, prompts, measurement, calls, fit, effort)
+            one = fit_schedule(measurement, calls, fit, effort)
         plans.append(LoopPlan(grid=one.grid, rules=one.rules))
     return schedule.model_copy(update={"loops": tuple(plans)})
 

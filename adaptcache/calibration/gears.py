@@ -26,7 +26,7 @@ from ..runtime.runner import Runner
 from ..schedule.format import Certificate
 from ..schedule.rule import Rule
 from ..schedule.schedule import Schedule
-from .fit import build_schedule
+from .fit import about_fit, build_schedule
 from .match import Fit, match
 
 SHARED = 3  # computed steps that all gears begin with: after two, little is known of a prompt
@@ -55,39 +55,32 @@ class Trials:
         return found
 
 
-def fit_gears(
-    setup: Setup,
-    prompts: PromptSet,
-    measurement: Measurement,
-    calls: Sequence[int],
-    target: QualityTarget,
-    fit: Fit = Fit(),  # noqa: B008 - frozen
-) -> Schedule:
+def fit_gears(measurement: Measurement, calls: Sequence[int], target: QualityTarget, fit: Fit) -> Schedule:
     """Fits plans, weights, predictions and their margin on calibration prompts."""
-    profile = measurement.profile
+    setup, profile = measurement.setup, measurement.profile
     times = tuple(map(float, profile.times))
     plans = shared_plans(profile.errors, profile.sensitivity**TRUST, calls, min(SHARED, min(calls)))
     tables = []
     for number, plan in enumerate(plans):
         report = setup.stage("matching the gears", len(plans) * len(times), number * len(times))
-        found = match(setup, prompts, plan, measurement, fit, report)
+        found = match(measurement, plan, fit, report)
         tables.append(found.forecast.table[0])
         report(len(times))
     forecast = Matched(history=fit.history, features=found.forecast.features, table=tuple(tables))
     gears = tuple(gear for plan in plans for gear in Plan.of(plan, times).gears)
-    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge}
-    plain = build_schedule(setup, profile, (Rule(policy=Plan(gears=gears), forecast=forecast),), about)
+    rule = Rule(policy=Plan(gears=gears), forecast=forecast)
+    plain = build_schedule(setup, profile, (rule,), about_fit(measurement, fit))
     rows = [signal_rows(profile.kernel, plan) for plan in plans]
-    trials = evaluate_gears(setup, prompts, plain, rows, replayed_images(setup, prompts, measurement))
+    trials = evaluate_gears(setup, measurement.prompts, plain, rows, replayed_images(measurement))
     specs, predicted = fit_signal_specs(plans, rows, trials.seen, trials.ends)
     margin = least_margin(plans, predicted, trials.ends, target)
     policy = Gears(gears=gears, signal_specs=specs, target=target.target, margin=margin)
     return plain.model_copy(update={"rules": (Rule(policy=policy, forecast=forecast),)})
 
 
-def replayed_images(setup: Setup, prompts: PromptSet, measurement: Measurement) -> list[np.ndarray]:
+def replayed_images(measurement: Measurement) -> list[np.ndarray]:
     """Returns the images of recorded full runs, at the cost of one denoiser call a batch."""
-    images = list[np.ndarray]()
+    setup, prompts, images = measurement.setup, measurement.prompts, list[np.ndarray]()
     for run, batch in zip(measurement.runs, setup.batches(prompts), strict=True):
         images += setup.run(Replay(run), batch, decode=True).images
         setup.progress("decoding the full runs", len(images), len(prompts))
@@ -121,12 +114,7 @@ def evaluate_gears(
     rows: Sequence[Sequence[Sequence[Row]]],
     truth: Sequence[np.ndarray],
 ) -> Trials:
-    """Runs prompts in every gear of a schedule.
-
-    Arguments:
-        rows: The signals, by gear and computed step after the first.
-        truth: The images of the full runs.
-    """
+    """Runs prompts in every gear of a schedule; `rows` are the signals, by gear and computed step after the first."""
     ends, seen = [], []
     for gear, own in enumerate(rows):
         report = setup.stage(f"{len(prompts)} prompts in each gear", len(rows) * len(prompts), gear * len(prompts))
@@ -184,10 +172,7 @@ def choose_gears(
 ) -> np.ndarray:
     """Returns the gear each prompt ends in, with shape (P,): what the policy does on the device, on arrays.
 
-    Arguments:
-        plans: The computed steps of the gears, budgets rising.
-        predicted: By gear and number of the signal, what was predicted for each prompt, with shape (P,).
-        wanted: Decibels that a prediction has to reach.
+    What was `predicted` for the prompts is by gear, budgets rising, and number of the signal; with shape (P,).
     """
     gears = np.zeros(len(next(iter(predicted.values()))), dtype=int)
     for computed in range(2, max(map(len, plans)) + 1):
@@ -207,11 +192,7 @@ def least_margin(
 ) -> float:
     """Returns the smallest margin with which no more than a share of prompts stays below the target.
 
-    Arguments:
-        plans: As for `choose_gears`.
-        predicted: As for `choose_gears`; each prompt's must come from other prompts.
-        ends: Decibels that each gear's runs ended with, with shape (G, P).
-        target: What prompts should reach.
+    Runs in each gear ended with `ends`, in decibels and with shape (G, P); predictions must come from other prompts.
     """
     best = MARGINS[0]
     for margin in MARGINS:

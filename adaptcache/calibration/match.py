@@ -36,7 +36,7 @@ from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
 from ..profiling.statistics import check_finite, part, relative_error
-from ..runs import PromptSet, Setup, fork_rng, in_double
+from ..runs import PromptSet, fork_rng, in_double
 from ..schedule.format import same_grid
 from ..schedule.rule import Rule
 from ..step import Step
@@ -69,8 +69,8 @@ class Fit:
     def steps(self, plan: Sequence[int], measurement: Measurement) -> list[int]:
         """Returns the steps with weights: skipped ones, and those after the first of them, or after none of a finer
         reference."""
-        steps = range(measurement.profile.steps)
-        first = 0 if measurement.refine > 1 else min(set(steps) - set(plan), default=len(steps))
+        steps, everything = range(measurement.profile.steps), measurement.setup.refine > 1 or measurement.own
+        first = 0 if everything else min(set(steps) - set(plan), default=len(steps))
         return [i for i in steps if i not in plan or (self.correct and i >= first)]
 
 
@@ -267,28 +267,25 @@ class Matching:
 
 
 def match(
-    setup: Setup,
-    prompts: PromptSet,
-    plan: Sequence[int],
     measurement: Measurement,
+    plan: Sequence[int],
     fit: Fit = Fit(),
     progress: Callable[[int], None] = lambda done: None,
     begun: Matching | None = None,
 ) -> Matching:
-    """Fits the weights of one plan.
+    """Fits the weights of one plan; at each meeting the inner products are summed over all ranks.
 
     Arguments:
-        setup: Who runs, and who shares the batches: at each meeting the inner products are summed over all ranks.
-        prompts: The P prompts of the measurement.
+        measurement: The full runs to land where they did; the profile has the open-loop weights.
         plan: The numbers of the computed steps; the first is 0.
-        measurement: What full runs on these prompts gave; the profile has the open-loop weights.
         progress: Called with the number of steps done after each forecast.
         begun: Of another plan on the same prompts: where both begin alike, nothing is computed again.
 
     Returns:
         The forecast, and the error its runs end with.
     """
-    profile, runs, ranks = measurement.profile, measurement.runs, setup.ranks
+    setup, profile, runs = measurement.setup, measurement.profile, measurement.runs
+    ranks = setup.ranks
     lead = max(ranks.exchange(runs[0].lead if runs else 0))
     if not all(ranks.exchange(all(run.alike for run in runs))):
         fit, begun = replace(fit, features=()), None  # where shapes change, calls are made that no plan has
@@ -296,7 +293,7 @@ def match(
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_x"))
     if not all(ranks.exchange(all(run.guided for run in runs))):
         fit = replace(fit, features=tuple(name for name in fit.features if name != "past_c"))
-    jobs = setup.batches(prompts)
+    jobs = setup.batches(measurement.prompts)
     own = ranks.own(len(jobs))
     tracks, fitted = max(ranks.exchange(len(runs[0].u) if runs else 0)), fit.steps(plan, measurement)
     table: list[list[tuple[float, ...]]] = [[() for _ in range(profile.steps)] for _ in range(min(tracks, TRACKS))]

@@ -26,9 +26,16 @@ from ..policies.gate import Gate, Linear
 from ..policies.local_error import LocalError
 from ..policies.replay import replay
 from ..policies.table import Table
-from ..profile import Profile
-from ..profiling.instances import InstanceErrors, layer_errors, measure_instances
-from ..profiling.regressions import fit_affine, fit_gates, fit_increments, fit_positions
+from ..profiling.instances import (
+    InstanceErrors,
+    fit_affine,
+    fit_gates,
+    fit_increments,
+    fit_positions,
+    layer_errors,
+    measure_instances,
+)
+from ..profiling.measure import Measurement
 from ..runs import PromptSet, Setup
 from ..runtime.runner import Runner
 from ..schedule.methods import find_method, find_name, fit_rules
@@ -53,7 +60,6 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
         errors: By site, the error of reuse with shape (N, L): of step i at step i + 1 + k. Not finite where
             there is no such step.
         budget: The fraction of the layers that is computed, the mean over types.
-        params: Fields of the policy that are not fitted.
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be in (0, 1], got {budget:g}: the fraction of the layers computed")
@@ -80,14 +86,9 @@ def fit_thresholds(errors: Mapping[str, np.ndarray], budget: float, **params: An
     return tuple(Rule(site=site, policy=policy, forecast=Extrapolate(order=0)) for site, policy in chosen)
 
 
-def fit_layers(
-    setup: Setup, prompts: PromptSet, profile: Profile, name: str, budget: float, params: Mapping[str, Any]
-) -> tuple[Rule, ...]:
-    """Returns the rules of ICC and LazyDiT, whose layers are fitted to what enters them.
-
-    Raises:
-        ScheduleError: A schedule does not hold as many numbers.
-    """
+def fit_layers(measurement: Measurement, name: str, budget: float, params: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Returns the rules of ICC and LazyDiT, fitted to what enters layers; `ScheduleError` for too many numbers."""
+    setup, prompts, profile = measurement.setup, measurement.prompts[:FEW], measurement.profile
     method, rest = find_method(name), {key: value for key, value in params.items() if key != "rank"}
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules, rank, held = list[Rule](), params.get("rank", RANK), 0
@@ -166,10 +167,10 @@ class OutputHook(StepHook):
         return step.u
 
 
-def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule, groups: int) -> Rule:
+def fit_channels(measurement: Measurement, rule: Rule, groups: int) -> Rule:
     """Returns HyCa's rule: k-means of the channels by how each changes in one run, and the solvers of the groups."""
-    hook = OutputHook()
-    setup.run(hook, prompts[:1])
+    hook, profile = OutputHook(), measurement.profile
+    measurement.setup.run(hook, measurement.prompts[:1])
     runs = torch.stack(hook.outputs)[:, 0]  # (N, L, C) or (N, C, *)
     u = runs.movedim(-1, 1).flatten(2) if runs.ndim == 3 else runs.flatten(2)  # (N, C, M)
     dynamics = (u.diff(dim=0).norm(dim=2) / u.norm(dim=2).mean(0).clamp_min(TINY)).T  # (C, N - 1)
@@ -177,13 +178,6 @@ def fit_channels(setup: Setup, prompts: PromptSet, profile: Profile, rule: Rule,
     plan = replay(rule.policy, profile)
     forecast = group_channels(u.double().numpy(), profile.sensitivity, plan, labels.tolist())
     return rule.model_copy(update={"forecast": forecast})
-
-
-def with_scores(rule: Rule, scores: tuple[tuple[float, ...], ...]) -> Rule:
-    """Returns a rule for tokens with scores of their positions; another one as it is."""
-    if rule.tokens is None:
-        return rule
-    return rule.model_copy(update={"tokens": rule.tokens.model_copy(update={"scores": scores})})
 
 
 def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
@@ -201,27 +195,20 @@ def count_frames(setup: Setup, prompts: PromptSet) -> int | None:
 
 
 def fit_tables(
-    setup: Setup,
-    prompts: PromptSet,
-    profile: Profile,
-    method: str,
-    budget: float,
-    sites: Sequence[str],
-    trials: int = 0,
+    measurement: Measurement, method: str, budget: float, sites: Sequence[str], trials: int = 0
 ) -> tuple[Rule, ...]:
     """Returns rules with a row of steps for each block or layer, from errors of reuse of each in full runs.
 
     Of several sites those that the denoiser does not have are left out.
 
     Arguments:
-        prompts: What to measure the errors on.
-        profile: Says what an error at each step does to the end result.
         method: `block-caching` and `profilingdit` have rules of their own; what others trained or searched is
             planned (`cheapest_rows`), under a budget of measured time.
         budget: The fraction of the blocks, or of their time, that is computed.
         sites: "blocks", or types of layers.
         trials: How many plans optuna runs; none takes the planner's as it is.
     """
+    setup, prompts, profile = measurement.setup, measurement.prompts[:FEW], measurement.profile
     weights = profile.sensitivity * np.diagonal(profile.kernel)
     rules = list[Rule]()
     for site in sites:
@@ -260,12 +247,6 @@ def search_rows(
 
     Each trial weighs the errors of every block anew, by the sampler of optuna, and plans by these weights; the first
     is the plan for the errors as they are. So all keep the budget, and no trial is lost on plans without sense.
-
-    Arguments:
-        found: What reuse of each block is off by at the site, and how long each takes.
-        weights: What an error at each step does to the end result, with shape (N,).
-        budget: The fraction of the time of all blocks.
-        trials: How many plans are run on all prompts.
     """
     try:
         import optuna
@@ -309,12 +290,7 @@ def check_params(name: str, params: Mapping[str, Any]) -> None:
 
 
 def fit_method(
-    setup: Setup,
-    prompts: PromptSet,
-    profile: Profile,
-    method: str,
-    budget: float,
-    params: Mapping[str, Any] | None = None,
+    measurement: Measurement, method: str, budget: float, params: Mapping[str, Any] | None = None
 ) -> Schedule:
     """Fits a published method.
 
@@ -323,19 +299,18 @@ def fit_method(
     errors from one more full run.
 
     Arguments:
-        prompts: Calibration prompts; the papers take one to a hundred.
-        profile: What was measured on them.
+        measurement: On calibration prompts; the papers take one to a hundred.
         method: A name that `adaptcache methods` lists.
         budget: Fraction of the calls that are made; of layers: of all of a type.
-        params: Fields of the method's policy and forecast that are not fitted.
     """
+    setup, prompts, profile = measurement.setup, measurement.prompts, measurement.profile
     chosen, own = find_method(method), dict(params or {})
     check_params(method, own)
     if chosen.policy == "table":
         sites = [own["site"]] if "site" in own else [part.site for part in chosen.parts]
-        rules = fit_tables(setup, prompts[:FEW], profile, method, budget, sites, own.get("trials", 0))
+        rules = fit_tables(measurement, method, budget, sites, own.get("trials", 0))
     elif chosen.forecast == "increment" or chosen.policy == "gate":
-        rules = fit_layers(setup, prompts[:FEW], profile, method, budget, own)
+        rules = fit_layers(measurement, method, budget, own)
     elif chosen.policy == "local-error" and chosen.site != "step":
         own = {"longest": 3, "first": False, "cool_down": 1, **own}
         errors = layer_errors(setup, prompts[:FEW], [part.site for part in chosen.parts], longest=own.pop("longest"))
@@ -346,8 +321,11 @@ def fit_method(
         groups = own.pop("clusters", CLUSTERS)
         rules = fit_rules(method, profile, budget=budget, **own)
         if any(rule.tokens and rule.tokens.score == "position" for rule in rules):
-            scores = fit_positions(setup, prompts[:FEW])
-            rules = tuple(with_scores(rule, scores) for rule in rules)
+            scores = {"scores": fit_positions(setup, prompts[:FEW])}
+            rules = tuple(
+                rule.model_copy(update={"tokens": rule.tokens.model_copy(update=scores)}) if rule.tokens else rule
+                for rule in rules
+            )
         if chosen.forecast == "channels":
-            rules = (fit_channels(setup, prompts, profile, rules[0], groups),)
+            rules = (fit_channels(measurement, rules[0], groups),)
     return build_schedule(setup, profile, rules, {"prompts": len(prompts), "method": method}, method)

@@ -9,20 +9,16 @@ are searched by the error it ends with, from those of the plan that was found on
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..profile import Profile
 from ..profiling.measure import Measurement
 from ..profiling.reference import Trajectory
-from ..profiling.statistics import statistics_of
-from ..runs import PromptSet, Setup
+from ..profiling.statistics import build_profile, statistics_of
 from ..schedule.format import EULER
 from ..schedule.schedule import Schedule
-from .fit import build_schedule
+from .fit import about_fit, build_schedule
 from .match import Fit, Matching, match
 from .refine import refine
 from .search import EFFORT, SearchCost, choose_judges, judges_for, plans_for, search_plan
@@ -54,33 +50,24 @@ def through(run: Trajectory, times: Times) -> Trajectory:
     return Trajectory(times, u, x, y, guided=run.guided, full=run.times)
 
 
-def measured_at(setup: Setup, prompts: PromptSet, measurement: Measurement, times: Times) -> Measurement:
+def measured_at(measurement: Measurement, times: Times) -> Measurement:
     """Returns what full runs show at other times."""
     runs = [through(run, times) for run in measurement.runs]
-    jobs = zip(runs, setup.batches(prompts), strict=True)
+    jobs = zip(runs, measurement.setup.batches(measurement.prompts), strict=True)
     rows = [row for run, batch in jobs for row in statistics_of(run, batch)]
-    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     about = dict(measurement.profile.about)
     branches = set(about.pop("branches", ()))
     about |= {"branches": [*branches] * len(times)} if len(branches) == 1 else {}
-    profile = Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), about=about, **arrays)
-    return Measurement(profile, runs, refine=max(2, measurement.refine), own=True)
+    return replace(measurement, profile=build_profile(times, rows, about), runs=runs, own=True, request=None)
 
 
-def fit_own_times(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT
-) -> Schedule:
-    """Searches `calls` times and matches the weights of all of them.
-
-    Arguments:
-        setup: Who runs, in one process.
-        prompts: The prompts of the measurement.
-        calls: How many steps a run has.
-        effort: Full runs of one prompt that the search may cost.
+def fit_own_times(measurement: Measurement, calls: int, fit: Fit, effort: float = EFFORT) -> Schedule:
+    """Searches `calls` times and matches the weights of all of them, for an effort in full runs of one prompt.
 
     Raises:
         ScheduleError: The sampler is none of those that go straight from step to step.
     """
+    setup, prompts = measurement.setup, measurement.prompts
     scheduler = setup.engine.describe(setup.call)[1]
     alike = all(run.alike and run.lead == 0 and not run.left for run in measurement.runs)
     if scheduler != EULER or measurement.profile.noisy or not alike:
@@ -89,19 +76,16 @@ def fit_own_times(
         )
     full, steps = tuple(map(float, measurement.profile.times)), measurement.profile.steps
     announced = SearchCost.of(min(EFFORT / 2, SHARES[0] * effort), steps, calls, len(prompts), finals=2)
-    plan = search_plan(setup, prompts, measurement, calls, fit, announced)
+    plan = search_plan(measurement, calls, fit, announced)
     total, effort = effort, max(min(effort, EFFORT), SHARES[1] * effort)
     count = judges_for(effort, calls / steps, len(prompts))
     one = choose_judges(measurement.profile, plans_for(measurement.profile, calls), count, setup.batch_size)
-    everyone, jury = (prompts, measurement), (
-        prompts[one : one + count], measurement.head(count, setup.batch_size, first=one)
-    )  # fmt: skip
+    jury = measurement.head(count, first=one)
     spent = plan.cost
     report = setup.stage(f"searching {calls} times", max(round(effort - spent), 1))
 
-    def judge(times: Times, who: tuple[PromptSet, Measurement], begun: Matching | None = None) -> Matching:
-        here = measured_at(setup, *who, times)
-        found = match(setup, who[0], range(calls), here, fit, begun=begun)
+    def judge(times: Times, who: Measurement, begun: Matching | None = None) -> Matching:
+        found = match(measured_at(who, times), range(calls), fit, begun=begun)
         # Costs are counted in runs of as many steps as calls.
         return replace(found, cost=found.cost * calls / steps)
 
@@ -129,15 +113,15 @@ def fit_own_times(
         sizes[key] = min(sizes[key], 0.8)
         queue.insert(0, key) if gains else queue.append(key)
     report(max(round(effort - plan.cost), 1))
-    ends = [judge(times, everyone) for times in dict.fromkeys((best.times, start, first))]
+    ends = [judge(times, measurement) for times in dict.fromkeys((best.times, start, first))]
     spent += sum(end.cost for end in ends)
     unseen = [k for k in range(len(prompts)) if k not in range(one, one + count)] or range(count)
     final = min(ends, key=lambda end: float(end.ends[unseen].mean()))
-    here = measured_at(setup, prompts, measurement, final.times)
-    final = refine(setup, prompts, here, replace(final, cost=0.0), fit, (total - spent) * steps / calls)
+    here = measured_at(measurement, final.times)
+    final = refine(here, replace(final, cost=0.0), fit, (total - spent) * steps / calls)
     spent += final.cost * calls / steps
     gain = 10 * math.log10(ends[-1].error / final.error)
     search = {"plans": plan.tried + tried, "full_runs": round(spent, 1), "gain_db": round(gain, 2)}
-    about = {"prompts": len(prompts), "history": fit.history, "ridge": fit.ridge, "search": search}
-    profile = measured_at(setup, prompts[:1], measurement.head(1, setup.batch_size), final.times).profile
+    profile = measured_at(measurement.head(1), final.times).profile
+    about = about_fit(measurement, fit, search)
     return build_schedule(setup, profile, (final.rule,), about, full=measurement.profile)

@@ -20,7 +20,6 @@ from torch import Tensor
 from ..fitting.kernel import Array, solve_ridge
 from ..profiling.measure import Measurement
 from ..profiling.statistics import part
-from ..runs import PromptSet, Setup
 from .match import EXACT, Fit, Matching, MatchingHook
 
 SAMPLE = 4  # prompts that derivatives are measured on at least; others, if any, tell whether a step is taken
@@ -61,9 +60,7 @@ Column = tuple[int, int, int]  # track, step and number of a weight; of a time: 
 class Refiner:
     """Runs a plan by given weights."""
 
-    setup: Setup  # who runs, in one process
-    prompts: PromptSet  # the prompts of the measurement
-    measurement: Measurement
+    measurement: Measurement  # of one process
     matching: Matching  # what is refined
     fit: Fit  # what its forecasts use
     cost: float = field(default=0.0, init=False)  # in runs of one prompt, of as many steps as the measurement has
@@ -71,24 +68,20 @@ class Refiner:
     def run(self, point: Point, count: int, begun: Sequence[MatchingHook] = (), start: int = 0) -> list[MatchingHook]:
         """Runs the first prompts, and returns what followed each batch.
 
-        Arguments:
-            point: By which weights.
-            count: How many prompts.
-            begun: What followed other runs of these, that are the same before the sampler's step `start`.
-            start: The first step at which the sampler gets something else.
+        Other runs that were followed may have `begun` the same before the sampler's step `start`.
         """
-        here, plan = self.measurement.head(count, self.setup.batch_size), self.matching.plan
+        here, plan = self.measurement.head(count), self.matching.plan
         hooks = list[MatchingHook]()
         fitted = [index for index, row in enumerate(point.rows[0]) if row]
-        for number, batch in enumerate(self.setup.batches(self.prompts[:count])):
+        for number, batch in enumerate(here.setup.batches(here.prompts)):
             reference = replace(here.runs[number], times=point.times)
             hook = MatchingHook(plan, fitted, self.fit, reference, batch, lambda given: np.zeros(0))
             hook.rows, hook.signals = point.rows, [row for row, _ in self.matching.seen]
-            hook.own_times = point.times if self.measurement.own else ()
+            hook.own_times = point.times if here.own else ()
             if begun:
                 same_time = point.times[: start + 1] == self.at.times[: start + 1]
                 hook.begun, hook.start, hook.weighed = begun[number].path, start + same_time, start
-            made = self.setup.run(hook, batch)
+            made = here.setup.run(hook, batch)
             self.cost += made.computed * len(batch) / len(point.times)
             hooks.append(hook)
         return hooks
@@ -155,26 +148,15 @@ def columns_of(point: Point, plan: Sequence[int], own: bool) -> list[Column]:
     return [*weights, *((-1, step, 0) for step in range(1, len(point.times)) if own)]
 
 
-def refine(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, matching: Matching, fit: Fit, effort: float
-) -> Matching:
-    """Returns a matching with better weights, or the same one where none were found.
+def refine(measurement: Measurement, matching: Matching, fit: Fit, effort: float) -> Matching:
+    """Returns a matching with better weights, or the same one where none were found; in one process.
 
-    Arguments:
-        setup: Who runs, in one process.
-        prompts: The prompts of the measurement.
-        measurement: What full runs on these prompts gave; at its own times, where the schedule has such.
-        matching: What to begin with, on the same prompts.
-        fit: What its forecasts use; with the features that they have.
-        effort: Runs of one prompt that it may cost, of as many steps as the measurement has.
+    The effort is in runs of one prompt, of as many steps as the measurement has.
     """
     fit = replace(fit, features=matching.forecast.features)
-    refiner, point = (
-        Refiner(setup, prompts, measurement, matching, fit),
-        Point(matching.forecast.table[0], matching.times),
-    )
+    refiner, point = Refiner(measurement, matching, fit), Point(matching.forecast.table[0], matching.times)
     columns = columns_of(point, matching.plan, measurement.own)
-    steps, plan = len(point.times), matching.plan
+    steps, plan, prompts = len(point.times), matching.plan, measurement.prompts
     each = len(plan) + sum(1 + sum(call > step for call in plan) for _, step, _ in columns)  # calls of a prompt
     tested, first = len(SCALES) * len(prompts) * len(plan), len(prompts) * len(plan)
     sample = min(max(SAMPLE, int((effort * steps - first - tested) / each)), len(prompts))
@@ -183,7 +165,7 @@ def refine(
         return matching
     if price + first / steps > effort:
         return matching
-    report = setup.stage(REFINING, int(effort * steps))
+    report = measurement.setup.stage(REFINING, int(effort * steps))
     best = errors_of(refiner.run(point, len(prompts)))
     others = slice(sample if sample < len(prompts) else 0, None)
     while refiner.cost + price <= effort and (change := refiner.solve(point, columns, sample)) is not None:

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..fitting.kernel import Array, solve_ridge
+from ..fitting.kernel import Array, least_errors
 from ..fitting.plan import best_plan, even_plan, plan_cost
 from ..profile import Profile
 from ..profiling.measure import Measurement
-from ..runs import PromptSet, Setup
 from .match import Fit, Matching, match
 
 EFFORT, SEARCHED = 12.0, 0.3  # full runs of one prompt that a search may cost, and its share of a larger effort
@@ -127,11 +126,7 @@ def prompt_costs(profile: Profile, plan: Sequence[int]) -> Array:
         known = [step for step in reversed(plan) if step < i][:2]
         sources = [*known, *(steps + step for step in (*known, 0, i) if latents)]
         inner, moment = gram[:, sources][:, :, sources], gram[:, sources, i]
-        prior = np.zeros_like(moment)
-        prior[:, 0] = 1.0
-        w = solve_ridge(inner, moment, prior)
-        error = gram[:, i, i] - 2 * (w * moment).sum(1) + np.einsum("pk,pkl,pl->p", w, inner, w)
-        total += weights[i] * np.maximum(error, 0.0)
+        total += weights[i] * least_errors(inner, moment, gram[:, i, i])
     return total
 
 
@@ -148,17 +143,9 @@ def most_alike(costs: Sequence[Sequence[float]], ends: Sequence[float]) -> int:
     return int(np.argmax((np.array(ends) - np.mean(ends)) @ spread / np.where(norms > 0, norms, np.inf)))
 
 
-def search_plan(
-    setup: Setup, prompts: PromptSet, measurement: Measurement, calls: int, fit: Fit, announced: SearchCost
-) -> Search:
-    """Searches the plan with the smallest matched error.
-
-    Arguments:
-        setup: Who runs, and who shares the batches.
-        prompts: The prompts of the measurement; a few of them judge.
-        announced: What it costs; the planner's first proposal costs nothing.
-    """
-    profile, steps, judges = measurement.profile, measurement.profile.steps, announced.judges
+def search_plan(measurement: Measurement, calls: int, fit: Fit, announced: SearchCost) -> Search:
+    """Searches the plan with the smallest matched error; a few of the prompts judge, at the announced cost."""
+    setup, profile, steps, judges = measurement.setup, measurement.profile, measurement.profile.steps, announced.judges
     costs = functools.partial(plan_costs, profile.errors, profile.sensitivity)
     proposals = list(plans_for(profile, calls))
     if not announced.room:
@@ -167,8 +154,7 @@ def search_plan(
         proposals = list(dict.fromkeys([*proposals, measurement.request.make(calls, fit.history).plan]))
     near = [proposals[0], *moves(proposals[0], steps)]
     first = choose_judges(profile, [*proposals, *near], judges, setup.batch_size)
-    few, jury = measurement.head(judges, setup.batch_size, setup.ranks, first), prompts[first : first + judges]
-    few, firm = replace(few, profile=profile), replace(fit, ridge=FIRM * fit.ridge)
+    few, firm = replace(measurement.head(judges, first), profile=profile), replace(fit, ridge=FIRM * fit.ridge)
     left, made, report = announced.room, 0.0, setup.stage(f"searching {calls} calls", announced.room)
     tried = dict[Steps, float]()  # with the logarithms of their errors
 
@@ -176,7 +162,7 @@ def search_plan(
         """Matches a plan for a number of calls: as much is replayed as leaves so many."""
         nonlocal left, made
         begun = replace(begun, until=min(begun.until, plan[calls - cost + 1])) if begun and cost < calls else None
-        found = match(setup, jury, plan, few, firm, begun=begun)
+        found = match(few, plan, firm, begun=begun)
         left, made = left - cost, made + found.cost  # more where calls were made that no plan has
         tried[plan] = math.log(found.error)
         report(announced.room - left)
@@ -202,7 +188,7 @@ def search_plan(
     if rivals and announced.finals > 2:  # judges that disagree about where to begin are not enough
         for number, found in enumerate((best, rivals[0])):
             counted = setup.stage(f"matching {calls} calls", announced.finals * steps, number * steps)
-            whole[found.plan] = match(setup, prompts, found.plan, measurement, fit, counted)
+            whole[found.plan] = match(measurement, found.plan, fit, counted)
             counted(steps)
         best = min(best, rivals[0], key=lambda found: whole[found.plan].error)
     start, walked = best, set[tuple[int, Steps]]()

@@ -227,7 +227,7 @@ class Ours(Baseline):
             setup = replace(setup, cache=None, progress=costs.report)
             measurement = measure(setup, prompts)
             profiling = dict(costs.work)
-            fitted = {budget: fit_schedule(setup, prompts, measurement, calls) for budget, calls in allowed.items()}
+            fitted = {budget: fit_schedule(measurement, calls) for budget, calls in allowed.items()}
             costs.book(next(reversed(costs.work)))  # what came after the last report
         return cls(measurement.profile, profiling, fitted, dict(costs.work))
 

@@ -114,14 +114,9 @@ def of_data(sampler: AffineSampler) -> Array:
 
 
 def trace_steps(step: Callable[[int, Array, Array], Array], steps: int) -> Array:
-    """Returns the maps of a sampler, found by stepping it with unit vectors.
+    """Returns the maps of a sampler, found by stepping it with unit vectors; with shape (N, N + 1).
 
-    Arguments:
-        step: Called with the number of a step, latents and an output of shape (N + 1,); returns where it lands.
-        steps: The number of steps N.
-
-    Returns:
-        With shape (N, N + 1).
+    A step is called with its number, latents and an output of shape (N + 1,), and returns where it lands.
     """
     basis = np.eye(steps + 1)
     latents, maps = basis[0], []

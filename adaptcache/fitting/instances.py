@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .kernel import Array
+from .plan import rising
 
 HALVINGS = 60
 SLOWER = 2  # times longer the interval of the calmer half is
@@ -66,9 +67,7 @@ def _cheapest(cost: Array, price: float) -> list[int]:
 def accumulated_rows(changes: Array, budget: float) -> list[list[int]]:
     """Returns rows that reuse a block until its changes since then reach a threshold in sum: Block Caching.
 
-    Arguments:
-        changes: Relative change of what each block gives since the step before, with shape (K, N).
-        budget: The fraction of all blocks and steps that is computed.
+    Changes are relative, of what each block gives since the step before, with shape (K, N).
     """
     count, steps = changes.shape
 
@@ -88,12 +87,7 @@ def accumulated_rows(changes: Array, budget: float) -> list[list[int]]:
 
 
 def two_speed_rows(changes: Array, budget: float) -> list[list[int]]:
-    """Returns rows of two intervals: the half of the blocks that changes less is computed less often: ProfilingDiT.
-
-    Arguments:
-        changes: With shape (K, N).
-        budget: The fraction of all blocks and steps that is computed.
-    """
+    """Returns rows of two intervals: the half of the blocks that changes less is computed less often: ProfilingDiT."""
     count, steps = changes.shape
     calm = changes.mean(1) <= np.median(changes.mean(1))
 
@@ -126,11 +120,7 @@ def _within(
 
 
 def turning_plan(kernel: Array, calls: int) -> list[int]:
-    """Returns the steps at equal shares of how far the trajectory turns: computed where it bends, over the whole run.
-
-    Arguments:
-        kernel: Inner products of the outputs, with shape (N, N): the directions of the trajectory.
-        calls: How many steps to compute.
+    """Returns the steps at equal shares of how far the trajectory turns, by the inner products of outputs (N, N).
 
     References:
         | OmniCache (Chu et al., 2025), https://arxiv.org/abs/2508.16212
@@ -139,23 +129,14 @@ def turning_plan(kernel: Array, calls: int) -> list[int]:
     cosine = np.diagonal(kernel, 1) / np.maximum(length[1:] * length[:-1], 1e-30)
     turned = np.concatenate([[0.0], np.cumsum(np.arccos(np.clip(cosine, -1.0, 1.0)))])
     turned = turned / max(turned[-1], 1e-30) + 1e-9 * np.arange(steps)  # rises where nothing turns
-    plan = [0]
-    for number in range(1, calls):
-        wanted = turned[-1] * number / calls
-        plan.append(min(max(plan[-1] + 1, int(np.searchsorted(turned, wanted))), steps - calls + number))
-    return plan
+    return list(rising(np.searchsorted(turned, turned[-1] * np.arange(calls) / calls), steps))
 
 
 def interpolated_plan(safe: list[int], fast: list[int], calls: int) -> list[int]:
-    """Returns a plan between two, by interpolation of their quantiles: OTCache's transport between budgets.
-
-    Arguments:
-        safe: Computed steps of the plan with more calls, rising from 0.
-        fast: Likewise with fewer.
-        calls: How many steps to compute, between the two.
+    """Returns a plan between a safe one and a fast one with fewer calls, by interpolation of their quantiles.
 
     References:
-        | OTCache (2026), https://arxiv.org/abs/2606.31026
+        | OTCache (2026), https://arxiv.org/abs/2606.31026 (transport between budgets)
     """
     if not len(fast) <= calls <= len(safe):
         raise ValueError(f"calls must be from {len(fast)} to {len(safe)}, between the two plans, got {calls}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from .affine import AffineSampler
 from .kernel import Array, solve_ridge
+from .plan import rising
 from .worlds import PRIOR, World, respond
 
 RIDGE = 1e-6  # pull towards reuse, relative to each feature's energy; residuals hold weights down by themselves
@@ -108,13 +109,9 @@ def build_toy(
     variance: float = 1.0,
     sketch: int | None = None,
 ) -> Toy:
-    """Returns worlds as coordinates, with the full run.
+    """Returns worlds as coordinates, with the full run, for data of a mean square in the units of the latents.
 
-    Arguments:
-        worlds: Each counts as one.
-        guidance: The scale of classifier-free guidance.
-        variance: The mean square of the data, in the units of the latents.
-        sketch: How many random directions stand for all coordinates of a mode; None keeps all, which is exact.
+    As many random directions as `sketch` says stand for all coordinates of a mode; None keeps all, which is exact.
     """
     return build_toys((sampler,), worlds, guidance, variance, sketch)[0]
 
@@ -183,7 +180,6 @@ def match(
         history: How many computed outputs are used at most.
         correct: Whether computed steps have weights too, of their own output and what is known besides.
         ridge: Pull towards reuse (the newest output as it is), relative to each feature's energy.
-        looks: Whether innovations are taken.
     """
     maps, computed = toy.sampler.maps, set(plan)
     taken = np.zeros((len(maps) + 1, len(toy.start)))  # the first latents, and the outputs the sampler was given
@@ -196,7 +192,7 @@ def match(
             output = toy.output(i, latents)
             if looks and past:
                 known = np.array(past[:LOOKED_AT])
-                weights = lean_fit(known, output, ridge)
+                weights = solve_ridge(known @ known.T, known @ output, ridge=ridge)
                 looked.append((1.0, *map(float, -weights)))
                 rest, energy = (np.add.reduceat(v**2, toy.first) for v in (output - weights @ known, output))
                 innovations.append(np.log10(np.maximum(rest / energy, EXACT)))
@@ -207,18 +203,12 @@ def match(
         else:
             target = (toy.reference[i + 1] - maps[i, : i + 1] @ taken[: i + 1]) / maps[i, i + 1]
             features = np.array([*past[:history], latents, toy.start])
-            weights = lean_fit(features, target, CORRECT_RIDGE if i in computed else ridge)
+            pull = CORRECT_RIDGE if i in computed else ridge
+            weights = solve_ridge(features @ features.T, features @ target, ridge=pull)
             rows.append(tuple(map(float, weights)))
             taken[i + 1] = weights @ features
         latents = maps[i, : i + 2] @ taken[: i + 2]
     return Matching(tuple(rows), toy.errors(latents), tuple(looked), np.array(innovations))
-
-
-def lean_fit(features: Array, target: Array, ridge: float) -> Array:
-    """Returns the least-squares weights of features with shape (F, T), held near reuse of the first."""
-    prior = np.zeros(len(features))
-    prior[0] = 1.0
-    return solve_ridge(features @ features.T, features @ target, prior, ridge)
 
 
 def balance(toy: Toy, plan: Sequence[int], history: int) -> Array:
@@ -235,14 +225,7 @@ def balance(toy: Toy, plan: Sequence[int], history: int) -> Array:
 
 
 def spread_steps(steps: int, calls: int, early: float, late: float) -> tuple[int, ...]:
-    """Returns computed steps that are denser at the beginning and at the end.
-
-    Arguments:
-        steps: The number of steps N.
-        calls: How many to compute, from 1 to N.
-        early: Like the power p of (j / K)^p at the beginning: 1 is even.
-        late: The same at the end.
-    """
+    """Returns computed steps that are denser at both ends, like the power p of (j / K)^p: 1 is even."""
     at = np.linspace(0, 1, 1001)
     density = (at + 0.02) ** (1 / early - 1) * (1.05 - at) ** (1 / late - 1)
     filled = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
@@ -250,27 +233,11 @@ def spread_steps(steps: int, calls: int, early: float, late: float) -> tuple[int
     return rising(np.interp(np.arange(calls) / max(calls - 0.4, 1), filled / filled[-1], at) * (steps - 1), steps)
 
 
-def rising(wanted: Array, steps: int) -> tuple[int, ...]:
-    """Returns different step numbers from 0 near the wanted ones."""
-    plan = [0]
-    for j in range(1, len(wanted)):
-        plan.append(min(max(round(float(wanted[j])), plan[-1] + 1), steps - len(wanted) + j))
-    return tuple(plan)
-
-
 def search_plan(toy: Toy, calls: int, history: int = 4, tried: int = TRIED) -> tuple[tuple[int, ...], Array]:
     """Searches the plan whose matched run ends closest to the full one, in the world where it ends farthest.
 
-    Starts from plans of several densities at both ends and moves one call at a time, the best two in turn.
-
-    Arguments:
-        toy: The worlds; a sketch will do.
-        calls: How many steps are computed, from 1 to N.
-        history: As for `match`.
-        tried: How many plans are looked at.
-
-    Returns:
-        The plan, and the emphasis of the worlds with which it was matched, with shape (W,).
+    Starts from plans of several densities at both ends and moves one call at a time, the best two in turn. Returns the
+    plan, and the emphasis of the worlds with which it was matched, with shape (W,).
     """
     n = len(toy.sampler)
     emphasis = balance(toy, spread_steps(n, calls, 1.8, 1.5), history)
@@ -379,10 +346,8 @@ def find_instant(sampler: AffineSampler, calls: int, *, lead: float = LEAD, **op
     """Makes the fastest schedule, at most as fast as asked for, that theory expects to hold in every world.
 
     Arguments:
-        sampler: As for `instant`.
         calls: The fewest calls.
         lead: Decibels over as many plain steps that are expected in the world where that is least.
-        options: Further arguments of `instant`.
 
     Returns:
         The first that holds of schedules with more and more calls; that with all calls if none does.

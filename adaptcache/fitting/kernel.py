@@ -17,7 +17,7 @@ RIDGE = 1e-6
 LEAST_RIDGE = 1e-13  # just above rounding: two equal features leave the system solvable
 
 
-def solve_ridge(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) -> Array:
+def solve_ridge(gram: Array, moment: Array, prior: Array | None = None, ridge: float = RIDGE) -> Array:
     """Solves least squares from inner products, held near `prior` where the data say little.
 
     Minimises `w.gram.w - 2 w.moment + ridge * sum_k gram_kk (w_k - prior_k)^2`, which does not depend
@@ -26,12 +26,15 @@ def solve_ridge(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) 
     Arguments:
         gram: Inner products of the features, with shape (..., K, K).
         moment: Inner products of the features with the target, with shape (..., K).
-        prior: The weights to fall back on, with shape (..., K).
+        prior: The weights to fall back on, with shape (..., K); None reuses the first feature.
         ridge: Strength of the pull, relative to each feature's energy.
 
     Returns:
         The weights, with shape (..., K).
     """
+    if prior is None:
+        prior = np.zeros_like(moment)
+        prior[..., 0] = 1.0
     scale = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), np.finfo(float).tiny))
     normed = gram / (scale[..., :, None] * scale[..., None, :])
     rest = moment - (gram @ prior[..., None])[..., 0]
@@ -40,16 +43,8 @@ def solve_ridge(gram: Array, moment: Array, prior: Array, ridge: float = RIDGE) 
 
 
 def fit_open_loop(gram: Array, target: int, sources: list[int], ridge: float = RIDGE) -> Array:
-    """Fits the weights that forecast one vector from others of a Gram matrix.
-
-    Arguments:
-        gram: Inner products with shape (M, M).
-        target: The number of the vector to forecast.
-        sources: The numbers of the K vectors it is forecast from; the first is what reuse would take.
-    """
-    prior = np.zeros(len(sources))
-    prior[0] = 1.0
-    return solve_ridge(gram[np.ix_(sources, sources)], gram[sources, target], prior, ridge)
+    """Fits the weights that forecast one vector of a Gram matrix from others; the first is what reuse would take."""
+    return solve_ridge(gram[np.ix_(sources, sources)], gram[sources, target], ridge=ridge)
 
 
 def fit_open_loop_table(gram: Array, steps: Sequence[int], history: int) -> tuple[tuple[float, ...], ...]:
@@ -71,9 +66,7 @@ def forecast_error(gram: Array, target: int, sources: list[int], weights: Array)
 def added_noise(gram: Array, steps: int) -> float:
     """Returns how much of the latents is new at a step: the median share of their energy.
 
-    Arguments:
-        gram: Inner products of N outputs and the N latents before them, with shape (2N, 2N).
-        steps: The number of steps N.
+    From inner products of N outputs and the N latents before them, with shape (2N, 2N).
     """
     shares = []
     for i in range(1, steps):
@@ -90,7 +83,6 @@ def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Arr
 
     Arguments:
         gram: The kernel, with shape (N, N).
-        ridge: Strength of the pull towards reuse.
         latents: Whether the latents before these steps, before the forecast one and before the first are
             used too; then `gram` is of outputs and latents, with shape (2N, 2N).
 
@@ -107,12 +99,21 @@ def pair_errors(gram: Array, ridge: float = RIDGE, latents: bool = False) -> Arr
             rest = [n + step for step in (*known, 0)] if latents else []
             sources = np.array([[*known, *rest, *([n + i] if latents else [])] for i in later])
             inner, moment = gram[sources[:, :, None], sources[:, None]], gram[sources, later[:, None]]
-            prior = np.zeros_like(moment)
-            prior[:, 0] = 1.0
-            w = solve_ridge(inner, moment, prior, ridge)
-            fitted = np.einsum("ik,ikl,il->i", w, inner, w)
-            errors[a, b, later] = gram[later, later] - 2 * np.sum(w * moment, axis=1) + fitted
-    return np.maximum(errors, 0.0)
+            errors[a, b, later] = least_errors(inner, moment, gram[later, later], ridge)
+    return errors
+
+
+def least_errors(inner: Array, moment: Array, energy: Array, ridge: float = RIDGE) -> Array:
+    """Returns the squared errors of M forecasts, each with the best weights for its K features, with shape (M,).
+
+    Arguments:
+        inner: Inner products of the features, with shape (M, K, K).
+        moment: Those of the features with what is forecast, with shape (M, K).
+        energy: Those of that with itself, with shape (M,).
+    """
+    w = solve_ridge(inner, moment, ridge=ridge)
+    errors = energy - 2 * np.sum(w * moment, axis=1) + np.einsum("ik,ikl,il->i", w, inner, w)
+    return np.asarray(np.maximum(errors, 0.0))
 
 
 def resample_kernel(gram: Array, times: Array, wanted: Array) -> Array:

@@ -21,7 +21,6 @@ def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[in
         errors: `errors[a, b, i]`, the squared error of step i from the computed steps a < b, or from b
             alone where a == b, with shape (N, N, N).
         sensitivity: What an error at each step does to the end result, with shape (N,).
-        calls: How many steps to compute, from 1 to N.
         prefix: The first of them, where these are given: rising, from 0.
 
     Returns:
@@ -54,6 +53,14 @@ def best_plan(errors: Array, sensitivity: Array, calls: int, prefix: Sequence[in
     return [*prefix[:-1], *plan[::-1]]
 
 
+def rising(wanted: Array, steps: int) -> tuple[int, ...]:
+    """Returns different step numbers from 0 near the wanted ones."""
+    plan = [0]
+    for j in range(1, len(wanted)):
+        plan.append(min(max(round(float(wanted[j])), plan[-1] + 1), steps - len(wanted) + j))
+    return tuple(plan)
+
+
 def even_plan(steps: int, calls: int) -> list[int]:
     """Returns computed steps as far from each other as can be, from the first to the last but one.
 
@@ -78,12 +85,8 @@ def reuse_costs(errors: Array, sensitivity: Array) -> Array:
 def minmax_plan(costs: Array, calls: int) -> list[int]:
     """Returns the computed steps whose worst skip is the smallest; among these, whose second worst is, ...
 
-    Skips are compared as LeMiCa does: their costs, sorted from the worst, as words in a dictionary.
-    Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
-
-    Arguments:
-        costs: As `reuse_costs` gives them, with shape (N, N + 1).
-        calls: How many steps to compute, from 1 to N.
+    Skips are compared as LeMiCa does: their costs, as `reuse_costs` gives them, sorted from the worst, as words in a
+    dictionary. Appending a cost to two such words of one length keeps their order, so dynamic programming is exact.
     """
     n = len(costs)
     if not 1 <= calls <= n:
@@ -111,15 +114,10 @@ def plan_cost(errors: Array, sensitivity: Array, plan: Sequence[int]) -> float:
 
 
 def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared: int) -> list[list[int]]:
-    """Returns plans with rising numbers of calls that begin alike.
+    """Returns plans with rising numbers of calls that begin with the same `shared` ones.
 
     Of many beginnings in the first half of the run the one is taken that costs the plans least: the smallest
     sum of the logarithms of their costs.
-
-    Arguments:
-        errors: As for `best_plan`.
-        calls: How many steps each plan computes.
-        shared: How many computed steps they share.
     """
     n, best, least = len(sensitivity), list[list[int]](), np.inf
     spaced = np.unique(np.geomspace(1, max(n // 2, 1), BEGINNINGS).round().astype(int)).tolist()
@@ -140,13 +138,7 @@ def shared_plans(errors: Array, sensitivity: Array, calls: Sequence[int], shared
 
 
 def move_call(plan: tuple[int, ...], steps: int, rng: np.random.Generator, far: bool = False) -> tuple[int, ...]:
-    """Returns a plan with one call, but the first, at another step: near by, or anywhere.
-
-    Arguments:
-        plan: The computed steps, rising from 0.
-        steps: The number of steps N.
-        far: Whether the call may go to any step.
-    """
+    """Returns a plan with one call, but the first, at another step: near by, or anywhere if it may go `far`."""
     free = sorted(set(range(1, steps)) - set(plan))
     if len(plan) < 2 or not free:
         return plan

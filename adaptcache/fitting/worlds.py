@@ -92,14 +92,10 @@ class Response:
 
 
 def respond(world: World, alphas: Array, sigmas: Array, guidance: float = 1.0, variance: float = 1.0) -> Response:
-    """Returns what the denoiser of a world does at noise levels.
+    """Returns what the denoiser of a world does at M noise levels.
 
-    Arguments:
-        world: Its numbers.
-        alphas: What the data are multiplied with, with shape (M,).
-        sigmas: What the noise is multiplied with, with shape (M,).
-        guidance: The scale of classifier-free guidance; 1 for none.
-        variance: The mean square of the data, in the units of the latents.
+    Guidance is the scale of the classifier-free one, 1 for none; the variance is the mean square of the data, in the
+    units of the latents.
     """
     nodes, weights = np.polynomial.legendre.leggauss(KINDS)
     chance = np.exp(world.width * (nodes - 1) / 2)

@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from ..limits import Brief
+from ..limits import FrozenModel
 from ..profile import Profile
 from ..step import Signal, Step
 
@@ -110,10 +109,12 @@ class History:
         return weighted_sum(weights, self.known(key, x))
 
 
-class Forecast(ABC, Brief):
+class Forecast(ABC, FrozenModel):
     """Gives the weights of the outputs computed so far, at a step that is skipped. Frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    keeps_latents: ClassVar[bool] = False  # whether what entered the site at those steps has to be kept too
+    keeps_branches: ClassVar[bool] = False  # whether the outputs of the branch with the prompt have to be, too
+    signal: ClassVar[Signal] = "none"  # what `Known.signal` has to be, for the few that depend on the input
 
     type: str
 
@@ -121,21 +122,6 @@ class Forecast(ABC, Brief):
     def depth(self) -> int:
         """How many computed outputs the runtime has to keep: its `history`, or one more than its `order`."""
         return int(getattr(self, "history", getattr(self, "order", 0) + 1))
-
-    @property
-    def keeps_latents(self) -> bool:
-        """Whether what entered the site at those steps has to be kept too."""
-        return False
-
-    @property
-    def keeps_branches(self) -> bool:
-        """Whether the outputs of the branch with the prompt have to be kept too."""
-        return False
-
-    @property
-    def signal(self) -> Signal:
-        """What `Known.signal` has to be, for the few forecasts that depend on the input."""
-        return "none"
 
     @abstractmethod
     def weights(self, step: Step) -> Weights:

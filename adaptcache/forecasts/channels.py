@@ -79,12 +79,9 @@ def weights_of(name: Solver, step: Step, count: int) -> Array:
 
 
 def best_solver(gram: Array, sensitivity: Array, plan: Sequence[int]) -> Solver:
-    """Returns the solver whose forecasts at the skipped steps have the least weighted squared error.
+    """Returns the solver whose forecasts at the steps that a plan skips have the least weighted squared error.
 
-    Arguments:
-        gram: Inner products of outputs, with shape (N, N).
-        sensitivity: What a squared error at each step does to the end result, with shape (N,).
-        plan: The computed steps, rising from 0.
+    From inner products of outputs, with shape (N, N), and sensitivities, with shape (N,).
     """
     n, errors = len(gram), dict[Solver, float]()
     times = tuple(1 - i / n for i in range(n))
@@ -102,11 +99,7 @@ def best_solver(gram: Array, sensitivity: Array, plan: Sequence[int]) -> Solver:
 def group_channels(outputs: Array, sensitivity: Array, plan: Sequence[int], labels: Sequence[int]) -> Channels:
     """Returns the forecast of groups of channels, each with its best solver.
 
-    Arguments:
-        outputs: What each channel was at each step of full runs, with shape (N, C, M).
-        sensitivity: With shape (N,).
-        plan: The computed steps, rising from 0.
-        labels: The group of each channel, C of them.
+    From what each channel was at each step of full runs, with shape (N, C, M), and the group of each channel.
     """
     count, solvers = max(labels) + 1, list[Solver]()
     for group in range(count):

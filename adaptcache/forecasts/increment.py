@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, model_validator
+from pydantic import FailFast, Field, FiniteFloat, model_validator
 from torch import Tensor
 
+from ..limits import FrozenModel
 from ..profile import Profile
 from ..step import Step
 from .base import Forecast, Known, Weights
@@ -14,10 +15,8 @@ from .base import Forecast, Known, Weights
 Row = Annotated[tuple[FiniteFloat, ...], Field(max_length=4096), FailFast()]
 
 
-class Factors(BaseModel):
+class Factors(FrozenModel):
     """A matrix of low rank r from D channels that enter a layer to E that leave it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     down: Annotated[tuple[Row, ...], Field(max_length=1024)] = ()  # r rows of D numbers
     up: Annotated[tuple[Row, ...], Field(max_length=1024)] = ()  # r rows of E numbers

@@ -63,11 +63,11 @@ class Matched(Forecast):
         return self
 
     @property
-    def keeps_latents(self) -> bool:
+    def keeps_latents(self) -> bool:  # type: ignore[override]
         return "past_x" in self.features
 
     @property
-    def keeps_branches(self) -> bool:
+    def keeps_branches(self) -> bool:  # type: ignore[override]
         return "past_c" in self.features
 
     def row(self, step: Step) -> Row:

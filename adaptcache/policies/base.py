@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, ClassVar, Self
 
-from pydantic import ConfigDict
 from torch import Tensor
 
-from ..limits import Brief
+from ..limits import FrozenModel
 from ..profile import Profile
 from ..step import Signal, Step
 from .replay import fit_threshold
@@ -22,29 +22,24 @@ class Account:
     why: Callable[[], str] = str  # gives the reason; may read from the device, so it is called after the run
 
 
-class Policy(ABC, Brief):
+class Policy(ABC, FrozenModel):
     """Decides at which steps the site is computed; step 0 always is.
 
     A policy is frozen. What changes during a run is a small plain object, made by `init` and held by
     the runtime alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
     fitted: ClassVar[str] = "threshold"  # the field by which `fit` spends a budget: more of it computes less
     static: ClassVar[bool] = False  # whether `steps` tells before a run what is computed
     shared: ClassVar[bool] = False  # whether blocks that decide for themselves share the state of a run
+    state: ClassVar[Any] = NoneType  # the class of that state
+    signal: ClassVar[Signal] = "none"  # what `step.x` has to be at each step; static policies read nothing
 
     type: str
 
-    @property
-    def signal(self) -> Signal:
-        """What `step.x` has to be at each step; static policies read nothing and cost nothing."""
-        return "none"
-
     def init(self, times: tuple[float, ...]) -> Any:
         """Returns the state of a new run on a grid of times with shape (N,)."""
-        return None
+        return self.state()
 
     def gear(self, state: Any, chosen: int) -> int:
         """Returns the plan that is followed now: `chosen` by the user, except in policies that choose."""
@@ -89,13 +84,11 @@ class StaticPolicy(Policy):
     """A policy that depends on the numbers and times of the steps alone."""
 
     static: ClassVar[bool] = True
+    state: ClassVar[Any] = dict
 
     @abstractmethod
     def steps(self, times: tuple[float, ...], gear: int = 0) -> list[int]:
         """Returns the numbers of the computed steps on a grid of N times, rising; of one plan of several."""
-
-    def init(self, times: tuple[float, ...]) -> dict[int, set[int]]:
-        return {}
 
     def compute(self, state: dict[int, set[int]], step: Step) -> bool:
         if step.gear not in state:

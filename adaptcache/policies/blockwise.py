@@ -1,7 +1,7 @@
 """BWCache (Cui et al., 2025), https://arxiv.org/abs/2509.13789: how far all blocks moved, on average."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
@@ -40,15 +40,13 @@ class Blockwise(Policy):
     """
 
     shared: ClassVar[bool] = True
+    state: ClassVar[Any] = BlockwiseState
 
     type: Literal["blockwise"] = "blockwise"
     threshold: NonNegativeFloat = 0.15  # of the mean change; the paper has 0.15
     # how much of the run is skipped at once, at least one step; the paper has a tenth
     reuse: Annotated[float, Field(gt=0, le=1)] = 0.1
     cool_down: Annotated[float, Field(ge=0, le=1)] = 0.1  # how much of the run is computed at its end
-
-    def init(self, times: tuple[float, ...]) -> BlockwiseState:
-        return BlockwiseState()
 
     def compute(self, state: BlockwiseState, step: Step) -> bool:
         if step.index != state.index:  # the first block decides for all

@@ -3,7 +3,7 @@
 import itertools
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
@@ -40,6 +40,7 @@ class Codebook(Policy):
 
     fitted: ClassVar[str] = "scale"
     shared: ClassVar[bool] = True
+    state: ClassVar[Any] = CodebookState
 
     type: Literal["codebook"] = "codebook"
     # Rising bounds of the rate, each with the steps to go on until the next computed one; rates above all bounds go on
@@ -54,9 +55,6 @@ class Codebook(Policy):
         if any(late[0] <= early[0] for early, late in itertools.pairwise(table)):
             raise ValueError("the bounds of a codebook must rise")
         return table
-
-    def init(self, times: tuple[float, ...]) -> CodebookState:
-        return CodebookState()
 
     def compute(self, state: CodebookState, step: Step) -> bool:
         if state.rates and step.index != state.asked:

@@ -1,7 +1,7 @@
 """Foresight (Adnan et al., 2025), https://arxiv.org/abs/2506.00329: each block by its own errors of reuse."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
@@ -28,13 +28,12 @@ class Foresight(Policy):
     One number is read from the device for each block and period.
     """
 
+    state: ClassVar[Any] = ForesightState
+
     type: Literal["foresight"] = "foresight"
     threshold: NonNegativeFloat = 0.5  # the error that still allows reuse, over that of the warm-up: the paper's gamma
     interval: Annotated[int, Field(ge=2)] = 2  # every so many steps all blocks are computed: the paper's R
     warm_up: Annotated[float, Field(gt=0, le=1)] = 0.15  # how much of the run is computed at its start
-
-    def init(self, times: tuple[float, ...]) -> ForesightState:
-        return ForesightState()
 
     def compute(self, state: ForesightState, step: Step) -> bool:
         start = max(2, round(self.warm_up * len(step.times)))

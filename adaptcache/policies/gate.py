@@ -3,18 +3,17 @@
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, NonNegativeFloat
+from pydantic import FailFast, Field, FiniteFloat, NonNegativeFloat
 from torch import Tensor
 
+from ..limits import FrozenModel
 from ..profile import Profile
 from ..step import TINY, Signal, Step, worst
 from .base import Policy
 
 
-class Linear(BaseModel):
+class Linear(FrozenModel):
     """The gate of one layer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # of each channel of the input; a single one is of how far its root mean square is from that of the first step,
     # relative to that
@@ -34,9 +33,7 @@ class Gate(Policy):
     threshold: NonNegativeFloat = 0.5  # higher skips more; 0 computes all
 
     signal: ClassVar[Signal] = "input"
-
-    def init(self, times: tuple[float, ...]) -> list[Tensor]:
-        return []
+    state: ClassVar[Any] = list
 
     def compute(self, state: list[Tensor], step: Step) -> bool:
         gate = self.gates[step.instance if len(self.gates) > 1 else 0]

@@ -114,7 +114,7 @@ class Gears(Plan):
         )
         return cls(gears=plan.gears, signal_specs=silent, target=0.0, start=gear, guard=guard)
 
-    def init(self, times: tuple[float, ...]) -> GearState:  # type: ignore[override]
+    def init(self, times: tuple[float, ...]) -> GearState:
         return GearState([self.steps(times, gear) for gear in range(len(self.gears))], self.start)
 
     def compute(self, state: GearState, step: Step) -> bool:  # type: ignore[override]

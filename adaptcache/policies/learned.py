@@ -7,9 +7,10 @@ import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeFloat, model_validator
 from torch import Tensor
 
+from ..limits import FrozenModel
 from ..profile import Profile
 from ..step import TINY, Signal, Step, relative_distance, worst
 from .base import Policy
@@ -18,10 +19,8 @@ from .threshold import ThresholdState
 REACH = 8  # steps between a computed step and those its output may be reused for, in the data
 
 
-class Node(BaseModel):
+class Node(FrozenModel):
     """A node of a regression tree; leaves have no children."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: FiniteFloat  # what a leaf predicts
     # which feature is tested: 0 time, 1 time since the last computed step, 2 log of the change
@@ -40,6 +39,7 @@ class Learned(Policy):
     """
 
     signal: ClassVar[Signal] = "input"
+    state: ClassVar[Any] = ThresholdState
 
     type: Literal["learned"] = "learned"
     threshold: NonNegativeFloat  # the largest predicted relative error that is skipped
@@ -55,9 +55,6 @@ class Learned(Policy):
             if not ends and not (number < node.left < len(self.tree) and number < node.right < len(self.tree)):
                 raise ValueError(f"node {number} of the tree has no such children: {node.left}, {node.right}")
         return self
-
-    def init(self, times: tuple[float, ...]) -> ThresholdState:
-        return ThresholdState()
 
     def compute(self, state: ThresholdState, step: Step) -> bool:
         if step.x is None or state.anchor is None or state.anchor.shape != step.x.shape:
@@ -80,11 +77,7 @@ class Learned(Policy):
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, model: str = "tree", **params: Any) -> Self:
-        """Learns the predictor and takes the threshold that spends the budget.
-
-        Arguments:
-            model: "tree" or "linear".
-        """
+        """Learns the predictor, a "tree" or a "linear" one, and takes the threshold that spends the budget."""
         params |= (fit_tree if model == "tree" else fit_line)(*build_examples(profile))
         return super().fit(profile, budget=budget, **params)
 

@@ -56,8 +56,7 @@ class LocalError(StaticPolicy):
     def fit(cls, profile: Profile, *, budget: float = 0.5, longest: int | None = None, **params: Any) -> Self:
         """Takes the errors from the kernel (relative L2; the papers take L1), and the threshold by budget.
 
-        Arguments:
-            longest: The most steps skipped in a row; SmoothCache measures 3.
+        At most `longest` steps are skipped in a row; SmoothCache measures 3.
         """
         gram, n = profile.kernel, profile.steps
         energy = np.diagonal(gram)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..fitting.instances import interpolated_plan, turning_plan
 from ..fitting.kernel import Array, pair_errors
 from ..fitting.plan import best_plan, minmax_plan, reuse_costs
-from ..limits import GEARS, STEPS, check_falling
+from ..limits import GEARS, STEPS, FrozenModel, check_falling
 from ..profile import Profile
 from .base import StaticPolicy
 from .signals import Row, SignalSpec, fit_band
@@ -22,10 +22,8 @@ SignalSpecs = Annotated[
 ]
 
 
-class Gear(BaseModel):
+class Gear(FrozenModel):
     """One plan of a schedule."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: Annotated[float, Field(gt=0, le=1)]  # the fraction of the steps that are computed
     # the times of the computed steps, falling
@@ -68,9 +66,7 @@ class Plan(StaticPolicy):
     def with_signals(self, seen: Sequence[tuple[Row, Array]]) -> Self:
         """Returns this plan of one gear with what a guard needs.
 
-        Arguments:
-            seen: By computed step after the first: how the innovation is computed, and that of each prompt in
-                runs by this plan, in decades.
+        By computed step after the first: how the innovation is computed, and that of each prompt in runs by this plan.
         """
         specs = tuple(SignalSpec(rows=(row,), band=fit_band(values)) for row, values in seen)
         return self.model_copy(update={"signal_specs": (specs,)})

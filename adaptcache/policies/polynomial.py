@@ -42,11 +42,7 @@ class Polynomial(Threshold):
 
     @classmethod
     def fit(cls, profile: Profile, *, budget: float = 0.5, degree: int = 4, **params: Any) -> Self:
-        """Fits p to the changes of latents and outputs, and the threshold to the budget.
-
-        Arguments:
-            degree: The degree of p.
-        """
+        """Fits p to the changes of latents and outputs, and the threshold to the budget."""
         x, y = profile.change_in[:, 1:], profile.change_out[:, 1:]
         rising = fit_rising(x.ravel(), y.ravel(), degree)
         r2, rank = cross_validate(x, y, degree)

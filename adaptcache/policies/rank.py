@@ -30,13 +30,11 @@ class Rank(Policy):
 
     fitted: ClassVar[str] = "share"
     shared: ClassVar[bool] = True
+    state: ClassVar[Any] = RankState
 
     type: Literal["rank"] = "rank"
     interval: Annotated[int, Field(ge=2)] = 4  # steps from one with all blocks to the next
     share: Annotated[float, Field(ge=0, le=1)] = 0.3  # the fraction of the blocks that is computed between them
-
-    def init(self, times: tuple[float, ...]) -> RankState:
-        return RankState()
 
     def compute(self, state: RankState, step: Step) -> bool:
         if self._has_all(step.index):

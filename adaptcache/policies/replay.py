@@ -71,13 +71,9 @@ def find_nearest(policies: Iterable[AnyPolicy], profile: Profile, budget: float)
 
 
 def fit_threshold(make: Callable[[float], AnyPolicy], profile: Profile, budget: float) -> AnyPolicy:
-    """Returns the policy whose threshold spends a budget.
+    """Returns the policy whose threshold spends a budget; higher ones compute less.
 
     Bisection with a memory, as calls need not fall everywhere where thresholds rise.
-
-    Arguments:
-        make: Gives the policy of a threshold; higher ones compute less.
-        budget: The fraction of the steps to compute, in (0, 1].
     """
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be in (0, 1], got {budget:g}: the fraction of the calls that are made")

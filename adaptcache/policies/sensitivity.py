@@ -47,10 +47,7 @@ class Sensitivity(Threshold):
 def fit_gains(gram: np.ndarray, times: np.ndarray, step: int) -> tuple[float, float]:
     """Returns the two gains at a step, fitted to its change from each of the steps before.
 
-    Arguments:
-        gram: Inner products by prompt, outputs first, then latents, with shape (P, 2N, 2N).
-        times: The grid, with shape (N,).
-        step: Which step, from 1.
+    From inner products by prompt, outputs first, then latents, with shape (P, 2N, 2N).
     """
     n = len(times)
     before = np.arange(max(0, step - REACH), step)

@@ -10,13 +10,14 @@ from typing import Annotated, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ..fitting.kernel import Array
-from ..fitting.quality import fit_quality
+from ..fitting.signals import LEAST, fit_quality
+from ..limits import FrozenModel
+from ..step import TINY
 
-LEAST = 1e-14  # of a relative energy: below, float32 knows nothing
 MOST = 64  # signals that a prediction is made from
 SPREAD = 3.0  # standard deviations of the innovation on each side of its band
 MARGIN = 0.1  # beyond what was seen, in decades
@@ -26,14 +27,12 @@ Row = tuple[float, ...]
 Numbers = Annotated[tuple[FiniteFloat, ...], Field(max_length=MOST)]
 
 
-class QualityPredictor(BaseModel):
+class QualityPredictor(FrozenModel):
     """Predicts how a run ends, in decibels: a regression of all signals so far, as plain numbers.
 
     With z = (clip(signals, low, high) - centre) / scale it is a constant, plus `linear` times z, plus
     `square` times the products of its entries, plus radial basis functions around prompts it was fitted on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: Numbers  # the smallest signals of the F there are: what is beyond is unknown, so it is clipped
     high: Numbers  # the largest ones
@@ -77,10 +76,8 @@ class QualityPredictor(BaseModel):
         return value
 
 
-class SignalSpec(BaseModel):
+class SignalSpec(FrozenModel):
     """What to look at after one computed step of a gear."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     # one row a signal: the weights of the outputs computed so far, newest first
     rows: Annotated[
@@ -97,14 +94,19 @@ class SignalSpec(BaseModel):
         """How many outputs are needed."""
         return max(map(len, self.rows))
 
+    @property
+    def middle(self) -> float:
+        """The innovation that the calibration prompts had on average."""
+        return sum(self.band) / 2
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of their innovation, from its band."""
+        return max(self.band[1] - self.band[0], TINY) / (2 * SPREAD)
+
 
 def compute_signals(rows: Sequence[Sequence[float]], outputs: Sequence[Tensor]) -> Tensor:
-    """Returns the signals of each sample, with shape (B, len(rows)). Reads nothing from the device.
-
-    Arguments:
-        rows: The weights of the outputs.
-        outputs: Those computed so far, newest first, with shape (B, *).
-    """
+    """Returns the signals of each sample, with shape (B, len(rows)), from outputs (B, *), newest first; no sync."""
     flat = [output.flatten(1).float() for output in outputs]
     energy = flat[0].square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
     found = []

@@ -42,12 +42,9 @@ class Spectral(Threshold):
 
 
 def denoised(x: Tensor, t: float, power: float) -> Tensor:
-    """Returns what can be seen of a signal under noise of level t.
+    """Returns what can be seen of a signal under noise of level t, where the clean spectrum falls with a power.
 
-    Arguments:
-        x: A tensor with shape (B, C, *); positions are filtered, samples and channels are not.
-        t: The noise level in [0, 1].
-        power: Fall of the clean spectrum.
+    A tensor has shape (B, C, *); positions are filtered, samples and channels are not.
     """
     axes, t = list(range(2, x.ndim)), min(max(t, 1e-6), 1 - 1e-6)  # at 1 nothing could be seen
     signal = 1 - t

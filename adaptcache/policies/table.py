@@ -37,7 +37,7 @@ class Table(StaticPolicy):
         entries = nearest_entries(len(self.rows[0]), len(times))
         return [i for i, entry in enumerate(entries) if any(row[entry] == "1" for row in self.rows)]
 
-    def init(self, times: tuple[float, ...]) -> list[int]:  # type: ignore[override]
+    def init(self, times: tuple[float, ...]) -> list[int]:
         return nearest_entries(len(self.rows[0]), len(times))
 
     def compute(self, state: list[int], step: Step) -> bool:  # type: ignore[override]

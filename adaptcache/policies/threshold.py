@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -31,6 +31,7 @@ class Threshold(Policy):
 
     accumulates: ClassVar[bool] = False  # whether scores add up until the next computed step
     inclusive: ClassVar[bool] = False  # whether the threshold itself still skips, as in some codes
+    state: ClassVar[Any] = ThresholdState
 
     threshold: NonNegativeFloat  # higher skips more; 0 computes all
     warm_up: PositiveInt = 1  # steps at the start that are all computed
@@ -41,20 +42,12 @@ class Threshold(Policy):
     on: Signal = "input"  # what is looked at
 
     @property
-    def signal(self) -> Signal:
+    def signal(self) -> Signal:  # type: ignore[override]
         return self.on
-
-    def init(self, times: tuple[float, ...]) -> ThresholdState:
-        return ThresholdState()
 
     @abstractmethod
     def score(self, state: ThresholdState, step: Step, x: Tensor, before: Tensor) -> Tensor:
-        """Returns the score of each sample, with shape (B,); reads nothing from the device.
-
-        Arguments:
-            x: The signal.
-            before: The signal at the step before.
-        """
+        """Returns the score of each sample, with shape (B,), from the signal now and before. Does not sync."""
 
     def must_compute(self, step: Step) -> bool:
         """Whether the step is computed whatever the score."""

@@ -28,6 +28,7 @@ class Verify(Policy):
     """
 
     fitted: ClassVar[str] = "max_skip"
+    state: ClassVar[Any] = VerifyState
 
     type: Literal["verify"] = "verify"
     threshold: NonNegativeFloat = 0.3  # the relative L1 error that is accepted at the start
@@ -35,9 +36,6 @@ class Verify(Policy):
     least: NonNegativeFloat = 0.1  # below which it does not fall
     warm_up: PositiveInt = 3  # steps at the start that are all computed
     max_skip: NonNegativeInt = 5  # the most steps skipped in a row
-
-    def init(self, times: tuple[float, ...]) -> VerifyState:
-        return VerifyState()
 
     def compute(self, state: VerifyState, step: Step) -> bool:
         error, state.error = state.error, None

@@ -1,4 +1,4 @@
-"""What reuse of each block or layer is off by, and how long each takes; and what reuse of each type of layer is.
+"""What each block or layer does in full runs: what reuse is off by, how long it takes, and regressions.
 
 References:
     | SmoothCache (Liu et al., 2024), https://arxiv.org/abs/2411.10510 (errors by type of layer)
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttachError
+from ..fitting.kernel import Array
 from ..hooks import StepHook
-from ..runs import PromptSet, Setup, synchronize
+from ..policies.gate import pool
+from ..runs import PromptSet, Setup, in_double, synchronize
 from ..schedule.rule import Site
 from ..sites.blocks import Streams, added_streams, find_streams, unpack_streams
 from ..sites.denoisers import IMAGE, find_layers, find_spec
@@ -44,14 +46,18 @@ class InstanceErrors:
     site: Site  # what they are
 
 
+# Notes what was seen at a step: what is kept of a run, the place, the number of the step, what a block adds to each
+# stream or what a layer returns, and the first tensor that entered.
+Note = Callable[[dict[Any, Any], Place, int, Streams, Tensor | None], None]
+
+
 class WatchHook(StepHook):
     """Follows what each block or layer of a denoiser is given and gives, in full runs."""
 
-    def __init__(self, site: str) -> None:
-        self.site, self.steps = site, 0
+    def __init__(self, site: str, note: Note) -> None:
+        self.site, self.note, self.steps = site, note, 0
         self.names: list[str] = []
         self.kept: dict[Any, Any] = {}  # of a run: what each block or layer gave before
-        self.sums: dict[Any, Any] = defaultdict(float)  # what is added up over runs
 
     def install(self, gate: Any) -> ExitStack:
         with ExitStack() as undo:
@@ -109,21 +115,15 @@ class WatchHook(StepHook):
         return original(*args, **kwargs)
 
     def watch(self, place: Place, index: int, given: Streams, leaves: Streams, entered: Tensor | None) -> None:
-        """Notes what was seen at a step.
-
-        Arguments:
-            given: What a block adds to each stream, or what a layer returns.
-            leaves: What leaves it.
-            entered: The first tensor that entered.
-        """
-        raise NotImplementedError
+        """Notes what was seen at a step; `leaves` is what leaves a block."""
+        self.note(self.kept, place, index, given, entered)
 
 
 class InstanceHook(WatchHook):
     """Compares what each block or layer gives in full runs; sums stay on the device until they are asked for."""
 
     def __init__(self, site: str, longest: int) -> None:
-        super().__init__(site)
+        super().__init__(site, lambda *seen: None)
         self.longest, self.channels = longest, 0
         self.errors: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
         self.changes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
@@ -155,12 +155,9 @@ class InstanceHook(WatchHook):
 
 
 def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: int = 6) -> InstanceErrors:
-    """Runs a pipeline in full and measures what reuse of each block or layer is off by.
+    """Runs a pipeline in full and measures what reuse of each block or layer is off by, for up to `longest` steps.
 
-    Arguments:
-        prompts: What to run it on, one at a time.
-        site: "blocks", or a type of layers.
-        longest: How many steps an output may be reused for: L. So many outputs of each are kept on the device.
+    So many outputs of each are kept on the device.
     """
     hook = InstanceHook(site, longest).follow(setup, prompts, f"errors of each of the {site}")
     errors = np.full((len(hook.names), hook.steps, longest), np.inf)
@@ -174,11 +171,9 @@ def measure_instances(setup: Setup, prompts: PromptSet, site: Site, *, longest: 
 
 
 class LayerHook(StepHook):
-    """Compares the outputs of layers of some types in full runs; sums stay on the device until they are asked for.
+    """Compares the outputs of layers of some types in full runs, up to `longest` steps back.
 
-    Arguments:
-        sites: The types of layers.
-        longest: How many steps back outputs are compared.
+    Sums stay on the device until they are asked for.
     """
 
     def __init__(self, sites: Sequence[str], longest: int) -> None:
@@ -234,12 +229,7 @@ class LayerHook(StepHook):
 
 
 def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, longest: int = 3) -> dict[str, np.ndarray]:
-    """Runs a pipeline in full and measures the error of reuse of each type of layer.
-
-    Arguments:
-        prompts: What to run it on, one at a time.
-        sites: Types of layers; those the denoiser does not have are left out.
-        longest: How many steps an output may be reused for: L.
+    """Runs a pipeline in full and measures the error of reuse of each type of layer that there is, for up to L steps.
 
     Returns:
         By site, the relative L1 error with shape (N, L) of an output of step i at step i + 1 + k: the mean
@@ -253,3 +243,132 @@ def layer_errors(setup: Setup, prompts: PromptSet, sites: Sequence[str], *, long
     for (site, index, back), values in hook.sums.items():
         errors[site][index, back] = float(torch.stack(values).mean())
     return errors
+
+
+RIDGE = 1e-4  # relative to the mean of the diagonal
+LEAST, STRONG = 1e-7, 1.0  # likewise: of the spread of single channels, and of gates
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Returns outputs as rows of channels, with shape (*, C), in double precision."""
+    return in_double((x if x.ndim < 4 else x.movedim(1, -1)).flatten(0, -2))
+
+
+def fit_affine(
+    setup: Setup, prompts: PromptSet, site: str, rows: Sequence[Sequence[int]], channels: bool
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Returns scales and shifts for each block or layer and skipped step, as `forecasts.channels` has them.
+
+    Arguments:
+        rows: The computed steps of each block or layer.
+        channels: Whether each channel has its own; otherwise there is one scale for all.
+    """
+    # By block and step: a count, and the sums of x, y, x x and x y, with shape (5, C); from the last computed step of
+    # a row to each skipped one.
+    sums: dict[Place, Any] = defaultdict(float)
+
+    def note(kept: dict[Any, Any], place: Place, index: int, given: Streams, entered: Tensor | None) -> None:
+        for name, value in given.items():
+            if index in rows[place[1]] or (*place, name) not in kept:
+                kept[(*place, name)] = channels_last(value.detach())
+                continue
+            x, y = kept[(*place, name)], channels_last(value)
+            if x.shape == y.shape and x.shape[1] == given[IMAGE].shape[-1 if value.ndim == 3 else 1]:
+                new = [torch.ones_like(x[0]) * len(x), x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)]
+                sums[place[1], index] = sums[place[1], index] + torch.stack(new)
+
+    hook = WatchHook(site, note).follow(setup, prompts)
+    table: list[list[tuple[float, ...]]] = [[()] * hook.steps for _ in rows]
+    for (number, index), found in sums.items():
+        count, x, y, xx, xy = found.cpu().numpy()
+        if not channels:
+            table[number][index] = (float(xy.sum() / max(xx.sum(), 1e-30)),)
+            continue
+        spread = xx - x * x / count
+        ridge = LEAST * spread.mean() + 1e-30  # towards a scale of one
+        scale = (xy - x * y / count + ridge) / (spread + ridge)
+        table[number][index] = tuple(map(float, np.concatenate([scale, (y - scale * x) / count])))
+    return tuple(map(tuple, table))
+
+
+def fit_increments(setup: Setup, prompts: PromptSet, site: str, rank: int) -> list[tuple[Array, Array]]:
+    """Returns for each layer the matrix of a rank that maps changes of its input to those of its output best.
+
+    By layer its factors with shapes (r, D) and (r, E); r is at most the rank, and 0 where nothing could be fitted.
+    """
+    sums: dict[int, tuple[Tensor, Tensor]] = {}  # products of changes since the step before
+
+    def note(kept: dict[Any, Any], place: Place, index: int, given: Streams, entered: Tensor | None) -> None:
+        if entered is None or entered.ndim != 3 or entered.shape[:2] != given[IMAGE].shape[:2]:
+            return
+        x, y = channels_last(entered.detach()), channels_last(given[IMAGE].detach())
+        before, kept[place] = kept.get(place), (index, x, y)
+        if before is not None and before[0] < index and before[1].shape == x.shape:
+            dx, dy = x - before[1], y - before[2]
+            xx, xy = sums.get(place[1], (0.0, 0.0))
+            sums[place[1]] = xx + dx.T @ dx, xy + dx.T @ dy
+
+    hook = WatchHook(site, note).follow(setup, prompts)
+    none = np.zeros((0, 0)), np.zeros((0, 0))
+    return [
+        reduced_rank(sums[k][0].cpu().numpy(), sums[k][1].cpu().numpy(), rank) if k in sums else none
+        for k in range(len(hook.names))
+    ]
+
+
+def reduced_rank(xx: Array, xy: Array, rank: int) -> tuple[Array, Array]:
+    """Returns the factors of the least squares solution of a rank, with shapes (r, D) and (r, E).
+
+    From inner products of inputs, with shape (D, D), and of inputs and outputs, with shape (D, E).
+    """
+    solution = np.linalg.solve(xx + RIDGE * np.trace(xx) / len(xx) * np.eye(len(xx)) + 1e-30 * np.eye(len(xx)), xy)
+    # Of all subspaces of the outputs, the one with most of what the inputs explain.
+    _, directions = np.linalg.eigh(solution.T @ xx @ solution)
+    up = directions[:, ::-1][:, :rank].T
+    return np.asarray((solution @ up.T).T), np.asarray(up)
+
+
+def fit_positions(setup: Setup, prompts: PromptSet) -> tuple[tuple[float, ...], ...]:
+    """Returns the mean relative change of each token in feed-forward layers, over the mean of all; a row a length."""
+    sums: dict[int, Any] = defaultdict(float)  # by length
+
+    def note(kept: dict[Any, Any], place: Place, index: int, given: Streams, entered: Tensor | None) -> None:
+        new = given[IMAGE].detach().float()
+        old, kept[place] = kept.get(place), new.clone()
+        if old is not None and new.ndim == 3 and old.shape == new.shape:
+            change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(TINY)
+            sums[new.shape[1]] = sums[new.shape[1]] + change.mean(0)
+
+    WatchHook("mlp", note).follow(setup, prompts)
+    return tuple(tuple((changes / changes.mean()).cpu().tolist()) for changes in sums.values())
+
+
+def fit_gates(setup: Setup, prompts: PromptSet, site: str, weights: Array) -> list[tuple[Array, Array, Array]]:
+    """Returns for each layer the linear function of what enters that tells best what reuse is off by.
+
+    By layer its weights and its bias (D + 1,), with what it says of each input seen, and the error there, with shape
+    (M,): the logarithm of the relative change times the root of the step's weight.
+    """
+    # By layer: a step, the mean of what entered, and by how much what it gives has changed since the step before.
+    changes: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
+
+    def note(kept: dict[Any, Any], place: Place, index: int, given: Streams, entered: Tensor | None) -> None:
+        new = given[IMAGE].detach()
+        old, kept[place] = kept.get(place), (index, new.clone())
+        if old is not None and entered is not None and old[0] < index and old[1].shape == new.shape:
+            changes[place[1]].append((index, pool(entered.detach()).mean(0), relative_change(new, old[1]).max()))
+
+    hook = WatchHook(site, note).follow(setup, prompts)
+    found = []
+    for number in range(len(hook.names)):
+        seen = changes[number]
+        x = np.array([value.float().cpu().numpy() for _, value, _ in seen], dtype=float)
+        size = np.array([float(change) * weights[index] ** 0.5 for index, _, change in seen])
+        y = np.log(np.maximum(size, 1e-12))
+        centred = x - x.mean(0)
+        gram = centred.T @ centred
+        ridge = STRONG * np.trace(gram) / len(gram) + 1e-12  # far fewer samples than would tell all channels apart
+        weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), centred.T @ (y - y.mean()))
+        bias = y.mean() - x.mean(0) @ weight
+        found.append((np.append(weight, bias), x @ weight + bias, y))
+    return found

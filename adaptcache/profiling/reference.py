@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import AttachError
 from ..hooks import SchedulerStep, StepHook
 from ..runs import PromptSet, Setup
+from ..schedule.format import same_grid
 from ..step import Step
 from .statistics import check_finite
 
@@ -55,12 +56,7 @@ class Trajectory:
 
 
 class Recorder(StepHook):
-    """Computes every step and keeps every `stride`-th, on the CPU.
-
-    Arguments:
-        stride: Of the steps that are kept.
-        prompts: The batch, for errors.
-    """
+    """Computes every step and keeps every `stride`-th, on the CPU; the prompts of the batch are for errors."""
 
     follows_views = follows_loops = False
     reads_branches = True
@@ -98,6 +94,9 @@ class Replay(StepHook):
 
     def __init__(self, run: Trajectory) -> None:
         self.trajectory = run
+
+    def follows(self, times: tuple[float, ...]) -> bool:
+        return same_grid(times[: len(self.trajectory.times)], self.trajectory.times)
 
     def should_compute(self, step: Step) -> bool:
         return False  # but for the first step, which always is

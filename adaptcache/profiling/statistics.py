@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..profile import Profile
 from ..runs import PromptSet
 
 if TYPE_CHECKING:
@@ -49,15 +50,16 @@ def statistics_of(run: Trajectory, prompts: PromptSet) -> list[dict[str, np.ndar
     return rows
 
 
+def build_profile(
+    times: Sequence[float], rows: Sequence[dict[str, np.ndarray]], about: dict[str, Any] | None = None
+) -> Profile:
+    """Returns the arrays of all prompts as a profile without sensitivities."""
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Profile(times=np.array(times), sensitivities=np.zeros((0, len(times))), about=about or {}, **arrays)
+
+
 def inner_products(vectors: Sequence[Tensor]) -> np.ndarray:
-    """Returns the inner products of tensors in float64, a chunk of all of them at a time.
-
-    Arguments:
-        vectors: M tensors with as many values each, in any dtype.
-
-    Returns:
-        Their Gram matrix, with shape (M, M).
-    """
+    """Returns the Gram matrix of M tensors in float64, with shape (M, M), a chunk of all of them at a time."""
     flat = [vector.reshape(-1) for vector in vectors]
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
     for start in range(0, len(flat[0]), CHUNK):
@@ -88,12 +90,7 @@ def part(tensor: Tensor, k: int, samples: int) -> Tensor:
 
 
 def check_finite(value: Tensor, what: str, step: int, prompts: PromptSet) -> None:
-    """Raises where a value is not finite, and says at which step and for which prompt.
-
-    Arguments:
-        value: With shape (B, *).
-        what: What it is, in words.
-    """
+    """Raises where a value (B, *) is not finite, and says what it is, at which step and for which prompt."""
     if bool(torch.isfinite(value).all()):
         return
     samples = len(prompts)

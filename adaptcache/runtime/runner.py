@@ -16,30 +16,20 @@ from ..forecasts.extrapolate import Extrapolate
 from ..hooks import SchedulerStep, StepHook
 from ..policies.base import Account
 from ..policies.plan import Plan, SignalSpecs
-from ..policies.signals import SPREAD, SignalSpec, compute_signals
+from ..policies.signals import SignalSpec, compute_signals
 from ..policies.uniform import Uniform
 from ..schedule.format import same_grid, same_run
 from ..schedule.instant import InstantRequest, check_speed, load_instant
 from ..schedule.replan import replan
 from ..schedule.rule import Rule
-from ..schedule.schedule import LoopPlan, Schedule
+from ..schedule.schedule import Schedule
 from ..sites import SiteHook, check_compiled, find_sites
-from ..step import TINY, Step
+from ..step import Step
 
 # Prompts are unlike the calibration's where an innovation lies above its band, or where n of them lie on average
 # BIAS + SINGLE / sqrt(n) standard deviations above its middle: a single run tells little, a handful tell.
 BIAS, SINGLE = 0.3, 2.0
 KEPT = 32  # grids planned anew, or instant schedules: a server may see any number of sizes, each with steps of its own
-
-
-def middle(spec: SignalSpec) -> float:
-    """Returns the innovation that the calibration prompts had on average."""
-    return sum(spec.band) / 2
-
-
-def deviation(spec: SignalSpec) -> float:
-    """Returns the standard deviation of the innovation of the calibration prompts, from its band."""
-    return max(spec.band[1] - spec.band[0], TINY) / (2 * SPREAD)
 
 
 class Runner(StepHook):
@@ -62,7 +52,7 @@ class Runner(StepHook):
         self.evidence = "none"  # of the call under way, or of the last one
         self.followed = Account(0)  # likewise, which gear it is; `account` is that of the next one
         self.measured, self.loops = True, 0  # whether the call is one that was calibrated; loops it had so far
-        self.bands: SignalSpecs | None = None
+        self.bands: SignalSpecs | None = None  # of innovations, by gear and computed step after the first
         self.branches: Sequence[float] = ()  # of each step as calibrated, on the grid of this run
         self.deviations, self.prompts = torch.zeros(()), 0  # sum over the prompts since attach, and their number
         self.innovations: list[tuple[SignalSpec, Tensor]] = []  # of its computed steps, on the device
@@ -89,18 +79,17 @@ class Runner(StepHook):
         return self.schedule.grid.times if self.schedule.grid.full else ()
 
     def on_grid(self, times: tuple[float, ...]) -> None:
-        full = self.schedule.grid.full
-        assert full
-        if self.strict and not same_grid(times, full):
-            raise ScheduleError(f"{self._elsewhere(times)}; calibrate for these, or attach with strict=False")
-        self.on_full_grid = same_grid(times, full)
+        self.on_full_grid = same_grid(times, self.schedule.grid.full or ())
         if not self.on_full_grid:
             warnings.warn(f"{self._elsewhere(times)}: its own are taken, evidence extrapolated", stacklevel=2)
 
     def _elsewhere(self, times: tuple[float, ...]) -> str:
-        """Returns the words for a run on another grid than that of the calibration."""
+        """Returns the words for a run on another grid than that of the calibration; with `strict`, it is refused."""
         grid = f"{len(times)} steps from t = {times[0]:.3f} to {times[-1]:.3f}"
-        return f"{self.schedule.name} was fitted on {self.schedule.grid.steps} other steps, this run has {grid}"
+        says = f"{self.schedule.name} was fitted on {self.schedule.grid.steps} other steps, this run has {grid}"
+        if self.strict:
+            raise ScheduleError(f"{says}; calibrate for these, or attach with strict=False")
+        return says
 
     def install(self, gate: Any) -> ExitStack:
         self.gate = gate
@@ -135,7 +124,8 @@ class Runner(StepHook):
         self.branches = (self.original.made.get("branches") or ()) if fitted else ()
         if not ((fitted or plan) and self.measured and self.on_full_grid):
             self.evidence = "extrapolated"
-        self.bands = self._bands(times, plan)
+        policy, seen = (plan or self.original).rules[0].policy, not self.sites and (fitted or plan)
+        self.bands = policy.signal_specs if isinstance(policy, Plan) and seen else None
         self.state = self.rule.policy.init(times)
         self.plan = set(self.rule.steps(times, self.gear) or ()) if self.rule.policy.static else None
         self.history = History(self.rule.forecast.depth, self.rule.forecast.keeps_latents)
@@ -144,11 +134,7 @@ class Runner(StepHook):
             site.on_run_start(self.schedule.rules[number] if number else self.rule, times, self.gear)
 
     def on_call_start(self, measured: bool = True) -> None:
-        """The pipeline is called: evidence and innovations are those of all loops of a call.
-
-        Arguments:
-            measured: Whether the pipeline and the arguments are those of the calibration.
-        """
+        """The pipeline is called, as in the calibration (`measured`) or not: an account of all its loops begins."""
         self.measured, self.loops, self.evidence, self.followed = measured, 0, "none", self.account
         self.innovations.clear()
 
@@ -157,11 +143,7 @@ class Runner(StepHook):
             self._not_measured(f"has a callback that changed {what}")
 
     def _not_measured(self, what: str) -> None:
-        """Notes that this call does what no calibration run does.
-
-        Raises:
-            ScheduleError: With `strict`.
-        """
+        """Notes that this call does what no calibration run does; `ScheduleError` with `strict`."""
         if self.evidence == "none":
             return
         if self.strict:
@@ -182,13 +164,6 @@ class Runner(StepHook):
         self._not_measured(says)
         if new:
             warnings.warn(f"{self.schedule.name} was not measured at this size: this run {says}", stacklevel=2)
-
-    def _bands(self, times: tuple[float, ...], plan: LoopPlan | None) -> SignalSpecs | None:
-        """Returns the bands of innovations in this loop, by gear and computed step after the first."""
-        policy = (plan or self.original).rules[0].policy
-        if not isinstance(policy, Plan) or self.sites or not (plan or self._is_fitted(times)):
-            return None
-        return policy.signal_specs
 
     def unlike(self) -> str:
         """Returns how the last call differed from those of the calibration prompts. Syncs the device once."""
@@ -212,15 +187,13 @@ class Runner(StepHook):
         rule = self.schedule.rules[0]
         if self._is_fitted(times):
             return rule
-        if self.strict:
-            raise ScheduleError(f"{self._elsewhere(times)}; calibrate for these, or attach with strict=False")
-        request = None
+        says, request = self._elsewhere(times), None
         if self.read and self.schedule.kernel:
             with suppress(ScheduleError):  # the sampler adds noise, or is none that theory knows
                 request = self.read(self.gate, 1.0)
         anew = replan(self.schedule, times, request)
         how = "its rule is used as it is" if anew is rule else "planned anew"
-        warnings.warn(f"{self._elsewhere(times)}: {how}, evidence extrapolated", stacklevel=2)
+        warnings.warn(f"{says}: {how}, evidence extrapolated", stacklevel=2)
         return anew
 
     def should_compute(self, step: Step) -> bool:
@@ -288,7 +261,7 @@ class Runner(StepHook):
 
     def on_run_end(self) -> None:
         if self.bands is not None and len(self.innovations) == len(self.bands[self.gear]) > 0:
-            spread = [(value - middle(spec)) / deviation(spec) for spec, value in self.innovations]
+            spread = [(value - spec.middle) / spec.deviation for spec, value in self.innovations]
             mean = torch.stack(spread).mean(0)  # of the steps of each prompt
             self.prompts += len(mean)
             self.deviations = self.deviations.to(mean.device) + mean.sum()

@@ -37,11 +37,7 @@ class Finding:
 
 
 def check_findings(schedule: Schedule, findings: Sequence[Finding], strict: bool = False) -> None:
-    """Raises where a schedule cannot run; with `strict`, also where how well was not measured.
-
-    Raises:
-        ScheduleError: It names all findings.
-    """
+    """Raises a `ScheduleError` of all findings where a schedule cannot run; with `strict`, also if not measured."""
     if worst_grade(findings) >= (Grade.WARNED if strict else Grade.REFUSED):
         raise ScheduleError(explain_findings(schedule, findings))
 

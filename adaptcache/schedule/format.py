@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from ..errors import ScheduleError
 from ..files import dump_json, write_atomically
@@ -14,7 +15,7 @@ from ..limits import (
     KERNEL_STEPS,
     NODES,
     STEPS,
-    Brief,
+    FrozenModel,
     check_falling,
     check_name,
     check_plain,
@@ -54,10 +55,8 @@ def same_run(times: Sequence[float], grid: Sequence[float], left: int = 0) -> bo
     return same_grid(times[: len(times) - left], grid)
 
 
-class Part(Brief):
+class Part(FrozenModel):
     """A part of a schedule: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def data(self) -> dict[str, Any]:
         """Returns it as files have it: plain values under the names of the format, without what is not known."""
@@ -69,14 +68,7 @@ class Part(Brief):
 
 
 def read_artifact(path: str | Path, what: str, verb: str, largest: int, nodes: int = NODES) -> Any:
-    """Returns what a file of JSON holds.
-
-    Arguments:
-        path: The file.
-        what: What should be in it, and
-        verb: the command that writes such files, for errors.
-        largest: Bytes at most.
-        nodes: Lists, tables, texts and words at most.
+    """Returns what a file of JSON holds that a command (the `verb`) writes, within limits of bytes and nodes.
 
     Raises:
         ScheduleError: It cannot be read, or is not JSON.
@@ -171,22 +163,9 @@ class Kernel(Part):
 Table = dict[str, Any] | None
 
 
-class _Component(BaseModel):
-    class_name: str = Field(alias="class")
-    dtype: str
-    config: str
-    weights: str
-    settings: str
-
-
-class _Guider(BaseModel):
-    class_name: str = Field(alias="class")
-    scale: float
-
-
-class _Model(BaseModel):  # of ComfyUI
-    weights_hash: str
-    config_hash: str
+_Component = TypedDict("_Component", {"class": str, "dtype": str, "config": str, "weights": str, "settings": str})
+_Guider = TypedDict("_Guider", {"class": str, "scale": float})
+_Model = TypedDict("_Model", {"weights_hash": str, "config_hash": str})  # noqa: UP013 - of ComfyUI, like the others
 
 
 class Made(BaseModel):

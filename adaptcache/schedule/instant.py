@@ -13,11 +13,12 @@ from ..cache import Cache
 from ..errors import ScheduleError
 from ..fitting.affine import AffineSampler, build_sampler
 from ..fitting.instant import Instant, find_instant, instant
+from ..fitting.signals import LEAST
 from ..fitting.worlds import PRIOR
 from ..forecasts.matched import Matched
 from ..limits import STEPS
 from ..policies.plan import Plan
-from ..policies.signals import LEAST, SignalSpec
+from ..policies.signals import SignalSpec
 from .format import Grid, same_grid
 from .rule import Rule
 from .schedule import THEORY, Schedule
@@ -72,11 +73,7 @@ class InstantRequest:
 
 
 def check_speed(speed: float) -> float:
-    """Returns a speed, if it is one.
-
-    Raises:
-        ValueError: It is not a finite number of 1 or more.
-    """
+    """Returns a speed, if it is a finite number of 1 or more; `ValueError` for others."""
     if isinstance(speed, bool) or not isinstance(speed, Real) or not 1 <= speed < float("inf"):
         raise ValueError(f"speed is how many times fewer denoiser calls are made, 1 or more, got {speed!r}: take 2")
     return float(speed)

@@ -91,7 +91,6 @@ def build_rules(name: str, *, model: str | None = None, **params: Any) -> tuple[
     """Returns the rules of a method that needs no profile.
 
     Arguments:
-        name: A key of METHODS.
         model: Whose published numbers to take, for methods that need some.
         params: Fields of its policy, its forecast or the rule: one value for all of its rules, or a mapping
             with a value for each site.
@@ -161,12 +160,6 @@ def fit_rules(name: str, profile: Profile, *, budget: float = 0.5, **params: Any
     The profile measures whole steps. So what looks at blocks where it was published gets a rule for the site
     `step`; rules for layers, deep parts and groups of blocks, which go by the step's number, stay where they
     are.
-
-    Arguments:
-        name: A key of METHODS.
-        profile: What was measured on calibration prompts.
-        budget: The fraction of the steps that are computed.
-        params: Fields of its policy and its forecast that are not fitted.
     """
     return tuple(_fit_rule(part, profile, budget, params) for part in find_method(name).parts)
 

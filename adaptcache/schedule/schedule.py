@@ -329,7 +329,7 @@ class Schedule(Part):
             >>> with adaptcache.attach(pipe, schedule.collapse()):
             ...     image = pipe("a lighthouse").images[0]  # 10 steps instead of 28
         """
-        from .collapse import collapse
+        from .replan import collapse
 
         return collapse(self, gear)
 

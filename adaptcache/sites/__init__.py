@@ -14,8 +14,7 @@ from .guidance import Guidance
 from .hook import Gate, SiteDecision, SiteHook
 from .interceptor import is_compiled
 from .layers import Layers
-from .regions import Regions
-from .tokens import Tokens
+from .tokens import Regions, Tokens
 
 __all__ = ["SiteHook", "check_compiled", "find_sites"]
 
@@ -39,11 +38,7 @@ def build_sites(rule: Rule, denoiser: nn.Module, gate: Gate, alone: bool) -> lis
 
 
 def build_instances(rule: Rule, denoiser: nn.Module, gate: Gate) -> list[SiteHook]:
-    """Returns a site for each block, or layer of a type.
-
-    Raises:
-        AttachError: The rule has plans for another number of them.
-    """
+    """Returns a site for each block, or layer of a type; `AttachError` where the rule has rows for more or fewer."""
     sites: list[SiteHook]
     if rule.site == "blocks":
         count = sum(len(getattr(denoiser, name)) for name in find_spec(denoiser).blocks)

@@ -128,8 +128,7 @@ class Blocks(SiteHook):
                 "'blocks'; use the site 'step'"
             )
         self.keep(now.branch, found, now.entered[IMAGE].shape, now.entered)
-        if now.branch == self.decision.lead:
-            self.decision.observe(found[IMAGE])
+        self.decision.observe(found[IMAGE], now.branch)
 
     def forecasts(self, now: DenoiserCall, through: Streams) -> Streams:
         """Returns what leaves the site: what went through it, and the forecast of what it adds."""

@@ -90,6 +90,5 @@ class Deep(SiteHook):
             self.holes[name] = split_tensors(output)[0]
             return output
         found = self.keep_output(self.branch, output, self.shape)
-        if self.branch == self.decision.lead:
-            self.decision.observe(found[0])
+        self.decision.observe(found[0], self.branch)
         return output

@@ -40,11 +40,7 @@ NONE = (
 
 
 class Guidance(SiteHook):
-    """Skips the calls of one denoiser that only serve guidance.
-
-    Arguments:
-        alone: Whether a run without such calls is an error: nothing else would be skipped.
-    """
+    """Skips the calls of one denoiser that only serve guidance; `alone`, a run without such calls is an error."""
 
     def __init__(self, denoiser: nn.Module, gate: Gate, rule: Rule, alone: bool = True) -> None:
         self.alone = alone
@@ -64,7 +60,7 @@ class Guidance(SiteHook):
                 self.decides(Step(0, ()), 1, (), {})
                 self.learn_halves()
             elif self.alone or self.guided:
-                raise self.error()
+                raise self.error(NONE)
         super().on_run_start(rule, times, gear)
 
     def on_run_end(self) -> None:
@@ -76,13 +72,9 @@ class Guidance(SiteHook):
         self.halved = self.sure = self.guided = False
         self.gate.half = None
 
-    def error(self) -> AttachError:
-        """Returns the error of a run that has no calls for guidance."""
-        return AttachError(NONE.format(name=type(self.gate.pipe).__name__))
-
-    def reversed(self) -> AttachError:
-        """Returns the error of a run whose halves are the other way round."""
-        return AttachError(REVERSED.format(name=type(self.gate.pipe).__name__))
+    def error(self, says: str) -> AttachError:
+        """Returns the error of a run that has no calls for guidance, or halves that are the other way round."""
+        return AttachError(says.format(name=type(self.gate.pipe).__name__))
 
     def call_denoiser(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The denoiser was called at a step that is computed."""
@@ -97,7 +89,7 @@ class Guidance(SiteHook):
             self.guided = bool(getattr(self.gate.pipe, "do_classifier_free_guidance", False))
             self.halved = is_guided(self.gate.pipe) and is_doubled(x)
             if self.halved and type(self.denoiser).__name__ in PROMPT_FIRST:
-                raise self.reversed()
+                raise self.error(REVERSED)
             if self.halved and not any(value is x for value in (*args, *kwargs.values())):  # it was stacked
                 raise AttachError(
                     f"{type(self.denoiser).__name__} takes a list of samples, of which the site 'guidance' cannot "
@@ -110,7 +102,7 @@ class Guidance(SiteHook):
             if not self.halved:
                 whole, self.gate.half, self.decision.made = False, None, []
                 if self.alone:
-                    raise self.error()
+                    raise self.error(NONE)
         if whole and not self.decides(step, 1, args, kwargs):
             return self.call_half(original, args, kwargs)
         output = original(*args, **kwargs)
@@ -159,7 +151,7 @@ class Guidance(SiteHook):
         added = [a - b for a, b in zip(without, given, strict=True)]
         self.keep(branch, dict(enumerate(added)), added[0].shape)
         if branch == 1:
-            self.decision.observe(added[0])
+            self.decision.observe(added[0], self.decision.lead)
             if not self.looked:
                 self.pair = without[0].clone(), given[0].clone()
 
@@ -176,7 +168,7 @@ class Guidance(SiteHook):
         weights = np.linalg.lstsq(gram[:2, :2], gram[:2, 2])[0]
         missed = gram[2, 2] - weights @ gram[:2, 2]
         if weights[0] * weights[1] < 0 and abs(weights[0]) > abs(weights[1]) and missed < CLOSE * gram[2, 2]:
-            raise self.reversed()
+            raise self.error(REVERSED)
 
     def forecasts(self, branch: int, given: list[Tensor]) -> list[Tensor]:
         """Returns what is used instead of outputs without the prompt."""

@@ -77,8 +77,10 @@ class SiteDecision:
             self.made += [False] * (step.index - len(self.made)) + [self.computed]  # an expert may begin late
         return self.computed
 
-    def observe(self, output: Tensor) -> None:
-        """Notes what left the site at the step that was decided last."""
+    def observe(self, output: Tensor, branch: int) -> None:
+        """Notes what left the site at the step that was decided last, in the branch that decided."""
+        if branch != self.lead:
+            return
         assert self.step is not None
         if self.step.index == 0 and not self.step.times:
             self.first = self.step, output

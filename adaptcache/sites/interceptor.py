@@ -44,15 +44,7 @@ class ModuleInterceptor:
 
     @staticmethod
     def install(module: nn.Module, owner: Owner, call: Call, undo: ExitStack, shared: bool = True) -> None:
-        """Sends the calls of a module to a function while its owner is running, until `undo` is closed.
-
-        Arguments:
-            owner: Whose runs they belong to.
-            shared: Whether other owners may have calls of the same module.
-
-        Raises:
-            AttachError: Another owner has it already.
-        """
+        """Sends a module's calls to a function while its owner runs; `AttachError` where another has it for itself."""
         found = ModuleInterceptor.of(module) or ModuleInterceptor(module)
         if not shared and any(other is not owner for other, _ in found.calls):
             name = type(module).__name__

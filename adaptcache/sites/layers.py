@@ -57,7 +57,7 @@ class Layers(SiteHook):
         if leads and branch == self.decision.lead:
             self.decision.made[-1] = True  # whatever was decided
             if found and self.computes:
-                self.decision.observe(found[0])
+                self.decision.observe(found[0], branch)
         return output
 
     def skip(self, key: Key, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -89,14 +89,13 @@ class CandidateEvaluator:
 
     def choose_plan(self, calls: int) -> tuple[int, ...]:
         """Returns the plan that `calibrate` finds."""
-        return choose_plan(self.setup, self.prompts, self.measurement, calls, Fit(), EFFORT)[0].plan
+        return choose_plan(self.measurement, calls, Fit(), EFFORT)[0].plan
 
     def fit(self, candidate: Candidate, everything: bool = False) -> tuple[Rule, float]:
         """Returns the rule of a candidate, fitted on the first half or everything, and its final error."""
         count = len(self.prompts) if everything else self.half
-        measured = self.measurement.head(count, self.setup.batch_size)
         fit = Fit(candidate.history, FEATURES[candidate.features], candidate.ridge)
-        found = match(self.setup, self.prompts[:count], candidate.plan, measured, fit)
+        found = match(self.measurement.head(count), candidate.plan, fit)
         return found.rule, found.error
 
     def score(self, schedule: Schedule, prompts: PromptSet, truth: Sequence[np.ndarray]) -> list[float]:

@@ -25,6 +25,7 @@ from ...policies.mask import Mask
 from ...policies.plan import Plan
 from ...policies.polynomial import Polynomial
 from ...policies.uniform import Uniform
+from ...profiling.measure import Measurement
 from ...runtime.runner import Runner
 from ...schedule import Grid, Rule, Schedule
 from ...schedule.methods import METHODS, build_rules
@@ -83,8 +84,9 @@ class NamedMethod(Baseline):
     def propose(self, case: Case) -> list[Params]:
         """Returns the budgets, and some below them, as a run may spend more than its calibration."""
         budgets = [calls / case.steps * share for calls in case.calls for share in SHARES]
+        measurement = Measurement(case.setup, case.prompts, case.profile)
         for budget in budgets:
-            self.fitted[budget] = fit_method(case.setup, case.prompts, case.profile, self.name, budget)
+            self.fitted[budget] = fit_method(measurement, self.name, budget)
         return [{"budget": budget} for budget in budgets]
 
     @contextmanager

@@ -18,11 +18,7 @@ PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_
 
 
 def read_run(gate: Any, speed: float) -> InstantRequest:
-    """Returns what an instant schedule is made for, when the run of a gate starts.
-
-    Raises:
-        ScheduleError: The scheduler, or the call, adds noise at its steps.
-    """
+    """Returns what an instant schedule is made for, when a run starts; `ScheduleError` where its steps add noise."""
     loop, arguments = gate.loop, gate.arguments
     scheduler, begin = loop.lead.scheduler, loop.lead.begin
     if eta := arguments.get("eta"):

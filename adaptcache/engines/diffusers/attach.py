@@ -85,9 +85,10 @@ class Handle:
     def report(self) -> Report:
         """Returns what the last call of the pipeline did, all of its loops together."""
         gate, runner = self._gate, self._runner
-        loops = [*gate.done, *([gate.loop.record] if gate.loop is not None and gate.loop.decided else [])]
-        calls = tuple(tuple(branches) for loop in loops for branches in loop.calls)
-        names = tuple(tuple(branches) for loop in loops for branches in loop.names)
+        loops = [*gate.done, *([gate.loop.calls] if gate.loop is not None and gate.loop.decided else [])]
+        steps = [branches for loop in loops for branches in loop]
+        calls = tuple(tuple(made for _, made in branches) for branches in steps)
+        names = tuple(tuple(name for name, _ in branches) for branches in steps)
         account = runner.followed
         notes = [REMEMBERS.format(name=name) for name in find_remembering(self._pipe) if not all(map(all, calls))]
         sites, unlike = runner.site_steps(), runner.unlike()
@@ -194,11 +195,7 @@ def attach(
 
 
 def as_schedule(schedule: Any) -> Schedule:
-    """Returns a schedule, loaded where its file, folder or hub id is given.
-
-    Raises:
-        TypeError: It is something else.
-    """
+    """Returns a schedule, loaded where its file, folder or hub id is given; `TypeError` for others."""
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, (str, Path)):

@@ -35,9 +35,8 @@ def parameters_of(pipe: Any) -> tuple[set[str], bool]:
         return {one.name or one.kwargs_type for one in pipe.blocks.inputs}, False
     names: set[str] = set()
     any_other = False
-    for method in methods_of(pipe):
-        found = inspect.signature(method).parameters.values()
-        own = {one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {"self"}
+    for found in signatures_of(type(pipe)):
+        own = {one.name for one in found if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         names |= own
         if not any(one.kind is one.VAR_KEYWORD for one in found):
             return names, any_other
@@ -45,20 +44,22 @@ def parameters_of(pipe: Any) -> tuple[set[str], bool]:
     return names, True
 
 
-def methods_of(pipe: Any) -> list[Any]:
+def methods_of(kind: type) -> list[Any]:
     """Returns the `__call__` of a pipeline's class, and those of its base classes."""
-    return [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    return [vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)]
+
+
+def signatures_of(kind: type) -> list[list[inspect.Parameter]]:
+    """Returns what these take, but the pipeline itself."""
+    return [list(inspect.signature(method).parameters.values())[1:] for method in methods_of(kind)]
 
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
     """Returns the defaults of a pipeline's call, those of its base classes too."""
     if is_modular(pipe):
         return {one.name: one.default for one in pipe.blocks.inputs if one.name}
-    found: dict[str, Any] = {}
-    for method in reversed(methods_of(pipe)):
-        named = inspect.signature(method).parameters.values()
-        found |= {one.name: one.default for one in named if one.default is not one.empty}
-    return found
+    known = (one for found in reversed(signatures_of(type(pipe))) for one in found)
+    return {one.name: one.default for one in known if one.default is not one.empty}
 
 
 def named_inputs(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,19 +79,13 @@ def named_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
         if kind is inspect.Parameter.VAR_KEYWORD:
             found |= value
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            found |= zip(positional_names(bound.args[0]), value, strict=False)
+            # As the first base class has it that has names for them.
+            bases = signatures_of(type(bound.args[0]))
+            named = (known for known in bases if all(one.kind is not one.VAR_POSITIONAL for one in known))
+            found |= zip((one.name for one in next(named, ())), value, strict=False)
         else:
             found[name] = value
     return found
-
-
-def positional_names(pipe: Any) -> list[str]:
-    """Returns the names of what a call with `*args` hands on to the first base class that has names for it."""
-    for method in methods_of(pipe):
-        known = list(inspect.signature(method).parameters.values())
-        if all(one.kind is not one.VAR_POSITIONAL for one in known):
-            return [one.name for one in known[1:]]
-    return []
 
 
 def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
@@ -120,7 +115,7 @@ def takes_latent(pipe: Any) -> bool:
     if type(pipe) in NO_LATENT:
         return False
     try:
-        return any(LATENT.search(inspect.getsource(method)) for method in methods_of(pipe))
+        return any(LATENT.search(inspect.getsource(method)) for method in methods_of(type(pipe)))
     except (OSError, TypeError):  # no source: as nearly all do
         return True
 
@@ -179,11 +174,7 @@ def noting_call(pipe: Any, pipe_kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def outputs_of(pipe: Any) -> list[str]:
-    """Returns the names of the decoded outputs of a modular pipeline.
-
-    Raises:
-        AttachError: None of its blocks decodes.
-    """
+    """Returns the names of the decoded outputs of a modular pipeline; `AttachError` where no block decodes."""
     made = [one.name for one in pipe.blocks.intermediate_outputs]
     if found := [name for name in OUTPUTS if name in made]:
         return found  # what is seen comes first

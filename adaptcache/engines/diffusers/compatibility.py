@@ -43,8 +43,6 @@ def graded(
     What a schedule does not say is not compared: those of other sources may know little of themselves.
 
     Arguments:
-        schedule: The schedule.
-        pipe: A diffusers pipeline.
         call: The arguments it is going to be called with; None leaves guidance and size out.
         steps: The number of steps of the call; None leaves them out.
 

@@ -16,11 +16,7 @@ HOMES = ("diffusers.models.transformers", "diffusers.models.unets")
 
 
 def parts_of(pipe: Any) -> dict[str, Any]:
-    """Returns the components of a pipeline by name, and what else it has as attributes.
-
-    Raises:
-        AttachError: It is no pipeline.
-    """
+    """Returns the components of a pipeline by name, and its other attributes; `AttachError` for what is none."""
     alone = isinstance(pipe, nn.Module) and not hasattr(pipe, "components")
     if isinstance(pipe, type) or alone or not hasattr(pipe, "__dict__"):
         got = f"the class {pipe.__name__}" if isinstance(pipe, type) else type(pipe).__name__
@@ -61,10 +57,8 @@ def is_controlnet(module: nn.Module) -> bool:
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is called with latents and a time."""
-    if is_controlnet(module):
-        return False
     kind: Any = type(plain_module(module))
-    return _is_home(module) or _takes_time(kind)
+    return _is_home(module) or (not is_controlnet(module) and _takes_time(kind))
 
 
 @functools.cache

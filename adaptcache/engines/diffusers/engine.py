@@ -50,7 +50,7 @@ class DiffusersEngine:
         with closing(gate), hook.install(gate):
             made = self._call(pipe, job)
         self.several_loops |= len(gate.done) > 1
-        calls = tuple(tuple(branches) for loop in gate.done for branches in loop.calls)
+        calls = tuple(tuple(made for _, made in branches) for loop in gate.done for branches in loop)
         return Outcome(list(np.asarray(made[0])) if job.decode else [], calls, len(gate.done))
 
     def _call(self, pipe: Any, job: Job) -> list[Any]:
@@ -86,13 +86,7 @@ class DiffusersEngine:
         return check_schedule(schedule, self.pipe, strict)
 
     def preflight(self, call: PipelineCall, prompts: PromptSet) -> None:
-        """Raises what would come up after work.
-
-        Raises:
-            AttachError: The pipeline cannot be watched.
-            TypeError: It takes no such arguments.
-            ValueError: A cache of another library is on.
-        """
+        """Raises at once for pipelines that cannot be watched, unknown arguments, and caches of other libraries."""
         denoisers_of(self.pipe)
         own = prompts[0] if len(prompts) else {}
         own = {} if isinstance(own, str) else own

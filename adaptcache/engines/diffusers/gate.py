@@ -94,12 +94,8 @@ class LoopDone(BaseException):
     """The hook has followed the one loop of a call that it wants, and another one begins."""
 
 
-@dataclass(frozen=True)
-class LoopCalls:
-    """The denoiser calls of one loop."""
-
-    calls: list[list[bool]]  # by step and branch: True where one was made
-    names: list[list[str]]  # likewise, the component that was called
+# The denoiser calls of a loop, by step and branch: the component that was called, and whether the call was made.
+LoopCalls = list[list[tuple[str, bool]]]
 
 
 class Track:
@@ -164,10 +160,7 @@ class OutputPlaceholders:
     def find(self, side: bool, number: int, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns a placeholder, in a tuple that is empty where there is none and the call has to be made.
 
-        Arguments:
-            side: Whether a ControlNet is called.
-            number: The branch that is called; earlier ones of the same module lend theirs.
-            shape: Of the latents it is called with.
+        A branch of the denoiser, or of a ControlNet (`side`), is called with such latents; earlier ones lend theirs.
         """
         known = [self.kept[side, branch] for branch in (number, *range(number)) if (side, branch) in self.kept]
         for given, output in known:
@@ -191,7 +184,7 @@ class Loop:
     times: tuple[float, ...] = ()  # the grid with shape (N,); empty before the first step
     past: tuple[int, ...] = ()  # the numbers of the computed steps, newest first
     decided: list[bool] = field(default_factory=list)  # whether the denoiser is called, by step
-    record: LoopCalls = field(default_factory=lambda: LoopCalls([], []))  # the denoiser calls
+    calls: LoopCalls = field(default_factory=list)
     views: int = 0  # how many views a time has; 0 until the first one is done
     view: int = 0  # the view under way
     time: float | None = None  # the time argument of the first denoiser call
@@ -284,6 +277,8 @@ class Gate:
             changed: Whether the pipeline is another one than at `on_call`. Asked after calls with callbacks.
         """
         self.pipe, self.hook, self.on_call, self.changed = pipe, hook, on_call, changed
+        # Whether the hook wants to know where the scheduler lands; one that forwards to another does.
+        self.lands = getattr(type(hook), "on_step_end", None) is not StepHook.on_step_end
         self.schedulers: list[Any] = []  # as they were when the gate was opened
         self.denoisers: list[nn.Module] = []  # as they were when the call under way began
         self.loop: Loop | None = None  # from `set_timesteps` to the last step
@@ -324,7 +319,8 @@ class Gate:
     def skipped(self) -> None:
         """Notes that the call under way skips what a finer site has to skip."""
         assert self.loop is not None
-        self.loop.record.calls[-1][-1] = False
+        calls = self.loop.calls[-1]
+        calls[-1] = calls[-1][0], False
 
     # Opening and closing
 
@@ -527,8 +523,7 @@ class Gate:
         x = entering(args, kwargs) if self.hook.reads_input else None
         step = Step(index, loop.times, loop.past, x=x, groups=loop.groups)
         loop.decided.append(not loop.told or self.hook.should_compute(step) or index == 0)
-        loop.record.calls.append([])
-        loop.record.names.append([])
+        loop.calls.append([])
         loop.begin_view(0)
 
     def _call(self, loop: Loop, side: bool, name: str, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -540,8 +535,7 @@ class Gate:
             loop.sides += 1
         else:
             loop.branch, loop.samples = number, loop.samples + shape[0]
-            loop.record.calls[-1].append(not found)
-            loop.record.names[-1].append(name)
+            loop.calls[-1].append((name, not found))
         if found:
             return found[0]
         output = original(*args, **kwargs)
@@ -570,12 +564,12 @@ class Gate:
         )  # fmt: skip
         step.branches = loop.samples / max(1, len(step.x))
         step.cond = loop.cond(step.u) if computed and track.number == 0 else None
-        step.made = not computed and all(loop.record.calls[index])
+        step.made = not computed and all(made for _, made in loop.calls[index])
         self.stepping = True
         try:
             result = step.run(self.hook.model_output(step) if loop.told else step.u)
             latents = landing(result)
-            if loop.told:
+            if loop.told and self.lands:
                 self.hook.on_step_end(step, latents)
         finally:
             self.stepping = False
@@ -644,9 +638,8 @@ class Gate:
             return
         if not loop.decided.pop() and loop.decided[-1]:
             raise LoopError(VIEWS.format(name=name, t=t, hook=f"{hook}, which skips the step after it,"))
-        for rows in (loop.record.calls, loop.record.names):
-            last: list[Any] = rows.pop()
-            rows[-1] += last
+        last = loop.calls.pop()
+        loop.calls[-1] += last
         loop.view = track.view
 
     def finish(self) -> None:
@@ -656,7 +649,7 @@ class Gate:
         self.loop = None
         if loop.decided:
             self._last = loop.schedulers
-            self.done.append(loop.record)
+            self.done.append(loop.calls)
             self.stepped += bool(loop.tracks)
             if loop.told:
                 self.hook.on_run_end()
@@ -783,14 +776,9 @@ def shape_of_latents(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[An
 
 
 def resized(output: Any, given: tuple[Any, ...], samples: int) -> Any:
-    """Returns an output cut or repeated to another number of samples.
+    """Returns the output of a call with latents of the shape `given`, cut or repeated to another number of samples.
 
-    Arguments:
-        given: The shape of the latents it was called with.
-        samples: How many are wanted.
-
-    Raises:
-        LookupError: The output does not have one entry a sample.
+    `LookupError` where the output does not have one entry a sample.
     """
     listed = isinstance(given[-1], tuple)  # one tensor a sample goes in, and one comes out
     order = [k % given[0] for k in range(samples)]

@@ -7,7 +7,6 @@ reach the scheduler with its sign. Pipelines of which this was tested are in `EX
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import AttachError, LoopError, ScheduleError
 from ...forecasts.base import Forecast, History
 from ...schedule.findings import ONE_OUTPUT
+from ...sites.outputs import join_tensors, split_tensors
 from ...step import Step, entering
 from .attach import as_schedule
 from .components import plain_module
@@ -41,7 +41,7 @@ class BranchState:
     past: tuple[int, ...] = ()
     index: int = -1  # stays there where the run is not on the grid
     time: float = float("inf")
-    output: Any = None  # the last one computed, for its form
+    output: Any = None  # the last one computed, without its tensor
 
 
 @dataclass
@@ -94,11 +94,10 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
             if index >= 0 and x is not None:
                 self._keep(state, index, x, output)
                 if self.forecast.corrects(step) and state.past[1 : self.depth] == due[: self.depth - 1]:
-                    return with_tensor(output, self.forecast.combine(state.history.known("", x), step))
+                    return join_tensors(state.output, [self.forecast.combine(state.history.known("", x), step)])
             return output
         self.skipped += 1
-        forecast = self.forecast.combine(state.history.known("", x), step)
-        return with_tensor(state.output, forecast)
+        return join_tensors(state.output, [self.forecast.combine(state.history.known("", x), step)])
 
     def _state(self, name: str, time: float) -> BranchState:
         """Returns the state of a branch; a new one where a run begins, as times fall within one."""
@@ -141,14 +140,19 @@ class ScheduleHook(ModelHook):  # type: ignore[misc]
         )
 
     def _keep(self, state: BranchState, index: int, x: Tensor, output: Any) -> None:
-        tensor = tensor_of(output)
+        holes, tensors = split_tensors(output)
+        if len(tensors) != 1:
+            raise ScheduleError(
+                f"the denoiser returns {len(tensors)} tensors, and this hook knows one: attach instead"
+            )
+        (tensor,) = tensors
         if tensor.shape != x.shape and (self.latents or uses_latents(self.forecast, self.times, self.plan, self.gear)):
             raise ScheduleError(
                 f"the denoiser is given latents of shape {tuple(x.shape)} and returns {tuple(tensor.shape)}, and the "
                 "schedule uses both: this hook cannot be exact here; attach to the pipeline"
             )
         state.history.keep("", x, tensor)
-        state.past, state.output = (index, *state.past), output
+        state.past, state.output = (index, *state.past), holes
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.clear()
@@ -177,28 +181,6 @@ def uses_latents(forecast: Forecast, times: tuple[float, ...], plan: frozenset[i
         if weights.x or weights.x0 or weights.past_x:
             return True
     return False
-
-
-def tensor_of(output: Any) -> Tensor:
-    """Returns the one tensor that a denoiser returned.
-
-    Raises:
-        ScheduleError: There are several.
-    """
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if len(tensors) != 1:
-        raise ScheduleError(f"the denoiser returns {len(tensors)} tensors, and this hook knows one: attach instead")
-    return tensors[0]
-
-
-def with_tensor(output: Any, tensor: Tensor) -> Any:
-    """Returns what a denoiser returned with another tensor in it."""
-    if isinstance(output, Tensor):
-        return tensor
-    if isinstance(output, Mapping):
-        return type(output)(**{name: tensor if isinstance(v, Tensor) else v for name, v in output.items()})
-    return type(output)(tensor if isinstance(value, Tensor) else value for value in output)
 
 
 def hook(transformer: nn.Module, schedule: Any, *, gear: int = 0, linear: bool = False) -> ScheduleHook:
