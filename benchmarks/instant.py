@@ -40,7 +40,7 @@ from adaptcache.evaluation.generate import generate, reference_images
 from adaptcache.evaluation.metrics import psnr
 from adaptcache.fitting.instant import build_toy
 from adaptcache.fitting.kernel import Array, fit_open_loop, forecast_error
-from adaptcache.fitting.worlds import PRIOR
+from adaptcache.fitting.worlds import PRIOR, World
 from adaptcache.presets import read_prompts, resolve
 from adaptcache.profiling.measure import record
 from adaptcache.runs import PromptSet, Setup
@@ -247,16 +247,18 @@ def read_sampler_of(case: Case) -> InstantRequest:
     return seen[0]
 
 
+def kernel_in(world: World, request: InstantRequest) -> Array:
+    """Returns the inner products of a full run's outputs in a world."""
+    toy = build_toy(request.sampler, [world], request.guidance, request.variance)
+    outputs = np.array([toy.output(i, toy.reference[i]) for i in range(len(request.sampler))])
+    return np.asarray(outputs @ outputs.T)
+
+
 def kernels_of(case: Case) -> tuple[Array, list[Array]]:
     """Returns the measured kernel of a case, and those of the worlds of the prior."""
     request = read_sampler_of(case)
     measured = record(case.setup, PromptSet.of(case.known[: len(case.prompts)])).profile.kernel
-    found = []
-    for world in PRIOR:
-        toy = build_toy(request.sampler, [world], request.guidance, request.variance)
-        outputs = np.array([toy.output(i, toy.reference[i]) for i in range(len(request.sampler))])
-        found.append(outputs @ outputs.T)
-    return measured, found
+    return measured, [kernel_in(world, request) for world in PRIOR]
 
 
 def compare_kernels(several: list[Case], picture: str | None) -> None:

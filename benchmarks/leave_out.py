@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 
 from adaptcache import Schedule
 from adaptcache.evaluation.generate import generate, reference_images
-from adaptcache.fitting.instant import build_toy, instant
+from adaptcache.fitting.instant import instant
 from adaptcache.fitting.kernel import Array
 from adaptcache.fitting.worlds import PRIOR, World
 from adaptcache.profiling.measure import record
@@ -31,7 +31,7 @@ from adaptcache.runs import PromptSet
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.instant import InstantRequest, build_rule
 
-from .instant import MODELS, SETTINGS, SPEEDS, Case, cases, correlations, innovations, read_sampler_of
+from .instant import MODELS, SETTINGS, SPEEDS, Case, cases, correlations, innovations, kernel_in, read_sampler_of
 
 LOOKS = 100.0  # what a squared error of a correlation counts beside one of an innovation in decades
 SLACK = PRIOR[-1].slack  # of guidance, in the worlds where the prompt fixes much
@@ -43,10 +43,7 @@ def fit_world(kernel: Array, request: InstantRequest) -> Array:
     def distance(numbers: Array) -> float:
         if np.abs(numbers).max() > 6:
             return 1e3
-        world = World(prompt=float(np.exp(numbers[0])), residual=float(np.exp(numbers[1])))
-        toy = build_toy(request.sampler, [world], request.guidance, request.variance)
-        outputs = np.array([toy.output(i, toy.reference[i]) for i in range(len(request.sampler))])
-        gram = outputs @ outputs.T
+        gram = kernel_in(World(prompt=float(np.exp(numbers[0])), residual=float(np.exp(numbers[1]))), request)
         apart = np.mean((correlations(gram) - correlations(kernel)) ** 2)
         return float(np.mean((innovations(gram) - innovations(kernel)) ** 2) + LOOKS * apart)
 
@@ -90,6 +87,8 @@ def main() -> None:
     parser.add_argument("--fit-on", type=int, default=8, help="calibration prompts that kernels are measured on")
     parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
     options = parser.parse_args()
+    if len(options.models) < 3:
+        parser.error("what models spread by needs two without the one that is run: give three or more")
     warnings.simplefilter("ignore")
     fitted = dict[str, Array]()
     for model in options.models:
