@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,24 +27,26 @@ from tests import toy
 from tests.test_cli import SHIPPED
 
 
-@pytest.fixture
-def full_disk() -> object:
-    """Lets no file grow beyond a kilobyte."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Lets no file grow beyond a kilobyte; within a test alone, as what pytest prints may go to a file, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_is_left(tmp_path: Path, full_disk: object) -> None:
-    with pytest.raises(OSError, match=r"cannot write .*s\.json: File too large"):
+def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_is_left(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(OSError, match=r"cannot write .*s\.json: File too large"):
         write_atomically(tmp_path / "s.json", b"x" * 5000)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_whose_last_line_was_cut_is_read_and_goes_on(tmp_path: Path, full_disk: object) -> None:
+def test_a_journal_whose_last_line_was_cut_is_read_and_goes_on(tmp_path: Path) -> None:
     study = pytest.importorskip("adaptcache.tuning.study")
     whole, half = b'{"op_code":0}\n', b'{"op_code":1,"work'
     path = tmp_path / "j.log"
@@ -50,8 +54,9 @@ def test_a_journal_whose_last_line_was_cut_is_read_and_goes_on(tmp_path: Path, f
     journal = study.JournalFile(str(path), study.JournalFileOpenLock(str(path)))
     journal.append_logs([{"op_code": 2}])
     assert path.read_bytes() == whole + b'{"op_code":2}\n'
-    with pytest.raises(RuntimeError, match=r"the trials cannot be stored: .*File too large"), study.storing():
-        journal.append_logs([{"op_code": "x" * 5000}])
+    with full_disk(), pytest.raises(RuntimeError, match=r"the trials cannot be stored: .*File too large"):
+        with study.storing():
+            journal.append_logs([{"op_code": "x" * 5000}])
     assert path.read_bytes() == whole + b'{"op_code":2}\n'
 
 
