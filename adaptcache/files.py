@@ -48,7 +48,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):  # of a full disk: it names no file
-            raise type(error)(f"cannot write {path}: {error.strerror}") from None
+            raise type(error)(f"cannot write {path}: {error.strerror or error}") from None
         raise
     return path
 
