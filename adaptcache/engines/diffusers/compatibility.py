@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from ...distributed import sharded
 from ...files import dump_json
 from ...forecasts.matched import Matched
@@ -339,7 +341,9 @@ def _stem(name: str) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Returns a setting as JSON gives it back."""
+    """Returns a setting as a schedule's JSON gives it back."""
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -351,4 +355,4 @@ def _is_setting(value: Any) -> bool:
         return all(one is None or isinstance(one, (bool, int, float)) for one in value)
     if isinstance(value, str):
         return " " not in value  # a text (lyrics, say) is content
-    return value is None or isinstance(value, (bool, int, float))
+    return value is None or isinstance(value, (bool, int, float, torch.dtype, torch.device))
