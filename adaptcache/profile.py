@@ -82,14 +82,14 @@ class Profile:
         gram = self.gram.mean(axis=0)
         return pair_errors(gram, latents=True) if self.noisy else pair_errors(self.kernel)
 
-    def save(self, path: str | Path, **more: str) -> Path:
-        """Writes the profile as safetensors, with more that stands in the file's metadata."""
+    def save(self, path: str | Path) -> Path:
+        """Writes the profile as safetensors."""
         arrays = {
             IN_FILES.get(f.name, f.name): np.ascontiguousarray(getattr(self, f.name))
             for f in fields(self)
             if f.name != "about"
         }
-        return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about), **more}))
+        return write_atomically(path, save(arrays, metadata={"about": json.dumps(self.about)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -1,11 +1,10 @@
 """What is done of a profile: each batch and each step's sensitivity is on disk as soon as it is measured."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from ..cache import Cache
 from ..profile import Profile
@@ -77,14 +76,14 @@ class ProfileCheckpoint:
 
     def load_profile(self) -> Profile | None:
         """Returns the profile that the parts added up to, or None."""
-        path = self.cache.folder / self.key / "profile.safetensors"
         try:
-            profile = Profile.load(path)
-            with safe_open(path, "numpy") as file:
-                return profile if (file.metadata() or {}).get("of") in (None, self.key) else None
+            profile = Profile.load(self.cache.folder / self.key / "profile.safetensors")
         except ValueError:
             return None  # not there, or not whole: it is measured again
+        about = {name: value for name, value in profile.about.items() if name != "of"}
+        return replace(profile, about=about) if profile.about.get("of", self.key) == self.key else None
 
     def save_profile(self, profile: Profile) -> None:
         """Keeps the profile that the parts add up to."""
-        profile.save(self.cache.folder / self.key / "profile.safetensors", of=self.key)
+        kept = replace(profile, about={**profile.about, "of": self.key})
+        kept.save(self.cache.folder / self.key / "profile.safetensors")
