@@ -7,6 +7,7 @@ import hashlib
 import os
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,11 @@ class Cache:
     def load(self, key: str, name: str) -> dict[str, Tensor] | None:
         """Returns the tensors of a file; None where it is missing, broken or another's: then it is made again."""
         path = self.folder / key / f"{name}.safetensors"
-        try:
+        with suppress(OSError, SafetensorError):
             if path.is_file():  # a pipe would be waited for
                 with safe_open(path, "pt") as file:
                     if (file.metadata() or {}).get("of") in (None, f"{key}/{name}"):  # None: of an older version
                         return {one: file.get_tensor(one) for one in file.keys()}
-        except (OSError, SafetensorError):
-            pass
         return None
 
     def save(self, key: str, name: str, tensors: Mapping[str, Tensor]) -> None:
