@@ -309,19 +309,25 @@ def print_times() -> None:
         print(f"{steps} steps at 2x: {time.perf_counter() - since:.2f} s")
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def case_parser(doc: str, eval_on: int) -> argparse.ArgumentParser:
+    """Returns a parser of what cases are run, and on how many held-out prompts."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="demo models, and emoji128 with --emoji128")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--speeds", type=float, nargs="+", default=list(SPEEDS))
     parser.add_argument("--emoji128", help="the folder of that model; its prompts lie beside it")
-    parser.add_argument("--eval-on", type=int, default=8)
+    parser.add_argument("--eval-on", type=int, default=eval_on)
+    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
+    return parser
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = case_parser(__doc__, 8)
     parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="calibrate on N prompts too")
     parser.add_argument("--effort", type=float, default=12.0, help="of that: full runs of one prompt")
     parser.add_argument("--rivals", action="store_true", help="sweep other methods too")
     parser.add_argument("--sweep-on", type=int, default=SWEPT, metavar="N", help="on N calibration prompts")
-    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
     parser.add_argument("--time", action="store_true", help="tell what making a schedule costs")
     parser.add_argument("--kernels", action="store_true", help="compare theory's kernels with the measured ones")
     parser.add_argument("--picture", help="where --kernels draws them")

@@ -9,14 +9,11 @@ steps. `--out` keeps rows in a file as they are made, and goes on where it ended
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
@@ -31,7 +28,7 @@ from adaptcache.runs import PromptSet
 from adaptcache.schedule.format import Grid
 from adaptcache.schedule.instant import InstantRequest, build_rule
 
-from .instant import MODELS, SETTINGS, SPEEDS, Case, cases, correlations, innovations, kernel_in, read_sampler_of
+from .instant import Case, case_parser, cases, correlations, innovations, kernel_in, read_sampler_of
 
 LOOKS = 100.0  # what a squared error of a correlation counts beside one of an innovation in decades
 SLACK = PRIOR[-1].slack  # of guidance, in the worlds where the prompt fixes much
@@ -78,14 +75,8 @@ def score(case: Case, request: InstantRequest, calls: int, worlds: Iterable[Worl
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="demo models, and emoji128 with --emoji128")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
-    parser.add_argument("--speeds", type=float, nargs="+", default=list(SPEEDS))
-    parser.add_argument("--emoji128", help="the folder of that model; its prompts lie beside it")
-    parser.add_argument("--eval-on", type=int, default=4)
+    parser = case_parser(__doc__, 4)
     parser.add_argument("--fit-on", type=int, default=8, help="calibration prompts that kernels are measured on")
-    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file of rows, kept as they are made")
     options = parser.parse_args()
     if len(options.models) < 3:
         parser.error("what models spread by needs two without the one that is run: give three or more")
